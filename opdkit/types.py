@@ -1,0 +1,128 @@
+"""The rows that flow through a training step. One row carries everything about one answer.
+
+There are never two lists that must stay in step: a `Rollout` knows its problem, an `Example` holds the rollout together
+with what the teacher read (`TeacherView`) and what it said (`TeacherSignal`). "Unknown" is None and an error when it is
+used; it is never 0.0.
+
+Letters in array names: T answer positions of one rollout, K entries of a support, H hidden width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Message = Mapping[str, str]
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One question, with what only the grader (`gold`) and a privileged teacher (`solution`) may read."""
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]  # chat turns, each {"role": ..., "content": ...}; the student reads exactly these
+    gold: str | None = None  # None: cannot be graded (training data for `sft` may lack it)
+    solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One answer to one problem, as token ids. T = len(answer_ids)."""
+
+    problem_id: str
+    sample_id: int  # 0 .. group_size - 1
+    policy_version: int  # number of optimizer steps the sampling weights had seen
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop"
+    answer_logprobs: FloatArray | None  # [T] nats, under the distribution that was sampled; None: not sampled by us
+    answer_mask: npt.NDArray[np.bool_]  # [T] True = the model wrote it, False = tool or environment text
+    finish: Finish
+    reward: float | None = None  # None: not graded. Never 0.0 for "unknown"
+    parsed: str | None = None  # what the grader read as the final answer
+    feedback: str | None = None
+
+    def __post_init__(self) -> None:
+        num_tokens = len(self.answer_ids)
+        if len(self.answer_mask) != num_tokens:
+            raise ValueError(f"rollout {self.key}: answer_mask has {len(self.answer_mask)} entries for {num_tokens} tokens")
+        if self.answer_logprobs is not None and len(self.answer_logprobs) != num_tokens:
+            raise ValueError(
+                f"rollout {self.key}: answer_logprobs has {len(self.answer_logprobs)} entries for {num_tokens} tokens"
+            )
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.problem_id, self.sample_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rollouts of one problem."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherView:
+    """What the teacher reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
+
+    context_ids: tuple[int, ...]
+    sources: tuple[tuple[str, int], ...] = ()  # (problem_id, sample_id) of each peer shown
+    num_truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSignal:
+    """What the teacher said about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
+
+    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor on the training device, never saved)
+    gives the exact full distribution through the teacher's head.
+    """
+
+    sampled_logprob_T: FloatArray | None = None
+    topk_ids_TK: IntArray | None = None
+    topk_logprob_TK: FloatArray | None = None  # true log-probs, not renormalised
+    hidden_TH: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One training row. Nothing travels beside it."""
+
+    problem: Problem
+    rollout: Rollout
+    view: TeacherView | None = None  # None: no teacher reads this row (SFT, GRPO)
+    signal: TeacherSignal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method must be told by the teacher, per answer token. The engine must be able to answer it."""
+
+    teacher: Literal["none", "sampled", "topk", "distribution"] = "none"
+    k: int | None = None  # for teacher == "topk"
+    reward: bool = False  # every rollout must be graded
+
+
+def seed_from(*identity: int | str) -> int:
+    """A 63-bit seed from who is asking, e.g. `seed_from(cfg.seed, step, problem.id, sample_id, "sample")`.
+
+    A stable digest (Python's `hash` of a string changes from process to process), so a row is the same on one rank or
+    eight, in any batch order, and after a resume. int 1 and str "1" give different seeds.
+    """
+    parts = "\x1f".join(f"{type(part).__name__}:{part}" for part in identity)
+    return int.from_bytes(hashlib.blake2b(parts.encode(), digest_size=8).digest(), "big") >> 1
