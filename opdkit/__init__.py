@@ -1,0 +1,3 @@
+"""opdkit: post-train language models by on-policy distillation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What the teacher reads: text and ids. No torch here."""

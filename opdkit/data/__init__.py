@@ -1,0 +1,1 @@
+"""Dataset files and hub names in, `Problem`s out. No torch here."""

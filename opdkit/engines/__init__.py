@@ -1,0 +1,1 @@
+"""Sampling and scoring. `base.py` says what an engine does; each other file wraps one engine."""

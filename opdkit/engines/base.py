@@ -1,0 +1,59 @@
+"""What an engine can do, in two verbs: `sample` answers and `score` answers. Token ids in, token ids out, never text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from opdkit.types import Finish, FloatArray, Needs, TeacherSignal
+
+# Called with (number of finished answers, number of answers) while an engine works, for progress bars.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """The distribution answers are drawn from. temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    max_answer_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One sampled answer. T = len(answer_ids); the stop token is the last id if finish == "stop"."""
+
+    answer_ids: tuple[int, ...]
+    logprobs_T: FloatArray  # nats, under the distribution that was sampled (after temperature, top-k, top-p, min-p)
+    finish: Finish
+
+
+class Sampler(Protocol):
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        progress: Progress | None = None,
+    ) -> list[Sampled]:
+        """One answer per prompt, in order. Row i depends on prompts[i], seeds[i] and params only."""
+        ...
+
+
+class Scorer(Protocol):
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        needs: Needs,
+        *,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> list[TeacherSignal]:
+        """What this model says of every answer token, given the context. Log-probs are at `temperature`, over the
+        tokenizer's vocabulary; hidden states are raw."""
+        ...

@@ -1,0 +1,1 @@
+"""The trainer: `step.py` is the straight line, everything else serves it."""
