@@ -1,0 +1,102 @@
+"""Messages to prompt ids through the tokenizer's chat template, and answer ids back to text. No torch.
+
+The template writes every special token itself, so the rendered text is tokenised without adding any: no second
+beginning-of-text token, which the published code has on Llama-type tokenizers. Token ids are what the model reads; text
+is made from answer ids for graders and peers only, and never turned back into the ids of the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opdkit.errors import UserError
+from opdkit.types import Message
+
+PLAIN = "plain"  # chat_template = "plain": message contents and no chat markup, for models without chat training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongPrompt:
+    """A prompt over the limit; whoever asked decides whether to drop the problem or to stop."""
+
+    problem_id: str
+    num_tokens: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """How one model reads and writes. `template_kwargs` go to the template (`enable_thinking`, ...).
+
+    Student and teacher have one each, with their own tokenizer, template and kwargs.
+    """
+
+    tokenizer: Any
+    chat_template: str | None = None  # None: the tokenizer's own; "plain"; or jinja text
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of the messages, followed by what opens the assistant's answer.
+
+        Raises UserError if there is no chat template, or the template refuses the messages.
+        """
+        return self.encode(self.prompt_text(messages))
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        if self.chat_template == PLAIN:
+            return "\n\n".join([*(message["content"] for message in messages), ""])
+        template = self.chat_template or self.tokenizer.chat_template
+        if template is None:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no chat template, so messages cannot"
+                f' be rendered; set chat_template to the path of a jinja file, or to "{PLAIN}" for a base model.'
+            )
+        from jinja2 import TemplateError  # what transformers renders with; only needed where there is a template
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **self.template_kwargs,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"the chat template refuses messages with the roles {roles} ({error}); change the messages or the template."
+            ) from error
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_text(self, answer_ids: Sequence[int]) -> str:
+        """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up."""
+        return self.tokenizer.decode(answer_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def read_chat_template(value: str | None) -> str | None:
+    """The `chat_template` of a recipe: None and "plain" stay, anything else is the path of a jinja file, which is read.
+
+    Raises UserError if there is no such file.
+    """
+    if value is None or value == PLAIN:
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'chat_template = "{value}" is not a readable file ({error}); give the path of a jinja file, or "{PLAIN}".'
+        ) from error
+
+
+def long_prompts(prompts: Iterable[tuple[str, Sequence[int]]], limit: int) -> list[LongPrompt]:
+    """Which of the (problem id, prompt ids) have more than `limit` tokens. Nothing is cut or dropped here."""
+    return [
+        LongPrompt(problem_id=problem_id, num_tokens=len(ids), limit=limit)
+        for problem_id, ids in prompts
+        if len(ids) > limit
+    ]

@@ -1,0 +1,433 @@
+"""A causal language model as the rest of the package sees it: hidden states at answer positions, a head, stop ids.
+
+`LanguageModel` wraps a Hugging Face module and its tokenizer. Nobody else asks the module for logits: the body is run
+here (`hidden`), the head is applied in chunks by `losses.head`, so nothing of size [rows, positions, vocabulary] is
+ever formed. Because the head is taken out of the module, how the module turns hidden states into logits (scale,
+soft-cap) is read from its config and PROVED by a forward pass when the model is made; a model that would be scored
+wrongly is refused.
+
+Rules kept here, so that nobody has to remember them:
+- Dropout is off in every pass, whatever mode the module is in. The mode is put back afterwards.
+- Masks come from lengths, never from ids, so a padding token that is also the end-of-text token is scored and trained.
+- Ids beyond the tokenizer (vocabularies padded to a round number) do not exist.
+- Parameters are never changed: other weights (`using`) and adapter-off last for one `with` block.
+
+Letters: B rows, T positions, N answer tokens of all rows, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opdkit.contexts.render import read_chat_template
+from opdkit.errors import UserError
+
+if TYPE_CHECKING:
+    from opdkit.losses.head import Head
+
+Ids = Sequence[int]
+_Slot = tuple[nn.Module, str, Tensor]  # the submodule that holds a parameter, the parameter's name there, its stand-in
+
+
+class LanguageModel:
+    """A module, its tokenizer, and what must be known to sample from it, score with it and train it.
+
+    Attributes: `module` (as given, possibly a PEFT wrapper), `tokenizer`, `name` (for messages), `chat_template` (None:
+    the tokenizer's own; else "plain" or jinja text, see `contexts.render`), `num_tokens` (ids >= it do not exist),
+    `stop_ids` (any of them ends an answer), `pad_id` (fills unread places), `max_positions` (None: no limit known).
+    """
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, *, name: str | None = None, chat_template: str | None = None
+    ) -> None:
+        """Raises UserError if the module is no causal language model we can score exactly."""
+        self.module = module
+        self.tokenizer = tokenizer
+        self.name = name or type(module).__name__
+        self.chat_template = chat_template
+        self._base = module.get_base_model() if hasattr(module, "get_base_model") else module
+        self.num_tokens = _num_tokens(tokenizer)
+        self.stop_ids = _stop_ids(self._base, tokenizer, self.name)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
+        self.max_positions: int | None = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
+        self._stand_ins: tuple[_Slot, ...] = ()
+        self._checkpointed: tuple[nn.Module, ...] = ()
+        _check_parts(self)
+        for embedding in module.modules():
+            if isinstance(embedding, nn.Embedding):
+                embedding.padding_idx = (
+                    None  # torch drops the gradient of this id; where pad == eos that is a real token
+                )
+        _prove(self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | str,
+        device: torch.device | str,
+        trust_remote_code: bool = False,
+        chat_template: str | None = None,
+        attn_implementation: str | None = None,
+    ) -> LanguageModel:
+        """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged.
+
+        `chat_template`: None, "plain", or the path of a jinja file. Raises UserError if there is no such model, it has
+        no tokenizer, weights are missing from the file, or it cannot be scored exactly.
+        """
+        options = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, "dtype": dtype}
+        module, tokenizer = _load(str(path), options)
+        template = read_chat_template(chat_template)
+        if template is not None and template != "plain":
+            tokenizer.chat_template = template  # so that saved checkpoints carry it
+        return cls(module.to(device), tokenizer, name=str(path), chat_template=template)
+
+    @property
+    def device(self) -> torch.device:
+        return self._head_module.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._head_module.weight.dtype
+
+    @property
+    def hidden_width(self) -> int:
+        return self._head_module.weight.shape[1]
+
+    def head(self, weights: Mapping[str, Tensor] | None = None) -> Head:
+        """Hidden states to logits: weight, bias, vocabulary limit, scale and soft-cap, for `losses.head`.
+
+        The weight is the live parameter (or its stand-in from `weights`), so gradients reach it.
+        """
+        from opdkit.losses.head import Head
+
+        scale, softcap = _logit_transform(self._base.config)
+        with self.using(weights):
+            head = self._head_module
+            bias_V = getattr(head, "bias", None)
+            return Head(head.weight, bias_V, num_tokens=self.num_tokens, logit_scale=scale, softcap=softcap)
+
+    def hidden(
+        self, contexts: Sequence[Ids], answers: Sequence[Ids], *, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Hidden states (after the final norm) that predict each answer token: [N, H], rows one after another.
+
+        Token t of an answer is predicted by the state before it, so the first one comes from the last context token.
+        Differentiable when gradients are on. All rows go through in one pass; group rows of similar length before.
+
+        Rows are padded on the right and no mask is passed: a causal model cannot see what comes later, so this is
+        exact, real tokens have positions 0, 1, 2, ..., and attention keeps its fast causal kernel. Packing rows into
+        one would save the padding but needs an explicit block mask, quadratic in the packed length.
+
+        Raises UserError if a row is longer than the model's positions.
+        """
+        rows = [[*context, *answer][:-1] for context, answer in zip(contexts, answers, strict=True)]
+        if not all(len(context) for context in contexts):
+            raise ValueError("every context needs at least one token: the first answer token is predicted from it")
+        longest = max(map(len, rows), default=0)
+        if not any(map(len, answers)):
+            return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
+        self.check_fits([len(row) + 1 for row in rows], what="context and answer")
+        ids_BT = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
+        for row, ids in enumerate(rows):
+            ids_BT[row, : len(ids)] = ids
+        where_N = np.concatenate(
+            [
+                row * longest + len(context) - 1 + np.arange(len(answer))
+                for row, (context, answer) in enumerate(zip(contexts, answers, strict=True))
+            ]
+        )
+        with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):
+            out = self.body(input_ids=torch.from_numpy(ids_BT).to(self.device), use_cache=False)
+        hidden_BTH = out.last_hidden_state
+        return hidden_BTH.flatten(0, 1).index_select(0, torch.from_numpy(where_N).to(hidden_BTH.device))
+
+    @property
+    def body(self) -> nn.Module:
+        """The transformer without its head; call it inside `evaluating`."""
+        return self._base.base_model
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Inside the block, the parameters named in `weights` (names of `module.named_parameters()`) are these tensors.
+
+        Not `torch.func.functional_call`: with activation checkpointing the layers run a second time in the backward
+        pass, after functional_call has put the old tensors back; here the second run gets the same stand-ins.
+        Gradients flow into the stand-ins (for instance bf16 copies of fp32 master weights).
+        """
+        if weights is None:
+            yield
+            return
+        before, self._stand_ins = self._stand_ins, _slots(self.module, weights)
+        try:
+            with _swapped(self._stand_ins):
+                yield
+        finally:
+            self._stand_ins = before
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Inside the block a LoRA student is its base model. Raises UserError if the module has no adapter."""
+        if not hasattr(self.module, "disable_adapter"):
+            raise UserError(
+                f"{self.name} has no adapter to switch off; train with LoRA or use an initial-weights teacher."
+            )
+        with self.module.disable_adapter():
+            yield
+
+    @contextmanager
+    def evaluating(self, *, checkpoint: bool = False) -> Iterator[None]:
+        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work."""
+        layers = self._checkpointed if checkpoint else ()
+        if not layers and not self.module.training:
+            yield
+            return
+        modes = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        for layer in layers:
+            layer.training = True  # transformers asks this flag, of this module alone, whether to checkpoint
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def checkpoint_activations(self) -> None:
+        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass.
+
+        Raises UserError if the model cannot, or if its layers have dropout of their own that would come back on.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        if not getattr(self._base, "supports_gradient_checkpointing", False):
+            raise UserError(f"{self.name} does not support gradient checkpointing; turn it off.")
+        plain_NH = _proof_hidden(self)
+        options = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
+        # transformers 5.23 renames the method and deprecates the old name; 5.5 has only the old one.
+        name = "activation_checkpointing_enable"
+        enable = getattr(self._base, name if hasattr(self._base, name) else "gradient_checkpointing_enable")
+        enable(options)
+        self._checkpointed = tuple(m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer))
+        with torch.enable_grad():
+            replayed_NH = _proof_hidden(self).detach()
+        if not _close(replayed_NH, plain_NH, 1e-3):
+            raise UserError(
+                f"{self.name} has dropout inside its layers, which gradient checkpointing would switch on; "
+                "set the dropout rates to 0 in its config.json or turn gradient checkpointing off."
+            )
+
+    def check_fits(self, lengths: Sequence[int], what: str) -> None:
+        """Raise UserError naming the first row whose number of tokens exceeds the model's positions."""
+        if self.max_positions is None:
+            return
+        for row, length in enumerate(lengths):
+            if length > self.max_positions:
+                raise UserError(
+                    f"row {row} needs {length} positions ({what}), but {self.name} has {self.max_positions}; "
+                    "shorten the prompt, lower max_answer_tokens, or use a model with a longer context."
+                )
+
+    @property
+    def _head_module(self) -> Any:
+        return self._base.get_output_embeddings()
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self._second_run(self._stand_ins)
+
+    @contextmanager
+    def _second_run(self, stand_ins: tuple[_Slot, ...]) -> Iterator[None]:
+        with _swapped(stand_ins), self.evaluating(checkpoint=True):
+            yield
+
+
+def _slots(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[_Slot, ...]:
+    """Where each stand-in goes. A tied parameter has several places under one name, and goes to all of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    slots = []
+    for name, tensor in weights.items():
+        parameter = module.get_parameter(name)  # raises AttributeError for a name the module does not have
+        if tensor.shape != parameter.shape:
+            raise ValueError(f"weights[{name!r}] has shape {tuple(tensor.shape)}, the module {tuple(parameter.shape)}")
+        for alias in names[id(parameter)]:
+            owner, _, leaf = alias.rpartition(".")
+            slots.append((module.get_submodule(owner), leaf, tensor))
+    return tuple(slots)
+
+
+@contextmanager
+def _swapped(slots: tuple[_Slot, ...]) -> Iterator[None]:
+    originals = [(owner, leaf, owner._parameters[leaf]) for owner, leaf, _ in slots]
+    try:
+        for owner, leaf, tensor in slots:
+            owner._parameters[leaf] = tensor  # a stand-in need not be a leaf
+        yield
+    finally:
+        for owner, leaf, parameter in originals:
+            owner._parameters[leaf] = parameter
+
+
+def _num_tokens(tokenizer: Any) -> int:
+    """One more than the largest id. len(tokenizer) is smaller where added tokens leave gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+def _stop_ids(base: Any, tokenizer: Any, name: str) -> frozenset[int]:
+    """The tokenizer's end-of-text id and those of the generation config (chat models often stop on several)."""
+    configured = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list | tuple) else [configured]
+    ids = {int(token) for token in [*several, tokenizer.eos_token_id] if token is not None}
+    if not ids:
+        raise UserError(
+            f"{name} names no end-of-text token, so no answer could ever end; "
+            "set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json."
+        )
+    return frozenset(ids)
+
+
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """(scale, soft-cap): logits = cap(scale * (hidden @ weight.T + bias)). `_prove` is what makes it trustworthy."""
+    text = config.get_text_config()
+    scale = 1.0
+    if getattr(text, "logit_scale", None) is not None:  # Cohere
+        scale *= text.logit_scale
+    if getattr(text, "logits_scaling", None) is not None:  # Granite
+        scale /= text.logits_scaling
+    return scale, getattr(text, "final_logit_softcapping", None)  # Gemma
+
+
+def _check_parts(model: LanguageModel) -> None:
+    """Raise UserError unless body and head can be taken apart."""
+    base, name = model._base, model.name
+    config = getattr(model.module, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise UserError(
+            f"{name} is a {config.peft_type} adapter; only adapters inside the layers (LoRA) are supported."
+        )
+    if base.config.is_encoder_decoder:
+        raise UserError(f"{name} is an encoder-decoder; use a decoder-only causal language model.")
+    head = base.get_output_embeddings()
+    if head is None or base.base_model is base:
+        raise UserError(f"{name} has no language-model head; use a causal language model.")
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or hasattr(head, "base_layer"):
+        raise UserError(
+            f"the output head of {name} is a {type(head).__name__}, not one plain matrix; "
+            "leave the head out of the adapter's targets and of modules_to_save, and unquantised."
+        )
+    if weight.shape[0] < model.num_tokens:
+        raise UserError(
+            f"{name} has {weight.shape[0]} output rows for a tokenizer of {model.num_tokens} tokens; "
+            "use the tokenizer the model was trained with, or resize the model's embeddings."
+        )
+
+
+def _prove(model: LanguageModel) -> None:
+    """Raise UserError unless our hidden states and head give the module's own logits, and no token sees a later one."""
+    row = _proof_row(model)
+    exact = model.dtype in (torch.float32, torch.float64)
+    with torch.no_grad():
+        with model.evaluating():
+            theirs_TV = model.module(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
+        alone_TH = model.hidden([row[:1]], [row[1:]])
+        ours_TV = model.head().logits(alone_TH)
+        together_TH = _proof_hidden(model)
+    # Low precision rounds the same logits in another order; a wrong scale is off by far more than that.
+    if not _close(ours_TV, theirs_TV[:-1, : model.num_tokens], 1e-4 if exact else 2e-2):
+        raise UserError(
+            f"{model.name} (model type {model.module.config.model_type}) turns hidden states into logits in a way opdkit "
+            "does not know: its own logits differ from scaled and soft-capped head outputs, so it would be scored wrongly; "
+            "use another model, or add its transform to opdkit/engines/model.py."
+        )
+    if not _close(together_TH, torch.cat([alone_TH, alone_TH[:PROOF_SHORT]]), 1e-4 if exact else 1e-1):
+        raise UserError(
+            f"{model.name} is not causal: tokens that follow change the states before them; "
+            "use a causal (left-to-right) language model."
+        )
+
+
+PROOF_LONG, PROOF_SHORT = 8, 3  # answer tokens of the two rows of the proof
+
+
+def _proof_row(model: LanguageModel) -> list[int]:
+    return [(1 + 31 * index * index) % model.num_tokens for index in range(1 + PROOF_LONG)]
+
+
+def _proof_hidden(model: LanguageModel) -> Tensor:
+    row = _proof_row(model)
+    return model.hidden([row[:1], row[:1]], [row[1:], row[1 : 1 + PROOF_SHORT]])
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    """Whether the largest difference is at most `tolerance` of the largest entry. NaN is never close."""
+    ours, theirs = ours.double(), theirs.double()
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(module, tokenizer) of a checkpoint folder, adapter folder or hub name; what goes wrong becomes one sentence."""
+    folder = Path(path)
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapter(folder, options)
+    return _load_module(path, options), _load_tokenizer(path, options["trust_remote_code"])
+
+
+def _load_module(path: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _one_sentence(f"{path} cannot be loaded as a causal language model"):
+        module, info = AutoModelForCausalLM.from_pretrained(path, **options, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"the checkpoint {path} lacks {len(missing)} of the model's weights (first: {missing[0]}), which would be "
+            "random numbers; use a complete checkpoint, or one that was saved with its language-model head."
+        )
+    return module
+
+
+def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    with _one_sentence(f"{path} has no tokenizer that can be loaded"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
+    from peft import PeftConfig, PeftModel
+
+    with _one_sentence(f"{folder} holds no readable adapter"):
+        base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base_path:
+        raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
+    base, tokenizer = _load(base_path, options)
+    with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
+        module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = _load_tokenizer(str(folder), options["trust_remote_code"])
+    return module, tokenizer
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise UserError(f"{what}: {reason}; check the path and the files in it.") from error
