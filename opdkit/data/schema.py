@@ -1,0 +1,299 @@
+"""One raw row -> one `Problem`: which column is the question, which the answer, what is asked of the model.
+
+A row is read by its own columns, so a file may mix schemas:
+
+    question   `prompt` (chat turns or text), `problem`, `question`; `system` becomes a system turn before text
+    gold       `reward_model.ground_truth` (verl), `answer`, `final_answer`, `expected_answer`, `ground_truth`, `gold`;
+               what follows `####` on its last line (GSM8K), or its last boxed answer, where there is one;
+               without such a column, the last boxed answer of `solution`
+    solution   `solution`, `reference_solution`; else the whole `answer` text where gold was found inside it.
+               GSM8K's calculator marks (`48/2 = <<48/2=24>>24`) are removed: nobody should learn to write them.
+    id         `id`, `problem_id`, `unique_id`, ..., `extra_info.index`; else a digest of the question
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opdkit.data.sources import Row
+from opdkit.errors import UserError
+from opdkit.types import Message, Problem
+
+# What is appended to the question, after a blank line.
+INSTRUCTIONS = {
+    "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
+    "answer_line": (
+        "Please reason step by step. The last line of your response should be of the form Answer: $Answer "
+        "(without quotes) where $Answer is the answer to the problem."
+    ),
+}
+INSTRUCTION_NAMES = ("auto", "none", *INSTRUCTIONS)
+
+# Role -> columns, tried in this order; a dot goes into a nested column. The first that is filled in is taken.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "problem", "question"),
+    "answer": (
+        "reward_model.ground_truth",
+        "answer",
+        "final_answer",
+        "expected_answer",
+        "ground_truth",
+        "gold",
+    ),
+    "solution": ("solution", "reference_solution"),
+    "system": ("system",),
+    "id": ("id", "problem_id", "unique_id", "question_id", "task_id", "problem_idx", "uuid", "idx", "extra_info.index"),
+    "meta": (
+        "data_source",
+        "ability",
+        "source",
+        "subject",
+        "topic",
+        "domain",
+        "level",
+        "difficulty",
+        "type",
+        "kind",
+    ),
+}
+
+_LAST_LINE_MARK = re.compile(r"^####[ \t]+(\S[^\n]*)\s*\Z", re.MULTILINE)
+_CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
+# Asking for a box (empty, or with a placeholder) is not the same as showing one inside the question.
+_ASKS_FOR_BOX = re.compile(
+    r"\\boxed(?:\s*\{\s*(?:\{\s*\}|<[^<>]*>|\.{3}|\\[lc]?dots|[\w\s-]*answer[\w\s-]*)?\s*\}|(?!\s*[{\d]))",
+    re.IGNORECASE,
+)
+
+
+class Unusable(ValueError):
+    """This row cannot become a problem; the message says why. It is dropped and counted, and the others are read."""
+
+
+class Schema:
+    """How the rows of one source become problems.
+
+    columns: role -> column name (for "meta": names), replacing the defaults of that role in `COLUMNS`.
+    require_gold: False keeps rows without an answer, with gold None (training data for methods without rewards).
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        instruction: str = "auto",
+        columns: Mapping[str, str | Sequence[str]] | None = None,
+        require_gold: bool = True,
+    ) -> None:
+        if instruction not in INSTRUCTION_NAMES:
+            raise UserError(_unknown("instruction", instruction, INSTRUCTION_NAMES))
+        self.columns = dict(COLUMNS)
+        for role, names in (columns or {}).items():
+            if role not in COLUMNS:
+                raise UserError(_unknown("columns", role, tuple(COLUMNS)))
+            self.columns[role] = (names,) if isinstance(names, str) else tuple(names)
+        self.task, self.instruction, self.require_gold = task, instruction, require_gold
+        self._present: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+    def keep(self, present: Sequence[str]) -> list[str]:
+        """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
+        wanted = {name.partition(".")[0] for names in self.columns.values() for name in names}
+        if not any(name.partition(".")[0] in present for name in self.columns["prompt"]):
+            return list(present)
+        return [name for name in present if name in wanted]
+
+    def problem(self, row: Row) -> Problem:
+        """Raises Unusable with the reason."""
+        question = self._messages(row)
+        messages, answer_style = self._instructed(question)
+        gold, solution = self._gold_and_solution(row)
+        if gold is None and self.require_gold:
+            raise Unusable(self._why_no_gold(row))
+        meta = {
+            name: _plain(value)
+            for name in self._present_columns(row)["meta"]
+            if (value := _lookup(row, name)) is not None
+        }
+        if answer_style is not None:
+            meta["answer_style"] = answer_style
+        given_id = self._first(row, "id")
+        return Problem(
+            id=_digest(question) if given_id is None else _text(given_id, "id"),
+            task=self.task,
+            messages=messages,
+            gold=gold,
+            solution=solution,
+            meta=meta,
+        )
+
+    def _first(self, row: Row, role: str) -> Any:
+        """The first filled-in column of a role, or None."""
+        for name in self._present_columns(row)[role]:
+            value = _lookup(row, name)
+            if value is not None and value != "":
+                return value
+        return None
+
+    def _present_columns(self, row: Row) -> dict[str, list[str]]:
+        """Role -> the columns of that role which this row has; worked out once per set of columns."""
+        names = tuple(row)
+        if names not in self._present:
+            self._present[names] = {
+                role: [name for name in columns if name in row or name.partition(".")[0] in row]
+                for role, columns in self.columns.items()
+            }
+        return self._present[names]
+
+    def _messages(self, row: Row) -> tuple[Message, ...]:
+        prompt = self._first(row, "prompt")
+        if prompt is None:
+            raise Unusable(self._why_no("prompt", "question", row))
+        if isinstance(prompt, str):
+            system = self._first(row, "system")
+            user = {"role": "user", "content": _text(prompt, "prompt")}
+            return (user,) if system is None else ({"role": "system", "content": _text(system, "system")}, user)
+        if not isinstance(prompt, list):
+            raise Unusable(f"the prompt is {type(prompt).__name__}, neither text nor a list of chat turns")
+        turns = tuple(_turn(turn) for turn in prompt)
+        if not turns or turns[-1]["role"] != "user":
+            last = f"the last turn is the {turns[-1]['role']}'s" if turns else "there is no turn"
+            raise Unusable(f"the prompt does not end with a user turn: {last}")
+        return turns
+
+    def _instructed(self, question: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
+        """The question with its instruction, and meta["answer_style"]: "answer_line" when a line `Answer: ...` is asked
+        for and no box; None otherwise."""
+        asked = question[-1]["content"]
+        boxed, line = _ASKS_FOR_BOX.search(asked) is not None, "Answer:" in asked
+        add = self.instruction
+        if add == "auto":  # only mathematics has these two conventions; other tasks say what they want in their prompts
+            add = "boxed" if self.task == "math" and not boxed and not line else "none"
+        if (add == "boxed" and not boxed) or (add == "answer_line" and not line):
+            content = f"{asked.rstrip()}\n\n{INSTRUCTIONS[add]}"
+            question = (*question[:-1], {**question[-1], "content": content})
+            boxed, line = boxed or add == "boxed", line or add == "answer_line"
+        return question, "answer_line" if line and not boxed else None
+
+    def _gold_and_solution(self, row: Row) -> tuple[str | None, str | None]:
+        answer, solution = self._first(row, "answer"), self._first(row, "solution")
+        solution = None if solution is None else _text(solution, "solution")
+        if answer is None:
+            return (None, None) if solution is None else (_final_answer(solution), solution)
+        text = _gold_text(answer, json_allowed=self.task != "math")
+        if text is None:
+            return None, solution
+        gold = _final_answer(text)
+        if gold is None:
+            return text, solution
+        is_worked = gold != text and not text.startswith("\\boxed")
+        return gold, _CALCULATOR_MARK.sub("", text) if solution is None and is_worked else solution
+
+    def _why_no_gold(self, row: Row) -> str:
+        if self._first(row, "answer") is None and self._first(row, "solution") is not None:
+            return "the solution holds no \\boxed{} answer and there is no answer column"
+        return self._why_no("answer", "answer", row)
+
+    def _why_no(self, role: str, word: str, row: Row) -> str:
+        present = self._present_columns(row)[role]
+        if present:
+            return f"no {word}: {present[0]} is empty"
+        accepted = self.columns[role] + (self.columns["solution"] if role == "answer" else ())
+        return f"no {word} column among {', '.join(row) or 'no columns at all'} (accepted: {', '.join(accepted)})"
+
+
+def _lookup(row: Row, name: str) -> Any:
+    """A column, or a nested one by dots. A column literally called "a.b" wins. NaN counts as missing (pandas)."""
+    value: Any = row.get(name)
+    if value is None and "." in name:
+        value = row
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _turn(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise Unusable(f"a chat turn of the prompt is {type(turn).__name__}, not a role and a content")
+    if turn.get("role") is None or turn.get("content") is None:
+        raise Unusable("a chat turn of the prompt lacks a role or a content")
+    extra = sorted(name for name, value in turn.items() if name not in ("role", "content") and value is not None)
+    if extra:
+        raise Unusable(f"a chat turn of the prompt has {', '.join(extra)}; only role and content can be rendered")
+    return {"role": _text(turn["role"], "role"), "content": _text(turn["content"], "content")}
+
+
+def _text(value: Any, what: str) -> str:
+    """A text, or a number as text. Refuses what cannot be written as UTF-8, which no tokenizer could read."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Unusable(f"the {what} is bytes that are not UTF-8") from None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # pandas turns a column of integers with a hole in it into 42.0
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        raise Unusable(f"the {what} is {type(value).__name__}, not text")
+    text = str(value)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Unusable(f"the {what} holds half a surrogate pair, which is not valid Unicode") from None
+    if not text.strip():
+        raise Unusable(f"the {what} is blank")
+    return text
+
+
+def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
+    """The answer column as text; a list of one is that one; other structures are JSON text where the task reads it."""
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        return None
+    if isinstance(answer, (list, dict)):
+        if not json_allowed:
+            raise Unusable(f"the answer is a {type(answer).__name__} of {len(answer)}, not one answer")
+        return json.dumps(_plain(answer), ensure_ascii=False)
+    return _text(answer, "answer").strip()
+
+
+def _final_answer(text: str) -> str | None:
+    """The last line's `#### 42` (GSM8K), else the last boxed answer, else None."""
+    marked = _LAST_LINE_MARK.search(text)
+    if marked is not None:
+        return marked[1].strip()
+    if "\\boxed" not in text:
+        return None
+    from opdkit.tasks.math import last_boxed
+
+    boxed = last_boxed(text)
+    return None if boxed is None else boxed.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what a Parquet column may hold beyond that (dates, decimals, bytes) becomes text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def _digest(messages: Sequence[Message]) -> str:
+    """16 hexadecimal digits of the question before any instruction: the id does not change with the instruction."""
+    text = "\x1e".join(f"{turn['role']}\x1f{turn['content']}" for turn in messages)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _unknown(key: str, value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"{key}: {value!r} is not known; {hint}"

@@ -1,0 +1,253 @@
+"""Raw rows out of a file, a folder or a hub dataset, one at a time, each with the place it came from.
+
+Nothing here knows what the columns mean (`schema.py` does). Everything streams: one JSON line or one Parquet batch is
+in memory at a time. Every way a source can be broken ends in a `UserError` that names the place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdkit.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+LocatedRow = tuple[str, Row]  # ("train.jsonl:17", {...}); lines and rows count from 1
+KeepColumns = Callable[[Sequence[str]], list[str]]  # columns present -> columns worth reading (Parquet and hub only)
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+BATCH_ROWS = 1024
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+)(?=:))?(?::(?P<split>[\w.\[\]%:-]+))?")
+_SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+def rows_of(source: str, *, split: str | None, keep: KeepColumns) -> Iterator[LocatedRow]:
+    """The rows of `source`, in order.
+
+    source: a `.jsonl`, `.json` or `.parquet` file; a folder of those or one written by `datasets.save_to_disk`
+    (`folder:split` picks a split); or a hub name `owner/name`, `owner/name:split` or `owner/name:config:split`.
+    Raises UserError for a missing, empty-named, unreadable or broken source, with the line where there is one.
+    """
+    path, split = _local_path(source, split)
+    if path is None:
+        return _hub_rows(source, split, keep)
+    if path.is_dir():
+        return _folder_rows(path, split, keep)
+    if split is not None:
+        raise UserError(f"{path} is one file and has no split {split!r}: leave the split out, or name a folder")
+    return _file_rows(path, keep)
+
+
+def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None]:
+    """The existing local path (None: look on the hub) and the split to take of it."""
+    if not source:
+        raise UserError('the data source is empty: give a file, a folder, a hub name or "arithmetic:WORLD:SPLIT"')
+    path = Path(source).expanduser()
+    if path.exists():
+        return path, split
+    head, colon, tail = source.rpartition(":")
+    if colon and head and Path(head).expanduser().is_dir():
+        if split is not None and split != tail:
+            raise UserError(f"{source} names the split {tail!r} and split says {split!r}: keep one of them")
+        return Path(head).expanduser(), tail
+    if path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~")) or not _HUB_NAME.fullmatch(source):
+        raise UserError(f"no data at {source}: there is no such file or folder{_near_names(path)}")
+    return None, split
+
+
+def _near_names(path: Path) -> str:
+    """A "did you mean" for a missing path: names close to it in the nearest folder that does exist."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f", nor a folder {folder} (folders are looked up from {Path.cwd()})"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() or entry.suffix in SUFFIXES)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if not near:  # train.json for train.parquet: the stem is what was meant
+        near = [name for name in names if Path(name).stem == path.stem][:3]
+    return f"; did you mean {', '.join(str(folder / name) for name in near)}?" if near else ""
+
+
+def _file_rows(path: Path, keep: KeepColumns) -> Iterator[LocatedRow]:
+    if path.suffix == ".jsonl":
+        return _json_lines(path)
+    if path.suffix == ".json":
+        return _json_items(path) if _starts_a_list(path) else _json_lines(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path, keep)
+    raise UserError(f"{path} cannot be read: it should end in {', '.join(SUFFIXES)}")
+
+
+def _starts_a_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _json_lines(path: Path) -> Iterator[LocatedRow]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.isspace() or not line:
+                continue
+            row = _parse_json(line, where)
+            if not isinstance(row, dict):
+                raise UserError(f"{where} holds {_json_kind(row)} where each line should be one JSON object")
+            yield where, row
+
+
+def _json_items(path: Path) -> Iterator[LocatedRow]:
+    items = _parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
+    assert isinstance(items, list)
+    for number, row in enumerate(items, start=1):
+        where = f"{path} item {number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is {_json_kind(row)} where each item should be one JSON object")
+        yield where, row
+
+
+def _parse_json(raw: bytes, where: str) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        guess = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or raw.count(0) > len(raw) // 4 else "latin-1"
+        raise UserError(
+            f"{where} is not UTF-8 (byte {error.start + 1} is 0x{raw[error.start]:02x}); "
+            f"convert the file first, e.g. iconv -f {guess} -t UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        line = "" if error.lineno == 1 else f" line {error.lineno}"
+        raise UserError(f"{where}{line} is not valid JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits; brackets nested 100000 deep
+        raise UserError(f"{where} is not JSON that can be read: {_first_words(error)}") from None
+
+
+def _json_kind(value: object) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _parquet_rows(path: Path, keep: KeepColumns) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            # One row group at a time in memory, and 1024 rows of it as Python objects.
+            batches = file.iter_batches(BATCH_ROWS, columns=keep(file.schema_arrow.names))
+            yield from _batch_rows(batches, f"{path} row ")
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is not a complete Parquet file ({_first_words(error)}); copy or download it again"
+        ) from None
+
+
+def _batch_rows(batches: Iterator[pa.RecordBatch | pa.Table], prefix: str) -> Iterator[LocatedRow]:
+    number = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:
+            raise UserError(
+                f"a text column after {prefix}{number} is not UTF-8; write the file again as UTF-8"
+            ) from None
+        for row in rows:
+            number += 1
+            yield f"{prefix}{number}", row
+
+
+def _folder_rows(folder: Path, split: str | None, keep: KeepColumns) -> Iterator[LocatedRow]:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return _saved_dataset_rows(folder, split, keep)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in SUFFIXES
+        and path.name not in _NOT_DATA
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not files:
+        raise UserError(f"the folder {folder} holds no {', '.join(SUFFIXES)} file, nor a saved dataset")
+    return _files_rows(_files_of_split(folder, files, split), keep)
+
+
+def _files_rows(files: Sequence[Path], keep: KeepColumns) -> Iterator[LocatedRow]:
+    for path in files:
+        yield from _file_rows(path, keep)
+
+
+def _files_of_split(folder: Path, files: Sequence[Path], split: str | None) -> list[Path]:
+    if split is not None:
+        chosen = [path for path in files if re.fullmatch(rf"{re.escape(split)}(?![A-Za-z]).*", path.stem)]
+        if not chosen:
+            raise UserError(f"{folder} has no file of the split {split!r}; it holds {_listed(folder, files)}")
+        return chosen
+    splits = sorted({match.group(1) for path in files if (match := _SPLIT_FILE.match(path.stem))})
+    if len(splits) > 1:  # training on the test file by accident is worse than one more word in the recipe
+        raise UserError(f"{folder} holds the splits {', '.join(splits)}: choose one, e.g. {folder}:{splits[0]}")
+    return list(files)
+
+
+def _listed(folder: Path, files: Sequence[Path]) -> str:
+    names = [str(path.relative_to(folder)) for path in files]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _saved_dataset_rows(folder: Path, split: str | None, keep: KeepColumns) -> Iterator[LocatedRow]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever pyarrow, fsspec or json find broken inside
+        raise UserError(f"{folder} is not a complete saved dataset ({_first_words(error)})") from None
+    return _dataset_rows(loaded, str(folder), split, keep)
+
+
+def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[LocatedRow]:
+    match = _HUB_NAME.fullmatch(source)
+    assert match is not None
+    name, config = match["name"], match["config"]
+    if split is not None and match["split"] is not None and split != match["split"]:
+        raise UserError(f"{source} names the split {match['split']!r} and split says {split!r}: keep one of them")
+    split = match["split"] or split
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
+        raise UserError(
+            f"no local path {source}{_near_names(Path(name))}, and the hub dataset {name} "
+            f"could not be loaded: {_first_words(error)}"
+        ) from None
+    return _dataset_rows(loaded, name, None, keep)
+
+
+def _dataset_rows(loaded: Any, name: str, split: str | None, keep: KeepColumns) -> Iterator[LocatedRow]:
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict):
+        splits = sorted(loaded)
+        if split is None and len(splits) == 1:
+            split = splits[0]
+        if split not in splits:
+            wanted = "choose one" if split is None else f"it has no split {split!r}"
+            raise UserError(f"{name} holds the splits {', '.join(splits)}: {wanted}, e.g. {name}:{splits[0]}")
+        loaded = loaded[split]
+    elif split is not None:
+        raise UserError(f"{name} is one saved dataset and has no split {split!r}: leave the split out")
+    tables = loaded.select_columns(keep(loaded.column_names)).with_format("arrow").iter(BATCH_ROWS)
+    return _batch_rows(tables, f"{name} row ")
+
+
+def _first_words(error: BaseException, limit: int = 200) -> str:
+    """The message of a foreign exception on one line, cut: it goes inside a sentence of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
