@@ -1,1 +1,10 @@
 """Problems and graders. No torch here: a saved run is re-graded on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opdkit.tasks.arithmetic import ArithmeticTask
+from opdkit.tasks.base import Task
+
+TASKS: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask}

@@ -1,0 +1,190 @@
+"""Built-in worlds of generated problems, with exact verifiers and reference solutions. K = digits per number.
+
+    merge-K   6604=      ->  4+6=0;0+0=0;0+6=6                    K = 2 .. 8, many valid solutions
+        Replace any two remaining digits by their sum modulo 10, K - 1 times, until one digit is left.
+    add-K     066+784=   ->  6+4+0=10,6+8+1=15,0+7+1=08:0850      K = 1 .. 6, one solution
+        Column by column from the right, "digit+digit+carry=two-digit sum"; after the colon the sum in K + 1 digits.
+
+More digits are harder. A world's problems are walked in a seeded pseudo-random order, so the first n of a split are a
+random sample of it, at any world size. Train and test are disjoint by construction: the digest of the problem's text
+decides which split it belongs to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from opdkit.errors import UserError
+from opdkit.tasks.base import Grade
+from opdkit.types import Problem, seed_from
+
+WORLDS = tuple(f"merge-{k}" for k in range(2, 9)) + tuple(f"add-{k}" for k in range(1, 7))
+SPLITS = ("train", "test")
+ALPHABET = "0123456789+=;,:"  # every character of every question and solution; a character tokenizer needs no other
+
+_TEST_SHARE = 5  # one problem in five is a test problem
+_MAX_UNLIMITED = 100_000  # a larger world without a limit is more likely a slip than a wish
+_NUM_ROUNDS = 6  # of the permutation
+_MERGE_ANSWER = re.compile(r"[0-9]\+[0-9]=[0-9](?:;[0-9]\+[0-9]=[0-9])*")
+_ADD_ANSWER = re.compile(r"[0-9+=,]*:([0-9]+)")
+
+
+def problems(world: str, split: str, limit: int | None, seed: int) -> list[Problem]:
+    """The first `limit` problems of the split in the order of `seed`, each with a seeded reference solution.
+
+    UserError for an unknown world or split, and when fewer than `limit` exist (the message says how many).
+    """
+    _require_known("world", world, WORLDS)
+    _require_known("split", split, SPLITS)
+    num_questions = 10 ** _num_digits(world)
+    if limit is not None and limit < 1:
+        raise UserError(f"arithmetic:{world}:{split}: limit is {limit}; ask for at least one problem")
+    if limit is None and num_questions > _MAX_UNLIMITED:
+        raise UserError(f"arithmetic:{world}:{split} draws from {num_questions:,} problems; say how many with a limit")
+    found: list[Problem] = []
+    for index in _permutation(_num_digits(world), seed):
+        question = _question(world, index)
+        if _split_of(world, question) == split:
+            found.append(_problem(world, question, seed))
+            if len(found) == limit:
+                return found
+    if limit is not None:
+        raise UserError(
+            f"arithmetic:{world}:{split} has {len(found):,} problems, {limit:,} were asked for; lower the limit"
+        )
+    return found
+
+
+def random_solution(problem: Problem, seed: int) -> str:
+    """A valid solution of an arithmetic problem, uniform over the choices at every step; the same for the same seed."""
+    question = problem.meta["question"]
+    if problem.meta["world"].startswith("add-"):
+        return _add_solution(question)
+    rng = random.Random(seed_from("arithmetic", problem.id, seed))
+    digits = [int(character) for character in question.rstrip("=")]
+    steps = []
+    while len(digits) > 1:
+        first, second = (digits.pop(rng.randrange(len(digits))) for _ in range(2))
+        digits.append((first + second) % 10)
+        steps.append(f"{first}+{second}={digits[-1]}")
+    return ";".join(steps)
+
+
+class ArithmeticTask:
+    """Exact verification. merge-K: every step must be valid. add-K: the number after the colon must be the sum.
+
+    `parsed` is the final answer; for a merge chain with a wrong step, whose last digit proves nothing, it is the chain
+    itself, so that equal `parsed` always means equal score.
+    """
+
+    name = "arithmetic"
+
+    def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        return [_grade(problem, text.strip()) for problem, text in items]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _grade(problem: Problem, text: str) -> Grade:
+    if problem.gold is None:
+        return Grade(score=None, verdict="error", feedback="the problem has no gold answer")
+    if "world" not in problem.meta:
+        raise UserError(f'problem {problem.id!r} is not an arithmetic world\'s; task "arithmetic" grades only its own')
+    if problem.meta["world"].startswith("add-"):
+        match = _ADD_ANSWER.fullmatch(text)
+        if match is None:
+            return Grade(score=0.0, verdict="no_answer")
+        parsed = match.group(1)
+        correct = parsed == problem.gold
+    else:
+        if _MERGE_ANSWER.fullmatch(text) is None:
+            return Grade(score=0.0, verdict="no_answer")
+        correct = _is_valid_merge(problem.meta["question"], text)
+        parsed = text[-1] if correct else text
+    return Grade(score=float(correct), verdict="correct" if correct else "wrong", parsed=parsed)
+
+
+def _is_valid_merge(question: str, chain: str) -> bool:
+    remaining = list(question.rstrip("="))
+    for step in chain.split(";"):
+        first, second, result = step[0], step[2], step[4]
+        for digit in (first, second):
+            if digit not in remaining:
+                return False
+            remaining.remove(digit)
+        if int(result) != (int(first) + int(second)) % 10:
+            return False
+        remaining.append(result)
+    return len(remaining) == 1
+
+
+def _problem(world: str, question: str, seed: int) -> Problem:
+    if world.startswith("add-"):
+        gold = _add_solution(question).split(":")[1]
+    else:
+        gold = str(sum(int(character) for character in question.rstrip("=")) % 10)
+    problem = Problem(
+        id=f"arithmetic:{world}:{question}",
+        task="arithmetic",
+        messages=({"role": "user", "content": question},),
+        gold=gold,
+        meta={"world": world, "question": question},
+    )
+    return replace(problem, solution=random_solution(problem, seed))
+
+
+def _add_solution(question: str) -> str:
+    left, right = question.rstrip("=").split("+")
+    carry, columns = 0, []
+    for a, b in zip(reversed(left), reversed(right), strict=True):
+        total = int(a) + int(b) + carry
+        columns.append(f"{a}+{b}+{carry}={total:02d}")
+        carry = total // 10
+    return f"{','.join(columns)}:{int(left) + int(right):0{len(left) + 1}d}"
+
+
+def _question(world: str, index: int) -> str:
+    digits = f"{index:0{_num_digits(world)}d}"
+    if world.startswith("add-"):
+        half = len(digits) // 2
+        return f"{digits[:half]}+{digits[half:]}="
+    return f"{digits}="
+
+
+def _num_digits(world: str) -> int:
+    """Digits that name one problem of the world."""
+    name, k = world.split("-")
+    return int(k) * (2 if name == "add" else 1)
+
+
+def _split_of(world: str, question: str) -> str:
+    return "test" if seed_from("arithmetic split", world, question) % _TEST_SHARE == 0 else "train"
+
+
+def _permutation(num_digits: int, seed: int) -> Iterator[int]:
+    """All numbers of `num_digits` decimal digits, each once, in an order given by `seed`.
+
+    A Feistel network with addition modulo 10**k in place of xor: a bijection whatever the round function, so even a
+    world of 10**12 problems is walked in random order without being held in memory.
+    """
+    num_low = num_digits // 2
+    low_size, high_size = 10**num_low, 10 ** (num_digits - num_low)
+    for index in range(low_size * high_size):
+        high, low = divmod(index, low_size)
+        for round_number in range(_NUM_ROUNDS):
+            high = (high + seed_from("arithmetic order", seed, round_number, "high", low)) % high_size
+            low = (low + seed_from("arithmetic order", seed, round_number, "low", high)) % low_size
+        yield high * low_size + low
+
+
+def _require_known(what: str, name: str, choices: tuple[str, ...]) -> None:
+    if name in choices:
+        return
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    raise UserError(f"unknown arithmetic {what} {name!r}{hint} choices: {', '.join(choices)}")
