@@ -1,1 +1,12 @@
-"""What the teacher reads: text and ids. No torch here."""
+"""What the teacher reads: text and ids. No torch here. One context, one file, one row in the table."""
+
+from opdkit.contexts.base import Context, Reading, build_views
+from opdkit.contexts.none import NoContext
+from opdkit.contexts.reference_solution import ReferenceSolution
+
+CONTEXTS: dict[str, type[Context]] = {
+    "none": NoContext,
+    "reference_solution": ReferenceSolution,
+}
+
+__all__ = ["CONTEXTS", "Context", "Reading", "build_views"]

@@ -1,0 +1,45 @@
+# Every target does its own set-up: a fresh clone needs nothing but python3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two busy-waiting OpenMP threads fight over a shared core; sleeping ones do not.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test test-slow test-gpu check format bench clean
+
+quickstart: $(READY)
+	$(BIN)/opdkit quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 1200
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -n 0
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/opdkit check recipes/*.toml
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/loss_memory.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+# torch first and pinned: an open range would draw gigabytes of CUDA packages onto a CPU machine.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tensorboard]'
+	touch $@

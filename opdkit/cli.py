@@ -1,0 +1,207 @@
+"""The command line. Every command imports what it needs when it runs, so that `opdkit --help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from opdkit import __version__
+from opdkit.errors import UserError
+
+app = typer.Typer(
+    help="Post-train language models by on-policy distillation: the student samples its own answers, a teacher scores "
+    "every token, the student learns.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set train.lr=1e-5.")
+]
+
+
+def main() -> None:
+    """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
+    try:
+        app()
+    except UserError as error:
+        for sentence in str(error).splitlines():
+            errors.print(f"[bold red]error[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nstopped")
+        sys.exit(130)
+
+
+@app.command()
+def quickstart(
+    seed: Annotated[int, typer.Option(help="Another seed makes other models, problems and samples.")] = 0,
+    out: Annotated[Path, typer.Option(help="The run folder; an earlier quickstart there is replaced.")] = Path(
+        "runs/quickstart"
+    ),
+) -> None:
+    """A teacher, a student, on-policy distillation beside its baselines, and a report: minutes on a CPU."""
+    from opdkit.quickstart import quickstart
+
+    quickstart(out, seed=seed, console=console)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+) -> None:
+    """Train the recipe's student; writes runs/<name>/."""
+    from opdkit.recipe import load_recipe
+
+    resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
+    from opdkit.train.loop import Interrupted, train
+
+    try:
+        train(resolved, resume=resume, overwrite=overwrite, console=console)
+    except Interrupted:
+        again = " ".join(["opdkit train", str(recipe), *(f"--set {s}" for s in set_ or []), "--resume"])
+        console.print(f"Stopped. Everything is saved in {resolved.run_dir}; go on with:\n  {again}", highlight=False)
+        sys.exit(130)
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes (TOML).")],
+    set_: Set = None,
+) -> None:
+    """Say what is wrong with recipes, all of it at once, without loading a weight."""
+    from opdkit.recipe import load_recipe
+
+    faults: list[str] = []
+    for path in recipes:
+        try:
+            load_recipe(path, set_ or [])
+        except UserError as error:
+            faults += str(error).splitlines()
+        else:
+            console.print(f"[green]ok[/green] {path}", highlight=False)
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+@app.command()
+def methods() -> None:
+    """The methods, what they ask of the teacher, and the paper's defaults."""
+    from opdkit.methods import METHODS
+
+    table = Table("method", "what it is", "teacher says", "keys and defaults", show_lines=True)
+    for name, method in METHODS.items():
+        example = method.model_validate({"name": name})
+        module = sys.modules[method.__module__]
+        keys = "\n".join(f"{k} = {v!r}" for k, v in example.model_dump().items() if k != "name" and v is not None)
+        table.add_row(name, (module.__doc__ or "").splitlines()[0], example.needs.teacher, keys)
+    console.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """The tasks that can be graded."""
+    from opdkit.tasks import TASKS
+
+    table = Table("task", "what it grades")
+    for name, task in TASKS.items():
+        table.add_row(name, (sys.modules[task.__module__].__doc__ or "").splitlines()[0])
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="A folder in Hugging Face format, a checkpoint's model/, or a hub id.")],
+    data: Annotated[list[str], typer.Option(help="A file, folder, hub name or built-in world; may be given again.")],
+    task: Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Answers per problem.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json and the answers.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+    max_answer_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help='A jinja file, or "plain".')] = None,
+    instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+) -> None:
+    """Sample, grade, count: avg@n, pass@k, maj@n with intervals. Run it again to resume."""
+    from opdkit.train.evaluate import EvaluateOptions, evaluate_model
+
+    options = EvaluateOptions(
+        model=model,
+        data=tuple(data),
+        task=task,
+        num_samples=n,
+        limit=limit,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_answer_tokens=max_answer_tokens,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        chat_template=chat_template,
+        instruction=instruction,
+        trust_remote_code=trust_remote_code,
+    )
+    evaluate_model(options, out=out, console=console)
+
+
+@app.command("make-model")
+def make_model(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in Hugging Face format.")],
+    data: Annotated[str, typer.Option(help="What its tokenizer and its first lessons come from: a world or a file.")],
+    hidden_size: Annotated[int, typer.Option(min=16)] = 64,
+    num_layers: Annotated[int, typer.Option(min=1)] = 3,
+    vocab_size: Annotated[int, typer.Option(min=300, help="For text; worlds use their characters.")] = 2048,
+    steps: Annotated[int, typer.Option(min=0, help="SFT steps on the data's solutions; 0 leaves random weights.")] = 300,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a tiny test model from nothing: Qwen3 architecture, its own tokenizer, trained a little."""
+    from opdkit.train.make_model import make_model
+
+    make_model(
+        out, data=data, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size, steps=steps, seed=seed,
+        console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html anew from the run folder's files."""
+    from opdkit.report import write_report
+
+    console.print(f"wrote {write_report(run)}", highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def _escape(text: Any) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Group-relative policy optimisation: reward only, no teacher. The baseline every dense signal is measured against.
+
+    A = (reward - mean of the group) / std of the group          the same for every token of the answer
+    r = p(y) / p_sampled(y)
+    L = mean over rows, mean over tokens of  max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+
+p_sampled is what the sampler reported, under the distribution that was sampled, so a truncated (top-p) sampler is
+corrected for instead of being taken for the policy. With one update per batch r differs from 1 by that alone.
+Ungraded answers, and answers that are alone in their group, leave the statistics and the mean.
+
+Sources: DeepSeekMath (arXiv:2402.03300, eq. 3, without its KL term); `advantage_std = "none"` and `reduction = "constant"`
+are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476); dual_clip is arXiv:1912.09729.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from opdkit import losses
+from opdkit.losses.names import AdvantageStd, Reduction
+from opdkit.losses.spec import PolicyGradient
+from opdkit.methods.base import Method, PlanInputs
+from opdkit.types import Needs
+
+if TYPE_CHECKING:
+    from opdkit.losses import Term
+
+
+class GRPO(Method):
+    name: Literal["grpo"] = "grpo"
+    advantage_std: AdvantageStd = "unbiased"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    reduction: Reduction = "sequence"
+    divide_by: float | None = Field(None, gt=0)  # reduction = "constant": the sum over tokens is divided by this
+
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "sampling": {"group_size": 8, "temperature": 1.0},
+        "train": {"problems_per_step": 32, "lr": 1e-6, "max_grad_norm": 1.0},
+    }
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reward=True)
+
+    @property
+    def loss(self) -> PolicyGradient:
+        return PolicyGradient(clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip)
+
+    def terms(self, plan: PlanInputs) -> list[Term]:
+        graded, group_R = plan.graded_R, plan.group_R
+        size_G = group_R[graded].bincount(minlength=int(group_R.max()) + 1)
+        compared_R = graded & (size_G[group_R] > 1)
+        advantage_R = plan.reward_R.new_zeros(len(group_R))
+        advantage_R[compared_R] = losses.group_centred(
+            plan.reward_R[compared_R], group_R[compared_R], self.advantage_std
+        )
+        coef_N = losses.coefficients(
+            compared_R[plan.row_N], None, plan.row_N, per=self.reduction, divide_by=self.divide_by, total=plan.total
+        )
+        assert plan.sampled_logprob_N is not None, "GRPO's ratio needs the sampler's log-probs"
+        return [
+            losses.Term(
+                name="grpo",
+                loss=self.loss,
+                coef_N=coef_N,
+                advantage_N=advantage_R[plan.row_N].to(coef_N.dtype),
+                old_logprob_N=plan.sampled_logprob_N,
+            )
+        ]
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        if recipe.sampling.group_size < 2:
+            yield (
+                f"sampling.group_size = {recipe.sampling.group_size} gives GRPO no group to compare an answer with: "
+                "every advantage is zero; use 2 or more (the paper: 64, common: 8)"
+            )
+        if (self.divide_by is None) == (self.reduction == "constant"):
+            yield (
+                f'method.reduction = "{self.reduction}" and method.divide_by = {self.divide_by}: "constant" divides by a '
+                "number fixed in advance (Dr. GRPO: rows of a step * max_answer_tokens), the others by counts; "
+                "set both or neither"
+            )
+        if recipe.sampling.temperature != self.loss_temperature:
+            yield (
+                f"method.loss_temperature = {self.loss_temperature} and sampling.temperature = "
+                f"{recipe.sampling.temperature}: the ratio would compare two distributions; set both to the same"
+            )

@@ -1,0 +1,347 @@
+"""Recipes: TOML in, one frozen, fully resolved object out. Nothing unknown or impossible gets past this file.
+
+Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opdkit.contexts import CONTEXTS, Context
+from opdkit.contexts.none import NoContext
+from opdkit.errors import UserError
+from opdkit.metrics import SINKS
+from opdkit.methods import METHODS
+from opdkit.methods.base import Method
+from opdkit.tasks import TASKS
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class LoraSection(Section):
+    """No dropout: the policy that samples must be the policy that is trained."""
+
+    r: PositiveInt = 64
+    alpha: PositiveInt = 128
+    target_modules: str | Strings = "all-linear"
+
+
+class ModelSection(Section):
+    """The student."""
+
+    path: str  # a folder in Hugging Face format, or a hub id
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained is kept in float32
+    device: str = "auto"
+    chat_template: str | None = None  # a jinja file, or "plain", for tokenizers that have none
+    template_kwargs: Mapping[str, Any] = {}  # passed to the chat template, e.g. { enable_thinking = false }
+    lora: LoraSection | None = None
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+class TeacherSection(Section):
+    kind: Literal["none", "self", "model"] = "none"
+    weights: Literal["initial", "ema", "live", "adapter_off"] | None = None  # kind = "self"
+    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # weights = "ema": teacher += rate * (student - teacher)
+    path: str | None = None  # kind = "model"
+    dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
+    chat_template: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None  # default: the student's
+    trust_remote_code: bool = False
+
+
+class DataSection(Section):
+    train: str
+    task: str
+    limit: PositiveInt | None = None
+    instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
+    max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
+
+
+class SamplingSection(Section):
+    engine: Literal["hf"] = "hf"
+    group_size: PositiveInt = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    max_answer_tokens: PositiveInt = 1024
+    max_tokens_per_batch: PositiveInt = 65536
+
+
+class TrainSection(Section):
+    steps: PositiveInt
+    problems_per_step: PositiveInt = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    max_tokens_per_micro_batch: PositiveInt = 32768
+    save_every: Count = 50  # 0: only at the end
+    keep_checkpoints: PositiveInt = 2
+    save_rows_every: Count = 1  # 0: never
+
+
+class EvalSection(Section):
+    data: str | Strings | None = None  # None: no evaluation
+    limit: PositiveInt | None = None
+    samples: PositiveInt = 8
+    every: Count = 0  # 0: before and after training only
+    teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+
+
+class LogSection(Section):
+    sinks: Strings = ()  # besides metrics.jsonl, which is always written
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Count = 42
+    runs_dir: str = "runs"
+    model: ModelSection
+    teacher: TeacherSection = TeacherSection()
+    context: Context = NoContext()
+    data: DataSection
+    sampling: SamplingSection = SamplingSection()
+    method: Method
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Complete and resolved, for `recipe.toml`; keys that are None are left out, as TOML has no null."""
+        resolved = self.model_dump(mode="json", exclude_none=True)
+        chosen = {"method": self.method, "context": self.context}  # dumped as what they are, not as their base class
+        return resolved | {key: value.model_dump(mode="json", exclude_none=True) for key, value in chosen.items()}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge, validate. Raises UserError with one line for every fault found."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"{path}: no such recipe file{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a recipe file (*.toml)") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return parse_recipe(raw, overrides, where=str(path))
+
+
+def parse_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """The same for a recipe that is already a dict (quickstart, tests)."""
+    merged = _merge({}, raw)
+    for override in overrides:
+        _apply_override(merged, override)
+    faults: list[str] = []
+    method = _choice(merged.get("method"), "method", "name", METHODS, faults)
+    if isinstance(method, Method):
+        merged = _merge(_defaults_of(method, merged), merged)
+    context = _choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
+    recipe = None
+    try:
+        # Stand-ins keep the other sections' faults visible when one of these two is at fault.
+        chosen = {"method": method or METHODS["sft"](name="sft"), "context": context or NoContext()}
+        recipe = Recipe.model_validate({**merged, **chosen})
+    except ValidationError as error:
+        faults += _sentences(error, Recipe)
+    if recipe is not None and method is not None and context is not None:
+        faults += impossible(recipe)
+    if faults:
+        raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
+    assert recipe is not None
+    return recipe
+
+
+def impossible(recipe: Recipe) -> list[str]:
+    """Every combination of legal values that cannot work, each as a sentence with the way out."""
+    return [fault for rule in (_teacher_faults, _method_faults, _data_faults) for fault in rule(recipe)]
+
+
+def _teacher_faults(recipe: Recipe) -> Iterator[str]:
+    teacher, lora = recipe.teacher, recipe.model.lora
+    if teacher.kind == "model" and teacher.path is None:
+        yield 'teacher.kind = "model" needs teacher.path: a folder in Hugging Face format, or a hub id'
+    if teacher.kind != "model" and teacher.path is not None:
+        yield f'teacher.path = "{teacher.path}" is only read with teacher.kind = "model"; set that, or remove the path'
+    if teacher.kind == "self" and teacher.weights is None:
+        yield 'teacher.kind = "self" needs teacher.weights: "initial", "ema", "live" or "adapter_off" (LoRA)'
+    if teacher.kind != "self" and teacher.weights is not None:
+        yield f'teacher.weights = "{teacher.weights}" is only read with teacher.kind = "self"; set that, or remove it'
+    if teacher.weights == "adapter_off" and lora is None:
+        yield (
+            'teacher.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
+            'add [model] lora = {}, or use teacher.weights = "initial"'
+        )
+    if teacher.weights == "ema" and teacher.ema_rate is None:
+        yield 'teacher.weights = "ema" needs teacher.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
+    if teacher.weights != "ema" and teacher.ema_rate is not None:
+        yield f'teacher.ema_rate = {teacher.ema_rate} is only read with teacher.weights = "ema"; set that, or remove it'
+
+
+def _method_faults(recipe: Recipe) -> Iterator[str]:
+    method, teacher = recipe.method, recipe.teacher
+    asks_teacher = method.needs.teacher != "none"
+    if (asks_teacher or method.answer_source == "teacher") and teacher.kind == "none":
+        yield (
+            f'method.name = "{method.name}" needs a teacher, but teacher.kind = "none"; '
+            'set [teacher] kind = "model" and path, or kind = "self" and weights'
+        )
+    if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
+        yield (
+            f'teacher.kind = "{teacher.kind}" would load a teacher that method.name = "{method.name}" never asks; '
+            'remove [teacher], or set kind = "none"'
+        )
+    if recipe.context.kind != "none" and not asks_teacher:
+        yield (
+            f'context.kind = "{recipe.context.kind}" is what the teacher reads while scoring, but method.name = '
+            f'"{method.name}" asks no teacher to score; set context.kind = "none"'
+        )
+    if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
+        yield (
+            'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '
+            'give the teacher a context, or other weights'
+        )
+    if method.answer_source == "student" and recipe.sampling.temperature == 0 and recipe.sampling.group_size > 1:
+        yield (
+            f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
+            "answer every time; raise the temperature, or set group_size = 1"
+        )
+    yield from method.faults(recipe)
+
+
+def _data_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.task not in TASKS:
+        yield f'data.task = "{recipe.data.task}" is not a task{_did_you_mean(recipe.data.task, TASKS)}'
+    for sink in recipe.log.sinks:
+        if sink not in SINKS:
+            yield f'log.sinks has "{sink}", which is not a sink{_did_you_mean(sink, SINKS)}'
+    if recipe.eval.every and not recipe.eval.sources:
+        yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
+    if recipe.train.warmup_steps >= recipe.train.steps:
+        yield (
+            f"train.warmup_steps = {recipe.train.warmup_steps} leaves none of train.steps = {recipe.train.steps} at the "
+            "full learning rate; lower it"
+        )
+
+
+def _choice(
+    section: Any, where: str, key: str, table: Mapping[str, type[BaseModel]], faults: list[str]
+) -> BaseModel | None:
+    """The row of `table` that `section[key]` names, made from the section's other keys."""
+    if not isinstance(section, Mapping) or key not in section:
+        faults.append(f"{where}.{key} is missing; set it to one of {', '.join(table)}")
+        return None
+    name = section[key]
+    if not isinstance(name, str) or name not in table:
+        faults.append(f"{where}.{key} = {name!r} does not exist{_did_you_mean(str(name), table)}")
+        return None
+    try:
+        return table[name].model_validate(section)
+    except ValidationError as error:
+        faults += _sentences(error, table[name], prefix=f"{where}.")
+        return None
+
+
+def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's sections. A section that names another kind starts afresh: the paper's teacher weights say nothing
+    about somebody's own teacher."""
+    defaults: dict[str, Any] = {key: dict(value) for key, value in method.defaults.items()}
+    for section, default in defaults.items():
+        chosen = merged.get(section)
+        if isinstance(chosen, Mapping) and "kind" in chosen and chosen["kind"] != default.get("kind", chosen["kind"]):
+            defaults[section] = {}
+    return defaults
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else (_merge({}, value) if isinstance(value, Mapping) else value)
+    return merged
+
+
+def _apply_override(merged: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: write it as --set section.key=value, e.g. --set train.lr=1e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that quotes need no second quoting in the shell
+    *sections, last = key.strip().split(".")
+    target = merged
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {override}: {section} is a single value, not a section")
+    target[last] = value
+
+
+def _sentences(error: ValidationError, root: type[BaseModel], prefix: str = "") -> list[str]:
+    """pydantic's findings, one sentence each: key, value, reason, way out."""
+    sentences = []
+    for fault in error.errors():
+        parts = [str(part) for part in fault["loc"]]
+        key = prefix + ".".join(parts)
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(root, parts[:-1])
+            sentences.append(f"{key} is not a key{_did_you_mean(parts[-1], known, 'keys here')}")
+        elif fault["type"] == "missing":
+            sentences.append(f"{key} is missing; add it")
+        else:
+            reason = fault["msg"].removeprefix("Value error, ")
+            whole = not parts  # a fault of the section, not of one key: its sentence names the keys itself
+            sentences.append(reason if whole else f"{key} = {fault['input']!r}: {reason[0].lower()}{reason[1:]}")
+    return sentences
+
+
+def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    model: Any = root
+    for part in path:
+        field = model.model_fields.get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str], label: str = "choices") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else f" ({label}: {', '.join(known)})"

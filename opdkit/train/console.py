@@ -1,0 +1,86 @@
+"""What the person at the keyboard sees while a run works, and how Ctrl-C is heard."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
+
+
+class Interrupted(Exception):
+    """Ctrl-C, heard at a place where nothing is half done."""
+
+
+class Interrupt:
+    """The first Ctrl-C (or SIGTERM) asks; the second one does not wait."""
+
+    def __init__(self, console: Console) -> None:
+        self.asked = False
+        self._console = console
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        def hear(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            self._console.print("[yellow]Stopping after this step. Press Ctrl-C again to stop at once.[/yellow]")
+
+        try:
+            old = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread (a notebook's, a test's): signals belong to somebody else
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        if self.asked:
+            raise Interrupted
+
+
+class Bar:
+    """A progress bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(label, total=total, completed=done, note="")
+        self._last = time.monotonic()
+        self._start, self._first = time.monotonic(), done
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last >= LINE_EVERY_S or done == self._total):
+            self._last = now
+            pace = (now - self._start) / max(1, done - self._first)
+            left = f"{pace * (self._total - done):.0f} s left"
+            self._console.print(f"{self._label} {done}/{self._total}  {note}  {left}", highlight=False)

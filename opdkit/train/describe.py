@@ -1,0 +1,64 @@
+"""Rows and token losses to metrics. Everything truncated, ungraded, left out or skipped has a name here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from opdkit import losses
+from opdkit.metrics import Metric
+from opdkit.types import Example
+
+
+def describe_rows(rows: Sequence[Example]) -> list[Metric]:
+    rollouts = [row.rollout for row in rows]
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    lengths = [len(r.answer_ids) for r in rollouts]
+    views = [row.view for row in rows if row.view is not None]
+    metrics = [
+        Metric("rollout/answer_tokens", float(np.mean(lengths))),
+        Metric("rollout/max_answer_tokens", float(max(lengths)), "max"),
+        Metric("rollout/tokens", float(sum(lengths)), "sum"),
+        Metric("rollout/num_rows", float(len(rollouts)), "sum"),
+        Metric("rollout/num_truncated", float(sum(r.finish == "length" for r in rollouts)), "sum"),
+        Metric("rollout/num_ungraded", float(len(rollouts) - len(rewards)), "sum"),
+        Metric("rollout/num_no_answer", float(sum(r.reward is not None and r.parsed is None for r in rollouts)), "sum"),
+    ]
+    if rewards:
+        metrics += [Metric("rollout/reward", float(np.mean(rewards))), *_group_metrics(rows)]
+    if views:
+        metrics += [
+            Metric("teacher/context_tokens", float(np.mean([len(v.context_ids) for v in views]))),
+            Metric("teacher/num_truncated_tokens", float(sum(v.num_truncated_tokens for v in views)), "sum"),
+            Metric("teacher/num_rows_without_context", float(len(rows) - len(views)), "sum"),
+        ]
+    return metrics
+
+
+def describe_batch(terms: Sequence[losses.Term], tokens: Mapping[str, Tensor], num_empty: Mapping[str, int]) -> list[Metric]:
+    """Means per counted token, how many tokens counted, and how many had nothing to compare."""
+    metrics = []
+    for term in terms:
+        metrics += [
+            Metric(f"loss/{term.name}", _mean(tokens, term.name)),
+            Metric(f"loss/{term.name}_tokens", float((term.coef_N != 0).sum()), "sum"),
+            Metric(f"loss/{term.name}_empty_supports", float(num_empty.get(term.name, 0)), "sum"),
+        ]
+    return [*metrics, *(Metric(f"student/{name}", _mean(tokens, name)) for name in ("entropy", "logprob"))]
+
+
+def _group_metrics(rows: Sequence[Example]) -> list[Metric]:
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row.rollout.reward is not None:
+            groups.setdefault(row.rollout.problem_id, []).append(row.rollout.reward)
+    same = [len(set(rewards)) == 1 for rewards in groups.values() if len(rewards) > 1]
+    return [Metric("rollout/share_of_groups_with_one_reward", float(np.mean(same)))] if same else []
+
+
+def _mean(tokens: Mapping[str, Tensor], name: str) -> float | None:
+    """Over the tokens it was computed for; None if there are none."""
+    computed = tokens[name][~tokens[name].isnan()] if name in tokens else []
+    return float(computed.double().mean()) if len(computed) else None

@@ -1,0 +1,116 @@
+"""The student's trainable weights and the rule that moves them.
+
+What is trained is always float32 (or float64): the module's own parameters are the master weights. A bfloat16
+computation reads bfloat16 copies of them (`compute_weights`), made anew for every pass, so that gradients arrive in and
+add up in float32, a 1e-6 step is not rounded away, and sampler and trainer are the same policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from opdkit.recipe import TrainSection
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    grad_norm: float  # before clipping; not finite if the step was skipped
+    skipped: bool
+
+
+class Optimizer:
+    """AdamW, or Muon on the hidden matrices with AdamW on the rest; one learning rate, one schedule."""
+
+    def __init__(self, module: nn.Module, section: TrainSection, *, compute_dtype: torch.dtype) -> None:
+        self.section = section
+        self.compute_dtype = compute_dtype
+        self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        assert self.weights, "nothing to train"
+        for name, weight in self.weights.items():
+            assert weight.dtype in (torch.float32, torch.float64), f"{name} is trained in {weight.dtype}"
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        if hasattr(module, "get_output_embeddings") and module.get_output_embeddings() is not None:
+            embeddings.add(id(module.get_output_embeddings().weight))
+        hidden = {n: p for n, p in self.weights.items() if p.ndim == 2 and id(p) not in embeddings}
+        self._parts = _optimizers(self.weights, hidden, section)
+
+    def compute_weights(self) -> dict[str, Tensor] | None:
+        """The weights as the computation reads them; None where they are the module's own."""
+        copies = {n: p.to(self.compute_dtype) for n, p in self.weights.items() if p.dtype != self.compute_dtype}
+        is_adapter = all(".lora_" in name for name in self.weights)  # peft computes adapters in their own dtype
+        return None if is_adapter or not copies else copies
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the step after `step` steps: linear warm-up, then the schedule down to 0 at the last."""
+        s = self.section
+        if step < s.warmup_steps:
+            return s.lr * (step + 1) / (s.warmup_steps + 1)
+        done = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
+        factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[s.schedule]
+        return s.lr * factor
+
+    def step(self, step: int) -> StepResult:
+        """Clip and apply the gradients gathered so far, then clear them. A gradient that is not finite changes nothing."""
+        grads = [p.grad for p in self.weights.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        grad_norm = float(norm)
+        skipped = not math.isfinite(grad_norm)
+        if not skipped:
+            if self.section.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(self.weights.values()), self.section.max_grad_norm, norm)
+            for part in self._parts:
+                for group in part.param_groups:
+                    group["lr"] = self.lr(step)
+                part.step()
+        self.zero_grad()
+        return StepResult(grad_norm, skipped)
+
+    def zero_grad(self) -> None:
+        for p in self.weights.values():
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat, for safetensors: "<parameter>/<what>" -> tensor."""
+        state = {}
+        for part, name, p in self._owned():
+            for key, value in part.state[p].items():
+                state[f"{name}/{key}"] = torch.as_tensor(value)
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for part, name, p in self._owned():
+            prefix = f"{name}/"
+            mine = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            # The step counter of a fused kernel lives beside the parameter, as torch itself leaves it.
+            part.state[p] = {k: v.to(p.device, copy=True) for k, v in mine.items()}
+
+    def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
+        names = {id(p): n for n, p in self.weights.items()}
+        return [
+            (part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]
+        ]
+
+
+def _optimizers(
+    weights: Mapping[str, nn.Parameter], hidden: Mapping[str, nn.Parameter], section: TrainSection
+) -> list[torch.optim.Optimizer]:
+    """Weight decay falls on matrices only: pulling norms and biases to zero is nobody's intention."""
+    muon = section.optimizer == "muon"
+    rest = [p for n, p in weights.items() if not (muon and n in hidden)]
+    decayed, plain = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr, betas=section.betas, fused=True)
+    ]
+    if muon and hidden:
+        parts.append(
+            torch.optim.Muon(
+                list(hidden.values()), lr=section.lr, weight_decay=section.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return parts

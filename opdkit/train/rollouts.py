@@ -1,0 +1,99 @@
+"""Problems in, graded groups of rollouts out, whoever wrote the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from opdkit.contexts.render import Renderer
+from opdkit.engines.base import Progress, Sampler, SamplingParams
+from opdkit.errors import UserError
+from opdkit.tasks.base import Task
+from opdkit.types import Group, Problem, Rollout, seed_from
+
+
+def sample_groups(
+    problems: Sequence[Problem],
+    *,
+    sampler: Sampler,
+    renderer: Renderer,
+    task: Task,
+    params: SamplingParams,
+    group_size: int,
+    identity: tuple[int | str, ...],
+    policy_version: int,
+    progress: Progress | None = None,
+) -> list[Group]:
+    """`group_size` graded answers to every problem.
+
+    The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
+    resume. `identity` says which run, which step and what for.
+    """
+    prompts = [renderer.prompt_ids(problem.messages) for problem in problems]
+    asked = [(problem, ids, s) for problem, ids in zip(problems, prompts, strict=True) for s in range(group_size)]
+    answers = sampler.sample(
+        [ids for _, ids, _ in asked],
+        [seed_from(*identity, problem.id, sample_id) for problem, _, sample_id in asked],
+        params,
+        progress,
+    )
+    rollouts = [
+        Rollout(
+            problem_id=problem.id,
+            sample_id=sample_id,
+            policy_version=policy_version,
+            prompt_ids=ids,
+            answer_ids=answer.answer_ids,
+            answer_logprobs=answer.logprobs_T,
+            answer_mask=np.ones(len(answer.answer_ids), dtype=np.bool_),
+            finish=answer.finish,
+        )
+        for (problem, ids, sample_id), answer in zip(asked, answers, strict=True)
+    ]
+    graded = grade([problem for problem, _, _ in asked], rollouts, renderer, task)
+    return [
+        Group(problem=problem, rollouts=tuple(graded[i * group_size : (i + 1) * group_size]))
+        for i, problem in enumerate(problems)
+    ]
+
+
+def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Renderer, task: Task) -> list[Rollout]:
+    texts = [renderer.answer_text(rollout.answer_ids) for rollout in rollouts]
+    grades = task.grade(list(zip(problems, texts, strict=True)))
+    return [
+        replace(rollout, reward=g.score, parsed=g.parsed, feedback=g.feedback)
+        for rollout, g in zip(rollouts, grades, strict=True)
+    ]
+
+
+def dataset_groups(
+    problems: Sequence[Problem], *, renderer: Renderer, stop_id: int, max_answer_tokens: int, policy_version: int
+) -> list[Group]:
+    """The data set's own solutions as answers, one to a problem, each closed by the stop token.
+
+    A solution over the limit is cut and ends with finish "length": its end was not seen, so it is not taught to stop.
+    """
+    groups = []
+    for problem in problems:
+        if problem.solution is None:
+            raise UserError(
+                f'method.name = "sft" with answers = "dataset" trains on solutions, but problem {problem.id} has none; '
+                'use data with a solution column, or answers = "teacher"'
+            )
+        ids = renderer.encode(problem.solution)
+        finished = len(ids) < max_answer_tokens
+        answer_ids = (*ids, stop_id) if finished else ids[:max_answer_tokens]
+        rollout = Rollout(
+            problem_id=problem.id,
+            sample_id=0,
+            policy_version=policy_version,
+            prompt_ids=renderer.prompt_ids(problem.messages),
+            answer_ids=answer_ids,
+            answer_logprobs=None,
+            answer_mask=np.ones(len(answer_ids), dtype=np.bool_),
+            finish="stop" if finished else "length",
+        )
+        groups.append(Group(problem=problem, rollouts=(rollout,)))
+    return groups

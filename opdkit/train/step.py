@@ -1,0 +1,144 @@
+"""One training step, as a straight line. It knows no method, no paper and no engine by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from opdkit import losses
+from opdkit.contexts import Context, build_views
+from opdkit.engines.model import LanguageModel
+from opdkit.methods.base import Method
+from opdkit.metrics import Metric
+from opdkit.train.batch import Batch
+from opdkit.train.describe import describe_batch, describe_rows
+from opdkit.train.optimizer import Optimizer
+from opdkit.train.teacher import Teacher
+from opdkit.types import Example, Group, Problem, TeacherSignal, TeacherView
+
+Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
+
+
+@dataclass(slots=True)
+class State:
+    """What a step reads and changes."""
+
+    student: LanguageModel
+    optimizer: Optimizer
+    teacher: Teacher | None
+    method: Method
+    context: Context
+    sample: Sample
+    max_tokens_per_micro_batch: int
+    num_steps: int
+    step: int = 0  # steps taken
+    counters: dict[str, float] = field(default_factory=dict)  # since the run began, saved in checkpoints
+
+
+def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
+    """Sample, score, learn. Returns every row of the step, also those that taught nothing, and the step's metrics."""
+    groups = state.sample(problems, state.step)
+    views = view_groups(state, groups)
+    signals = score(state, groups, views)
+    rows = join(groups, views, signals)
+    batch = Batch([row for row in rows if not asks_teacher(state) or row.signal is not None], state.student.device)
+    terms = state.method.terms(batch.plan_inputs(step=state.step, progress=state.step / state.num_steps))
+    learned = backward(state, batch, terms)
+    result = state.optimizer.step(state.step)
+    if state.teacher is not None and not result.skipped:
+        state.teacher.after_step()
+    state.step += 1
+    metrics = [
+        *describe_rows(rows),
+        *describe_batch(terms, learned.tokens, learned.num_empty_support),
+        Metric("train/loss", learned.loss),
+        Metric("train/grad_norm", result.grad_norm),
+        Metric("train/lr", state.optimizer.lr(state.step - 1), "last"),
+        Metric("train/num_skipped_steps", float(result.skipped), "sum"),
+    ]
+    return rows, metrics
+
+
+def asks_teacher(state: State) -> bool:
+    return state.method.needs.teacher != "none"
+
+
+def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | None]:
+    if not asks_teacher(state):
+        return [None for group in groups for _ in group.rollouts]
+    assert state.teacher is not None
+    renderer = state.teacher.renderer
+    return build_views(groups, state.context, renderer.prompt_ids, renderer.cut)
+
+
+def score(
+    state: State, groups: Sequence[Group], views: Sequence[TeacherView | None]
+) -> list[TeacherSignal | None]:
+    """What the teacher says of every rollout it has a view of."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    read = [(view, rollout) for view, rollout in zip(views, rollouts, strict=True) if view is not None]
+    if not read:
+        return [None] * len(rollouts)
+    assert state.teacher is not None
+    said = iter(
+        state.teacher.score(
+            [view.context_ids for view, _ in read],
+            [rollout.answer_ids for _, rollout in read],
+            state.method.needs,
+            temperature=state.method.loss_temperature,
+        )
+    )
+    return [None if view is None else next(said) for view in views]
+
+
+def join(
+    groups: Sequence[Group], views: Sequence[TeacherView | None], signals: Sequence[TeacherSignal | None]
+) -> list[Example]:
+    """From here on nothing is parallel."""
+    asked = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+    return [
+        Example(problem=problem, rollout=rollout, view=view, signal=signal)
+        for (problem, rollout), view, signal in zip(asked, views, signals, strict=True)
+    ]
+
+
+@dataclass(slots=True)
+class Learned:
+    """What the passes over a batch saw. `tokens`: per name one number per counted token, NaN where not computed."""
+
+    loss: float = 0.0
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    num_empty_support: Counter[str] = field(default_factory=Counter)
+
+    def add(self, out: losses.HeadOutput, tokens_n: Tensor, num_tokens: int) -> None:
+        self.loss += float(out.loss.detach())
+        self.num_empty_support.update(out.num_empty_support)
+        for name, seen_n in {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}.items():
+            self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
+
+
+def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learned:
+    """Gradients of the whole batch, a micro-batch at a time."""
+    student, method = state.student, state.method
+    teacher_head = state.teacher.head() if state.teacher and method.needs.teacher == "distribution" else None
+    learned = Learned()
+    for part in batch.parts(state.max_tokens_per_micro_batch):
+        weights = state.optimizer.compute_weights()
+        hidden = student.hidden(
+            [row.rollout.prompt_ids for row in part.rows], [row.rollout.answer_ids for row in part.rows], weights=weights
+        )
+        out = losses.head_loss(
+            hidden if part.counted_n is None else hidden[part.counted_n],
+            student.head(weights),
+            batch.ids_N[part.tokens_n],
+            [term.take(part.tokens_n) for term in terms],
+            batch.teacher_tokens(part, method.needs, teacher_head),
+            temperature=method.loss_temperature,
+        )
+        out.loss.backward()
+        learned.add(out, part.tokens_n, batch.num_tokens)
+    return learned

@@ -1,0 +1,65 @@
+"""The student, as the recipe asks for it: full weights in float32, or LoRA adapters over a frozen base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe
+
+
+def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
+    """Load the student ready for training; `resume_from` is a checkpoint's model folder."""
+    section = recipe.model
+    compute = getattr(torch, section.dtype)
+    student = LanguageModel.load(
+        resume_from or section.path,
+        dtype=compute if section.lora else torch.float32,  # what is trained is float32; a frozen base is not trained
+        device=pick_device(section.device),
+        trust_remote_code=section.trust_remote_code,
+        chat_template=section.chat_template,
+        attn_implementation=section.attn_implementation,
+    )
+    if section.lora and resume_from is None:
+        student = _with_lora(student, recipe)
+    if section.gradient_checkpointing:
+        student.checkpoint_activations()
+    return student
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'model.device = "{name}" is not to be had here ({reason}); use "auto" or "cpu"') from None
+    return device
+
+
+def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.model.lora
+    assert lora is not None
+    if hasattr(student.module, "peft_config"):
+        raise UserError(
+            f"model.path = {recipe.model.path} is itself an adapter; remove model.lora to go on training that adapter"
+        )
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    torch.manual_seed(recipe.seed)  # peft draws the adapters from the global generator; nothing else here reads it
+    try:
+        module = get_peft_model(student.module, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}") from None
+    base = Path(recipe.model.path)
+    if base.exists():  # a relative path would be lost as soon as somebody evaluates from another folder
+        module.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    return LanguageModel(module, student.tokenizer, name=student.name, chat_template=student.chat_template)

@@ -1,0 +1,185 @@
+"""Who scores. A teacher is an engine, a chat template and (for exact distributions) a head.
+
+Self-teachers share the student's module and differ in its weights, which are put in for the length of a call and never
+written into it: `initial` (as training began), `ema` (float32, in every checkpoint), `live`, `adapter_off` (LoRA: the
+base model). Any other model comes by path, with its own chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from opdkit.contexts.render import Renderer
+from opdkit.engines.base import Progress
+from opdkit.engines.hf import HFEngine
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import UserError
+from opdkit.losses import Head
+from opdkit.recipe import Recipe
+from opdkit.train.optimizer import Optimizer
+from opdkit.types import Needs, TeacherSignal
+
+Weights = Callable[[], Mapping[str, Tensor] | None]
+
+
+class Teacher:
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        *,
+        max_tokens_per_batch: int,
+        weights: Weights = lambda: None,
+        adapter_off: bool = False,
+    ) -> None:
+        self.model = model
+        self.renderer = renderer
+        self._weights = weights
+        self._mode: Callable[[], AbstractContextManager[None]] = model.adapter_off if adapter_off else nullcontext
+        self._max_tokens = max_tokens_per_batch
+
+    def engine(self) -> HFEngine:
+        """An engine with the teacher's weights of this moment."""
+        return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights())
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
+        return self._mode()
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        needs: Needs,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[TeacherSignal]:
+        with self.active():
+            return self.engine().score(contexts, answers, needs, temperature=temperature, progress=progress)
+
+    def head(self) -> Head:
+        return self.model.head(self._weights())
+
+    def after_step(self) -> None:
+        """Called after every optimizer step that was applied."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        assert not state
+
+
+class InitialTeacher(Teacher):
+    """The student as it was before the first step. Kept in checkpoints: after a resume the module holds other weights."""
+
+    def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int) -> None:
+        self._optimizer = optimizer
+        self._kept = _copies(optimizer.compute_weights() or optimizer.weights)
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: self._kept)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self._kept)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
+
+
+class EMATeacher(Teacher):
+    """teacher += rate * (student - teacher) after every applied step, in float32 whatever the computation reads.
+
+    Mean teacher (arXiv:1703.01780); SDPO and MOPD use rate 0.05. In bfloat16 the increments would be rounded away.
+    """
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, rate: float
+    ) -> None:
+        self.rate = rate
+        self._optimizer = optimizer
+        self.average = _copies(optimizer.weights)
+        self._reads_masters = optimizer.compute_weights() is None
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=self._as_computed)
+
+    def after_step(self) -> None:
+        for name, weight in self._optimizer.weights.items():
+            self.average[name].lerp_(weight.detach(), self.rate)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.average)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
+
+    def _as_computed(self) -> Mapping[str, Tensor]:
+        if self._reads_masters:
+            return self.average
+        return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
+
+
+def make_teacher(
+    recipe: Recipe, student: LanguageModel, renderer: Renderer, optimizer: Optimizer
+) -> Teacher | None:
+    """The recipe's teacher; None where the method asks none. Raises UserError for a teacher that cannot be compared."""
+    section, max_tokens = recipe.teacher, recipe.sampling.max_tokens_per_batch
+    if section.kind == "none":
+        return None
+    if section.kind == "model":
+        return _other_model(recipe, student, renderer)
+    own = Renderer(student.tokenizer, template_kwargs=_kwargs(recipe), chat_template=student.chat_template)
+    if section.weights == "initial":
+        return InitialTeacher(student, own, optimizer, max_tokens)
+    if section.weights == "ema":
+        assert section.ema_rate is not None
+        return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate)
+    if section.weights == "adapter_off":
+        return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
+    return Teacher(student, own, max_tokens_per_batch=max_tokens, weights=lambda: _detached(optimizer.compute_weights()))
+
+
+def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Raises UserError unless both read the same ids as the same text (only padding of the vocabulary may differ)."""
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    examples = ", ".join(f"{token!r} ({ours.get(token)} / {theirs.get(token)})" for token in differ[:3])
+    raise UserError(
+        f"teacher.path = {teacher.name}: its tokenizer is not the student's ({student.name}): {len(differ)} tokens have "
+        f"other ids, e.g. {examples} (student / teacher). A teacher scores the student's token ids, so the vocabularies "
+        "must be equal; choose a teacher of the same family."
+    )
+
+
+def _other_model(recipe: Recipe, student: LanguageModel, renderer: Renderer) -> Teacher:
+    section = recipe.teacher
+    assert section.path is not None
+    model = LanguageModel.load(
+        section.path,
+        dtype=getattr(torch, section.dtype or recipe.model.dtype),
+        device=student.device,
+        trust_remote_code=section.trust_remote_code,
+        chat_template=section.chat_template,
+        attn_implementation=recipe.model.attn_implementation,
+    )
+    check_same_tokens(student, model)
+    model.module.requires_grad_(False)
+    own = Renderer(model.tokenizer, template_kwargs=_kwargs(recipe), chat_template=model.chat_template)
+    return Teacher(model, own, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch)
+
+
+def _kwargs(recipe: Recipe) -> Mapping[str, object]:
+    chosen = recipe.teacher.template_kwargs
+    return recipe.model.template_kwargs if chosen is None else chosen
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _detached(weights: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    return None if weights is None else {name: weight.detach() for name, weight in weights.items()}
