@@ -1,0 +1,69 @@
+"""Losses: tensors in, one number per token out. No configuration, no model, no logging.
+
+Names load on first use, so that a recipe can be checked without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opdkit.losses.advantage import group_centred, teacher_minus_student
+    from opdkit.losses.coefficients import token_coefficients
+    from opdkit.losses.head import HeadOutput, HeadStats, head_loss, head_stats
+    from opdkit.losses.inputs import Head, TeacherTokens
+    from opdkit.losses.spec import (
+        Divergence,
+        LossSpec,
+        NegativeLogLikelihood,
+        PolicyGradient,
+        Support,
+        TeacherAdvantage,
+    )
+    from opdkit.losses.terms import Term
+
+_HOME = {
+    "group_centred": "advantage",
+    "teacher_minus_student": "advantage",
+    "token_coefficients": "coefficients",
+    "Head": "inputs",
+    "HeadOutput": "head",
+    "HeadStats": "head",
+    "TeacherTokens": "inputs",
+    "head_loss": "head",
+    "head_stats": "head",
+    "Divergence": "spec",
+    "LossSpec": "spec",
+    "NegativeLogLikelihood": "spec",
+    "PolicyGradient": "spec",
+    "Support": "spec",
+    "TeacherAdvantage": "spec",
+    "Term": "terms",
+}
+
+__all__ = [
+    "Divergence",
+    "Head",
+    "HeadOutput",
+    "HeadStats",
+    "LossSpec",
+    "NegativeLogLikelihood",
+    "PolicyGradient",
+    "Support",
+    "TeacherAdvantage",
+    "TeacherTokens",
+    "Term",
+    "group_centred",
+    "head_loss",
+    "head_stats",
+    "teacher_minus_student",
+    "token_coefficients",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value

@@ -1,0 +1,63 @@
+"""Masks and weights become coefficients. This is the only place that divides.
+
+A MASK says whether a token is counted: it changes the denominator. A WEIGHT says how much a token counts: it does not. A
+COEFFICIENT is both, divided by counts over the whole batch, all micro-batches and all ranks, so that the gradient does not
+depend on how the batch was split. Letters: N tokens of the batch on this rank, R rows (rollouts) on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from opdkit.losses.names import Reduction
+
+
+def token_coefficients(
+    mask_N: Tensor,
+    weight_N: Tensor | None,
+    row_N: Tensor,
+    *,
+    per: Reduction,
+    divide_by: float | None = None,
+    total: Callable[[Tensor], Tensor] = lambda count: count,
+) -> Tensor:
+    """[N] float32 (float64 if weight_N is): what each token's loss is multiplied by; 0 where the mask is False.
+
+    mask_N    bool, is the token counted
+    weight_N  float, how much; None: 1 for all
+    row_N     long, which row of this rank (0, 1, ...) the token belongs to; a row lies on one rank as a whole
+    per       token     sum of weighted losses / number of counted tokens
+              sequence  mean over a row's counted tokens, then mean over the rows that have any
+              sum       plain sum
+              constant  sum / `divide_by`, a number fixed in advance (Dr. GRPO, arXiv:2503.20783)
+    total     sums a 0-dimensional tensor over ranks; the identity on one
+
+    All zeros if nothing is counted anywhere. Raises ValueError if `divide_by` is missing or given without use.
+    """
+    if (divide_by is not None) != (per == "constant"):
+        raise ValueError(f"divide_by = {divide_by} with per = {per!r}: it belongs to per = 'constant', and only there")
+    weight_N = torch.ones_like(mask_N, dtype=torch.float32) if weight_N is None else weight_N
+    if mask_N.dtype != torch.bool or not mask_N.shape == weight_N.shape == row_N.shape:
+        raise ValueError(
+            f"mask_N ({mask_N.dtype}, {tuple(mask_N.shape)}) must be bool and as long as weight_N "
+            f"{tuple(weight_N.shape)} and row_N {tuple(row_N.shape)}"
+        )
+    counted_N = torch.where(mask_N, weight_N, 0.0)
+    if per == "sum":
+        return counted_N
+    if per == "constant":
+        assert divide_by is not None
+        if not divide_by > 0:
+            raise ValueError(f"divide_by = {divide_by} must be above 0")
+        return counted_N / divide_by
+    if per == "token":
+        return counted_N / total(mask_N.sum()).clamp(min=1)
+    if per == "sequence":
+        num_rows = int(row_N.max()) + 1 if row_N.numel() else 0
+        tokens_R = torch.bincount(row_N[mask_N], minlength=num_rows)
+        num_counted_rows = total((tokens_R > 0).sum()).clamp(min=1)
+        return counted_N / (tokens_R[row_N].clamp(min=1) * num_counted_rows)
+    raise ValueError(f"per = {per!r} is not one of token, sequence, sum, constant")

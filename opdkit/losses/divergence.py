@@ -1,0 +1,136 @@
+"""Divergences between teacher and student: a value per token and its exact gradient with respect to the student's entries.
+
+Each kind is a sum over entries of d_v, a function of a = log p (student) and b = log q (teacher) at that entry. It returns
+d and a closure for dd/da, both entrywise; nothing assumes that the entries sum to one, so the same code serves the full
+vocabulary and every support and tail. The chain to the logits is finished in `head.py`:
+
+    dL/dz_v = (g_v - p_v * sum of g) / T,   g = dd/da scattered to the vocabulary, zero off the support.
+
+With the full vocabulary this gives the textbook forms: forward KL p - q, reverse KL p (log p - log q - KL),
+JSD (1 - s) p (l - sum p l) with l = log p - log m.
+Letters: n tokens, E entries, p student, q teacher, m mixture, s teacher_share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from opdkit.losses.spec import Divergence
+from opdkit.losses.support import Entries
+from opdkit.losses.tail import apply_tail
+
+Gradient = Callable[[], Tensor]
+
+# log p of an entry that is not there. Equal on both sides and finite, so that every term and gradient is exactly 0.
+ABSENT = -1e4
+# Beyond exp(80) one side's probability is below 1e-34 and its terms vanish; fp32's exp overflows at 88.
+MAX_LOG_RATIO = 80.0
+
+
+def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient]:
+    """([n] value in nats, closure giving [n, E] the gradient with respect to `entries.student_nE`).
+
+    Tokens without a valid entry (an empty intersection or difference) have value 0 and gradient 0. The value is
+    differentiable by autograd; the closure gives the same gradient in closed form, may reuse memory the value was
+    computed in, and is called at most once, outside autograd.
+    """
+    assert entries.teacher_nE is not None
+    student_nE, teacher_nE, valid_nE = entries.student_nE, entries.teacher_nE, entries.valid_nE
+    prob_nE, floored_nE = entries.student_prob_nE, None
+    if spec.logprob_floor is not None:
+        prob_nE, floored_nE = None, student_nE < spec.logprob_floor
+        student_nE, teacher_nE = student_nE.clamp(min=spec.logprob_floor), teacher_nE.clamp(min=spec.logprob_floor)
+    if valid_nE is not None:
+        student_nE, teacher_nE = student_nE.masked_fill(~valid_nE, ABSENT), teacher_nE.masked_fill(~valid_nE, ABSENT)
+    through_tail = None
+    if entries.ids_nE is not None:
+        student_nE, teacher_nE, through_tail = apply_tail(spec.tail, student_nE, teacher_nE)
+
+    term_nE, gradient = _terms(spec, student_nE, teacher_nE, student_nE.exp() if prob_nE is None else prob_nE)
+    clipped_nE = None
+    if spec.entry_clip is not None:
+        clipped_nE = term_nE > spec.entry_clip
+        term_nE = term_nE.clamp(max=spec.entry_clip)
+    value_n = term_nE.sum(-1)
+    if valid_nE is not None:
+        value_n = value_n.masked_fill(~valid_nE.any(-1), 0.0)
+
+    def gradient_nE() -> Tensor:
+        grad_nE = gradient()
+        if clipped_nE is not None:
+            grad_nE = grad_nE.masked_fill(clipped_nE, 0.0)
+        if through_tail is not None:
+            grad_nE = through_tail(grad_nE)
+        if floored_nE is not None:
+            grad_nE = grad_nE.masked_fill(floored_nE, 0.0)
+        return grad_nE if valid_nE is None else grad_nE.masked_fill(~valid_nE, 0.0)
+
+    return value_n, gradient_nE
+
+
+def _terms(spec: Divergence, student_nE: Tensor, teacher_nE: Tensor, prob_nE: Tensor) -> tuple[Tensor, Gradient]:
+    kind, share = spec.kind, spec.teacher_share
+    if kind == "jsd" and spec.scale == "continuous" and share in (0, 1):
+        kind = "forward_kl" if share == 0 else "reverse_kl"
+    if kind == "forward_kl":
+        return forward_kl(student_nE, teacher_nE)
+    if kind == "reverse_kl":
+        return reverse_kl(student_nE, teacher_nE, prob_nE)
+    assert share is not None
+    if kind == "jsd":
+        return jsd(
+            student_nE, teacher_nE, prob_nE, share, 1 / (share * (1 - share)) if spec.scale == "continuous" else 1.0
+        )
+    if kind == "skewed_forward_kl":
+        return skewed_forward_kl(student_nE, teacher_nE, share)
+    return skewed_reverse_kl(student_nE, teacher_nE, prob_nE, share)
+
+
+def forward_kl(student_nE: Tensor, teacher_nE: Tensor) -> tuple[Tensor, Gradient]:
+    """KL(teacher || student): d = q (log q - log p), dd/da = -q."""
+    teacher_prob_nE = teacher_nE.exp()
+    return teacher_prob_nE * (teacher_nE - student_nE), teacher_prob_nE.neg_
+
+
+def reverse_kl(student_nE: Tensor, teacher_nE: Tensor, prob_nE: Tensor) -> tuple[Tensor, Gradient]:
+    """KL(student || teacher): d = p (log p - log q), dd/da = d + p."""
+    term_nE = prob_nE * (student_nE - teacher_nE)
+    return term_nE, lambda: term_nE.add_(prob_nE)
+
+
+def jsd(student_nE: Tensor, teacher_nE: Tensor, prob_nE: Tensor, share: float, scale: float) -> tuple[Tensor, Gradient]:
+    """scale * ((1 - s) KL(student || m) + s KL(teacher || m)): dd/da = scale (1 - s) p (log p - log m)."""
+    student_gap_nE, teacher_gap_nE = mixture_gaps(student_nE, teacher_nE, share)
+    student_term_nE = prob_nE * student_gap_nE * (scale * (1 - share))
+    return student_term_nE + teacher_nE.exp() * teacher_gap_nE * (scale * share), lambda: student_term_nE
+
+
+def skewed_forward_kl(student_nE: Tensor, teacher_nE: Tensor, share: float) -> tuple[Tensor, Gradient]:
+    """KL(teacher || m): d = q (log q - log m), dd/da = -(1 - s) q p / m."""
+    student_gap_nE, teacher_gap_nE = mixture_gaps(student_nE, teacher_nE, share)
+    teacher_prob_nE = teacher_nE.exp()
+    return teacher_prob_nE * teacher_gap_nE, lambda: student_gap_nE.exp() * teacher_prob_nE * (share - 1)
+
+
+def skewed_reverse_kl(student_nE: Tensor, teacher_nE: Tensor, prob_nE: Tensor, share: float) -> tuple[Tensor, Gradient]:
+    """KL(student || m): d = p (log p - log m), dd/da = d + s p q / m."""
+    student_gap_nE, teacher_gap_nE = mixture_gaps(student_nE, teacher_nE, share)
+    term_nE = prob_nE * student_gap_nE
+    return term_nE, lambda: term_nE + teacher_gap_nE.exp() * prob_nE * share
+
+
+def mixture_gaps(student_nE: Tensor, teacher_nE: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(log p - log m, log q - log m) for m = (1 - s) p + s q.
+
+    log1p and expm1 keep the gap to the nearer side exact as s approaches 0 or 1, where p (log p - log m) / s is a ratio
+    of two vanishing numbers.
+    """
+    log_ratio_nE = (teacher_nE - student_nE).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if share <= 0.5:
+        student_gap_nE = -torch.log1p(share * torch.expm1(log_ratio_nE))
+        return student_gap_nE, student_gap_nE + log_ratio_nE
+    teacher_gap_nE = -torch.log1p((1 - share) * torch.expm1(-log_ratio_nE))
+    return teacher_gap_nE - log_ratio_nE, teacher_gap_nE

@@ -1,0 +1,203 @@
+"""What a loss is, as data: frozen, checked when built, and free of torch, so that a recipe is refused in milliseconds.
+
+Every loss scores one token from two lists of log-probabilities, the student's and the teacher's, over the entries its
+`Support` names. The mathematics is in `divergence.py` and `surrogate.py`; `terms.py` joins a spec to its coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from opdkit.errors import UserError
+from opdkit.losses.names import DivergenceKind, JsdScale, SupportKind, TailKind
+from opdkit.types import Needs
+
+# What the teacher must be able to answer for each support. Entries chosen by the student can be any id at all, so they
+# need the teacher's whole distribution; an intersection only ever holds entries the teacher listed itself.
+_TEACHER_ANSWER = {
+    "full": "distribution",
+    "sampled": "sampled",
+    "student_topk": "distribution",
+    "teacher_topk": "topk",
+    "union": "distribution",
+    "intersection": "topk",
+    "symmetric_difference": "distribution",
+}
+_MIXED = ("jsd", "skewed_forward_kl", "skewed_reverse_kl")
+
+
+def _check_name(what: str, value: str, allowed: object) -> None:
+    names = get_args(allowed)
+    if value not in names:
+        raise UserError(f"{what} = {value!r} is not one of {', '.join(names)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Which vocabulary entries a loss compares.
+
+    full                  every token of the vocabulary
+    sampled               the sampled token alone
+    student_topk          the k likeliest entries of the student; teacher_topk: of the teacher
+    union                 both top-k lists, an entry that is in both counted once
+    intersection          entries that are in both top-k lists (may be empty)
+    symmetric_difference  entries that are in exactly one of them (may be empty)
+
+    k is the length of each list, at the loss temperature; a k above the vocabulary size means the whole vocabulary.
+    """
+
+    kind: SupportKind = "full"
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("support", self.kind, SupportKind)
+        if self.kind in ("full", "sampled"):
+            if self.k is not None:
+                raise UserError(f"support {self.kind!r} has no k, but k = {self.k} was given; leave k out.")
+        elif self.k is None or self.k < 1:
+            raise UserError(f"support {self.kind!r} needs k >= 1, the length of a top-k list; k = {self.k} was given.")
+
+    @property
+    def needs(self) -> Needs:
+        """What the teacher must be told to answer for these entries."""
+        answer = _TEACHER_ANSWER[self.kind]
+        return Needs(teacher=answer, k=self.k if answer == "topk" else None)  # type: ignore[arg-type]
+
+    @property
+    def has_one_entry(self) -> bool:
+        """True if no token can have more than one entry."""
+        return self.kind == "sampled" or (self.k == 1 and self.kind in ("student_topk", "teacher_topk", "intersection"))
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A divergence between teacher and student on a support.
+
+    kind  forward_kl            KL(teacher || student)
+          reverse_kl            KL(student || teacher)
+          jsd                   (1 - a) KL(student || m) + a KL(teacher || m)
+          skewed_forward_kl     KL(teacher || m)
+          skewed_reverse_kl     KL(student || m)
+    with a = `teacher_share` and m = (1 - a) student + a teacher. DistiLLM (arXiv:2402.03898) writes its skew KL with
+    alpha = teacher_share and its skew reverse KL with alpha = 1 - teacher_share.
+
+    scale (jsd only): "continuous" divides by a (1 - a), so that the loss meets forward_kl as a -> 0 and reverse_kl as
+    a -> 1, and is exactly that at the ends; "published" leaves it undivided (GKD, OPSD, SDPO), which shrinks to 0 at both ends.
+
+    tail: what becomes of the mass outside the support (see `tail.py`); without effect when the support is full.
+
+    entry_clip: cap every entry's term before summing, as OPSD and PW-OPSD publish it. Kept for parity: a capped entry
+    gives no gradient, so the rest can push the student AWAY from the teacher's favourite token.
+    logprob_floor: raise both sides' log-probabilities to at least this before anything else (verl's top-k loss: -10).
+
+    Raises UserError for a combination that is meaningless or identically zero.
+    """
+
+    kind: DivergenceKind
+    support: Support = Support()
+    tail: TailKind = "bucket"
+    teacher_share: float | None = None
+    scale: JsdScale = "continuous"
+    entry_clip: float | None = None
+    logprob_floor: float | None = None
+    uses_advantage: ClassVar[bool] = False
+    takes_old_logprob: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_name("divergence", self.kind, DivergenceKind)
+        _check_name("tail", self.tail, TailKind)
+        _check_name("scale", self.scale, JsdScale)
+        self._check_share()
+        if self.scale != "continuous" and self.kind != "jsd":
+            raise UserError(f"scale = {self.scale!r} concerns jsd only, not {self.kind!r}; leave it out.")
+        if self.tail == "renormalise" and self.support.has_one_entry:
+            raise UserError(
+                f"tail = 'renormalise' on the single entry of support {self.support.kind!r} gives both sides probability 1, "
+                "so the loss is identically zero; use tail = 'bucket' or a larger k."
+            )
+        if self.entry_clip is not None and not self.entry_clip > 0:
+            raise UserError(f"entry_clip = {self.entry_clip} must be above 0.")
+        if self.logprob_floor is not None and not self.logprob_floor < 0:
+            raise UserError(f"logprob_floor = {self.logprob_floor} must be below 0: it is a log-probability.")
+
+    def _check_share(self) -> None:
+        share = self.teacher_share
+        if self.kind not in _MIXED:
+            if share is not None:
+                raise UserError(f"teacher_share = {share} has no meaning for {self.kind!r}; leave it out.")
+            return
+        if share is None or not 0 <= share <= 1:
+            raise UserError(f"divergence {self.kind!r} needs teacher_share between 0 and 1; it is {share}.")
+        zero_at: tuple[int, ...] = {"jsd": (), "skewed_forward_kl": (1,), "skewed_reverse_kl": (0,)}[self.kind]
+        if self.kind == "jsd" and self.scale == "published":
+            zero_at = (0, 1)
+        if share in zero_at:
+            raise UserError(
+                f"{self.kind!r} with teacher_share = {share} and scale = {self.scale!r} is identically zero; "
+                "name the limit you mean, 'forward_kl' or 'reverse_kl', instead."
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return self.support.needs
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeLogLikelihood:
+    """-log p of the token in the answer: supervised fine-tuning."""
+
+    support: ClassVar[Support] = Support("sampled")
+    needs: ClassVar[Needs] = Needs()
+    uses_advantage: ClassVar[bool] = False
+    takes_old_logprob: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyGradient:
+    """Policy gradient on the sampled token, with an advantage A given per token (`Term.advantage_N`).
+
+    Without `Term.old_logprob_N` the loss is -A log p (one update per batch, so the ratio is 1). With it, the PPO form
+    (arXiv:1707.06347, eq. 7): max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = p / p_old, and with `dual_clip` = c
+    (arXiv:1912.09729, eq. 5) at most -A c where A < 0.
+    """
+
+    clip_low: float | None = None
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    support: ClassVar[Support] = Support("sampled")
+    needs: ClassVar[Needs] = Needs()
+    uses_advantage: ClassVar[bool] = True
+    takes_old_logprob: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.clip_low is not None and not 0 < self.clip_low <= 1:
+            raise UserError(
+                f"clip_low = {self.clip_low} must be above 0 and at most 1: the ratio is kept above 1 - clip_low."
+            )
+        if self.clip_high is not None and not self.clip_high > 0:
+            raise UserError(f"clip_high = {self.clip_high} must be above 0: the ratio is kept below 1 + clip_high.")
+        if self.dual_clip is not None and not (1 < self.dual_clip < math.inf):
+            raise UserError(f"dual_clip = {self.dual_clip} must be above 1 (arXiv:1912.09729 uses 3).")
+
+    @property
+    def clips(self) -> bool:
+        return (self.clip_low, self.clip_high, self.dual_clip) != (None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherAdvantage:
+    """Sampled-token on-policy distillation: -A log p with A = log q - log p, teacher minus student, held constant.
+
+    Its gradient is an unbiased one-sample estimate of the gradient of KL(student || teacher) at the token's position;
+    its value is not a divergence.
+    """
+
+    support: ClassVar[Support] = Support("sampled")
+    needs: ClassVar[Needs] = Needs(teacher="sampled")
+    uses_advantage: ClassVar[bool] = False
+    takes_old_logprob: ClassVar[bool] = False
+
+
+LossSpec = Divergence | NegativeLogLikelihood | PolicyGradient | TeacherAdvantage
