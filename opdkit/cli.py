@@ -25,7 +25,8 @@ console = Console()
 errors = Console(stderr=True)
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set train.lr=1e-5.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set train.lr=1e-5."),
 ]
 
 
@@ -137,10 +138,14 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')] = "auto",
     chat_template: Annotated[str | None, typer.Option(help='A jinja file, or "plain".')] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the chat template, e.g. enable_thinking=false.")
+    ] = None,
     instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
 ) -> None:
     """Sample, grade, count: avg@n, pass@k, maj@n with intervals. Run it again to resume."""
+    from opdkit.recipe import key_values
     from opdkit.train.evaluate import EvaluateOptions, evaluate_model
 
     options = EvaluateOptions(
@@ -157,6 +162,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         chat_template=chat_template,
+        template_kwargs=key_values(template or [], flag="--template"),
         instruction=instruction,
         trust_remote_code=trust_remote_code,
     )
@@ -170,7 +176,9 @@ def make_model(
     hidden_size: Annotated[int, typer.Option(min=16)] = 64,
     num_layers: Annotated[int, typer.Option(min=1)] = 3,
     vocab_size: Annotated[int, typer.Option(min=300, help="For text; worlds use their characters.")] = 2048,
-    steps: Annotated[int, typer.Option(min=0, help="SFT steps on the data's solutions; 0 leaves random weights.")] = 300,
+    steps: Annotated[
+        int, typer.Option(min=0, help="SFT steps on the data's solutions; 0 leaves random weights.")
+    ] = 300,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a tiny test model from nothing: Qwen3 architecture, its own tokenizer, trained a little."""

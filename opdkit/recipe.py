@@ -11,20 +11,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from opdkit.contexts import CONTEXTS, Context
 from opdkit.contexts.none import NoContext
 from opdkit.errors import UserError
-from opdkit.metrics import SINKS
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
+from opdkit.metrics import SINKS
 from opdkit.tasks import TASKS
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
+
+
+def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"does not exist{_did_you_mean(name, table)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -56,7 +65,9 @@ class ModelSection(Section):
 class TeacherSection(Section):
     kind: Literal["none", "self", "model"] = "none"
     weights: Literal["initial", "ema", "live", "adapter_off"] | None = None  # kind = "self"
-    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None  # weights = "ema": teacher += rate * (student - teacher)
+    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # weights = "ema": teacher += rate * (student - teacher)
+    )
     path: str | None = None  # kind = "model"
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None
@@ -66,7 +77,7 @@ class TeacherSection(Section):
 
 class DataSection(Section):
     train: str
-    task: str
+    task: Annotated[str, _exists_in(TASKS)]
     limit: PositiveInt | None = None
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
@@ -116,7 +127,9 @@ class EvalSection(Section):
 
 
 class LogSection(Section):
-    sinks: Strings = ()  # besides metrics.jsonl, which is always written
+    sinks: Annotated[
+        tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)
+    ] = ()  # besides metrics.jsonl, which is always written
 
 
 class Recipe(Section):
@@ -156,7 +169,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a recipe file (*.toml)") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+        raise UserError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     return parse_recipe(raw, overrides, where=str(path))
@@ -165,8 +180,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
     """The same for a recipe that is already a dict (quickstart, tests)."""
     merged = _merge({}, raw)
-    for override in overrides:
-        _apply_override(merged, override)
+    for key, value in key_values(overrides).items():
+        _override(merged, key, value)
     faults: list[str] = []
     method = _choice(merged.get("method"), "method", "name", METHODS, faults)
     if isinstance(method, Method):
@@ -234,7 +249,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
     if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
         yield (
             'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '
-            'give the teacher a context, or other weights'
+            "give the teacher a context, or other weights"
         )
     if method.answer_source == "student" and recipe.sampling.temperature == 0 and recipe.sampling.group_size > 1:
         yield (
@@ -245,11 +260,6 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:
-    if recipe.data.task not in TASKS:
-        yield f'data.task = "{recipe.data.task}" is not a task{_did_you_mean(recipe.data.task, TASKS)}'
-    for sink in recipe.log.sinks:
-        if sink not in SINKS:
-            yield f'log.sinks has "{sink}", which is not a sink{_did_you_mean(sink, SINKS)}'
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.train.warmup_steps >= recipe.train.steps:
@@ -292,24 +302,33 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else (_merge({}, value) if isinstance(value, Mapping) else value)
+        merged[key] = (
+            _merge(merged[key], value) if both else (_merge({}, value) if isinstance(value, Mapping) else value)
+        )
     return merged
 
 
-def _apply_override(merged: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as --set section.key=value, e.g. --set train.lr=1e-5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string, so that quotes need no second quoting in the shell
-    *sections, last = key.strip().split(".")
+def key_values(settings: Sequence[str], *, flag: str = "--set") -> dict[str, Any]:
+    """["a.b=1", "c=x"] -> {"a.b": 1, "c": "x"}: values are TOML, and a bare word is a string."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{flag} {setting}: write it as {flag} key=value")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text  # so that quotes need no second quoting in the shell
+    return values
+
+
+def _override(merged: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
     target = merged
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise UserError(f"--set {override}: {section} is a single value, not a section")
+            raise UserError(f"--set {key}: {section} is a single value, not a section; set {section} itself")
     target[last] = value
 
 
@@ -320,8 +339,12 @@ def _sentences(error: ValidationError, root: type[BaseModel], prefix: str = "") 
         parts = [str(part) for part in fault["loc"]]
         key = prefix + ".".join(parts)
         if fault["type"] == "extra_forbidden":
+            elsewhere = [
+                f"{name}.{parts[-1]}" for name in Recipe.model_fields if parts[-1] in _known_keys(Recipe, [name])
+            ]
             known = _known_keys(root, parts[:-1])
-            sentences.append(f"{key} is not a key{_did_you_mean(parts[-1], known, 'keys here')}")
+            hint = f"; there is {elsewhere[0]}" if elsewhere else _did_you_mean(parts[-1], known, "keys here")
+            sentences.append(f"{key} is not a key{hint}")
         elif fault["type"] == "missing":
             sentences.append(f"{key} is missing; add it")
         else:

@@ -62,7 +62,9 @@ class Method(BaseModel, ABC):
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     name: str
-    loss_temperature: float = Field(1.0, gt=0)  # divides both sides' logits inside the loss; not the sampling temperature
+    loss_temperature: float = Field(
+        1.0, gt=0
+    )  # divides both sides' logits inside the loss; not the sampling temperature
 
     @property
     def answer_source(self) -> Literal["student", "dataset", "teacher"]:
@@ -116,5 +118,5 @@ class Distillation(Method):
         return self
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        coef_N = losses.coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
+        coef_N = losses.token_coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
         return [losses.Term(name=self.divergence, loss=self.loss, coef_N=coef_N)]

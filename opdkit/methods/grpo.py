@@ -8,8 +8,8 @@ p_sampled is what the sampler reported, under the distribution that was sampled,
 corrected for instead of being taken for the policy. With one update per batch r differs from 1 by that alone.
 Ungraded answers, and answers that are alone in their group, leave the statistics and the mean.
 
-Sources: DeepSeekMath (arXiv:2402.03300, eq. 3, without its KL term); `advantage_std = "none"` and `reduction = "constant"`
-are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476); dual_clip is arXiv:1912.09729.
+Sources: DeepSeekMath (arXiv:2402.03300, eq. 3, without its KL term); `advantage_std = "none"` and
+`reduction = "constant"` are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476); dual_clip is arXiv:1912.09729.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GRPO(Method):
         advantage_R[compared_R] = losses.group_centred(
             plan.reward_R[compared_R], group_R[compared_R], self.advantage_std
         )
-        coef_N = losses.coefficients(
+        coef_N = losses.token_coefficients(
             compared_R[plan.row_N], None, plan.row_N, per=self.reduction, divide_by=self.divide_by, total=plan.total
         )
         assert plan.sampled_logprob_N is not None, "GRPO's ratio needs the sampler's log-probs"

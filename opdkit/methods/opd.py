@@ -5,15 +5,15 @@ distributions are compared:
 
     L = 1/N sum over rows, sum over tokens  D(student, teacher)          N = counted answer tokens of the whole batch
 
-D is any divergence on any support; reverse_kl = KL(student || teacher) on the full vocabulary by default, which is exact
-given the states. `support = "sampled"` is the one-sample form that only needs the teacher's log-prob of the sampled token:
+D is any divergence on any support; by default reverse_kl = KL(student || teacher) on the full vocabulary, exact given
+the states. `support = "sampled"` is the one-sample form, which needs only the teacher's log-prob of the sampled token:
 
     L = -1/N sum A log p(y),   A = log q(y) - log p(y) held constant
 
 No gradient flows through the sampling of the answer in either form: there is no return-to-go.
 
-Sources: GKD (arXiv:2306.13649, eq. 4 with on-policy data only), Rethinking On-Policy Distillation (arXiv:2604.13016), whose
-optimisation settings are the defaults.
+Sources: GKD (arXiv:2306.13649, eq. 4 with on-policy data only) and Rethinking On-Policy Distillation (arXiv:2604.13016),
+whose optimisation settings are the defaults.
 """
 
 from __future__ import annotations

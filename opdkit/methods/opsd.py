@@ -5,8 +5,8 @@
 Forward KL on the full vocabulary at temperature 1.1 on both sides, the temperature the answers are sampled with.
 Nothing is graded. Rows whose problem has no solution leave the mean, and are counted.
 
-Sources: OPSD (arXiv:2601.18734) with the settings PW-OPSD (arXiv:2605.21606) trained it with; there the initial weights
-are a LoRA student's frozen base, which `teacher.weights = "adapter_off"` (or "initial") reproduces. Where we differ from
+Sources: OPSD (arXiv:2601.18734) with the settings PW-OPSD (arXiv:2605.21606) trained it with; the initial weights are
+there a LoRA student's frozen base, which `teacher.weights = "adapter_off"` (or "initial") reproduces. Where we differ from
 the published code: token means are over the whole batch instead of each micro-batch, and everything is in float32.
 """
 

@@ -2,8 +2,8 @@
 
     L = -1/N sum over tokens  log p(y)
 
-`answers = "dataset"` learns from the data set's own solutions; `answers = "teacher"` from answers the teacher samples anew
-at every step (sequence-level distillation, arXiv:1606.07947). The stop token is learned too.
+`answers = "dataset"` learns from the data set's own solutions; `answers = "teacher"` from answers the teacher samples
+anew at every step (sequence-level distillation, arXiv:1606.07947). The stop token is learned too.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ class SFT(Method):
         return Needs()
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        coef_N = losses.coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
+        coef_N = losses.token_coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
         return [losses.Term(name="nll", loss=NegativeLogLikelihood(), coef_N=coef_N)]

@@ -37,7 +37,9 @@ class Batch:
         lengths = [len(c) for c in counted]
         self._counted = counted
         self._offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self.row_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long)).to(device)
+        self.row_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long)).to(
+            device
+        )
         self.index_N = self._flat([c.astype(np.int64) for c in counted])
         self.ids_N = self._flat(
             [np.asarray(e.rollout.answer_ids, dtype=np.int64)[c] for e, c in zip(self.examples, counted, strict=True)]

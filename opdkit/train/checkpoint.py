@@ -65,7 +65,9 @@ def save(
         save_model(model, unfinished / "model")
         for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
             if tensors:
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors")
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
+                )
         state = {"version": VERSION, "step": step, "counters": dict(counters)}
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _sync(unfinished)
@@ -76,7 +78,9 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = latest(folder)
-        safe = f"the last complete checkpoint is {kept.path}; make room and go on with --resume" if kept else "make room"
+        safe = (
+            f"the last complete checkpoint is {kept.path}; make room and go on with --resume" if kept else "make room"
+        )
         raise UserError(f"checkpoint {target} could not be written ({error}); {safe}") from error
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
@@ -97,7 +101,9 @@ def latest(folder: Path) -> Saved | None:
     path = complete[-1]
     state = json.loads((path / "state.json").read_text())
     if state["version"] != VERSION:
-        raise UserError(f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the opdkit that wrote it")
+        raise UserError(
+            f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the opdkit that wrote it"
+        )
     return Saved(path=path, step=state["step"], counters=state["counters"])
 
 

@@ -12,7 +12,7 @@ from opdkit.metrics import Metric
 from opdkit.types import Example
 
 
-def describe_rows(rows: Sequence[Example]) -> list[Metric]:
+def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric]:
     rollouts = [row.rollout for row in rows]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     lengths = [len(r.answer_ids) for r in rollouts]
@@ -28,16 +28,19 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
     ]
     if rewards:
         metrics += [Metric("rollout/reward", float(np.mean(rewards))), *_group_metrics(rows)]
-    if views:
+    if asks_teacher:
+        read = [len(row.view.context_ids) + len(row.rollout.answer_ids) for row in rows if row.view is not None]
         metrics += [
-            Metric("teacher/context_tokens", float(np.mean([len(v.context_ids) for v in views]))),
+            Metric("teacher/tokens", float(sum(read)), "sum"),
             Metric("teacher/num_truncated_tokens", float(sum(v.num_truncated_tokens for v in views)), "sum"),
-            Metric("teacher/num_rows_without_context", float(len(rows) - len(views)), "sum"),
+            Metric("teacher/num_rows_without_view", float(len(rows) - len(views)), "sum"),
         ]
     return metrics
 
 
-def describe_batch(terms: Sequence[losses.Term], tokens: Mapping[str, Tensor], num_empty: Mapping[str, int]) -> list[Metric]:
+def describe_batch(
+    terms: Sequence[losses.Term], tokens: Mapping[str, Tensor], num_empty: Mapping[str, int]
+) -> list[Metric]:
     """Means per counted token, how many tokens counted, and how many had nothing to compare."""
     metrics = []
     for term in terms:

@@ -7,18 +7,90 @@ is (seed, "evaluate", problem id, sample id) whatever the model: before, after a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
 
 from opdkit.contexts.render import Renderer
+from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
+from opdkit.engines.hf import HFEngine
+from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.measure.accuracy import Sample, summarise
+from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of
+from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
+from opdkit.train.console import Bar, Interrupt
 from opdkit.train.rollouts import sample_groups
+from opdkit.train.student import pick_device
 from opdkit.types import Problem
 
 ANSWERS_PER_BATCH = 512  # what a crash can cost
+MAX_TOKENS_PER_BATCH = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What `opdkit evaluate` was asked. All of it but the device identifies the answers."""
+
+    model: str
+    data: tuple[str, ...]
+    task: str
+    num_samples: int
+    limit: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    max_answer_tokens: int
+    seed: int
+    dtype: str
+    device: str
+    chat_template: str | None
+    template_kwargs: Mapping[str, Any]
+    instruction: str
+    trust_remote_code: bool
+
+
+class Store:
+    """A JSONL file of answers. Its first line says what they are answers to; another file is refused, not mixed in."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.answers: list[Answer] = []
+        header = {"identity": json.loads(json.dumps(identity))}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if lines:
+            self._check(json.loads(lines[0])["identity"], header["identity"])
+            self.answers = [self._answer(json.loads(line)) for line in lines[1:] if _is_whole(line)]
+        # A crash may have cut the last line; what is whole is written anew.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        kept = [json.dumps(header), *(line for line in lines[1:] if _is_whole(line))]
+        unfinished.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+    def append(self, answers: Sequence[Answer], texts: Sequence[str]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            for answer, text in zip(answers, texts, strict=True):
+                file.write(json.dumps({**asdict(answer), "text": text}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        differ = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
+        if differ:
+            said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in sorted(differ))
+            raise UserError(f"{self.path} holds answers of another evaluation: {said}; choose another --out folder")
+
+    @staticmethod
+    def _answer(row: dict[str, Any]) -> Answer:
+        del row["text"]
+        return Answer(**row)
 
 
 def evaluate(
@@ -30,22 +102,14 @@ def evaluate(
     params: SamplingParams,
     num_samples: int,
     seed: int,
-    store: Path | None = None,
-    identity: dict[str, object] | None = None,
+    store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, object]:
-    """E of the run-folder contract for `num_samples` answers to every problem.
-
-    store     JSONL of the answers; what it already holds is kept (resume)
-    identity  what makes answers comparable (model, data, sampling); a store with another identity is refused
-    """
-    samples = _resume(store, identity or {}) if store else []
-    have = {(s.problem_id, s.sample_id) for s in samples}
-    todo = [p for p in problems if any((p.id, i) not in have for i in range(num_samples))]
-    # A problem is sampled whole, so a half-written one is sampled anew and its old lines are dropped.
+) -> Accuracy:
+    """Accuracy of `num_samples` answers to every problem; what `store` already holds is not sampled again."""
+    kept = {(a.problem_id, a.sample_id): a for a in store.answers} if store else {}
+    todo = [p for p in problems if any((p.id, s) not in kept for s in range(num_samples))]
     redo = {p.id for p in todo}
-    wanted = {p.id for p in problems}
-    samples = [s for s in samples if s.problem_id in wanted - redo and s.sample_id < num_samples]
+    answers = [kept[p.id, s] for p in problems if p.id not in redo for s in range(num_samples)]
     per_batch = max(1, ANSWERS_PER_BATCH // num_samples)
     for start in range(0, len(todo), per_batch):
         groups = sample_groups(
@@ -58,22 +122,124 @@ def evaluate(
             identity=(seed, "evaluate"),
             policy_version=0,
         )
-        fresh = [
-            Sample(
-                problem_id=r.problem_id,
-                sample_id=r.sample_id,
-                reward=r.reward,
-                parsed=r.parsed,
-                finish=r.finish,
-                num_tokens=len(r.answer_ids),
-            )
-            for group in groups
-            for r in group.rollouts
-        ]
-        texts = [renderer.answer_text(r.answer_ids) for group in groups for r in group.rollouts]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        fresh = answers_of(rollouts)
         if store:
-            _append(store, [{**_as_dict(s), "text": t} for s, t in zip(fresh, texts, strict=True)])
-        samples += fresh
+            new = [(a, r) for a, r in zip(fresh, rollouts, strict=True) if (a.problem_id, a.sample_id) not in kept]
+            store.append([a for a, _ in new], [renderer.answer_text(r.answer_ids) for _, r in new])
+        answers += fresh
         if progress:
-            progress(len(samples), len(problems) * num_samples)
-    return summarise(samples, seed=seed)
+            progress(len(answers), len(problems) * num_samples)
+    return accuracy(answers, seed=seed)
+
+
+def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Console) -> dict[str, Accuracy]:
+    """`opdkit evaluate`: every data set, resumable; writes result.json. Raises UserError for what cannot be evaluated."""
+    _check_options(options)
+    sets = {
+        source: load_problems(source, task=options.task, limit=options.limit, instruction=options.instruction)
+        for source in options.data
+    }
+    folder = out or Path("runs") / "evaluate" / _slug(options.model)
+    stores = {
+        source: Store(folder / f"{_slug(source)}.jsonl", _identity(options, source, data.fingerprint))
+        for source, data in sets.items()
+    }
+    model = LanguageModel.load(
+        options.model,
+        dtype=getattr(torch, options.dtype),
+        device=pick_device(options.device),
+        trust_remote_code=options.trust_remote_code,
+        chat_template=options.chat_template,
+    )
+    engine = HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH)
+    renderer = Renderer(model.tokenizer, chat_template=model.chat_template, template_kwargs=options.template_kwargs)
+    task, interrupt = TASKS[options.task](), Interrupt(console)
+    results: dict[str, Accuracy] = {}
+    params = SamplingParams(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_answer_tokens=options.max_answer_tokens,
+    )
+    try:
+        with interrupt.listening():
+            for source, data in sets.items():
+                for where, why in data.dropped[:3]:
+                    console.print(f"[yellow]dropped[/yellow] {where}: {why}", highlight=False)
+                if len(data.dropped) > 3:
+                    console.print(
+                        f"[yellow]dropped[/yellow] {len(data.dropped)} rows of {source} in all", highlight=False
+                    )
+                with Bar(console, source, len(data.problems) * options.num_samples) as bar:
+
+                    def heard(done: int, total: int, bar: Bar = bar) -> None:
+                        bar.update(done)
+                        interrupt.check()
+
+                    results[source] = evaluate(
+                        data.problems,
+                        sampler=engine,
+                        renderer=renderer,
+                        task=task,
+                        params=params,
+                        num_samples=options.num_samples,
+                        seed=options.seed,
+                        store=stores[source],
+                        progress=heard,
+                    )
+                console.print(f"{source}: {sentence(results[source])}", highlight=False)
+    finally:
+        task.close()
+    written = folder / "result.json"
+    written.write_text(json.dumps({"options": asdict(options), "eval": results}, indent=1), encoding="utf-8")
+    console.print(f"wrote {written}", highlight=False)
+    return results
+
+
+def sentence(e: Accuracy) -> str:
+    """One line a person reads."""
+    avg = e["avg_at_n"]
+    text = f"avg@{e['samples']} {_interval(avg)}"
+    if e["samples"] > 1:
+        text += f", pass@{e['samples']} {_interval(e['pass_at_k'][str(e['samples'])])}, maj@{e['samples']} {_interval(e['maj_at_n'])}"
+    text += f" over {e['problems']} problems"
+    counts = {"truncated": e["num_truncated"], "without answer": e["num_no_answer"], "ungraded": e["num_ungraded"]}
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{text} ({said})" if said else text
+
+
+def _interval(estimate: Mapping[str, float | None]) -> str:
+    value, low, high = (estimate[k] for k in ("value", "low", "high"))
+    return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _check_options(options: EvaluateOptions) -> None:
+    if options.task not in TASKS:
+        raise UserError(f"--task {options.task} is not a task; choose one of {', '.join(TASKS)}")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
+    if options.instruction not in ("auto", "boxed", "answer_line", "none"):
+        raise UserError(f"--instruction {options.instruction}: choose auto, boxed, answer_line or none")
+    if options.temperature == 0 and options.num_samples > 1:
+        raise UserError(
+            f"-n {options.num_samples} with --temperature 0 samples the same greedy answer every time; use -n 1"
+        )
+
+
+def _identity(options: EvaluateOptions, source: str, fingerprint: str) -> dict[str, Any]:
+    asked = asdict(replace(options, data=(source,)))
+    del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
+    return {**asked, "fingerprint": fingerprint}
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")

@@ -91,9 +91,7 @@ class Optimizer:
 
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         names = {id(p): n for n, p in self.weights.items()}
-        return [
-            (part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]
-        ]
+        return [(part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]]
 
 
 def _optimizers(

@@ -97,3 +97,9 @@ def dataset_groups(
         )
         groups.append(Group(problem=problem, rollouts=(rollout,)))
     return groups
+
+
+def read_by(renderer: Renderer, group: Group) -> Group:
+    """The same answers behind the prompt as another model reads it (its own chat template)."""
+    prompt_ids = renderer.prompt_ids(group.problem.messages)
+    return replace(group, rollouts=tuple(replace(rollout, prompt_ids=prompt_ids) for rollout in group.rollouts))

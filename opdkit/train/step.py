@@ -53,7 +53,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         state.teacher.after_step()
     state.step += 1
     metrics = [
-        *describe_rows(rows),
+        *describe_rows(rows, asks_teacher=asks_teacher(state)),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
         Metric("train/loss", learned.loss),
         Metric("train/grad_norm", result.grad_norm),
@@ -68,16 +68,20 @@ def asks_teacher(state: State) -> bool:
 
 
 def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | None]:
+    """What the teacher reads for each rollout; None where it has nothing to read, or more than it has positions for."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not asks_teacher(state):
-        return [None for group in groups for _ in group.rollouts]
+        return [None] * len(rollouts)
     assert state.teacher is not None
-    renderer = state.teacher.renderer
-    return build_views(groups, state.context, renderer.prompt_ids, renderer.cut)
+    renderer, room = state.teacher.renderer, state.teacher.model.max_positions
+    views = build_views(groups, state.context, renderer.prompt_ids, renderer.cut)
+    return [
+        view if view and (room is None or len(view.context_ids) + len(rollout.answer_ids) <= room) else None
+        for view, rollout in zip(views, rollouts, strict=True)
+    ]
 
 
-def score(
-    state: State, groups: Sequence[Group], views: Sequence[TeacherView | None]
-) -> list[TeacherSignal | None]:
+def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | None]) -> list[TeacherSignal | None]:
     """What the teacher says of every rollout it has a view of."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     read = [(view, rollout) for view, rollout in zip(views, rollouts, strict=True) if view is not None]
@@ -129,7 +133,9 @@ def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learne
     for part in batch.parts(state.max_tokens_per_micro_batch):
         weights = state.optimizer.compute_weights()
         hidden = student.hidden(
-            [row.rollout.prompt_ids for row in part.rows], [row.rollout.answer_ids for row in part.rows], weights=weights
+            [row.rollout.prompt_ids for row in part.rows],
+            [row.rollout.answer_ids for row in part.rows],
+            weights=weights,
         )
         out = losses.head_loss(
             hidden if part.counted_n is None else hidden[part.counted_n],

@@ -33,7 +33,11 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
 def pick_device(name: str) -> torch.device:
     """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+        return (
+            torch.accelerator.current_accelerator() or torch.device("cpu")
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -53,12 +57,16 @@ def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
             f"model.path = {recipe.model.path} is itself an adapter; remove model.lora to go on training that adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
     torch.manual_seed(recipe.seed)  # peft draws the adapters from the global generator; nothing else here reads it
     try:
         module = get_peft_model(student.module, config)  # type: ignore[arg-type]
     except ValueError as error:
-        raise UserError(f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}") from None
+        raise UserError(
+            f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}"
+        ) from None
     base = Path(recipe.model.path)
     if base.exists():  # a relative path would be lost as soon as somebody evaluates from another folder
         module.peft_config["default"].base_model_name_or_path = str(base.resolve())

@@ -121,15 +121,13 @@ class EMATeacher(Teacher):
         return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
 
 
-def make_teacher(
-    recipe: Recipe, student: LanguageModel, renderer: Renderer, optimizer: Optimizer
-) -> Teacher | None:
+def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -> Teacher | None:
     """The recipe's teacher; None where the method asks none. Raises UserError for a teacher that cannot be compared."""
     section, max_tokens = recipe.teacher, recipe.sampling.max_tokens_per_batch
     if section.kind == "none":
         return None
     if section.kind == "model":
-        return _other_model(recipe, student, renderer)
+        return _other_model(recipe, student)
     own = Renderer(student.tokenizer, template_kwargs=_kwargs(recipe), chat_template=student.chat_template)
     if section.weights == "initial":
         return InitialTeacher(student, own, optimizer, max_tokens)
@@ -138,7 +136,9 @@ def make_teacher(
         return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate)
     if section.weights == "adapter_off":
         return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
-    return Teacher(student, own, max_tokens_per_batch=max_tokens, weights=lambda: _detached(optimizer.compute_weights()))
+    return Teacher(
+        student, own, max_tokens_per_batch=max_tokens, weights=lambda: _detached(optimizer.compute_weights())
+    )
 
 
 def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
@@ -155,7 +155,7 @@ def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
     )
 
 
-def _other_model(recipe: Recipe, student: LanguageModel, renderer: Renderer) -> Teacher:
+def _other_model(recipe: Recipe, student: LanguageModel) -> Teacher:
     section = recipe.teacher
     assert section.path is not None
     model = LanguageModel.load(

@@ -1,0 +1,387 @@
+"""A whole run: load, evaluate, train, save, evaluate, report. Knows when; `step.py` knows what.
+
+Everything that can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full
+disk) leaves a run folder that `--resume` continues to the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from opdkit.contexts.render import Renderer, long_prompts
+from opdkit.data.readers import Dataset, fingerprint, load_problems
+from opdkit.engines.base import Sampler, SamplingParams
+from opdkit.engines.hf import HFEngine
+from opdkit.errors import UserError
+from opdkit.measure.accuracy import Accuracy
+from opdkit.metrics import Metric, MetricsLog
+from opdkit.recipe import Recipe
+from opdkit.report import write_report
+from opdkit.tasks import TASKS
+from opdkit.tasks.base import Task
+from opdkit.train import checkpoint
+from opdkit.train.console import Bar, Interrupt, Interrupted
+from opdkit.train.evaluate import evaluate, sentence
+from opdkit.train.optimizer import Optimizer
+from opdkit.train.order import problems_of_step
+from opdkit.train.rollouts import dataset_groups, read_by, sample_groups
+from opdkit.train.rows import save_rows
+from opdkit.train.environment import environment
+from opdkit.train.run_folder import RunFolder
+from opdkit.train.step import State, train_step
+from opdkit.train.student import load_student
+from opdkit.train.teacher import make_teacher
+from opdkit.types import Group, Problem
+
+__all__ = ["Interrupted", "train"]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    console: Console,
+    resume: bool = False,
+    overwrite: bool = False,
+    problems: Sequence[Problem] | None = None,
+) -> dict[str, Any]:
+    """Run the recipe; returns the summary. `problems` stands in for `data.train` (worlds made on the fly).
+
+    Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
+    """
+    data = _load_data(recipe, problems)
+    eval_sets = {
+        source: load_problems(
+            source, task=recipe.data.task, limit=recipe.eval.limit, instruction=recipe.data.instruction
+        )
+        for source in recipe.eval.sources
+    }
+    existing: Literal["refuse", "resume", "overwrite"] = "resume" if resume else "overwrite" if overwrite else "refuse"
+    with RunFolder.start(recipe.run_dir, existing=existing) as folder:
+        if resume:
+            check_same_recipe(folder.read_recipe(), recipe.as_dict())
+        run = Run(recipe, folder, console, data, eval_sets)
+        try:
+            return run.go()
+        finally:
+            run.close()
+
+
+class Run:
+    """One run while it lasts."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, console: Console, data: Dataset, eval_sets: dict[str, Dataset]
+    ) -> None:
+        self.recipe, self.folder, self.console = recipe, folder, console
+        self.data, self.eval_sets = data, eval_sets
+        self.interrupt = Interrupt(console)
+        self.warnings: list[str] = []
+        self.task: Task = TASKS[recipe.data.task]()
+        saved = checkpoint.latest(folder.checkpoints)
+        folder.write_recipe(recipe.as_dict())
+        folder.write_environment(
+            {source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()}
+        )
+        self.student = load_student(recipe, resume_from=saved and saved.model_path)
+        self.renderer = Renderer(
+            self.student.tokenizer,
+            chat_template=self.student.chat_template,
+            template_kwargs=recipe.model.template_kwargs,
+        )
+        self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
+        self.teacher = make_teacher(recipe, self.student, self.optimizer)
+        self.state = State(
+            student=self.student,
+            optimizer=self.optimizer,
+            teacher=self.teacher,
+            method=recipe.method,
+            context=recipe.context,
+            sample=self._sample,
+            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+            num_steps=recipe.train.steps,
+        )
+        if saved:
+            self._restore(saved)
+        folder.discard_after(self.state.step)
+        self.log = MetricsLog(
+            folder.metrics_path,
+            sinks=recipe.log.sinks,
+            resume_at=self.state.step,
+            run_name=recipe.name,
+            config=recipe.as_dict(),
+        )
+        self.problems = self._fitting(data)
+
+    def go(self) -> dict[str, Any]:
+        recipe, state = self.recipe, self.state
+        with self.interrupt.listening():
+            before = self._evaluate_student("before")
+            teacher = self._evaluate_teacher()
+            with Bar(self.console, recipe.name, recipe.train.steps, done=state.step) as bar:
+                while state.step < recipe.train.steps:
+                    self._one_step(bar)
+                    if self.interrupt.asked:
+                        raise Interrupted
+            after = self._evaluate_student("after")
+        summary = self._summary(before, after, teacher)
+        self.folder.write_summary(summary)
+        self.console.print(f"report: {write_report(self.folder.path)}", highlight=False)
+        return summary
+
+    def close(self) -> None:
+        self.task.close()
+        self.log.close()
+
+    def _one_step(self, bar: Bar) -> None:
+        train, state = self.recipe.train, self.state
+        started = time.monotonic()
+        chosen = problems_of_step(
+            self.problems, step=state.step, per_step=train.problems_per_step, seed=self.recipe.seed
+        )
+        rows, metrics = train_step(state, chosen)
+        seconds = time.monotonic() - started
+        seen = {metric.name: metric.value for metric in metrics}
+        self._count(seen, seconds)
+        speed = seen["rollout/tokens"] / seconds
+        metrics += [Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
+        if train.save_rows_every and state.step % train.save_rows_every == 0:
+            save_rows(self.folder.rows_path(state.step), rows)
+        self.log.write(state.step, metrics)
+        last = state.step == train.steps
+        if last or self.interrupt.asked or (train.save_every and state.step % train.save_every == 0):
+            self._save()
+        if self.recipe.eval.every and state.step % self.recipe.eval.every == 0 and not last:
+            self._evaluate_student(f"step {state.step}")
+        bar.update(state.step, note=_note(seen, speed))
+
+    def _count(self, seen: Mapping[str, float | None], seconds: float) -> None:
+        counters = self.state.counters
+        for name, value in (
+            ("seconds", seconds),
+            ("answer_tokens", seen["rollout/tokens"]),
+            ("teacher_tokens", seen.get("teacher/tokens", 0.0)),
+            ("answers", seen["rollout/num_rows"]),
+            ("truncated_answers", seen["rollout/num_truncated"]),
+            ("ungraded_answers", seen["rollout/num_ungraded"]),
+            ("answers_without_context", seen.get("teacher/num_rows_without_view", 0.0)),
+            ("skipped_steps", seen["train/num_skipped_steps"]),
+        ):
+            assert value is not None
+            counters[name] = counters.get(name, 0.0) + value
+
+    def _save(self) -> None:
+        state = self.state
+        checkpoint.save(
+            self.checkpoints,
+            step=state.step,
+            model=self.student,
+            optimizer=self.optimizer.state(),
+            teacher=self.teacher.state() if self.teacher else {},
+            counters=state.counters,
+            keep=self.recipe.train.keep_checkpoints,
+        )
+
+    def _restore(self, saved: checkpoint.Saved) -> None:
+        self.optimizer.load_state(saved.tensors("optimizer"))
+        if self.teacher:
+            self.teacher.load_state(saved.tensors("teacher"))
+        self.state.step = saved.step
+        self.state.counters.update(saved.counters)
+        self.console.print(f"going on from {saved.path}", highlight=False)
+
+    def _sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
+        """Answers from wherever the method wants them."""
+        recipe = self.recipe
+        source = recipe.method.answer_source
+        if source == "dataset":
+            return dataset_groups(
+                problems,
+                renderer=self.renderer,
+                stop_id=self.student.tokenizer.eos_token_id,
+                max_answer_tokens=recipe.sampling.max_answer_tokens,
+                policy_version=step,
+            )
+        if source == "teacher":
+            assert self.teacher is not None
+            with self.teacher.active():
+                groups = self._sample_from(self.teacher.engine(), self.teacher.renderer, problems, step)
+            return [read_by(self.renderer, group) for group in groups]
+        return self._sample_from(self._student_engine(), self.renderer, problems, step)
+
+    def _sample_from(self, sampler: Sampler, renderer: Renderer, problems: Sequence[Problem], step: int) -> list[Group]:
+        sampling = self.recipe.sampling
+        return sample_groups(
+            problems,
+            sampler=sampler,
+            renderer=renderer,
+            task=self.task,
+            params=SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                max_answer_tokens=sampling.max_answer_tokens,
+            ),
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, step, "sample"),
+            policy_version=step,
+        )
+
+    def _student_engine(self) -> HFEngine:
+        with torch.no_grad():
+            weights = self.optimizer.compute_weights()
+        return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
+
+    def _evaluate_student(self, when: str) -> dict[str, Accuracy]:
+        return self._evaluated(
+            0 if when == "before" else self.state.step, f"student {when}", self._student_engine, self.renderer
+        )
+
+    def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
+        """Another model is worth measuring; a self-teacher without its context is the student."""
+        if self.teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
+            return None
+        return self._evaluated("teacher", "teacher", self.teacher.engine, self.teacher.renderer)
+
+    def _evaluated(
+        self, which: int | Literal["teacher"], label: str, engine: Callable[[], Sampler], renderer: Renderer
+    ) -> dict[str, Accuracy]:
+        if self.folder.eval_path(which).exists():  # a resumed run: the numbers would come out the same
+            return self.folder.read_eval(which)
+        section, sampling = self.recipe.eval, self.recipe.sampling
+        results: dict[str, Accuracy] = {}
+        for source, data in self.eval_sets.items():
+            with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
+
+                def heard(done: int, total: int, bar: Bar = bar) -> None:
+                    bar.update(done)
+                    self.interrupt.check()
+
+                results[source] = evaluate(
+                    data.problems,
+                    sampler=engine(),
+                    renderer=renderer,
+                    task=self.task,
+                    params=SamplingParams(
+                        temperature=section.temperature,
+                        top_p=section.top_p,
+                        top_k=section.top_k,
+                        max_answer_tokens=section.max_answer_tokens or sampling.max_answer_tokens,
+                    ),
+                    num_samples=section.samples,
+                    seed=self.recipe.seed,
+                    progress=heard,
+                )
+            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False)
+        if results:
+            self.folder.write_eval(which, results)
+        return results
+
+    def _fitting(self, data: Dataset) -> list[Problem]:
+        """The problems whose prompt leaves room for an answer; the others are counted and named."""
+        recipe, room = self.recipe, self.student.max_positions
+        limit = recipe.data.max_prompt_tokens
+        if room is not None:
+            limit = min(limit, room - recipe.sampling.max_answer_tokens)
+        if limit < 1:
+            raise UserError(
+                f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
+                f"{recipe.model.path} has {room} positions; lower it"
+            )
+        long = long_prompts(((p.id, self.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
+        if len(long) == len(data.problems):
+            raise UserError(
+                f"data.train = {data.source}: every prompt is longer than {limit} tokens (the first: {long[0].num_tokens}); "
+                "raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model with more positions"
+            )
+        if long:
+            self._warn(
+                f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} tokens "
+                f"(first: {long[0].problem_id}, {long[0].num_tokens})"
+            )
+        if data.dropped:
+            where, why = data.dropped[0]
+            self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
+        left_out = {l.problem_id for l in long}
+        return [p for p in data.problems if p.id not in left_out]
+
+    def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+        self.console.print(f"[yellow]warning[/yellow] {sentence}", highlight=False)
+
+    def _summary(
+        self, before: dict[str, Accuracy], after: dict[str, Accuracy], teacher: dict[str, Accuracy] | None
+    ) -> dict[str, Any]:
+        counters = dict(self.state.counters)
+        return {
+            "name": self.recipe.name,
+            "method": self.recipe.method.name,
+            "steps": self.state.step,
+            "seconds": round(counters.pop("seconds", 0.0), 3),
+            "tokens": {"answer": counters.pop("answer_tokens", 0.0), "teacher": counters.pop("teacher_tokens", 0.0)},
+            "counts": counters,
+            "eval": {"student_before": before, "student_after": after, "teacher": teacher},
+            "model": f"checkpoints/step_{self.state.step:06d}/model",
+            "warnings": self.warnings,
+        }
+
+
+# What may change between a run and its continuation: nothing that moves a number of the steps to come.
+CHANGEABLE = ("train.steps", "train.save_every", "train.keep_checkpoints", "train.save_rows_every", "eval.", "log.", "runs_dir")
+
+
+def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UserError naming every key in which a resumed run would differ from the run it continues."""
+    was, now = _flat(old), _flat(new)
+    differ = [
+        f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key) and not key.startswith(CHANGEABLE)
+    ]
+    if differ:
+        raise UserError(
+            f"--resume continues a run with its own recipe, but {'; '.join(differ)}; "
+            "undo that, or start a run of another name"
+        )
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
+    section = recipe.data
+    if problems is not None:
+        return Dataset(
+            problems=list(problems),
+            fingerprint=fingerprint(problems),
+            dropped=[],
+            num_duplicate_ids=0,
+            source=section.train,
+        )
+    return load_problems(
+        section.train,
+        task=section.task,
+        limit=section.limit,
+        seed=recipe.seed,
+        instruction=section.instruction,
+        require_gold=recipe.method.answer_source == "student",
+    )
+
+
+def _note(seen: Mapping[str, float | None], speed: float) -> str:
+    parts = [f"loss {seen['train/loss']:.4f}"]
+    if seen.get("rollout/reward") is not None:
+        parts.append(f"reward {seen['rollout/reward']:.3f}")
+    return "  ".join([*parts, f"{speed:,.0f} tok/s"])

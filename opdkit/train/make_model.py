@@ -1,0 +1,115 @@
+"""`opdkit make-model`: a tiny test model with its own tokenizer, taught a little by the ordinary trainer (method sft)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from opdkit.data.readers import load_problems
+from opdkit.engines.scratch import bpe_tokenizer, char_tokenizer
+from opdkit.engines.scratch import make_model as make_untrained
+from opdkit.errors import UserError
+from opdkit.recipe import parse_recipe
+from opdkit.tasks import arithmetic
+from opdkit.train.loop import train
+from opdkit.types import Problem
+
+BATCH = 64
+TEXT_POSITIONS = 4096  # room for a problem, its reference solution and an answer
+
+
+def make_model(
+    out: Path,
+    *,
+    data: str,
+    hidden_size: int,
+    num_layers: int,
+    vocab_size: int,
+    steps: int,
+    seed: int,
+    console: Console,
+    train_overrides: dict[str, Any] | None = None,
+    problems: Sequence[Problem] | None = None,
+) -> None:
+    """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
+
+    The tokenizer knows the characters of a built-in world, or is a byte-level BPE trained on the data's text. `problems`
+    stand in for the lessons that `data` would give.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists; remove it, or choose another folder")
+    world = data.startswith("arithmetic:")
+    if problems is None:
+        problems = lessons(data, num=steps * BATCH, seed=seed) if world else load_problems(data, task="math").problems
+    if world:
+        tokenizer = char_tokenizer(arithmetic.ALPHABET)
+    else:
+        tokenizer = bpe_tokenizer((text for p in problems for text in _texts(p)), vocab_size)
+    with tempfile.TemporaryDirectory(prefix="opdkit-make-model-") as scratch:
+        untrained = Path(scratch) / "untrained"
+        make_untrained(
+            untrained,
+            tokenizer=tokenizer,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            seed=seed,
+            max_positions=128 if world else TEXT_POSITIONS,
+        )
+        made = untrained
+        if steps:
+            summary = train(
+                _recipe(untrained, scratch, data, world, steps, seed, train_overrides),
+                console=console,
+                problems=problems,
+            )
+            made = Path(scratch) / "teach" / summary["model"]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(made, out)
+    console.print(f"made {out}", highlight=False)
+
+
+def lessons(data: str, *, num: int, seed: int) -> list[Problem]:
+    """`num` problems of a world, walked through again and again, with a fresh solution each time."""
+    pool = load_problems(data, task="arithmetic", seed=seed).problems
+    return [
+        replace(p, id=f"{p.id}/{epoch}", solution=arithmetic.random_solution(p, seed + epoch))
+        for epoch in range(-(-num // len(pool)))
+        for p in pool
+    ][:num]
+
+
+def _recipe(
+    model: Path, scratch: str, data: str, world: bool, steps: int, seed: int, overrides: dict[str, Any] | None
+) -> Any:
+    return parse_recipe(
+        {
+            "name": "teach",
+            "seed": seed,
+            "runs_dir": scratch,
+            "model": {"path": str(model), "dtype": "float32"},
+            "data": {"train": data, "task": "arithmetic" if world else "math"},
+            "sampling": {"max_answer_tokens": 64 if world else 512},
+            "method": {"name": "sft"},
+            "train": {
+                "steps": steps,
+                "problems_per_step": BATCH if world else 16,
+                "optimizer": "muon",
+                "lr": 4e-3,
+                "schedule": "linear",
+                "warmup_steps": min(20, steps - 1),
+                "save_every": 0,
+                "save_rows_every": 0,
+                **(overrides or {}),
+            },
+        }
+    )
+
+
+def _texts(problem: Problem) -> list[str]:
+    return [message["content"] for message in problem.messages] + [problem.solution or ""]
