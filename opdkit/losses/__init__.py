@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opdkit.losses.advantage import group_centred, teacher_minus_student
     from opdkit.losses.coefficients import token_coefficients
-    from opdkit.losses.head import HeadOutput, HeadStats, head_loss, head_stats
+    from opdkit.losses.head import HeadStats, head_loss, head_stats
     from opdkit.losses.inputs import Head, TeacherTokens
     from opdkit.losses.spec import (
         Divergence,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Support,
         TeacherAdvantage,
     )
+    from opdkit.losses.sums import HeadOutput
     from opdkit.losses.terms import Term
 
 _HOME = {
@@ -28,7 +29,7 @@ _HOME = {
     "teacher_minus_student": "advantage",
     "token_coefficients": "coefficients",
     "Head": "inputs",
-    "HeadOutput": "head",
+    "HeadOutput": "sums",
     "HeadStats": "head",
     "TeacherTokens": "inputs",
     "head_loss": "head",

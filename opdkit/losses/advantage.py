@@ -16,9 +16,9 @@ STD_EPSILON = 1e-6  # added to the standard deviation in the published code (ver
 def group_centred(reward_R: Tensor, group_R: Tensor, std: AdvantageStd) -> Tensor:
     """[R] reward minus the mean of its group, divided by the group's standard deviation if `std` asks for it.
 
-    group_R: long, which group (0, 1, ...) each rollout belongs to. std "none" is Dr. GRPO (arXiv:2503.20783); "unbiased"
-    is GRPO (arXiv:2402.03300) with the n - 1 estimator plus 1e-6. A group of one has nothing to compare with: as in the
-    published code its mean counts as 0 and its deviation as 1, so the advantage is the reward itself.
+    group_R: long, which group (0, 1, ...) each rollout belongs to. std "none" is Dr. GRPO (arXiv:2503.20783);
+    "unbiased" is GRPO (arXiv:2402.03300) with the n - 1 estimator plus 1e-6. A group of one has nothing to compare
+    with: as in the published code its mean counts as 0 and its deviation as 1, so its advantage is its reward.
     """
     num_groups = int(group_R.max()) + 1 if group_R.numel() else 0
     count_G = torch.bincount(group_R, minlength=num_groups).to(reward_R.dtype)
@@ -28,7 +28,8 @@ def group_centred(reward_R: Tensor, group_R: Tensor, std: AdvantageStd) -> Tenso
     if std == "none":
         return centred_R
     variance_G = reward_R.new_zeros(num_groups).index_add_(0, group_R, centred_R**2) / (count_G - 1).clamp(min=1)
-    return torch.where(alone_R, centred_R, centred_R / (variance_G.sqrt()[group_R] + STD_EPSILON))
+    std_R = torch.where(alone_R, 1.0, variance_G.sqrt()[group_R])
+    return centred_R / (std_R + STD_EPSILON)
 
 
 def teacher_minus_student(teacher_logprob_N: Tensor, student_logprob_N: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Masks and weights become coefficients. This is the only place that divides.
 
-A MASK says whether a token is counted: it changes the denominator. A WEIGHT says how much a token counts: it does not. A
-COEFFICIENT is both, divided by counts over the whole batch, all micro-batches and all ranks, so that the gradient does not
-depend on how the batch was split. Letters: N tokens of the batch on this rank, R rows (rollouts) on this rank.
+A MASK says whether a token is counted: it changes the denominator. A WEIGHT says how much a token counts: it does not.
+A COEFFICIENT is both, divided by counts over the whole batch, all micro-batches and all ranks, so that the gradient
+does not depend on how the batch was split. Letters: N tokens of the batch on this rank, R rows (rollouts) on this rank.
 """
 
 from __future__ import annotations

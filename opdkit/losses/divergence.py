@@ -1,8 +1,8 @@
-"""Divergences between teacher and student: a value per token and its exact gradient with respect to the student's entries.
+"""Divergences between teacher and student: a value per token, and its exact gradient at the student's entries.
 
-Each kind is a sum over entries of d_v, a function of a = log p (student) and b = log q (teacher) at that entry. It returns
-d and a closure for dd/da, both entrywise; nothing assumes that the entries sum to one, so the same code serves the full
-vocabulary and every support and tail. The chain to the logits is finished in `head.py`:
+Each kind is a sum over entries of d, a function of a = log p (student) and b = log q (teacher) at that entry. Its
+function returns d and a closure for dd/da, both entrywise; nothing assumes that the entries sum to one, so the same
+code serves the full vocabulary and every support and tail. The chain to the logits is finished in `head.py`:
 
     dL/dz_v = (g_v - p_v * sum of g) / T,   g = dd/da scattered to the vocabulary, zero off the support.
 

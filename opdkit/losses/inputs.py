@@ -57,7 +57,7 @@ class Head:
 class TeacherTokens:
     """What the teacher said of N tokens. Give what there is; a loss that it cannot answer is refused by name.
 
-    hidden_NH          raw hidden states, with the teacher's `head`: answers every support; H may differ from the student's
+    hidden_NH          raw hidden states, with the teacher's `head`: answers every support; its own width H
     topk_ids_NK        the teacher's likeliest ids, and
     topk_logprob_NK    their log-probabilities in nats, over the full vocabulary and already at the loss temperature
     sampled_logprob_N  the sampled token's, likewise
@@ -87,6 +87,58 @@ class TeacherTokens:
         return {name: array for name, array in arrays.items() if array is not None}
 
 
+class Batch:
+    """What one call of `head_loss` reads, checked and ready: heads trimmed, unknowns that nothing counts blanked."""
+
+    def __init__(
+        self,
+        hidden_NH: Tensor,
+        head: Head,
+        sampled_ids_N: Tensor,
+        terms: Sequence[Term],
+        teacher: TeacherTokens | None,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> None:
+        check_inputs(hidden_NH, head, sampled_ids_N, terms, teacher)
+        if not temperature > 0:
+            raise ValueError(f"temperature = {temperature} must be above 0")
+        self.dtype, self.temperature = dtype, temperature
+        self.hidden_NH, self.sampled_ids_N = hidden_NH, sampled_ids_N
+        self.head, self.teacher_head = head.trimmed(self.dtype), None
+        if needs_teacher_logits(terms, teacher, head.num_tokens):
+            assert teacher is not None and teacher.head is not None
+            self.teacher_head = teacher.head.trimmed(self.dtype)
+        self.terms, self.teacher = blank_uncounted(terms, teacher)
+        self.counted_rows = counted_tokens(terms).nonzero().squeeze(-1)
+        check_ids("sampled_ids_N", sampled_ids_N[self.counted_rows], head.num_tokens)
+        if self.teacher is not None and self.teacher.topk_ids_NK is not None:
+            check_ids("the teacher's topk_ids_NK", self.teacher.topk_ids_NK[self.counted_rows], head.num_tokens)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """[n, H] in the dtype of the head's matrix product."""
+        return self.hidden_NH[rows].to(self.dtype)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[n, V] the student's logits / temperature."""
+        return self.head.logits(self.hidden(rows), self.temperature)
+
+    def teacher_logits(self, rows: Tensor) -> Tensor | None:
+        """[n, V] the teacher's logits / temperature; None if no term needs them."""
+        if self.teacher_head is None:
+            return None
+        assert self.teacher is not None and self.teacher.hidden_NH is not None
+        return self.teacher_head.logits(self.teacher.hidden_NH[rows].to(self.dtype), self.temperature)
+
+
+def compute_dtype(hidden_NH: Tensor) -> torch.dtype:
+    """What the head's matrix product runs in: autocast's dtype where that applies (not to fp64), else the input's."""
+    device = hidden_NH.device.type
+    if hidden_NH.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden_NH.dtype
+
+
 def check_inputs(
     hidden_NH: Tensor, head: Head, sampled_ids_N: Tensor, terms: Sequence[Term], teacher: TeacherTokens | None
 ) -> None:
@@ -112,7 +164,7 @@ def check_inputs(
 
 
 def needs_teacher_logits(terms: Sequence[Term], teacher: TeacherTokens | None, num_tokens: int) -> bool:
-    """Whether a term can only be answered from the teacher's hidden states. Raises ValueError if they are missing then."""
+    """Whether a term can only be answered from the teacher's hidden states. Raises ValueError if those are missing."""
     for term in terms:
         needs = term.loss.needs
         if needs.teacher == "none" or (teacher is not None and _lists_answer(teacher, needs, num_tokens)):
@@ -123,7 +175,7 @@ def needs_teacher_logits(terms: Sequence[Term], teacher: TeacherTokens | None, n
                 "topk": f"topk_ids_NK and topk_logprob_NK with K >= {needs.k}, or ",
             }
             raise ValueError(
-                f"term {term.name!r} ({term.loss}) needs the teacher's {listed.get(needs.teacher, '')}hidden_NH and head"
+                f"term {term.name!r} needs the teacher's {listed.get(needs.teacher, '')}hidden_NH and head: {term.loss}"
             )
         return True
     return False

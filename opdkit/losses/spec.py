@@ -84,7 +84,7 @@ class Divergence:
     alpha = teacher_share and its skew reverse KL with alpha = 1 - teacher_share.
 
     scale (jsd only): "continuous" divides by a (1 - a), so that the loss meets forward_kl as a -> 0 and reverse_kl as
-    a -> 1, and is exactly that at the ends; "published" leaves it undivided (GKD, OPSD, SDPO), which shrinks to 0 at both ends.
+    a -> 1, and is exactly that at the ends; "published" leaves it undivided (GKD, OPSD, SDPO): it shrinks to 0 at both.
 
     tail: what becomes of the mass outside the support (see `tail.py`); without effect when the support is full.
 
@@ -114,8 +114,8 @@ class Divergence:
             raise UserError(f"scale = {self.scale!r} concerns jsd only, not {self.kind!r}; leave it out.")
         if self.tail == "renormalise" and self.support.has_one_entry:
             raise UserError(
-                f"tail = 'renormalise' on the single entry of support {self.support.kind!r} gives both sides probability 1, "
-                "so the loss is identically zero; use tail = 'bucket' or a larger k."
+                f"tail = 'renormalise' on the single entry of support {self.support.kind!r} gives both sides "
+                "probability 1, so the loss is identically zero; use tail = 'bucket' or a larger k."
             )
         if self.entry_clip is not None and not self.entry_clip > 0:
             raise UserError(f"entry_clip = {self.entry_clip} must be above 0.")
@@ -159,8 +159,8 @@ class PolicyGradient:
     """Policy gradient on the sampled token, with an advantage A given per token (`Term.advantage_N`).
 
     Without `Term.old_logprob_N` the loss is -A log p (one update per batch, so the ratio is 1). With it, the PPO form
-    (arXiv:1707.06347, eq. 7): max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = p / p_old, and with `dual_clip` = c
-    (arXiv:1912.09729, eq. 5) at most -A c where A < 0.
+    (arXiv:1707.06347, eq. 7): max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = p / p_old, and with
+    `dual_clip` = c (arXiv:1912.09729, eq. 5) at most -A c where A < 0.
     """
 
     clip_low: float | None = None

@@ -2,8 +2,8 @@
 
     loss = sum over terms, sum over tokens:  coef_N * token_loss_N
 
-`coef_N` is fixed for the whole batch, all micro-batches and all ranks, before the first backward; `coefficients.py` makes
-it. Letters: N tokens, flat, without padding.
+`coef_N` is fixed for the whole batch, all micro-batches and all ranks, before the first backward; `coefficients.py`
+makes it. Letters: N tokens, flat, without padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Term:
     """One component of the loss over N tokens.
 
     name            appears in metrics and in `HeadOutput.token_loss`; unique among the terms of a batch
-    coef_N          float; a token whose coefficient is exactly 0 in every term costs nothing: no logits are formed for it
+    coef_N          float; a token whose coefficient is exactly 0 in every term costs nothing: it forms no logits
     advantage_N     float, for losses with an advantage from outside (`PolicyGradient`)
     old_logprob_N   nats, log p of the sampled token before the update, for losses with an importance ratio
 

@@ -1,0 +1,154 @@
+"""What the chunks of one `head_loss` call add up to: gradients, and numbers per token.
+
+Letters: N tokens, n tokens of a chunk or block, V vocabulary, H hidden width, E entries of a support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdkit.errors import UserError
+from opdkit.losses import logprobs
+from opdkit.losses.inputs import Batch, Head
+from opdkit.losses.support import Entries
+from opdkit.losses.terms import Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOutput:
+    """The loss, and what was seen on the way. Everything but `loss` is detached; log-probs and entropy are in nats.
+
+    token_loss         {term name: [N]}, before coefficients
+    computed_N         bool, False for tokens that no term counts: no logits were formed for them
+    num_empty_support  {term name: counted tokens whose intersection or difference was empty; they score 0}
+
+    A per-token number that was not computed is NaN: a token's loss under a term that does not count it, everything of a
+    token that was not computed. `teacher_sampled_logprob_N` is None if the teacher was not asked or did not say.
+    """
+
+    loss: Tensor
+    token_loss: dict[str, Tensor]
+    sampled_logprob_N: Tensor
+    entropy_N: Tensor
+    teacher_sampled_logprob_N: Tensor | None
+    computed_N: Tensor
+    num_empty_support: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTerm:
+    """One term over n tokens: its entries, its value, and the closure giving the gradient at the entries."""
+
+    term: Term
+    entries: Entries
+    value_n: Tensor
+    gradient_nE: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """n tokens, scored by every term; and the student's distribution."""
+
+    terms: list[ScoredTerm]
+    student_nV: Tensor
+    prob_nV: Tensor
+    sampled_ids_n: Tensor
+    teacher_sampled_n: Tensor | None
+
+
+class Gradients:
+    """grad_hidden, and grad_head summed over chunks in fp32 (fp64 for fp64). Only what requires grad is formed."""
+
+    def __init__(self, hidden_NH: Tensor, head: Head, dtype: torch.dtype) -> None:
+        self.leaves = (hidden_NH, head.weight_VH, head.bias_V)
+        wanted = [leaf is not None and leaf.requires_grad and torch.is_grad_enabled() for leaf in self.leaves]
+        self.any_wanted = any(wanted)
+        if self.any_wanted and dtype == torch.float16:
+            raise UserError("fp16 loses the gradient of unlikely tokens to underflow; train in bfloat16 or float32.")
+        dtype = logprobs.math_dtype(dtype)
+        self.hidden_NH = torch.zeros_like(hidden_NH) if wanted[0] else None
+        self.weight_VH = torch.zeros_like(head.weight_VH, dtype=dtype) if wanted[1] else None
+        self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
+
+    def add_from_logits(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
+        """Add a chunk, given the gradient with respect to the head's plain output, hidden @ weight.T + bias."""
+        num_tokens = grad_nV.shape[-1]
+        if self.bias_V is not None:
+            self.bias_V[:num_tokens] += grad_nV.sum(0)
+        grad_nV = grad_nV.to(batch.dtype)
+        if self.hidden_NH is not None:
+            self.hidden_NH[rows] = (grad_nV @ batch.head.weight_VH).to(self.hidden_NH.dtype)
+        if self.weight_VH is not None:
+            weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.hidden(rows)
+            if weight_VH.dtype == batch.dtype:
+                weight_VH.addmm_(grad_nV.T, hidden_nH)
+            else:
+                weight_VH += grad_nV.T @ hidden_nH
+
+    def add(self, rows: Tensor, hidden_nH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None) -> None:
+        """Add a chunk, given its gradients."""
+        if self.hidden_NH is not None:
+            self.hidden_NH[rows] = hidden_nH.to(self.hidden_NH.dtype)
+        if self.weight_VH is not None:
+            self.weight_VH[: len(weight_VH)] += weight_VH
+        if self.bias_V is not None and bias_V is not None:
+            self.bias_V[: len(bias_V)] += bias_V
+
+    def finished(self) -> list[Tensor | None]:
+        """[grad_hidden, grad_weight, grad_bias] in their leaves' dtypes; None where none is wanted."""
+        sums = (self.hidden_NH, self.weight_VH, self.bias_V)
+        return [
+            None if total is None or leaf is None else total.to(leaf.dtype)
+            for total, leaf in zip(sums, self.leaves, strict=True)
+        ]
+
+
+class Record:
+    """Numbers per token, filled in block by block; NaN where nothing was computed."""
+
+    def __init__(self, batch: Batch) -> None:
+        num_tokens, device = len(batch.hidden_NH), batch.hidden_NH.device
+
+        def unknown_N() -> Tensor:
+            return torch.full((num_tokens,), torch.nan, dtype=logprobs.math_dtype(batch.dtype), device=device)
+
+        self.token_loss = {term.name: unknown_N() for term in batch.terms}
+        self.num_empty = {term.name: torch.zeros((), dtype=torch.long, device=device) for term in batch.terms}
+        self.sampled_N, self.entropy_N, self.teacher_sampled_N = unknown_N(), unknown_N(), unknown_N()
+        self.teacher_said = False
+        self.computed_N = torch.zeros(num_tokens, dtype=torch.bool, device=device)
+
+    def add(self, rows: Tensor, scored: Scored) -> None:
+        self.computed_N[rows] = True
+        self.sampled_N[rows] = logprobs.gather(scored.student_nV, scored.sampled_ids_n).detach()
+        self.entropy_N[rows] = logprobs.entropy(scored.student_nV, scored.prob_nV).detach()
+        if scored.teacher_sampled_n is not None:
+            self.teacher_said = True
+            self.teacher_sampled_N[rows] = scored.teacher_sampled_n
+        for part in scored.terms:
+            name, counted_n, valid_nE = part.term.name, part.term.coef_N != 0, part.entries.valid_nE
+            self.token_loss[name][rows] = torch.where(counted_n, part.value_n.detach(), torch.nan)
+            if valid_nE is not None:
+                self.num_empty[name] += (counted_n & ~valid_nE.any(-1)).sum()
+
+    def loss(self, terms: list[Term]) -> Tensor:
+        """sum over terms, sum over tokens: coef_N * token_loss_N."""
+        products = [
+            torch.where(term.coef_N != 0, term.coef_N * self.token_loss[term.name], 0.0).sum() for term in terms
+        ]
+        return torch.stack(products).sum()
+
+    def output(self, loss: Tensor) -> HeadOutput:
+        return HeadOutput(
+            loss=loss,
+            token_loss=self.token_loss,
+            sampled_logprob_N=self.sampled_N,
+            entropy_N=self.entropy_N,
+            teacher_sampled_logprob_N=self.teacher_sampled_N if self.teacher_said else None,
+            computed_N=self.computed_N,
+            num_empty_support={name: int(count) for name, count in self.num_empty.items()},
+        )
