@@ -6,6 +6,7 @@ disk) leaves a run folder that `--resume` continues to the same bits.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -31,7 +32,6 @@ from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
 from opdkit.train.rollouts import dataset_groups, read_by, sample_groups
 from opdkit.train.rows import save_rows
-from opdkit.train.environment import environment
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import State, train_step
 from opdkit.train.student import load_student
@@ -60,8 +60,7 @@ def train(
         )
         for source in recipe.eval.sources
     }
-    existing: Literal["refuse", "resume", "overwrite"] = "resume" if resume else "overwrite" if overwrite else "refuse"
-    with RunFolder.start(recipe.run_dir, existing=existing) as folder:
+    with RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
         if resume:
             check_same_recipe(folder.read_recipe(), recipe.as_dict())
         run = Run(recipe, folder, console, data, eval_sets)
@@ -84,10 +83,8 @@ class Run:
         self.task: Task = TASKS[recipe.data.task]()
         saved = checkpoint.latest(folder.checkpoints)
         folder.write_recipe(recipe.as_dict())
-        folder.write_environment(
-            {source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()}
-        )
-        self.student = load_student(recipe, resume_from=saved and saved.model_path)
+        folder.write_environment({source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()})
+        self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = Renderer(
             self.student.tokenizer,
             chat_template=self.student.chat_template,
@@ -107,9 +104,8 @@ class Run:
         )
         if saved:
             self._restore(saved)
-        folder.discard_after(self.state.step)
         self.log = MetricsLog(
-            folder.metrics_path,
+            folder.metrics,
             sinks=recipe.log.sinks,
             resume_at=self.state.step,
             run_name=recipe.name,
@@ -147,10 +143,10 @@ class Run:
         seconds = time.monotonic() - started
         seen = {metric.name: metric.value for metric in metrics}
         self._count(seen, seconds)
-        speed = seen["rollout/tokens"] / seconds
+        speed = (seen["rollout/tokens"] or 0.0) / seconds
         metrics += [Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
         if train.save_rows_every and state.step % train.save_rows_every == 0:
-            save_rows(self.folder.rows_path(state.step), rows)
+            save_rows(self.folder.rows(state.step), rows)
         self.log.write(state.step, metrics)
         last = state.step == train.steps
         if last or self.interrupt.asked or (train.save_every and state.step % train.save_every == 0):
@@ -177,7 +173,7 @@ class Run:
     def _save(self) -> None:
         state = self.state
         checkpoint.save(
-            self.checkpoints,
+            self.folder.checkpoints,
             step=state.step,
             model=self.student,
             optimizer=self.optimizer.state(),
@@ -251,8 +247,9 @@ class Run:
     def _evaluated(
         self, which: int | Literal["teacher"], label: str, engine: Callable[[], Sampler], renderer: Renderer
     ) -> dict[str, Accuracy]:
-        if self.folder.eval_path(which).exists():  # a resumed run: the numbers would come out the same
-            return self.folder.read_eval(which)
+        path = self.folder.evaluation(which)
+        if path.exists():  # a resumed run: the numbers would come out the same
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         section, sampling = self.recipe.eval, self.recipe.sampling
         results: dict[str, Accuracy] = {}
         for source, data in self.eval_sets.items():
@@ -279,7 +276,7 @@ class Run:
                 )
             self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False)
         if results:
-            self.folder.write_eval(which, results)
+            self.folder.write_evaluation(path, results)
         return results
 
     def _fitting(self, data: Dataset) -> list[Problem]:
