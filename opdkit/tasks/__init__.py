@@ -6,5 +6,6 @@ from collections.abc import Callable
 
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.tasks.base import Task
+from opdkit.tasks.math import MathTask
 
-TASKS: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask}
+TASKS: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask, "math": MathTask}

@@ -4,14 +4,14 @@
        |                               |  fork, a few milliseconds each
        +------ one socket each ------> workers (rlimits, then one request at a time)
 
-The trainer is multi-threaded and may hold CUDA, so it never forks: the server is a fresh `sys.executable` with an empty
-environment, and only the server forks. Requests and replies are length-prefixed JSON; nothing is unpickled or evaluated.
+The trainer is multi-threaded and may hold CUDA, so it never forks: the server is a fresh `sys.executable` with a fixed
+environment, and only the server forks. Requests and replies are length-prefixed JSON; nothing is unpickled.
 
 What is contained today: an answer that runs, allocates or recurses without end costs its own worker and nothing else.
 CPU time per request is limited by the kernel (ITIMER_PROF, so a busy machine does not change verdicts), wall time by
 SIGKILL from outside, address space, file size, descriptors and processes by rlimits; workers are replaced after
-`recycle_after` requests and die with the trainer. What is NOT contained: a worker has the user's rights to read files and
-to open sockets, so the grader must not execute text. A seccomp filter belongs in `_worker.confine`.
+`recycle_after` requests and die with the trainer. What is NOT contained: a worker keeps the user's rights to read files
+and to open sockets, so a handler must not execute text. A seccomp filter belongs in `_worker.confine`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MAX_ATTEMPTS = 2  # a request whose worker died for an unknown reason is tried 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one request. `value`: the handler's answer if status is "ok", its error message or None if "crash"."""
+    """What became of one request. `value`: the handler's answer if "ok"; if "crash", the exception or None."""
 
     status: Status
     value: Any = None

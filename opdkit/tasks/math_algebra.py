@@ -1,0 +1,212 @@
+r"""Single expressions: parsed whole by latex2sympy, equal if their values are, else if math-verify proves it.
+
+Values come first because they are exact where it matters: at 50 digits, at four points if there are variables, e^{-100}
+is not e^{-101} and a rounded decimal is not the number, which an absolute tolerance would take for equal. What has no
+value (unknown functions, sets, matrices, inequalities) is left to math-verify.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import math_verify
+import sympy
+from latex2sympy2_extended import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from sympy.core.relational import Relational
+
+_PARSE_CACHE_SIZE = 8192
+_NUM_DIGITS = 50
+_TOLERANCE = sympy.Float(10) ** -40  # relative
+_MIN_BITS = 20  # a value with fewer significant bits is a sum that cancelled: zero
+_NUM_POINTS = 4
+_MIN_POINTS = 2
+_MAX_EXPONENT = 10_000  # of powers that are multiplied out exactly
+
+_RELATIONS = {"=": sympy.Eq, "\\ne": sympy.Ne, "<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}
+_FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+_CASE_SENSITIVE = ConversionConfig(lowercase_symbols=False)
+_UNREADABLE = re.compile(r"\\ldots|[0-9] [0-9]|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}")
+_PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    # latex2sympy reads an integer before a number as a mixed number: 2(3) as 5, 2\binom{5}{2} as 12.
+    (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
+    (re.compile(r"(?<=[)])(?=[(0-9]|\\frac)"), r"\\cdot "),
+    (re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
+    # It drops primes, and would read an angle in degrees as one in radians.
+    (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "p" * len(match[1]) + "}"),
+    (re.compile(r"([0-9.]+)\^\{\\circ\}"), r"(\\frac{\1\\pi}{180})"),
+]
+_INTEGER_BEFORE_FRACTION = re.compile(r"(?<![0-9.])([0-9]+)(?=\\frac\{([0-9]+)\}\{([0-9]+)\})|([0-9])(?=\\frac)")
+_BARE_LOG = re.compile(r"\\log(?![A-Za-z_])")
+
+
+def same_expression(gold: str, answer: str) -> bool:
+    r"""A bare \log means the natural or the decimal logarithm, whichever makes both sides agree."""
+    if _same_parsed(_parse(gold), _parse(answer)):
+        return True
+    if _BARE_LOG.search(gold) or _BARE_LOG.search(answer):
+        natural = (_BARE_LOG.sub(r"\\ln", side) for side in (gold, answer))
+        return _same_parsed(*(_parse(side) for side in natural))
+    return False
+
+
+def same_relation(gold: tuple[str, str, str], answer: tuple[str, str, str]) -> bool:
+    r"""Whether two relations (left, sign, right) say the same: 2x > 4 and 2 < x. Signs are = < > \le \ge \ne.
+
+    left - right of one must be a constant times that of the other; what this leaves open goes to math-verify.
+    """
+    sides = [_parse(side) for side in (gold[0], gold[2], answer[0], answer[2])]
+    if any(side is None for side in sides):
+        return False
+    if all(_is_scalar(side) for side in sides):
+        ratio = _constant_ratio(_minus(sides[0], sides[1]), _minus(sides[2], sides[3]))
+        if ratio is not None and sympy.im(ratio) == 0:
+            return bool(answer[1] == (gold[1] if ratio > 0 else _FLIPPED[gold[1]]))
+    relations = [
+        _RELATIONS[sign](left, right, evaluate=False)
+        for sign, left, right in ((gold[1], *sides[:2]), (answer[1], *sides[2:]))
+    ]
+    return _prove(*relations)
+
+
+def _same_parsed(gold: Any, answer: Any) -> bool:
+    if gold is None or answer is None:
+        return False
+    if _is_scalar(gold) and _is_scalar(answer):
+        verdict = _same_values(gold, answer)
+        if verdict is not None:
+            return verdict
+    if isinstance(gold, sympy.Eq) != isinstance(answer, sympy.Eq):
+        return False  # math-verify would compare the right side alone
+    return _prove(gold, answer) or (not isinstance(gold, sympy.Eq) and _prove(answer, gold))
+
+
+def _prove(gold: Any, answer: Any) -> bool:
+    # The time limits of math-verify need the main thread and whole seconds; the pool's need neither.
+    return bool(math_verify.verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _same_values(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
+    """By value, where both have one; None if too few points have."""
+    pairs = []
+    for point in _points(gold, answer):
+        values = _value(gold, point), _value(answer, point)
+        if None not in values:
+            pairs.append(values)
+    real = [pair for pair in pairs if all(sympy.im(value) == 0 for value in pair)]
+    pairs = real if len(real) >= _MIN_POINTS else pairs  # \ln x^2 and 2\ln x differ only where x is negative
+    symbols = gold.free_symbols | answer.free_symbols
+    if len(pairs) < (_MIN_POINTS if symbols else 1):
+        return None
+    if not all(_close(*pair) for pair in pairs):
+        return False
+    exact = _exact(gold), _exact(answer)
+    return True if None in exact else exact[0] == exact[1]
+
+
+def _constant_ratio(numerator: sympy.Expr, denominator: sympy.Expr) -> Any:
+    """The number that is the quotient of two expressions at all points; None if there is no such number."""
+    ratios = []
+    for point in _points(numerator, denominator):
+        values = _value(numerator, point), _value(denominator, point)
+        if None not in values and 0 not in values:
+            ratios.append(values[0] / values[1])
+    constant = len(ratios) >= _MIN_POINTS and all(_close(ratio, ratios[0]) for ratio in ratios)
+    return ratios[0] if constant else None
+
+
+def _minus(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
+    return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
+
+
+def _value(expression: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> Any:
+    """A complex number of 50 digits, or an infinity; None if there is none at this point."""
+    try:
+        value = expression.evalf(_NUM_DIGITS, subs=point)
+        if value in (sympy.oo, -sympy.oo):
+            return value
+        parts = value.as_real_imag()
+    except Exception:  # sympy raises many kinds; all mean "not a number here"
+        return None
+    if not all(part.is_Number and part.is_finite for part in parts):
+        return None
+    real, imaginary = (sympy.S.Zero if part.is_Float and part._prec < _MIN_BITS else part for part in parts)
+    return real + sympy.I * imaginary
+
+
+def _close(left: Any, right: Any) -> bool:
+    if left == right:
+        return True
+    if not (left.is_finite and right.is_finite):
+        return False
+    return bool(abs(left - right) <= _TOLERANCE * max(abs(left), abs(right)))
+
+
+def _points(*expressions: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Rational]]:
+    """Values for the variables, chosen by their names: the same in every process. Positive, but for the last point."""
+    symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
+    if not symbols:
+        return [{}]
+    points = []
+    for index in range(_NUM_POINTS):
+        point = {}
+        for symbol in symbols:
+            digest = hashlib.blake2b(f"{index} {symbol}".encode(), digest_size=4).digest()
+            value = sympy.Rational(int.from_bytes(digest, "big") % 9973 + 1009, 4001)  # 0.25 .. 2.75
+            point[symbol] = -value if index == _NUM_POINTS - 1 else value
+        points.append(point)
+    return points
+
+
+def _exact(expression: sympy.Expr) -> sympy.Rational | None:
+    """The rational number an expression of rationals is; None for anything else."""
+    for node in sympy.preorder_traversal(expression):
+        if isinstance(node, sympy.Pow):
+            if not (node.exp.is_Integer and abs(node.exp) <= _MAX_EXPONENT):
+                return None
+        elif not isinstance(node, (sympy.Add, sympy.Mul, sympy.Rational)):
+            return None
+    value = expression.doit()
+    return value if value.is_Rational else None
+
+
+def _is_scalar(parsed: Any) -> bool:
+    return isinstance(parsed, sympy.Expr) and not isinstance(parsed, (Relational, sympy.MatrixExpr, sympy.MatrixBase))
+
+
+@lru_cache(maxsize=_PARSE_CACHE_SIZE)
+def _parse(text: str) -> Any:
+    """The sympy object of a whole canonical expression; None if latex2sympy cannot read all of it."""
+    if _UNREADABLE.search(text):
+        return None
+    for pattern, replacement in _PREPARATIONS:
+        text = pattern.sub(replacement, text)
+    text = _INTEGER_BEFORE_FRACTION.sub(_mixed_or_product, text)
+    try:
+        parsed = latex2sympy(
+            text, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CASE_SENSITIVE
+        )
+        return _exact_atoms(parsed)
+    except Exception:  # the parser raises bare Exceptions, sympy many kinds; all mean "cannot be read"
+        return None
+
+
+def _mixed_or_product(match: re.Match[str]) -> str:
+    whole, top, bottom, digit = match.groups()
+    if digit is None and 0 < int(top) < int(bottom):
+        return whole  # 1\frac{1}{2} is a mixed number
+    return (whole or digit) + "\\cdot "
+
+
+def _exact_atoms(parsed: Any) -> Any:
+    """Decimals become exact fractions, a free i the imaginary unit."""
+    if not isinstance(parsed, sympy.Basic):
+        return parsed
+    exact: dict[Any, Any] = {number: sympy.Rational(str(number)) for number in parsed.atoms(sympy.Float)}
+    exact |= {symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"}
+    return parsed.xreplace(exact) if exact else parsed
