@@ -67,13 +67,19 @@ def train(
     from opdkit.recipe import load_recipe
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
+    from opdkit.report import write_report
     from opdkit.train.loop import Interrupted, train
 
     try:
         train(resolved, resume=resume, overwrite=overwrite, console=console)
+        console.print(f"report: {write_report(resolved.run_dir)}", highlight=False, soft_wrap=True)
     except Interrupted:
         again = " ".join(["opdkit train", str(recipe), *(f"--set {s}" for s in set_ or []), "--resume"])
-        console.print(f"Stopped. Everything is saved in {resolved.run_dir}; go on with:\n  {again}", highlight=False)
+        console.print(
+            f"Stopped. Everything is saved in {resolved.run_dir}; go on with:\n  {again}",
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(130)
 
 
@@ -92,7 +98,7 @@ def check(
         except UserError as error:
             faults += str(error).splitlines()
         else:
-            console.print(f"[green]ok[/green] {path}", highlight=False)
+            console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
     if faults:
         raise UserError("\n".join(faults))
 
@@ -195,13 +201,13 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html anew from the run folder's files."""
     from opdkit.report import write_report
 
-    console.print(f"wrote {write_report(run)}", highlight=False)
+    console.print(f"wrote {write_report(run)}", highlight=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
-        console.print(__version__, highlight=False)
+        console.print(__version__, highlight=False, soft_wrap=True)
         raise typer.Exit
 
 

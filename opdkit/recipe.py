@@ -190,7 +190,7 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where
     recipe = None
     try:
         # Stand-ins keep the other sections' faults visible when one of these two is at fault.
-        chosen = {"method": method or METHODS["sft"](name="sft"), "context": context or NoContext()}
+        chosen = {"method": method or METHODS["sft"].model_validate({"name": "sft"}), "context": context or NoContext()}
         recipe = Recipe.model_validate({**merged, **chosen})
     except ValidationError as error:
         faults += _sentences(error, Recipe)

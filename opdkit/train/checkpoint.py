@@ -89,7 +89,7 @@ def save(
 
 def save_model(model: LanguageModel, path: Path) -> None:
     """The weights as they are trained (float32) and the tokenizer, loadable by transformers or peft as any checkpoint."""
-    model.module.save_pretrained(path)  # type: ignore[operator]
+    model.module.save_pretrained(path)
     model.tokenizer.save_pretrained(path)
 
 

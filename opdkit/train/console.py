@@ -83,4 +83,4 @@ class Bar:
             self._last = now
             pace = (now - self._start) / max(1, done - self._first)
             left = f"{pace * (self._total - done):.0f} s left"
-            self._console.print(f"{self._label} {done}/{self._total}  {note}  {left}", highlight=False)
+            self._console.print(f"{self._label} {done}/{self._total}  {note}  {left}", highlight=False, soft_wrap=True)

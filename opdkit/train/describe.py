@@ -63,5 +63,7 @@ def _group_metrics(rows: Sequence[Example]) -> list[Metric]:
 
 def _mean(tokens: Mapping[str, Tensor], name: str) -> float | None:
     """Over the tokens it was computed for; None if there are none."""
-    computed = tokens[name][~tokens[name].isnan()] if name in tokens else []
+    if name not in tokens:
+        return None
+    computed = tokens[name][~tokens[name].isnan()]
     return float(computed.double().mean()) if len(computed) else None

@@ -23,6 +23,7 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of
+from opdkit.measure.intervals import Estimate
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train.console import Bar, Interrupt
@@ -166,7 +167,7 @@ def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Conso
         with interrupt.listening():
             for source, data in sets.items():
                 for where, why in data.dropped[:3]:
-                    console.print(f"[yellow]dropped[/yellow] {where}: {why}", highlight=False)
+                    console.print(f"[yellow]dropped[/yellow] {where}: {why}", highlight=False, soft_wrap=True)
                 if len(data.dropped) > 3:
                     console.print(
                         f"[yellow]dropped[/yellow] {len(data.dropped)} rows of {source} in all", highlight=False
@@ -188,12 +189,12 @@ def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Conso
                         store=stores[source],
                         progress=heard,
                     )
-                console.print(f"{source}: {sentence(results[source])}", highlight=False)
+                console.print(f"{source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
     finally:
         task.close()
     written = folder / "result.json"
     written.write_text(json.dumps({"options": asdict(options), "eval": results}, indent=1), encoding="utf-8")
-    console.print(f"wrote {written}", highlight=False)
+    console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     return results
 
 
@@ -209,8 +210,8 @@ def sentence(e: Accuracy) -> str:
     return f"{text} ({said})" if said else text
 
 
-def _interval(estimate: Mapping[str, float | None]) -> str:
-    value, low, high = (estimate[k] for k in ("value", "low", "high"))
+def _interval(estimate: Estimate) -> str:
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
     return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 

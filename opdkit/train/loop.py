@@ -22,7 +22,6 @@ from opdkit.errors import UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe
-from opdkit.report import write_report
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
@@ -83,7 +82,9 @@ class Run:
         self.task: Task = TASKS[recipe.data.task]()
         saved = checkpoint.latest(folder.checkpoints)
         folder.write_recipe(recipe.as_dict())
-        folder.write_environment({source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()})
+        folder.write_environment(
+            {source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()}
+        )
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = Renderer(
             self.student.tokenizer,
@@ -126,7 +127,6 @@ class Run:
             after = self._evaluate_student("after")
         summary = self._summary(before, after, teacher)
         self.folder.write_summary(summary)
-        self.console.print(f"report: {write_report(self.folder.path)}", highlight=False)
         return summary
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class Run:
             self.teacher.load_state(saved.tensors("teacher"))
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
-        self.console.print(f"going on from {saved.path}", highlight=False)
+        self.console.print(f"going on from {saved.path}", highlight=False, soft_wrap=True)
 
     def _sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
         """Answers from wherever the method wants them."""
@@ -274,7 +274,7 @@ class Run:
                     seed=self.recipe.seed,
                     progress=heard,
                 )
-            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False)
+            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
         if results:
             self.folder.write_evaluation(path, results)
         return results
@@ -309,7 +309,7 @@ class Run:
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
-        self.console.print(f"[yellow]warning[/yellow] {sentence}", highlight=False)
+        self.console.print(f"[yellow]warning[/yellow] {sentence}", highlight=False, soft_wrap=True)
 
     def _summary(
         self, before: dict[str, Accuracy], after: dict[str, Accuracy], teacher: dict[str, Accuracy] | None
@@ -329,7 +329,15 @@ class Run:
 
 
 # What may change between a run and its continuation: nothing that moves a number of the steps to come.
-CHANGEABLE = ("train.steps", "train.save_every", "train.keep_checkpoints", "train.save_rows_every", "eval.", "log.", "runs_dir")
+CHANGEABLE = (
+    "train.steps",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.save_rows_every",
+    "eval.",
+    "log.",
+    "runs_dir",
+)
 
 
 def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.scratch import bpe_tokenizer, char_tokenizer
 from opdkit.engines.scratch import make_model as make_untrained
 from opdkit.errors import UserError
-from opdkit.recipe import parse_recipe
+from opdkit.recipe import Recipe, parse_recipe
 from opdkit.tasks import arithmetic
 from opdkit.train.loop import train
 from opdkit.types import Problem
@@ -30,11 +30,12 @@ def make_model(
     data: str,
     hidden_size: int,
     num_layers: int,
-    vocab_size: int,
     steps: int,
     seed: int,
     console: Console,
+    vocab_size: int = 2048,
     train_overrides: dict[str, Any] | None = None,
+    name: str = "lessons",
     problems: Sequence[Problem] | None = None,
 ) -> None:
     """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
@@ -64,14 +65,14 @@ def make_model(
         made = untrained
         if steps:
             summary = train(
-                _recipe(untrained, scratch, data, world, steps, seed, train_overrides),
+                _recipe(untrained, scratch, name, data, world, steps, seed, train_overrides),
                 console=console,
                 problems=problems,
             )
-            made = Path(scratch) / "teach" / summary["model"]
+            made = Path(scratch) / name / summary["model"]
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(made, out)
-    console.print(f"made {out}", highlight=False)
+    console.print(f"made {out}", highlight=False, soft_wrap=True)
 
 
 def lessons(data: str, *, num: int, seed: int) -> list[Problem]:
@@ -85,11 +86,18 @@ def lessons(data: str, *, num: int, seed: int) -> list[Problem]:
 
 
 def _recipe(
-    model: Path, scratch: str, data: str, world: bool, steps: int, seed: int, overrides: dict[str, Any] | None
-) -> Any:
+    model: Path,
+    scratch: str,
+    name: str,
+    data: str,
+    world: bool,
+    steps: int,
+    seed: int,
+    overrides: dict[str, Any] | None,
+) -> Recipe:
     return parse_recipe(
         {
-            "name": "teach",
+            "name": name,
             "seed": seed,
             "runs_dir": scratch,
             "model": {"path": str(model), "dtype": "float32"},

@@ -62,7 +62,7 @@ def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
     )
     torch.manual_seed(recipe.seed)  # peft draws the adapters from the global generator; nothing else here reads it
     try:
-        module = get_peft_model(student.module, config)  # type: ignore[arg-type]
+        module = get_peft_model(student.module, config)
     except ValueError as error:
         raise UserError(
             f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}"

@@ -1,0 +1,133 @@
+"""`opdkit quickstart`: the main job from nothing, in minutes on a CPU.
+
+A teacher and a student are made (no weights are downloaded), the student learns from its own answers under the teacher,
+and the same student is given to the baselines with the same prompts and steps. Every arm is an ordinary run with an
+ordinary recipe: `quickstart.toml`, and what `ARMS` changes in it.
+
+    runs/quickstart/           the OPD run: recipe, metrics, rows, checkpoints, summary.json, report.html, figure.svg
+    runs/quickstart-<arm>/     the baselines
+    runs/quickstart-models/    teacher/ and student/, in Hugging Face format
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from opdkit.data.readers import load_problems
+from opdkit.recipe import Recipe, parse_recipe
+from opdkit.report import headline_figure, write_report
+from opdkit.train.loop import train
+from opdkit.train.make_model import lessons, make_model
+from opdkit.train.run_folder import RunFolder
+
+RECIPE = Path(__file__).with_suffix(".toml")
+WORLD = "arithmetic:merge-4:train"
+TEACHER_STEPS, STUDENT_STEPS = 500, 280
+NO_TEACHER: dict[str, Any] = {"kind": "none", "path": None}
+
+# label, and what the arm changes in the recipe. Each runs at the learning rate that suits it best (docs/quickstart.md).
+ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "sft": (
+        "SFT on the solutions of the same 512 problems",
+        {"method": {"name": "sft"}, "teacher": NO_TEACHER, "train": {"lr": 1e-3}},
+    ),
+    "sft-teacher": (
+        "SFT on answers the teacher samples",
+        {"method": {"name": "sft", "answers": "teacher"}, "train": {"lr": 1e-3}},
+    ),
+    "grpo": (
+        "GRPO on the grader's reward, 8 answers per problem",
+        {
+            "method": {"name": "grpo"},
+            "teacher": NO_TEACHER,
+            "sampling": {"group_size": 8},
+            "train": {"lr": 3e-4, "problems_per_step": 8},
+        },
+    ),
+}
+
+
+def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
+    """Run all of it; returns the summary of the OPD run with its arms. An earlier quickstart in `out` is replaced."""
+    started = time.monotonic()
+    recipes = {arm: _recipe(out, seed, arm) for arm in ("", *ARMS)}
+    models = out.with_name(f"{out.name}-models")
+    _say(console, "1/3  Two models from nothing: a teacher, and a student that has seen 512 solved problems")
+    _make_models(models, seed, console)
+    _say(console, "2/3  On-policy distillation: the student answers, the teacher scores every token")
+    summary = train(recipes[""], console=console, overwrite=_exists(out))
+    _say(console, "3/3  The same student under the baselines: same problems, same number of answers")
+    arms = {}
+    for arm, (label, _) in ARMS.items():
+        done = train(recipes[arm], console=console, overwrite=_exists(recipes[arm].run_dir))
+        arms[arm] = {"label": label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
+    summary["arms"] = arms
+    folder = RunFolder(out)
+    folder.write_summary(summary)
+    headline_figure(summary, out / "figure.svg")
+    report = write_report(out)
+    console.print(_table(summary))
+    console.print(f"{time.monotonic() - started:.0f} s in all. Report: {report}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def _recipe(out: Path, seed: int, arm: str) -> Recipe:
+    raw = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
+    name = f"{out.name}-{arm}" if arm else out.name
+    models = out.with_name(f"{out.name}-models")
+    raw |= {"name": name, "seed": seed, "runs_dir": str(out.parent)}
+    raw["model"]["path"], raw["teacher"]["path"] = str(models / "student"), str(models / "teacher")
+    if arm:
+        for section, change in ARMS[arm][1].items():
+            raw[section] = change if section in ("method", "teacher") else {**raw[section], **change}
+    return parse_recipe(raw, where="quickstart")
+
+
+def _make_models(folder: Path, seed: int, console: Console) -> None:
+    for name in ("teacher", "student"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    pool = load_problems(WORLD, task="arithmetic", limit=512, seed=seed).problems  # what the recipe trains on
+    fresh = lessons(WORLD, num=TEACHER_STEPS * 64, seed=seed)
+    for name, layers, steps, taught in (("teacher", 3, TEACHER_STEPS, fresh), ("student", 2, STUDENT_STEPS, pool)):
+        make_model(
+            folder / name,
+            data=WORLD,
+            hidden_size=64,
+            num_layers=layers,
+            steps=steps,
+            seed=seed,
+            console=console,
+            problems=taught,
+            name=name,
+        )
+
+
+def _exists(run: Path) -> bool:
+    return (run / "recipe.toml").exists()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{text}[/bold]", highlight=False)
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    table = Table("", "accuracy of one sampled answer", "any of 4", title="512 held-out problems, 95 % intervals")
+    shown = {
+        "teacher": summary["eval"]["teacher"],
+        "student before": summary["eval"]["student_before"],
+        "student after on-policy distillation": summary["eval"]["student_after"],
+        **{f"student after {arm['label']}": arm["eval"] for arm in summary["arms"].values()},
+    }
+    for label, results in shown.items():
+        (e,) = results.values()
+        avg, some = e["avg_at_n"], e["pass_at_k"]["4"]
+        table.add_row(label, f"{avg['value']:.3f}  [{avg['low']:.3f}, {avg['high']:.3f}]", f"{some['value']:.3f}")
+    return table

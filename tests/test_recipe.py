@@ -1,0 +1,120 @@
+"""Recipes: what is refused, in which words, and what wins over what."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opdkit import toml
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe, key_values, load_recipe, parse_recipe
+
+ROOT = Path(__file__).parent.parent
+MINIMAL: dict[str, Any] = {
+    "name": "r",
+    "model": {"path": "m"},
+    "data": {"train": "d.jsonl", "task": "math"},
+    "method": {"name": "opsd"},
+    "train": {"steps": 10},
+}
+
+
+def recipe(*overrides: str, **sections: Any) -> Recipe:
+    return parse_recipe({**MINIMAL, **sections}, overrides)
+
+
+def faults(*overrides: str, **sections: Any) -> list[str]:
+    with pytest.raises(UserError) as refusal:
+        recipe(*overrides, **sections)
+    return str(refusal.value).splitlines()
+
+
+def test_method_defaults_lose_to_the_recipe_which_loses_to_set() -> None:
+    """The paper's lr is 5e-6; the recipe may change it; --set has the last word."""
+    assert recipe().train.lr == 5e-6
+    assert recipe(train={"steps": 10, "lr": 1e-5}).train.lr == 1e-5
+    assert recipe("train.lr=2e-5", train={"steps": 10, "lr": 1e-5}).train.lr == 2e-5
+
+
+def test_another_kind_of_teacher_starts_afresh() -> None:
+    """opsd's default weights = "initial" must not leak into somebody's own teacher model."""
+    resolved = recipe(teacher={"kind": "model", "path": "t"})
+    assert resolved.teacher.weights is None and resolved.teacher.path == "t"
+
+
+def test_resolved_recipe_round_trips_through_toml() -> None:
+    """recipe.toml of a run is complete: reading it back gives the same recipe."""
+    first = recipe("method.loss_temperature=0.9", "eval.data=['a.jsonl', 'b.jsonl']", "model.lora.r=8")
+    again = parse_recipe(tomllib.loads(toml.dumps(first.as_dict())))
+    assert again == first
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    """Unknown method, unknown key, key of another section, wrong type: one sentence each, in one go."""
+    said = faults(
+        "train.lr='fast'", "train.setps=3", "model.lr=1", method={"name": "opdd"}, data={"train": "d", "task": "mth"}
+    )
+    text = "\n".join(said)
+    assert 'method.name = \'opdd\' does not exist; did you mean "opd"?' in text
+    assert "data.task = 'mth'" in text and 'did you mean "math"?' in text
+    assert 'train.setps is not a key; did you mean "steps"?' in text
+    assert "model.lr is not a key; there is train.lr" in text
+    assert "train.lr = 'fast': input should be a valid number" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["teacher.kind=model"], "needs teacher.path"),
+        (["teacher.weights=adapter_off"], "needs a LoRA student"),
+        (["teacher.weights=ema"], "needs teacher.ema_rate"),
+        (["teacher.ema_rate=0.1"], 'only read with teacher.weights = "ema"'),
+        (["teacher.kind=none"], "needs a teacher"),
+        (["teacher.weights=live", "context.kind=none"], "compares the student with itself"),
+        (["method.support=sampled"], "estimates reverse_kl from one token"),
+        (["method.support=student_topk"], "needs k >= 1"),
+        (["method.support=student_topk", "method.k=1", "method.tail=renormalise"], "identically zero"),
+        (["method.divergence=jsd"], "needs teacher_share"),
+        (["method.name=grpo", "context.kind=none", "teacher.kind=none", "sampling.group_size=1"], "no group to compare"),
+        (["method.name=grpo", "sampling.temperature=0.7"], "would compare two distributions"),
+        (["method.name=grpo", "context.kind=reference_solution"], "asks no teacher to score"),
+        (["method.name=grpo", "teacher.kind=self", "teacher.weights=initial"], "never asks"),
+        (["sampling.group_size=4", "sampling.temperature=0"], "same greedy answer"),
+        (["eval.every=5"], "needs eval.data"),
+        (["train.warmup_steps=10"], "leaves none of train.steps"),
+        (["log.sinks=['wandbb']"], 'did you mean "wandb"?'),
+        (["data.limit=0"], "greater than 0"),
+        (["train.lr=true"], "input should be a valid number"),
+        (["name='a/b'"], "name = 'a/b'"),
+    ],
+)
+def test_impossible_combinations_are_refused(overrides: list[str], words: str) -> None:
+    """Each sentence names the key and its reason. Does not prove that every impossible recipe is caught."""
+    assert words in "\n".join(faults(*overrides))
+
+
+def test_set_reads_toml_values_and_bare_words() -> None:
+    assert key_values(["a.b=1", "c=x/y.jsonl", "d=[1, 2]", 'e="1"']) == {"a.b": 1, "c": "x/y.jsonl", "d": [1, 2], "e": "1"}
+    with pytest.raises(UserError, match="write it as --set key=value"):
+        key_values(["lr"])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """A missing file suggests its neighbour, broken TOML says where."""
+    (tmp_path / "opsd.toml").write_text("name = ")
+    with pytest.raises(UserError, match=r"did you mean .*opsd\.toml"):
+        load_recipe(tmp_path / "opds.toml")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_recipe(tmp_path / "opsd.toml")
+
+
+def test_shipped_recipes_are_valid() -> None:
+    """`opdkit check recipes/*.toml` passes, and quickly: no torch is imported."""
+    paths = sorted((ROOT / "recipes").glob("**/*.toml"))
+    assert paths
+    code = "import sys; from opdkit.cli import app; app(standalone_mode=False); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "check", *map(str, paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

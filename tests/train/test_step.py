@@ -1,0 +1,184 @@
+"""The straight line: what a step's gradient depends on, and what it must not depend on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from opdkit.recipe import Recipe
+from opdkit.train.loop import Run, _load_data
+from opdkit.train.run_folder import RunFolder
+from opdkit.train.step import State, train_step
+from opdkit.types import Group, Problem
+
+Make = Callable[..., Recipe]
+METHODS = [
+    ("opd", ()),
+    ("opd", ("method.support=sampled",)),
+    ("opd", ("method.support=teacher_topk", "method.k=4", "method.divergence=forward_kl", "method.reduction=sequence")),
+    ("opsd", ()),
+    ("grpo", ()),
+    ("sft", ()),
+]
+
+
+@pytest.fixture
+def start(console: Console) -> Any:
+    folders = []
+
+    def make(recipe: Recipe) -> Run:
+        folder = RunFolder.open(recipe.run_dir, overwrite=(recipe.run_dir / "recipe.toml").exists())
+        folders.append(folder)
+        return Run(recipe, folder, console, _load_data(recipe, None), {})
+
+    yield make
+    for folder in folders:
+        folder.close()
+
+
+def gradient(run: Run, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """The gradient one step would apply."""
+    seen: dict[str, Tensor] = {}
+
+    def catch(step: int) -> Any:
+        from opdkit.train.optimizer import StepResult
+
+        for name, p in run.optimizer.weights.items():
+            seen[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        run.optimizer.zero_grad()
+        return StepResult(0.0, False)
+
+    monkeypatch.setattr(run.optimizer, "step", catch)
+    train_step(run.state, problems)
+    return seen
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    flat_a, flat_b = (torch.cat([g.flatten().double() for g in grads.values()]) for grads in (a, b))
+    assert flat_a.norm() > 0
+    return float((flat_a - flat_b).norm() / flat_a.norm())
+
+
+@pytest.mark.parametrize(("method", "overrides"), METHODS)
+@pytest.mark.parametrize("max_tokens", [1, 50, 120])
+def test_gradient_does_not_depend_on_micro_batches(
+    method: str, overrides: tuple[str, ...], max_tokens: int, recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of ragged length, alone or together: the same gradient to 1e-6 (fp32 rounding). One process only."""
+    run = start(recipe(method, *overrides))
+    if method == "grpo":  # a random student never earns a reward: give it some, so that there is a gradient
+        sample = run.state.sample
+        run.state.sample = lambda problems, step: [
+            replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id)) for r in g.rollouts))
+            for g in sample(problems, step)
+        ]
+    whole = gradient(run, run.problems[:5], monkeypatch)
+    run.state.step, run.state.max_tokens_per_micro_batch = 0, max_tokens
+    assert distance(whole, gradient(run, run.problems[:5], monkeypatch)) < 1e-6
+
+
+def test_gradient_does_not_depend_on_the_order_of_rows(
+    recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same problems in another order: seeds come from identity, so the same answers and the same gradient."""
+    run = start(recipe("opd"))
+    forward = gradient(run, run.problems[:5], monkeypatch)
+    run.state.step = 0
+    assert distance(forward, gradient(run, run.problems[4::-1], monkeypatch)) < 1e-6
+
+
+def test_a_teacher_equal_to_the_student_teaches_nothing(recipe: Make, start: Any, models: Any) -> None:
+    """KL is zero, and so is its gradient: context, alignment and temperature are the same on both sides."""
+    run = start(recipe("opd", f"teacher.path={models['student']}", "method.loss_temperature=0.7"))
+    _, metrics = train_step(run.state, run.problems[:5])
+    values = {m.name: m.value for m in metrics}
+    assert values["train/loss"] == pytest.approx(0.0, abs=1e-6)
+    assert values["train/grad_norm"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_rows_without_context_leave_the_mean(recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem without a solution gives the teacher nothing to read: the gradient is that of the others, undiluted."""
+    run = start(recipe("opsd"))
+    problems = run.problems[:4]
+    others = gradient(run, problems[:3], monkeypatch)
+    run.state.step = 0
+    rows, metrics = [], []
+    original = train_step
+
+    def keep(state: State, chosen: Sequence[Problem]) -> Any:
+        rows[:], metrics[:] = original(state, chosen)
+        return rows, metrics
+
+    monkeypatch.setitem(gradient.__globals__, "train_step", keep)
+    with_one_bare = gradient(run, [*problems[:3], replace(problems[3], solution=None)], monkeypatch)
+    assert distance(others, with_one_bare) < 1e-6
+    assert len(rows) == 8  # every row is kept and saved, also those that taught nothing
+    assert {m.name: m.value for m in metrics}["teacher/num_rows_without_view"] == 2
+
+
+def test_ungraded_answers_leave_grpo(recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer the grader could not judge is no zero: the gradient is that of the batch without it."""
+    run = start(recipe("grpo", "sampling.group_size=3"))
+    sample = run.state.sample
+
+    def graded(rewards: tuple[float | None, ...], keep: int) -> Any:
+        def with_rewards(problems: Sequence[Problem], step: int) -> list[Group]:
+            return [
+                replace(
+                    g, rollouts=tuple(replace(r, reward=w) for r, w in zip(g.rollouts, rewards, strict=True))[:keep]
+                )
+                for g in sample(problems, step)
+            ]
+
+        return with_rewards
+
+    run.state.sample = graded((1.0, 0.0, None), 3)
+    with_ungraded = gradient(run, run.problems[:5], monkeypatch)
+    run.state.sample, run.state.step = graded((1.0, 0.0, None), 2), 0
+    assert distance(with_ungraded, gradient(run, run.problems[:5], monkeypatch)) < 1e-6
+
+
+def test_non_finite_gradients_skip_the_step_and_are_counted(recipe: Make, start: Any) -> None:
+    """A teacher that says NaN: weights, optimizer state and EMA stay as they were, bit for bit; the metric says so."""
+    run = start(recipe("opd"))
+    score = run.teacher.score
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        return [replace(s, hidden_TH=s.hidden_TH * torch.nan) for s in score(*args, **kwargs)]
+
+    run.teacher.score = broken
+    before = {n: p.detach().clone() for n, p in run.optimizer.weights.items()}
+    _, metrics = train_step(run.state, run.problems[:5])
+    assert {m.name: m.value for m in metrics}["train/num_skipped_steps"] == 1
+    assert all(torch.equal(p, before[n]) for n, p in run.optimizer.weights.items())
+    assert not run.optimizer.state()
+
+
+def test_bfloat16_computes_but_float32_learns(recipe: Make, start: Any) -> None:
+    """A 1e-6 step on weights of size 1 is lost in bfloat16; the float32 masters keep it, and the computation is bf16."""
+    run = start(recipe("opd", "model.dtype=bfloat16", "train.lr=1e-6", "train.warmup_steps=0"))
+    before = {n: p.detach().clone() for n, p in run.optimizer.weights.items()}
+    hidden = run.student.hidden([[5, 6]], [[7]], weights=run.optimizer.compute_weights())
+    assert hidden.dtype == torch.bfloat16
+    train_step(run.state, run.problems[:5])
+    for name, p in run.optimizer.weights.items():
+        assert p.dtype == torch.float32
+        moved = (p - before[name]).abs().max()
+        assert 0 < moved < 2e-6, name
+
+
+def test_lora_leaves_the_base_bit_identical(recipe: Make, start: Any) -> None:
+    """Three steps of OPSD with the adapter-off teacher: only adapters move, the teacher stays the base model."""
+    run = start(recipe("opsd", "model.lora.r=4", "model.lora.alpha=8", "teacher.weights=adapter_off"))
+    named = dict(run.student.module.named_parameters())
+    base = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
+    adapter = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
+    assert adapter and all(".lora_" in name for name in adapter)
+    for _ in range(3):
+        train_step(run.state, run.problems[:5])
+    assert all(torch.equal(named[n], p) for n, p in base.items())
+    assert any(not torch.equal(named[n], p) for n, p in adapter.items())
