@@ -50,9 +50,10 @@ class Renderer:
             return "\n\n".join([*(message["content"] for message in messages), ""])
         template = self.chat_template or self.tokenizer.chat_template
         if template is None:
+            name = self.tokenizer.name_or_path or "the model"
             raise UserError(
-                f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no chat template, so messages cannot"
-                f' be rendered; set chat_template to the path of a jinja file, or to "{PLAIN}" for a base model.'
+                f"the tokenizer of {name} has no chat template, so no prompt can be rendered; "
+                f'set chat_template to the path of a jinja file, or to "{PLAIN}" for a base model.'
             )
         from jinja2 import TemplateError  # what transformers renders with; only needed where there is a template
 
@@ -67,11 +68,22 @@ class Renderer:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"the chat template refuses messages with the roles {roles} ({error}); change the messages or the template."
+                f"the chat template refuses messages with the roles {roles} ({error}); "
+                "change the messages or set chat_template to another template."
             ) from error
 
     def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text as it stands: no special token is added in front or behind."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def cut(self, text: str, max_tokens: int) -> tuple[str, int]:
+        """The beginning of `text` that `max_tokens` tokens cover, and how many tokens were cut off its end."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        num_cut = len(encoded["input_ids"]) - max_tokens
+        if num_cut <= 0:
+            return text, 0
+        end = encoded["offset_mapping"][max_tokens][0]  # where the first dropped token begins: half a character is none
+        return text[:end], num_cut
 
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up."""

@@ -17,21 +17,19 @@ Letters: B rows, T positions, N answer tokens of all rows, H hidden width, V voc
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opdkit.contexts.render import read_chat_template
+from opdkit.contexts.render import PLAIN, read_chat_template
+from opdkit.engines.load import load_checkpoint
 from opdkit.errors import UserError
-
-if TYPE_CHECKING:
-    from opdkit.losses.head import Head
+from opdkit.losses import Head
 
 Ids = Sequence[int]
 _Slot = tuple[nn.Module, str, Tensor]  # the submodule that holds a parameter, the parameter's name there, its stand-in
@@ -84,10 +82,11 @@ class LanguageModel:
         `chat_template`: None, "plain", or the path of a jinja file. Raises UserError if there is no such model, it has
         no tokenizer, weights are missing from the file, or it cannot be scored exactly.
         """
-        options = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation, "dtype": dtype}
-        module, tokenizer = _load(str(path), options)
         template = read_chat_template(chat_template)
-        if template is not None and template != "plain":
+        module, tokenizer = load_checkpoint(
+            str(path), dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )
+        if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it
         return cls(module.to(device), tokenizer, name=str(path), chat_template=template)
 
@@ -108,13 +107,13 @@ class LanguageModel:
 
         The weight is the live parameter (or its stand-in from `weights`), so gradients reach it.
         """
-        from opdkit.losses.head import Head
-
         scale, softcap = _logit_transform(self._base.config)
         with self.using(weights):
             head = self._head_module
             bias_V = getattr(head, "bias", None)
-            return Head(head.weight, bias_V, num_tokens=self.num_tokens, logit_scale=scale, softcap=softcap)
+            return Head(
+                weight_VH=head.weight, bias_V=bias_V, num_tokens=self.num_tokens, logit_scale=scale, softcap=softcap
+            )
 
     def hidden(
         self, contexts: Sequence[Ids], answers: Sequence[Ids], *, weights: Mapping[str, Tensor] | None = None
@@ -320,7 +319,8 @@ def _check_parts(model: LanguageModel) -> None:
     if head is None or base.base_model is base:
         raise UserError(f"{name} has no language-model head; use a causal language model.")
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or hasattr(head, "base_layer"):
+    adapted = hasattr(head, "base_layer") or hasattr(head, "original_module")  # how peft wraps what it adapts or copies
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or adapted:
         raise UserError(
             f"the output head of {name} is a {type(head).__name__}, not one plain matrix; "
             "leave the head out of the adapter's targets and of modules_to_save, and unquantised."
@@ -340,13 +340,13 @@ def _prove(model: LanguageModel) -> None:
         with model.evaluating():
             theirs_TV = model.module(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
         alone_TH = model.hidden([row[:1]], [row[1:]])
-        ours_TV = model.head().logits(alone_TH)
+        ours_TV = model.head().trimmed(alone_TH.dtype).logits(alone_TH, temperature=1.0)
         together_TH = _proof_hidden(model)
     # Low precision rounds the same logits in another order; a wrong scale is off by far more than that.
     if not _close(ours_TV, theirs_TV[:-1, : model.num_tokens], 1e-4 if exact else 2e-2):
         raise UserError(
-            f"{model.name} (model type {model.module.config.model_type}) turns hidden states into logits in a way opdkit "
-            "does not know: its own logits differ from scaled and soft-capped head outputs, so it would be scored wrongly; "
+            f"{model.name} (model type {model._base.config.model_type}) makes its logits in a way opdkit does not know "
+            "(they differ from the scaled and soft-capped output of its head), so it would be scored wrongly; "
             "use another model, or add its transform to opdkit/engines/model.py."
         )
     if not _close(together_TH, torch.cat([alone_TH, alone_TH[:PROOF_SHORT]]), 1e-4 if exact else 1e-1):
@@ -372,62 +372,3 @@ def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
     """Whether the largest difference is at most `tolerance` of the largest entry. NaN is never close."""
     ours, theirs = ours.double(), theirs.double()
     return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
-
-
-def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(module, tokenizer) of a checkpoint folder, adapter folder or hub name; what goes wrong becomes one sentence."""
-    folder = Path(path)
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options)
-    return _load_module(path, options), _load_tokenizer(path, options["trust_remote_code"])
-
-
-def _load_module(path: str, options: Mapping[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with _one_sentence(f"{path} cannot be loaded as a causal language model"):
-        module, info = AutoModelForCausalLM.from_pretrained(path, **options, output_loading_info=True)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"the checkpoint {path} lacks {len(missing)} of the model's weights (first: {missing[0]}), which would be "
-            "random numbers; use a complete checkpoint, or one that was saved with its language-model head."
-        )
-    return module
-
-
-def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    with _one_sentence(f"{path} has no tokenizer that can be loaded"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-
-
-def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
-    from peft import PeftConfig, PeftModel
-
-    with _one_sentence(f"{folder} holds no readable adapter"):
-        base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base_path:
-        raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
-    base, tokenizer = _load(base_path, options)
-    with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
-        module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = _load_tokenizer(str(folder), options["trust_remote_code"])
-    return module, tokenizer
-
-
-@contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise UserError(f"{what}: {reason}; check the path and the files in it.") from error

@@ -1,0 +1,80 @@
+"""An engine without a model, for tests of everything around it: scripted answers, fixed log-probs, no weights.
+
+Letters: T answer positions, K entries, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from opdkit.engines.base import Progress, Sampled, SamplingParams
+from opdkit.types import Needs, TeacherSignal, seed_from
+
+Script = Callable[[tuple[int, ...], int], Sequence[int]]  # (prompt ids, seed) -> answer ids
+
+
+class FakeEngine:
+    """`Sampler` and `Scorer`. The same prompt and seed always give the same answer.
+
+    script   writes the answers; one that is longer than max_answer_tokens is cut and has finish "length"
+    logprob  of every answer token, in nats, sampled or scored; top-k ids are 0 .. k-1, all at this log-prob
+    """
+
+    def __init__(self, script: Script, *, logprob: float = -1.0, hidden_width: int = 4) -> None:
+        self.script = script
+        self.logprob = logprob
+        self.hidden_width = hidden_width
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        progress: Progress | None = None,
+    ) -> list[Sampled]:
+        answers = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            written = tuple(self.script(tuple(prompt), seed))
+            ids = written[: params.max_answer_tokens]
+            answers.append(
+                Sampled(
+                    answer_ids=ids,
+                    logprobs_T=np.full(len(ids), self.logprob, dtype=np.float32),
+                    finish="stop" if ids == written else "length",
+                )
+            )
+            if progress is not None:
+                progress(len(answers), len(prompts))
+        return answers
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        needs: Needs,
+        *,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> list[TeacherSignal]:
+        signals = []
+        for context, answer in zip(contexts, answers, strict=True):
+            signals.append(self._signal(context, answer, needs))
+            if progress is not None:
+                progress(len(signals), len(answers))
+        return signals
+
+    def _signal(self, context: Sequence[int], answer: Sequence[int], needs: Needs) -> TeacherSignal:
+        length, k = len(answer), needs.k if needs.teacher == "topk" else None
+        hidden_TH = None
+        if needs.teacher == "distribution":
+            generator = torch.Generator().manual_seed(seed_from("fake hidden", *context, "answer", *answer))
+            hidden_TH = torch.randn(length, self.hidden_width, generator=generator)
+        return TeacherSignal(
+            sampled_logprob_T=np.full(length, self.logprob, dtype=np.float32),
+            topk_ids_TK=None if k is None else np.tile(np.arange(k, dtype=np.int64), (length, 1)),
+            topk_logprob_TK=None if k is None else np.full((length, k), self.logprob, dtype=np.float32),
+            hidden_TH=hidden_TH,
+        )
