@@ -81,13 +81,13 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class MetricLog:
+class MetricsLog:
     """Writes the metrics of a run, one line a step. A context manager.
 
     path: `metrics.jsonl`; the sinks put their files beside it.
     sinks: names from `SINKS`, beside the JSONL file that is always written.
-    resume_step: None for a new file. Otherwise the step of the checkpoint: lines of later steps, and a last line that a
-        crash cut short, are cut off (by one truncation, so a crash here loses nothing either).
+    resume_at: the step of the checkpoint the run goes on from, 0 for a new run. Lines of later steps, and a last line
+        that a crash cut short, are cut off (by one truncation, so a crash here loses nothing either).
     config: shown by W&B and Trackio; values of keys that look like secrets are hidden.
 
     Raises UserError: unknown sink, missing extra (with the pip command), a sink that cannot start, a full disk, a
@@ -100,7 +100,7 @@ class MetricLog:
         path: Path,
         *,
         sinks: Sequence[str] = (),
-        resume_step: int | None = None,
+        resume_at: int = 0,
         run_name: str = "",
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -109,13 +109,14 @@ class MetricLog:
                 raise UserError(_unknown_sink(name))
         self.path = path
         self.sink_failures: dict[str, int] = {}
-        self._last_step = -1 if resume_step is None else _cut_after(path, resume_step)
-        self._file = _open_lines(path, "xb" if resume_step is None else "ab")
+        is_resumed = path.exists()
+        self._last_step = _cut_after(path, resume_at)
+        self._file = _open_lines(path)
         start = SinkStart(
             folder=path.parent,
             run_name=run_name or path.parent.name,
             config=_hidden(config or {}),
-            resume_step=resume_step,
+            resume_at=resume_at if is_resumed else None,
         )
         self._sinks: dict[str, Sink] = {}
         try:
@@ -123,8 +124,6 @@ class MetricLog:
                 self._sinks[name] = _open_sink(name, start)
         except BaseException:
             self.close()
-            if resume_step is None:
-                path.unlink()  # still empty; the corrected run must find its name free
             raise
 
     def write(self, step: int, metrics: Iterable[Metric]) -> Values:
@@ -187,12 +186,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for line, _ in _lines(path)]
 
 
-def _open_lines(path: Path, mode: Literal["xb", "ab"]) -> FileIO:
+def _open_lines(path: Path) -> FileIO:
     """Unbuffered: a line is in the file when `write` returns, and a full disk is met once, not again at closing."""
     try:
-        return path.open(mode, buffering=0)
-    except FileExistsError:
-        raise UserError(f"{path} already exists; continue that run with --resume, or choose another name") from None
+        return path.open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"cannot open {path} for writing ({error.strerror})") from error
 
@@ -236,14 +233,14 @@ class SinkStart:
     folder: Path
     run_name: str
     config: Mapping[str, Any]
-    resume_step: int | None
+    resume_at: int | None  # None: a new run
 
 
 class _TensorBoard:
     def __init__(self, start: SinkStart) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = None if start.resume_step is None else start.resume_step + 1
+        purge_step = None if start.resume_at is None else start.resume_at + 1
         self._writer = SummaryWriter(str(start.folder / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -262,7 +259,7 @@ class _Wandb:
         import wandb
 
         id_file = start.folder / "wandb_id"
-        run_id = id_file.read_text().strip() if start.resume_step is not None and id_file.exists() else None
+        run_id = id_file.read_text().strip() if start.resume_at is not None and id_file.exists() else None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "opdkit"),
             name=start.run_name,
@@ -289,7 +286,7 @@ class _Trackio:
             project=os.environ.get("TRACKIO_PROJECT", "opdkit"),
             name=start.run_name,
             config=dict(start.config),
-            resume="allow" if start.resume_step is not None else "never",
+            resume="allow" if start.resume_at is not None else "never",
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

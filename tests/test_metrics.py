@@ -14,7 +14,7 @@ import pytest
 
 from opdkit import metrics
 from opdkit.errors import UserError
-from opdkit.metrics import Metric, MetricLog, SinkStart, read_metrics, reduce_metrics
+from opdkit.metrics import Metric, MetricsLog, SinkStart, read_metrics, reduce_metrics
 
 
 class Recorder:
@@ -62,7 +62,7 @@ def test_bad_metrics_are_our_bugs() -> None:
 def test_one_valid_line_a_step(tmp_path: Path) -> None:
     """Every write is on disk when it returns; NaN and infinity become null and are counted; None is null and is not."""
     path = tmp_path / "metrics.jsonl"
-    with MetricLog(path) as log:
+    with MetricsLog(path) as log:
         log.write(0, [Metric("loss/total", 2.0), Metric("loss/total", 1.0)])
         assert lines(path)[0]["loss/total"] == 1.5
         log.write(3, [Metric("a/x", math.nan), Metric("a/y", -math.inf), Metric("a/z", None), Metric("a/w", 1)])
@@ -78,12 +78,12 @@ def test_one_valid_line_a_step(tmp_path: Path) -> None:
 def test_resume_cuts_later_steps_and_a_torn_line(tmp_path: Path, tail: bytes) -> None:
     """After a resume at step 2 the file holds steps 0-2 byte for byte, then the new ones; a torn last line is gone."""
     path = tmp_path / "metrics.jsonl"
-    with MetricLog(path) as log:
+    with MetricsLog(path) as log:
         for step in range(5):
             log.write(step, [Metric("a/b", step)])
     before = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(before) + tail)
-    with MetricLog(path, resume_step=2) as log:
+    with MetricsLog(path, resume_at=2) as log:
         assert path.read_bytes() == b"".join(before[:3])
         with pytest.raises(ValueError, match="after those of step 2"):
             log.write(2, [])
@@ -93,25 +93,25 @@ def test_resume_cuts_later_steps_and_a_torn_line(tmp_path: Path, tail: bytes) ->
 
 def test_resume_without_a_file_starts_one(tmp_path: Path) -> None:
     """A run killed before its first line resumes."""
-    with MetricLog(tmp_path / "metrics.jsonl", resume_step=0) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl", resume_at=0) as log:
         log.write(1, [])
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_files_that_are_refused(tmp_path: Path) -> None:
-    """A new run over an old file, and a file with a broken line in the middle."""
+    """A broken line in the middle, and a folder that does not exist."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\nnot json\n{"step": 1}\n')
-    with pytest.raises(UserError, match="already exists; continue that run with --resume"):
-        MetricLog(path)
+    with pytest.raises(UserError, match=r"cannot open .*No such file"):
+        MetricsLog(tmp_path / "no" / "metrics.jsonl")
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not a metrics line"):
-        MetricLog(path, resume_step=1)
+        MetricsLog(path, resume_at=1)
     assert path.read_bytes().count(b"\n") == 3, "a refusal changes nothing"
 
 
 def test_full_disk_is_said(tmp_path: Path) -> None:
     """/dev/full answers every write with "no space left": one sentence, and closing does not raise again."""
-    log = MetricLog(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log._file.close()
     log._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match=r"cannot write step 0 .*No space left.*--resume"), log:
@@ -130,7 +130,7 @@ def test_a_failing_sink_is_said_once_and_counted(
 
     monkeypatch.setitem(metrics.SINKS, "wandb", start)
     monkeypatch.setenv("SOME_API_KEY", "abcdef123456")
-    with caplog.at_level(logging.WARNING), MetricLog(tmp_path / "metrics.jsonl", sinks=["wandb"]) as log:
+    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path / "metrics.jsonl", sinks=["wandb"]) as log:
         for step in range(4):
             log.write(step, [Metric("a/b", step), Metric("a/nan", math.nan)])
     assert len(caplog.records) == 1 and "wandb failed" in caplog.text and "(hidden)" in caplog.text
@@ -146,7 +146,7 @@ def test_config_secrets_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made: list[Recorder] = []
     monkeypatch.setitem(metrics.SINKS, "wandb", lambda start: made.append(Recorder(start)) or made[-1])
     config = {"server": [{"api_key": "sk-1", "url": "u"}], "max_answer_tokens": 5, "weights": {"tokens": "soft_or"}}
-    MetricLog(tmp_path / "metrics.jsonl", sinks=["wandb"], config=config).close()
+    MetricsLog(tmp_path / "metrics.jsonl", sinks=["wandb"], config=config).close()
     expected = {"server": [{"api_key": "(hidden)", "url": "u"}], "max_answer_tokens": 5}
     assert made[0].start.config == {**expected, "weights": {"tokens": "soft_or"}}
 
@@ -158,13 +158,13 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     """A sink that is not installed is refused before the first step, with the command that installs it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'opdkit\[{name}\]'"):
-        MetricLog(tmp_path / "metrics.jsonl", sinks=[name])
+        MetricsLog(tmp_path / "metrics.jsonl", sinks=[name])
 
 
 def test_sinks_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown name gets a suggestion; a start that fails closes the sinks that had started."""
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        MetricLog(tmp_path / "a.jsonl", sinks=["tensorbord"])
+        MetricsLog(tmp_path / "a.jsonl", sinks=["tensorbord"])
     made: list[Recorder] = []
     monkeypatch.setitem(metrics.SINKS, "wandb", lambda start: made.append(Recorder(start)) or made[-1])
 
@@ -173,11 +173,12 @@ def test_sinks_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(metrics.SINKS, "trackio", broken)
     with pytest.raises(UserError, match=r"trackio could not start .*no network"):
-        MetricLog(tmp_path / "b.jsonl", sinks=["wandb", "trackio"])
-    assert made[0].closed == 1 and not (tmp_path / "b.jsonl").exists()
+        MetricsLog(tmp_path / "b.jsonl", sinks=["wandb", "trackio"])
+    assert made[0].closed == 1
 
 
-def test_tensorboard_holds_the_curve(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume_at", [0, 1])
+def test_tensorboard_holds_the_curve(tmp_path: Path, resume_at: int) -> None:
     """The event files read back as the values written; after a resume the steps that were cut are gone there too.
 
     W&B (offline) and Trackio are not installed for the tests; both were run by hand.
@@ -186,11 +187,12 @@ def test_tensorboard_holds_the_curve(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     path = tmp_path / "metrics.jsonl"
-    with MetricLog(path, sinks=["tensorboard"]) as log:
-        for step in range(4):
+    with MetricsLog(path, sinks=["tensorboard"]) as log:
+        for step in range(1, 4):
             log.write(step, [Metric("a/b", step)])
-    with MetricLog(path, sinks=["tensorboard"], resume_step=1) as log:
-        log.write(2, [Metric("a/b", 20)])
+    with MetricsLog(path, sinks=["tensorboard"], resume_at=resume_at) as log:
+        log.write(resume_at + 1, [Metric("a/b", 20)])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("a/b")] == [(0, 0), (1, 1), (2, 20)]
+    kept = [(step, step) for step in range(1, resume_at + 1)]
+    assert [(event.step, event.value) for event in events.Scalars("a/b")] == [*kept, (resume_at + 1, 20)]

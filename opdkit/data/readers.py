@@ -156,7 +156,7 @@ def _generated(source: str, limit: int | None, seed: int) -> Dataset:
     _, _, rest = source.partition(":")
     world, colon, split = rest.partition(":")
     if not (world and colon and split):
-        raise UserError(f'{source} is incomplete: write "arithmetic:WORLD:SPLIT", e.g. "arithmetic:sums:test"')
+        raise UserError(f'{source} is incomplete: write "arithmetic:WORLD:SPLIT", e.g. "arithmetic:merge-4:test"')
     problems = arithmetic.problems(world, split, limit, seed)
     return Dataset(
         problems=list(problems),

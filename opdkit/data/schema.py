@@ -23,6 +23,7 @@ from typing import Any
 
 from opdkit.data.sources import Row
 from opdkit.errors import UserError
+from opdkit.tasks.math_text import last_boxed
 from opdkit.types import Message, Problem
 
 # What is appended to the question, after a blank line.
@@ -268,12 +269,7 @@ def _final_answer(text: str) -> str | None:
     marked = _LAST_LINE_MARK.search(text)
     if marked is not None:
         return marked[1].strip()
-    if "\\boxed" not in text:
-        return None
-    from opdkit.tasks.math import last_boxed
-
-    boxed = last_boxed(text)
-    return None if boxed is None else boxed.strip() or None
+    return last_boxed(text) or None
 
 
 def _plain(value: Any) -> Any:

@@ -144,7 +144,7 @@ def _parquet_rows(path: Path, keep: KeepColumns) -> Iterator[LocatedRow]:
             # One row group at a time in memory, and 1024 rows of it as Python objects.
             batches = file.iter_batches(BATCH_ROWS, columns=keep(file.schema_arrow.names))
             yield from _batch_rows(batches, f"{path} row ")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a complete Parquet file ({_first_words(error)}); copy or download it again"
         ) from None

@@ -1,45 +1,79 @@
-"""environment.json: what a reader needs to judge a number, and nothing secret (no environment variables, no user)."""
+"""What a run runs on: versions, hardware, commit. No environment variable, path, user or host name: it is shared."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
-from collections.abc import Mapping
+import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+import opdkit
 
-PACKAGES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy", "pyarrow", "math-verify")
+PACKAGES = (
+    "opdkit", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "pyarrow", "math-verify", "vllm",
+)  # fmt: skip
 
 
-def environment(fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """`fingerprints`: data source -> digest of its problems as they were loaded."""
-    accelerator = torch.accelerator.is_available()
+def describe_environment() -> dict[str, Any]:
+    """{"time", "versions", "hardware", "commit"}, ready for JSON. What cannot be found out is None."""
     return {
-        "opdkit": importlib.metadata.version("opdkit"),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": _hardware(),
         "commit": _commit(),
-        "python": sys.version.split()[0],
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if accelerator else [],
-        "data": dict(fingerprints),
     }
 
 
-def _commit() -> str | None:
-    """Of the checkout opdkit is imported from; None where it is installed as a package."""
-    folder = Path(__file__).resolve().parent
+def _version(package: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "gpus": [{"name": gpu.name, "memory_gib": _gib(gpu.total_memory)} for gpu in gpus],
+        "cuda": torch.version.cuda,
+    }
+
+
+def _gib(num_bytes: int) -> float:
+    return round(num_bytes / 2**30, 1)
+
+
+def _cpu_name() -> str | None:
+    """The model name; `platform.processor()` is empty on most Linux systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _commit() -> dict[str, Any] | None:
+    """The commit of opdkit itself, if it runs from its repository (not one that merely surrounds an installed copy)."""
+    folder = Path(opdkit.__file__).parent
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", ".")
+    return None if commit is None else {"id": commit, "changed": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

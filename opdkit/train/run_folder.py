@@ -1,0 +1,279 @@
+"""The run folder: what a run leaves behind, where, and how it is written so that a crash never leaves half a file.
+
+    recipe.toml        resolved, complete              environment.json   versions, hardware, commit, data fingerprints
+    metrics.jsonl      one line a step (metrics.py)    rows/step_000012.parquet   every Example of the step (rows.py)
+    checkpoints/step_000100/                           eval/step_000100.json
+    summary.json       before / after / teacher        report.html
+
+It is a public contract: other tools read it. Every file but metrics.jsonl appears whole or not at all (temporary file,
+fsync, rename). One process writes a run at a time (`.lock`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from opdkit import toml
+from opdkit.errors import UserError
+from opdkit.train.environment import describe_environment
+
+_FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id")
+_FOLDERS = ("rows", "checkpoints", "eval", "tensorboard", "wandb")
+_OURS = {"recipe.toml", ".lock", *_FILES, *_FOLDERS}
+
+
+class RunFolder:
+    """The paths of a run, and readers and writers for its small files. Making one touches nothing on disk.
+
+    `RunFolder.open` to write a run, `RunFolder(path)` to read one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.toml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        self._lock: _Lock | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
+        """Create the folder, or go on in the one that is there (resume), or empty it first (overwrite). It is locked
+        until `close`. A context manager.
+
+        Raises UserError: the run exists (and neither was asked), does not exist (resume), or is being written by a
+        living process; the folder is something else than a run. `overwrite` deletes only what a run wrote, and only
+        beside a recipe.toml.
+        """
+        run = cls(path)
+        if resume and overwrite:
+            raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
+        run._check_existing(resume=resume, overwrite=overwrite)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._lock = _Lock(run.path / ".lock")
+            run._check_existing(resume=resume, overwrite=overwrite)  # another process may have come and gone
+            if overwrite:
+                run._delete_run()
+            for name in ("rows", "checkpoints", "eval"):
+                (run.path / name).mkdir(exist_ok=True)
+            run._delete_unfinished()
+        except OSError as error:
+            run.close()
+            raise UserError(f"cannot prepare the run folder {run.path}: {error}") from error
+        except UserError:
+            run.close()
+            raise
+        return run
+
+    def close(self) -> None:
+        """Release the lock. Safe to call twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def rows(self, step: int) -> Path:
+        return self.path / "rows" / f"step_{step:06d}.parquet"
+
+    def row_steps(self) -> list[int]:
+        """The steps whose rows were saved."""
+        names = [path.stem.removeprefix("step_") for path in (self.path / "rows").glob("step_*.parquet")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def evaluation(self, of: int | str) -> Path:
+        """of: the step of the student, or a name ("teacher")."""
+        return self.path / "eval" / (f"step_{of:06d}.json" if isinstance(of, int) else f"{of}.json")
+
+    def write_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """recipe: nested dicts of str, int, float, bool, lists and dicts; None is not TOML, leave such keys out."""
+        atomic_write(self.recipe, toml.dumps(recipe))
+
+    def read_recipe(self) -> dict[str, Any]:
+        return tomllib.loads(self._read(self.recipe))
+
+    def write_environment(self, fingerprints: Mapping[str, str]) -> None:
+        """What the run runs on (`environment.py`) and which data it reads: source -> `Dataset.fingerprint`.
+
+        A resumed run keeps the first record and appends what it resumes on. Raises UserError when the data changed.
+        """
+        now = describe_environment()
+        if not self.environment.exists():
+            _write_json(self.environment, {**now, "data": dict(fingerprints), "resumed": []})
+            return
+        first = json.loads(self._read(self.environment))
+        for source, fingerprint in fingerprints.items():
+            if first["data"].get(source, fingerprint) != fingerprint:
+                raise UserError(
+                    f"{source} is not what it was when {self.path} began (its problems, its instruction or the seed "
+                    "changed), so the run cannot go on with it: restore it, or start another run"
+                )
+        data = {**first["data"], **fingerprints}
+        _write_json(self.environment, {**first, "data": data, "resumed": [*first["resumed"], now]})
+
+    def read_environment(self) -> dict[str, Any]:
+        return dict(json.loads(self._read(self.environment)))
+
+    def write_evaluation(self, path: Path, evaluation: Mapping[str, Any]) -> None:
+        """path: of `evaluation`. Content: {"step": int, "eval": {"<dataset>": `measure.accuracy.Accuracy`}}."""
+        _write_json(path, evaluation)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        _write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        return dict(json.loads(self._read(self.summary)))
+
+    def _read(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            why = "the run has not written it" if self.recipe.exists() else f"{self.path} is not a run folder"
+            raise UserError(f"there is no {path}: {why}") from None
+
+    def _check_existing(self, *, resume: bool, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, not a folder: give the run another name")
+        if self.recipe.exists():
+            if not resume and not overwrite:
+                raise UserError(
+                    f"a run already exists at {self.path}: continue it with --resume, replace it with --overwrite, "
+                    "or give this one another name"
+                )
+            return
+        if resume:
+            raise UserError(f"nothing to resume at {self.path}: it has no recipe.toml; start without --resume")
+        entries = self.path.iterdir() if self.path.exists() else ()
+        foreign = sorted(entry.name for entry in entries if entry.name not in _OURS and not _is_unfinished(entry))
+        if foreign:
+            names = ", ".join(foreign[:3])
+            raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
+
+    def _delete_run(self) -> None:
+        """Only what a run writes; recipe.toml last, so that a half-deleted run is still known as one."""
+        for name in _FOLDERS:
+            entry = self.path / name
+            if entry.is_symlink():
+                raise UserError(
+                    f"{entry} is a link, and --overwrite does not delete what links lead to: remove it by hand"
+                )
+            if entry.exists():
+                shutil.rmtree(entry)
+        for name in (*_FILES, "recipe.toml"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _delete_unfinished(self) -> None:
+        """Temporary files of a process that was killed while writing. We hold the lock, so nobody is using them."""
+        for folder in (self.path, self.path / "rows", self.path / "eval"):
+            for entry in folder.iterdir():
+                if _is_unfinished(entry) and entry.is_file():
+                    entry.unlink()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write to the path `with` gives: when the block ends well it becomes `path`, whole and on disk, else it is gone.
+
+    A full disk becomes a UserError that names the file and says what is safe.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk is full: {path} was not written ({os.strerror(error.errno)}); everything saved before it is "
+            "safe and unchanged: free some space and run again with --resume"
+        ) from error
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """The whole file or no change. Raises UserError when the disk is full."""
+    with atomic_path(path) as unfinished:
+        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".unfinished")
+
+
+class _Lock:
+    """An flock on `.lock`, so that two processes do not write one run.
+
+    The kernel drops it when its process dies, however it dies: a stale lock cannot exist, and no process id is guessed
+    about. The text inside only serves the refusal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(self._descriptor, 500, 0).decode(errors="replace").strip() or "another process"
+            os.close(self._descriptor)
+            self._descriptor = None
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"the run {path.parent} is being written by {owner}: wait for it, stop it, or give this one "
+                    "another name"
+                ) from None
+            raise UserError(
+                f"the file system of {path.parent} cannot lock files ({error.strerror}): keep runs on one that can"
+            ) from error
+        self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        # A forked child shares the lock; it must not keep the run locked after we are gone.
+        os.register_at_fork(after_in_child=self._close)
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            self._write("")
+        self._close()
+
+    def _write(self, text: str) -> None:
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode(), 0)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
