@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
 )
 console = Console()
 errors = Console(stderr=True)
@@ -32,6 +35,8 @@ Set = Annotated[
 
 def main() -> None:
     """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
+    if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except UserError as error:
@@ -50,7 +55,11 @@ def quickstart(
         "runs/quickstart"
     ),
 ) -> None:
-    """A teacher, a student, on-policy distillation beside its baselines, and a report: minutes on a CPU."""
+    """The whole job from nothing, in minutes on a CPU.
+
+    Makes a teacher and a student, trains the student by on-policy distillation and by its baselines, evaluates and
+    reports.
+    """
     from opdkit.quickstart import quickstart
 
     quickstart(out, seed=seed, console=console)
@@ -88,7 +97,7 @@ def check(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes (TOML).")],
     set_: Set = None,
 ) -> None:
-    """Say what is wrong with recipes, all of it at once, without loading a weight."""
+    """Say what is wrong with recipes; loads no weights."""
     from opdkit.recipe import load_recipe
 
     faults: list[str] = []
@@ -105,15 +114,18 @@ def check(
 
 @app.command()
 def methods() -> None:
-    """The methods, what they ask of the teacher, and the paper's defaults."""
+    """The methods and their defaults."""
     from opdkit.methods import METHODS
 
-    table = Table("method", "what it is", "teacher says", "keys and defaults", show_lines=True)
+    table = Table(
+        "method", "what it is", "teacher says", "method keys", "the paper's defaults elsewhere", show_lines=True
+    )
     for name, method in METHODS.items():
         example = method.model_validate({"name": name})
-        module = sys.modules[method.__module__]
-        keys = "\n".join(f"{k} = {v!r}" for k, v in example.model_dump().items() if k != "name" and v is not None)
-        table.add_row(name, (module.__doc__ or "").splitlines()[0], example.needs.teacher, keys)
+        about = (sys.modules[method.__module__].__doc__ or "").splitlines()[0]
+        keys = [f"{k} = {_toml(v)}" for k, v in example.model_dump().items() if k != "name"]
+        paper = [f"{section}.{k} = {_toml(v)}" for section, d in method.defaults.items() for k, v in d.items()]
+        table.add_row(name, about, example.needs.teacher, "\n".join(keys), "\n".join(paper))
     console.print(table)
 
 
@@ -150,7 +162,11 @@ def evaluate(
     instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
 ) -> None:
-    """Sample, grade, count: avg@n, pass@k, maj@n with intervals. Run it again to resume."""
+    """Sample, grade, count; resumes.
+
+    avg@n, pass@k and maj@n with 95 % intervals over problems. Answers are kept as they come: run the same command
+    again to go on.
+    """
     from opdkit.recipe import key_values
     from opdkit.train.evaluate import EvaluateOptions, evaluate_model
 
@@ -187,7 +203,10 @@ def make_model(
     ] = 300,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Make a tiny test model from nothing: Qwen3 architecture, its own tokenizer, trained a little."""
+    """Make a tiny test model from nothing.
+
+    Qwen3 architecture, its own tokenizer and chat template, trained a little on the data's solutions.
+    """
     from opdkit.train.make_model import make_model
 
     make_model(
@@ -209,6 +228,10 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         console.print(__version__, highlight=False, soft_wrap=True)
         raise typer.Exit
+
+
+def _toml(value: Any) -> str:
+    return "-" if value is None else json.dumps(value)
 
 
 def _escape(text: Any) -> str:

@@ -6,6 +6,7 @@ is (seed, "evaluate", problem id, sample id) whatever the model: before, after a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -231,7 +232,23 @@ def _check_options(options: EvaluateOptions) -> None:
 def _identity(options: EvaluateOptions, source: str, fingerprint: str) -> dict[str, Any]:
     asked = asdict(replace(options, data=(source,)))
     del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
-    return {**asked, "fingerprint": fingerprint}
+    return {**asked, "fingerprint": fingerprint, "weights": _weights_digest(Path(options.model))}
+
+
+def _weights_digest(folder: Path) -> str | None:
+    """Of a local model's weight files: sizes and a MiB at start, middle and end of each. Training moves every weight,
+    so this tells a retrained model at the same path without reading it whole. None for a hub id."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - (1 << 20))):
+                file.seek(start)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()
 
 
 def _is_whole(line: str) -> bool:
