@@ -26,6 +26,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 BATCH_ROWS = 1024
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+)(?=:))?(?::(?P<split>[\w.\[\]%:-]+))?")
 _SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
+_JSON_HINT = " (a .json file is one list of objects, or one object a line)"
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -96,9 +97,10 @@ def _json_lines(path: Path) -> Iterator[LocatedRow]:
             where = f"{path}:{number}"
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.isspace() or not line:
+            line = line.strip()
+            if not line:
                 continue
-            row = _parse_json(line, where)
+            row = _parse_json(line, where, hint="" if path.suffix == ".jsonl" else _JSON_HINT)
             if not isinstance(row, dict):
                 raise UserError(f"{where} holds {_json_kind(row)} where each line should be one JSON object")
             yield where, row
@@ -114,7 +116,7 @@ def _json_items(path: Path) -> Iterator[LocatedRow]:
         yield where, row
 
 
-def _parse_json(raw: bytes, where: str) -> Any:
+def _parse_json(raw: bytes, where: str, hint: str = "") -> Any:
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -125,7 +127,7 @@ def _parse_json(raw: bytes, where: str) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         line = "" if error.lineno == 1 else f" line {error.lineno}"
-        raise UserError(f"{where}{line} is not valid JSON: {error.msg} at column {error.colno}") from None
+        raise UserError(f"{where}{line} is not valid JSON: {error.msg} at column {error.colno}{hint}") from None
     except (ValueError, RecursionError) as error:  # a number of 5000 digits; brackets nested 100000 deep
         raise UserError(f"{where} is not JSON that can be read: {_first_words(error)}") from None
 
