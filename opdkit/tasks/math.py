@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -47,7 +47,7 @@ class MathStats:
     num_unreadable: int = 0  # wrong: too long or too deeply nested
     num_decided_here: int = 0  # without the pool or the cache
     num_cached: int = 0
-    pool: PoolStats = PoolStats()
+    pool: PoolStats = field(default_factory=PoolStats)
 
 
 class MathTask:

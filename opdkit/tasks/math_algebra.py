@@ -25,13 +25,20 @@ _TOLERANCE = sympy.Float(10) ** -40  # relative
 _MIN_BITS = 20  # a value with fewer significant bits is a sum that cancelled: zero
 _NUM_POINTS = 4
 _MIN_POINTS = 2
-_MAX_EXPONENT = 10_000  # of powers that are multiplied out exactly
+_MAX_EXPONENT = 10_000  # of powers and factorials that are multiplied out exactly
 
+# Their numerical values can be wrong in every digit, so they count only where sympy finds a closed form.
+_CALCULUS = (sympy.Integral, sympy.Derivative, sympy.Limit, sympy.Sum, sympy.Product)
 _RELATIONS = {"=": sympy.Eq, "\\ne": sympy.Ne, "<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}
 _FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 _CASE_SENSITIVE = ConversionConfig(lowercase_symbols=False)
-_UNREADABLE = re.compile(r"\\ldots|[0-9] [0-9]|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}")
+# What latex2sympy would read, but as something else: `2 3` as 5, `40_{9}` as 40, set builders as quotients,
+# gcd(a, p - 1) as 1.
+_UNREADABLE = re.compile(
+    r"\\ldots|[0-9] [0-9]|[0-9]_|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}|\\(?:gcd|lcm).*[A-Za-z]"
+)
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     # latex2sympy reads an integer before a number as a mixed number: 2(3) as 5, 2\binom{5}{2} as 12.
     (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
@@ -47,31 +54,26 @@ _BARE_LOG = re.compile(r"\\log(?![A-Za-z_])")
 
 def same_expression(gold: str, answer: str) -> bool:
     r"""A bare \log means the natural or the decimal logarithm, whichever makes both sides agree."""
-    if _same_parsed(_parse(gold), _parse(answer)):
+    if _same_parsed(*_parse_all(gold, answer)):
         return True
     if _BARE_LOG.search(gold) or _BARE_LOG.search(answer):
-        natural = (_BARE_LOG.sub(r"\\ln", side) for side in (gold, answer))
-        return _same_parsed(*(_parse(side) for side in natural))
+        return _same_parsed(*_parse_all(*(_BARE_LOG.sub(r"\\ln", side) for side in (gold, answer))))
     return False
 
 
 def same_relation(gold: tuple[str, str, str], answer: tuple[str, str, str]) -> bool:
     r"""Whether two relations (left, sign, right) say the same: 2x > 4 and 2 < x. Signs are = < > \le \ge \ne.
 
-    left - right of one must be a constant times that of the other; what this leaves open goes to math-verify.
+    Then left - right of one is a constant times that of the other, or both have the same solutions in one real unknown.
     """
-    sides = [_parse(side) for side in (gold[0], gold[2], answer[0], answer[2])]
-    if any(side is None for side in sides):
-        return False
-    if all(_is_scalar(side) for side in sides):
-        ratio = _constant_ratio(_minus(sides[0], sides[1]), _minus(sides[2], sides[3]))
-        if ratio is not None and sympy.im(ratio) == 0:
-            return bool(answer[1] == (gold[1] if ratio > 0 else _FLIPPED[gold[1]]))
-    relations = [
-        _RELATIONS[sign](left, right, evaluate=False)
-        for sign, left, right in ((gold[1], *sides[:2]), (answer[1], *sides[2:]))
-    ]
-    return _prove(*relations)
+    sides = _parse_all(gold[0], gold[2], answer[0], answer[2])
+    if not all(_is_scalar(side) for side in sides):
+        return sides[0] is not None and sides[:2] == sides[2:] and gold[1] == answer[1]
+    ratio = _constant_ratio(_minus(sides[0], sides[1]), _minus(sides[2], sides[3]))
+    if ratio is not None and sympy.im(ratio) == 0:
+        return bool(answer[1] == (gold[1] if ratio > 0 else _FLIPPED[gold[1]]))
+    solutions = [_solutions(gold[1], *sides[:2]), _solutions(answer[1], *sides[2:])]
+    return solutions[0] is not None and solutions[0] == solutions[1]
 
 
 def _same_parsed(gold: Any, answer: Any) -> bool:
@@ -83,6 +85,8 @@ def _same_parsed(gold: Any, answer: Any) -> bool:
             return verdict
     if isinstance(gold, sympy.Eq) != isinstance(answer, sympy.Eq):
         return False  # math-verify would compare the right side alone
+    if any(isinstance(side, sympy.Basic) and side.has(*_CALCULUS) for side in (gold, answer)):
+        return bool(gold == answer)
     return _prove(gold, answer) or (not isinstance(gold, sympy.Eq) and _prove(answer, gold))
 
 
@@ -109,6 +113,20 @@ def _same_values(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     return True if None in exact else exact[0] == exact[1]
 
 
+def _solutions(sign: str, left: sympy.Expr, right: sympy.Expr) -> tuple[str, sympy.Set] | None:
+    """(unknown, its solutions); None unless there is one unknown and sympy finds at least one solution."""
+    symbols = left.free_symbols | right.free_symbols
+    if len(symbols) != 1 or left.has(sympy.I) or right.has(sympy.I):
+        return None
+    try:
+        solutions = _RELATIONS[sign](left, right).as_set()
+    except Exception:  # sympy raises many kinds; all mean "cannot be solved"
+        return None
+    if solutions.is_empty is not False or solutions.has(sympy.ConditionSet):
+        return None
+    return symbols.pop().name, solutions
+
+
 def _constant_ratio(numerator: sympy.Expr, denominator: sympy.Expr) -> Any:
     """The number that is the quotient of two expressions at all points; None if there is no such number."""
     ratios = []
@@ -124,8 +142,10 @@ def _minus(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
     return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
 
 
-def _value(expression: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> Any:
+def _value(expression: sympy.Expr, point: dict[sympy.Symbol, sympy.Expr]) -> Any:
     """A complex number of 50 digits, or an infinity; None if there is none at this point."""
+    if expression.has(*_CALCULUS):
+        return None
     try:
         value = expression.evalf(_NUM_DIGITS, subs=point)
         if value in (sympy.oo, -sympy.oo):
@@ -147,11 +167,13 @@ def _close(left: Any, right: Any) -> bool:
     return bool(abs(left - right) <= _TOLERANCE * max(abs(left), abs(right)))
 
 
-def _points(*expressions: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Rational]]:
-    """Values for the variables, chosen by their names: the same in every process. Positive, but for the last point."""
+def _points(*expressions: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Expr]]:
+    """Values for the variables, chosen by their names: the same in every process. Positive, but for the last point;
+    complex if one of the expressions is."""
     symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
     if not symbols:
         return [{}]
+    is_complex = any(expression.has(sympy.I) for expression in expressions)
     points = []
     for index in range(_NUM_POINTS):
         point = {}
@@ -159,15 +181,18 @@ def _points(*expressions: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Rational]
             digest = hashlib.blake2b(f"{index} {symbol}".encode(), digest_size=4).digest()
             value = sympy.Rational(int.from_bytes(digest, "big") % 9973 + 1009, 4001)  # 0.25 .. 2.75
             point[symbol] = -value if index == _NUM_POINTS - 1 else value
+            if is_complex:
+                point[symbol] += sympy.I * value / 3
         points.append(point)
     return points
 
 
 def _exact(expression: sympy.Expr) -> sympy.Rational | None:
-    """The rational number an expression of rationals is; None for anything else."""
+    """The rational number that rationals make by arithmetic; None for anything else."""
     for node in sympy.preorder_traversal(expression):
-        if isinstance(node, sympy.Pow):
-            if not (node.exp.is_Integer and abs(node.exp) <= _MAX_EXPONENT):
+        if isinstance(node, (sympy.Pow, sympy.factorial)):
+            size = node.exp if isinstance(node, sympy.Pow) else node.args[0]
+            if not (size.is_Integer and abs(size) <= _MAX_EXPONENT):
                 return None
         elif not isinstance(node, (sympy.Add, sympy.Mul, sympy.Rational)):
             return None
@@ -179,8 +204,14 @@ def _is_scalar(parsed: Any) -> bool:
     return isinstance(parsed, sympy.Expr) and not isinstance(parsed, (Relational, sympy.MatrixExpr, sympy.MatrixBase))
 
 
+def _parse_all(*texts: str) -> list[Any]:
+    """Symbols are real numbers, unless an i is about."""
+    is_real = not any(_IMAGINARY.search(text) for text in texts)
+    return [_parse(text, is_real) for text in texts]
+
+
 @lru_cache(maxsize=_PARSE_CACHE_SIZE)
-def _parse(text: str) -> Any:
+def _parse(text: str, is_real: bool) -> Any:
     """The sympy object of a whole canonical expression; None if latex2sympy cannot read all of it."""
     if _UNREADABLE.search(text):
         return None
@@ -189,7 +220,7 @@ def _parse(text: str) -> Any:
     text = _INTEGER_BEFORE_FRACTION.sub(_mixed_or_product, text)
     try:
         parsed = latex2sympy(
-            text, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CASE_SENSITIVE
+            text, is_real=is_real or None, normalization_config=None, conversion_config=_CASE_SENSITIVE
         )
         return _exact_atoms(parsed)
     except Exception:  # the parser raises bare Exceptions, sympy many kinds; all mean "cannot be read"
@@ -204,9 +235,10 @@ def _mixed_or_product(match: re.Match[str]) -> str:
 
 
 def _exact_atoms(parsed: Any) -> Any:
-    """Decimals become exact fractions, a free i the imaginary unit."""
+    """Decimals become exact fractions, a free i the imaginary unit, and sums and integrals their values."""
     if not isinstance(parsed, sympy.Basic):
         return parsed
     exact: dict[Any, Any] = {number: sympy.Rational(str(number)) for number in parsed.atoms(sympy.Float)}
     exact |= {symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"}
-    return parsed.xreplace(exact) if exact else parsed
+    parsed = parsed.xreplace(exact) if exact else parsed
+    return parsed.doit() if parsed.has(*_CALCULUS) else parsed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from opdkit.tasks.math_algebra import same_expression, same_relation
 from opdkit.tasks.math_text import enclosed, split_top
@@ -45,11 +46,17 @@ def same(gold: str, answer: str) -> bool:
     decision = decide(gold, answer)
     if isinstance(decision, bool):
         return decision
-    gold, answer = (_without_approximation(_without_parentheses(side)) for side in decision)
+    gold_name, gold = _without_membership(_without_approximation(_without_parentheses(decision[0])))
+    answer_name, answer = _without_membership(_without_approximation(_without_parentheses(decision[1])))
+    if gold_name is not None and answer_name is not None and gold_name != answer_name:
+        return False
     gold_elements, answer_elements = _elements(gold), _elements(answer)
     if len(gold_elements) == len(answer_elements) == 1:
         return _same_single(_without_parentheses(gold_elements[0]), _without_parentheses(answer_elements[0]))
-    return _same_unordered(gold_elements, answer_elements) or bool(_same_region(gold, answer))
+    if _same_unordered(gold_elements, answer_elements):
+        return True
+    gold_region, answer_region = _region(gold), _region(answer)
+    return gold_region is not None and answer_region is not None and _same_region(gold_region, answer_region)
 
 
 def _same_single(gold: str, answer: str) -> bool:
@@ -63,12 +70,14 @@ def _same_single(gold: str, answer: str) -> bool:
     gold_matrix, answer_matrix = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
     if gold_matrix and answer_matrix:
         return _same_matrix(gold_matrix[1], answer_matrix[1])
-    region = _same_region(gold, answer)
-    if region is not None:
-        return region
+    gold_region, answer_region = _region(gold), _region(answer)
+    if gold_region and answer_region:
+        return _same_region(gold_region, answer_region)
     gold_relation, answer_relation = _relation(gold), _relation(answer)
     if gold_relation and answer_relation:
         return same_relation(gold_relation, answer_relation)
+    gold = "\\cup ".join(gold_region.pieces) if gold_region else gold
+    answer = "\\cup ".join(answer_region.pieces) if answer_region else answer
     return same_expression(gold, answer)
 
 
@@ -137,23 +146,21 @@ def _is_name(side: str) -> bool:
 # --- intervals and inequalities -------------------------------------------------------------------------------------
 
 
-def _same_region(gold: str, answer: str) -> bool | None:
-    """Compares unions of intervals; None if one of the two is not such a union."""
-    gold_region, answer_region = _region(gold), _region(answer)
-    if gold_region is None or answer_region is None:
-        return None
-    variables = gold_region[0], answer_region[0]
-    if None not in variables and variables[0] != variables[1]:
+class _Region(NamedTuple):
+    """A union of intervals and finite sets."""
+
+    variable: str | None  # if one is named
+    pieces: list[str]
+
+
+def _same_region(gold: _Region, answer: _Region) -> bool:
+    if None not in (gold.variable, answer.variable) and gold.variable != answer.variable:
         return False
-    return _same_unordered(gold_region[1], answer_region[1])
+    return _same_unordered(gold.pieces, answer.pieces)
 
 
-def _region(text: str) -> tuple[str | None, list[str]] | None:
-    """(variable if one is named, the pieces of the union)."""
-    variable = None
-    sides = split_top(text, _MEMBER)
-    if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]):
-        variable, text = sides
+def _region(text: str) -> _Region | None:
+    variable: str | None = None
     pieces: list[str] = []
     for piece in split_top(text, _UNION):
         if piece[:1] in ("(", "[") and enclosed(piece) and len(split_top(piece[1:-1], _COMMA)) == 2:
@@ -167,7 +174,7 @@ def _region(text: str) -> tuple[str | None, list[str]] | None:
             pieces.append(piece)
         else:
             return None
-    return None if pieces == [text] and text.startswith("\\{") else (variable, pieces)  # a finite set is a list
+    return None if pieces == [text] and text.startswith("\\{") else _Region(variable, pieces)  # a finite set is a list
 
 
 def _inequality(text: str) -> tuple[str, list[str]] | None:
@@ -228,6 +235,12 @@ def _without_parentheses(text: str) -> str:
     while text.startswith("(") and text.endswith(")") and enclosed(text) and len(split_top(text[1:-1], _COMMA)) == 1:
         text = text[1:-1]
     return text
+
+
+def _without_membership(text: str) -> tuple[str | None, str]:
+    r"""`x \in S` -> ("x", "S")."""
+    sides = split_top(text, _MEMBER)
+    return (sides[0], sides[1]) if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]) else (None, text)
 
 
 def _without_approximation(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from opdkit.tasks.math_text import nesting
+from opdkit.tasks.math_text import enclosed, nesting, split_top
 
 MAX_CHARACTERS = 2000
 MAX_NESTING = 200
@@ -82,7 +82,8 @@ _BEFORE_TOKENS = [
     (re.compile(r"\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\\(?:hspace|vspace|phantom|label|tag)\*?\{[^{}]*\}"), " "),
 ]
-_UNARY_PLUS = re.compile(r"(?:(?<=[(\[,;=])|^)\+")
+_COMMA = re.compile(r"[,;]")
+_UNARY_PLUS = re.compile(r"(?:(?<=[(\[,;=])|^)\+(?=.)")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 
 
@@ -296,4 +297,7 @@ def _join(items: list[str]) -> str:
 def _strip(text: str) -> str:
     text = text.strip().rstrip(".,;: ").lstrip("=:, ")
     text = text[:-1].rstrip() if text.endswith("\\") else text
-    return _UNARY_PLUS.sub("", text)
+    text = _UNARY_PLUS.sub("", text)
+    while text.startswith("(") and text.endswith(")") and enclosed(text) and len(split_top(text[1:-1], _COMMA)) == 1:
+        text = text[1:-1]
+    return text

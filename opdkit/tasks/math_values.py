@@ -15,9 +15,9 @@ _FRACTION = re.compile(rf"([-+]?)(?:\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\
 _MIXED = re.compile(r"([-+]?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
 _PLAIN = re.compile(rf"[-+]?{_DECIMAL}")
 _REPEATING = re.compile(r"([-+]?)([0-9]+)\.([0-9]*)\\(?:overline|bar)\{([0-9]+)\}")
-_SCIENTIFIC = re.compile(rf"([-+]?{_DECIMAL})\\cdot ?10\^\{{([-+]?[0-9]{{1,3}})\}}")
+_SCIENTIFIC = re.compile(rf"([-+]?{_DECIMAL})(?:\\cdot ?10\^\{{([-+]?[0-9]{{1,3}})\}}|[eE]([-+]?[0-9]{{1,3}}))")
 
-_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s().,'\"-])+")
+_TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s().,'\"])+")
 _BARE_WORDS = re.compile(r"[A-Za-z]+(?:[ '-][A-Za-z]+)*")
 _SHORT_WORDS = {"yes", "no", "odd", "all", "dne", "red", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "one", "two"}
 _MIN_WORD_LENGTH = 4  # shorter strings of letters are products of variables
@@ -28,7 +28,7 @@ _NUMERIC = re.compile(r"(?:[0-9.+\-/^{}() ]|\\frac|\\sqrt|\\pi|\\cdot)+")
 _TEXT_UNIT = re.compile(r"(.*[^ ]) ?\\text\{([A-Za-z$][^{}0-9=]*)\}(?:\^\{([23])\})?")
 _BARE_UNIT = re.compile(r"(.*?[0-9}])( ?)([A-Za-z][A-Za-z ]*(?:/[A-Za-z]+)?)(?:\^\{([23])\})?")
 _DEGREES = re.compile(r"(.+)\^\{\\circ\}(?: ?(?:\\text\{)?([CFK])\}?)?")
-_BASE = re.compile(r"\(?([0-9A-Z]+)\)?_\{([0-9]+)\}")
+_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)?_\{([2-9]|1[0-6])\}")
 _CURRENCY_BEFORE = re.compile(r"([-+]?)(\\\$|€|£|¥)([-+]?.+)")
 _CURRENCY_AFTER = re.compile(r"(.+)(\\\$|€|£|¥)")
 _CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
@@ -58,6 +58,8 @@ def decide(gold: str, answer: str) -> bool | tuple[str, str]:
     gold, answer = options
     gold_text, answer_text = as_text(gold), as_text(answer)
     if gold_text is not None or answer_text is not None:
+        if (gold_text is None and "=" in gold) or (answer_text is None and "=" in answer):
+            return gold, answer
         return (gold_text or _letter(gold)) == (answer_text or _letter(answer))
     values = _without_units(gold, answer)
     if values is None:
@@ -88,7 +90,7 @@ def rational(text: str) -> Fraction | None:
         tail = Fraction(int(repeated), 10 ** len(repeated) - 1)
         return _signed(sign, int(whole) + (int(fixed or "0") + tail) / 10 ** len(fixed))
     if match := _SCIENTIFIC.fullmatch(text):
-        return Fraction(match[1]) * Fraction(10) ** int(match[2])
+        return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3])
     return None
 
 
