@@ -225,9 +225,10 @@ def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[Loc
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
+        near = _near_names(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(
-            f"no local path {source}{_near_names(Path(name))}, and the hub dataset {name} "
-            f"could not be loaded: {_first_words(error)}"
+            f"there is no file or folder {name}{near.rstrip('?')}, and the hub dataset {name} could not be loaded: "
+            f"{_first_words(error)}; without a connection, copy the data set here and name its folder"
         ) from None
     return _dataset_rows(loaded, name, None, keep)
 

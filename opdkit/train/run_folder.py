@@ -133,7 +133,7 @@ class RunFolder:
         return dict(json.loads(self._read(self.environment)))
 
     def write_evaluation(self, path: Path, evaluation: Mapping[str, Any]) -> None:
-        """path: of `evaluation`. Content: {"step": int, "eval": {"<dataset>": `measure.accuracy.Accuracy`}}."""
+        """path: of `evaluation(...)`. Content: E of design section 8, {"<dataset>": `measure.accuracy.Accuracy`}."""
         _write_json(path, evaluation)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

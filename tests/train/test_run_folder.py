@@ -60,8 +60,8 @@ def test_contract(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "runs" / "a") as run:
         run.write_recipe(recipe)
         run.write_environment({"data/train.jsonl": "ab12"})
-        run.write_evaluation(run.evaluation(100), {"step": 100, "eval": {}})
-        run.write_evaluation(run.evaluation("teacher"), {"step": 0, "eval": {}})
+        run.write_evaluation(run.evaluation(100), {"data/aime24.parquet": {"problems": 30}})
+        run.write_evaluation(run.evaluation("teacher"), {})
         run.write_summary(summary)
         atomic_write(run.report, "<html>")
         for step in (12, 3):
