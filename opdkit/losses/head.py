@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opdkit.losses import logprobs
-from opdkit.losses.inputs import Batch, Head, TeacherTokens, check_ids, compute_dtype
+from opdkit.losses.inputs import Batch, Head, Projector, TeacherTokens, check_ids, compute_dtype
 from opdkit.losses.names import GradientPath
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
 from opdkit.losses.support import TeacherScores, select
@@ -103,15 +103,15 @@ def head_stats(
         entropy_N=torch.empty(len(hidden_NH), **math) if entropy else None,
     )
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        trimmed = head.trimmed(dtype)
-        for index in _chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
-            logits_nV = trimmed.logits(hidden_NH[index].to(dtype), temperature)
-            for block in _blocks(logits_nV):
-                logprob_nV, rows = logprobs.log_softmax(logits_nV[block]), index[block]
+        project = Projector(head, hidden_NH, dtype)
+        for chunk in _chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
+            output_nV = project(chunk)
+            for block in _blocks(output_nV):
+                logprob_nV, rows = logprobs.log_softmax(head.logits(output_nV[block], temperature)), chunk[block]
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
                 if stats.topk_ids_NK is not None and stats.topk_logprob_NK is not None:
-                    values_nK, stats.topk_ids_NK[rows] = logprob_nV.topk(stats.topk_ids_NK.shape[-1], dim=-1)
+                    values_nK, stats.topk_ids_NK[rows] = logprobs.topk(logprob_nV, shape_NK[1])
                     stats.topk_logprob_NK[rows] = values_nK
                 if stats.entropy_N is not None:
                     stats.entropy_N[rows] = logprobs.entropy(logprob_nV, logprob_nV.exp())
@@ -132,16 +132,19 @@ class _WithGradients(torch.autograd.Function):
         return (None, *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None, None)
 
 
-def _score(batch: Batch, rows: Tensor, logits_nV: Tensor, teacher_logits_nV: Tensor | None) -> Scored:
+def _score(batch: Batch, rows: Tensor, logits_nV: Tensor, teacher_output_nV: Tensor | None) -> Scored:
     """All values, from logits to terms; shared by both gradient paths."""
     student_nV = logprobs.log_softmax(logits_nV)
     prob_nV = student_nV.exp()
     sampled_ids_n = batch.sampled_ids_N[rows]
     scores, teacher_sampled_n = None, None
     if batch.teacher is not None:
-        said = batch.teacher.take(rows)
+        said, teacher_nV = batch.teacher.take(rows), None
+        if teacher_output_nV is not None:
+            assert said.head is not None
+            teacher_nV = logprobs.log_softmax(said.head.logits(teacher_output_nV, batch.temperature))
         scores = TeacherScores(
-            None if teacher_logits_nV is None else logprobs.log_softmax(teacher_logits_nV),
+            teacher_nV,
             said.topk_ids_NK,
             None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(student_nV.dtype),
             None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(student_nV.dtype),
@@ -156,25 +159,25 @@ def _score(batch: Batch, rows: Tensor, logits_nV: Tensor, teacher_logits_nV: Ten
 
 
 def _closed_form(batch: Batch, rows: Tensor, record: Record, gradients: Gradients) -> None:
-    """Score a chunk block by block; each block of logits is overwritten by its gradient."""
-    logits_nV, teacher_logits_nV = batch.logits(rows), batch.teacher_logits(rows)
-    for block in _blocks(logits_nV):
-        teacher_block = None if teacher_logits_nV is None else teacher_logits_nV[block]
-        scored = _score(batch, rows[block], logits_nV[block], teacher_block)
+    """Score a chunk block by block; each block of the head's output is overwritten by its gradient."""
+    output_nV = batch.student(rows)
+    teacher_output_nV = None if batch.teacher_projector is None else batch.teacher_projector(rows)
+    for block in _blocks(output_nV):
+        logits_nV = batch.student.head.logits(output_nV[block], batch.temperature)
+        scored = _score(batch, rows[block], logits_nV, None if teacher_output_nV is None else teacher_output_nV[block])
         record.add(rows[block], scored)
         if gradients.any_wanted:
-            _logit_gradient_(logits_nV[block], scored, batch.head, batch.temperature)
+            output_nV[block] = _output_gradient(scored, logits_nV, batch.student.head, batch.temperature)
     if gradients.any_wanted:
-        gradients.add_from_logits(rows, batch, logits_nV)
+        gradients.add_from_logits(rows, batch, output_nV)
 
 
-def _logit_gradient_(logits_nV: Tensor, scored: Scored, head: Head, temperature: float) -> None:
-    """Overwrite logits / temperature by the gradient with respect to the head's plain output, hidden @ weight.T + bias.
+def _output_gradient(scored: Scored, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:
+    """[n, V] gradient with respect to the head's plain output. Consumes `scored`.
 
-    With g the gradient at the entries, sum over terms: (g scattered - p * sum g) * scale / temperature, and the slope
-    1 - tanh^2 of the soft cap.
+    With g a term's coefficient times its gradient at the entries, scattered to the vocabulary: the sum over terms of
+    (g - p * sum g) * scale / temperature, times the slope of the soft cap, 1 - tanh^2.
     """
-    slope_nV = None if head.softcap is None else 1 - (logits_nV * (temperature / head.softcap)) ** 2
     total_n1, dense_nV, sparse = torch.zeros_like(logits_nV[:, :1]), None, []
     for part in scored.terms:
         coef_n1 = part.term.coef_N.to(logits_nV.dtype).unsqueeze(-1) * (head.logit_scale / temperature)
@@ -185,24 +188,27 @@ def _logit_gradient_(logits_nV: Tensor, scored: Scored, head: Head, temperature:
         else:
             dense_nV = grad_nE if dense_nV is None else dense_nV.add_(grad_nE)
     if dense_nV is None:
-        torch.mul(scored.prob_nV, -total_n1, out=logits_nV)
+        grad_nV = scored.prob_nV.mul_(-total_n1)
     else:
-        torch.addcmul(dense_nV, scored.prob_nV, total_n1, value=-1, out=logits_nV)
+        grad_nV = dense_nV.addcmul_(scored.prob_nV, total_n1, value=-1)
     for ids_nE, grad_nE in sparse:
-        logits_nV.scatter_add_(-1, ids_nE, grad_nE)
-    if slope_nV is not None:
-        logits_nV.mul_(slope_nV)
+        grad_nV.scatter_add_(-1, ids_nE, grad_nE)
+    if head.softcap is not None:
+        grad_nV.mul_(1 - (logits_nV * (temperature / head.softcap)) ** 2)
+    return grad_nV
 
 
 def _autograd(batch: Batch, rows: Tensor, record: Record, gradients: Gradients) -> None:
     """The reference: the same values, differentiated by torch, one chunk at a time."""
-    hidden_nH = batch.hidden(rows).detach().requires_grad_()
-    weight_VH = batch.head.weight_VH.detach().requires_grad_()
-    bias_V = None if batch.head.bias_V is None else batch.head.bias_V.detach().requires_grad_()
+    head = batch.student.head
+    hidden_nH = batch.student.hidden(rows).detach().requires_grad_()
+    weight_VH = head.weight_VH.detach().requires_grad_()
+    bias_V = None if head.bias_V is None else head.bias_V.detach().requires_grad_()
     leaves = [leaf for leaf in (hidden_nH, weight_VH, bias_V) if leaf is not None]
+    teacher_output_nV = None if batch.teacher_projector is None else batch.teacher_projector(rows)
     with torch.enable_grad():
-        logits_nV = replace(batch.head, weight_VH=weight_VH, bias_V=bias_V).logits(hidden_nH, batch.temperature)
-        scored = _score(batch, rows, logits_nV, batch.teacher_logits(rows))
+        output_nV = replace(head, weight_VH=weight_VH, bias_V=bias_V).project(hidden_nH)
+        scored = _score(batch, rows, head.logits(output_nV, batch.temperature), teacher_output_nV)
         products = [(part.term.coef_N * part.value_n).sum() for part in scored.terms]
         found = torch.autograd.grad(torch.stack(products).sum(), leaves)
     record.add(rows, scored)
@@ -219,9 +225,9 @@ def _chunks(rows: Tensor, num_tokens: int, chunk_size: int | None) -> Iterator[T
         yield rows[start : start + chunk_size]
 
 
-def _blocks(logits_nV: Tensor) -> Iterator[slice]:
+def _blocks(output_nV: Tensor) -> Iterator[slice]:
     """Row ranges of a chunk of about `BLOCK_BYTES` each."""
-    num_bytes = BLOCK_BYTES.get(logits_nV.device.type, BLOCK_BYTES["cpu"])
-    size = max(1, num_bytes // (logits_nV.element_size() * logits_nV.shape[-1]))
-    for start in range(0, len(logits_nV), size):
+    num_bytes = BLOCK_BYTES.get(output_nV.device.type, BLOCK_BYTES["cpu"])
+    size = max(1, num_bytes // (4 * output_nV.shape[-1]))
+    for start in range(0, len(output_nV), size):
         yield slice(start, start + size)

@@ -44,13 +44,42 @@ class Head:
         bias_V = None if self.bias_V is None else self.bias_V[: self.num_tokens].to(dtype)
         return replace(self, weight_VH=self.weight_VH[: self.num_tokens].to(dtype), bias_V=bias_V)
 
-    def logits(self, hidden_NH: Tensor, temperature: float) -> Tensor:
-        """[N, V] logits / temperature of a `trimmed` head, in `math_dtype`."""
-        logits_NV = F.linear(hidden_NH, self.weight_VH, self.bias_V).to(math_dtype(hidden_NH.dtype))
+    def project(self, hidden_nH: Tensor, out: Tensor | None = None) -> Tensor:
+        """[n, V] plain output of a `trimmed` head, hidden @ weight.T + bias, in the dtype of hidden_nH."""
+        if out is None:
+            return F.linear(hidden_nH, self.weight_VH, self.bias_V)
+        if self.bias_V is None:
+            return torch.mm(hidden_nH, self.weight_VH.T, out=out)
+        return torch.addmm(self.bias_V, hidden_nH, self.weight_VH.T, out=out)
+
+    def logits(self, output_nV: Tensor, temperature: float) -> Tensor:
+        """[n, V] logits / temperature from the plain output, in `math_dtype`."""
+        output_nV = output_nV.to(math_dtype(output_nV.dtype))
         if self.softcap is not None:
-            return torch.tanh(logits_NV * (self.logit_scale / self.softcap)) * (self.softcap / temperature)
+            return torch.tanh(output_nV * (self.logit_scale / self.softcap)) * (self.softcap / temperature)
         factor = self.logit_scale / temperature
-        return logits_NV if factor == 1 else logits_NV * factor
+        return output_nV if factor == 1 else output_nV * factor
+
+
+class Projector:
+    """A head applied to chunk after chunk of hidden states, into the same memory each time.
+
+    Fresh memory of this size costs a CPU more in page faults than the arithmetic that fills it.
+    """
+
+    def __init__(self, head: Head, hidden_NH: Tensor, dtype: torch.dtype) -> None:
+        self.head, self.hidden_NH, self.dtype = head.trimmed(dtype), hidden_NH, dtype
+        self._memory_nV = hidden_NH.new_empty(0, head.num_tokens, dtype=dtype)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """[n, H] in the dtype of the head's matrix product."""
+        return self.hidden_NH[rows].to(self.dtype)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[n, V] plain output for these tokens; valid until the next call."""
+        if len(self._memory_nV) < len(rows):
+            self._memory_nV = self._memory_nV.new_empty(len(rows), self.head.num_tokens)
+        return self.head.project(self.hidden(rows), out=self._memory_nV[: len(rows)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,32 +132,17 @@ class Batch:
         check_inputs(hidden_NH, head, sampled_ids_N, terms, teacher)
         if not temperature > 0:
             raise ValueError(f"temperature = {temperature} must be above 0")
-        self.dtype, self.temperature = dtype, temperature
-        self.hidden_NH, self.sampled_ids_N = hidden_NH, sampled_ids_N
-        self.head, self.teacher_head = head.trimmed(self.dtype), None
-        if needs_teacher_logits(terms, teacher, head.num_tokens):
-            assert teacher is not None and teacher.head is not None
-            self.teacher_head = teacher.head.trimmed(self.dtype)
+        self.temperature, self.sampled_ids_N = temperature, sampled_ids_N
+        self.student = Projector(head, hidden_NH, dtype)
         self.terms, self.teacher = blank_uncounted(terms, teacher)
+        self.teacher_projector = None
+        if needs_teacher_logits(terms, teacher, head.num_tokens):
+            assert self.teacher is not None and self.teacher.head is not None and self.teacher.hidden_NH is not None
+            self.teacher_projector = Projector(self.teacher.head, self.teacher.hidden_NH, dtype)
         self.counted_rows = counted_tokens(terms).nonzero().squeeze(-1)
         check_ids("sampled_ids_N", sampled_ids_N[self.counted_rows], head.num_tokens)
         if self.teacher is not None and self.teacher.topk_ids_NK is not None:
             check_ids("the teacher's topk_ids_NK", self.teacher.topk_ids_NK[self.counted_rows], head.num_tokens)
-
-    def hidden(self, rows: Tensor) -> Tensor:
-        """[n, H] in the dtype of the head's matrix product."""
-        return self.hidden_NH[rows].to(self.dtype)
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """[n, V] the student's logits / temperature."""
-        return self.head.logits(self.hidden(rows), self.temperature)
-
-    def teacher_logits(self, rows: Tensor) -> Tensor | None:
-        """[n, V] the teacher's logits / temperature; None if no term needs them."""
-        if self.teacher_head is None:
-            return None
-        assert self.teacher is not None and self.teacher.hidden_NH is not None
-        return self.teacher_head.logits(self.teacher.hidden_NH[rows].to(self.dtype), self.temperature)
 
 
 def compute_dtype(hidden_NH: Tensor) -> torch.dtype:

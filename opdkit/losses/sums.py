@@ -75,16 +75,15 @@ class Gradients:
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
 
     def add_from_logits(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
-        """Add a chunk, given the gradient with respect to the head's plain output, hidden @ weight.T + bias."""
+        """Add a chunk, given the gradient with respect to the head's plain output, in its dtype."""
         num_tokens = grad_nV.shape[-1]
         if self.bias_V is not None:
-            self.bias_V[:num_tokens] += grad_nV.sum(0)
-        grad_nV = grad_nV.to(batch.dtype)
+            self.bias_V[:num_tokens] += grad_nV.sum(0, dtype=self.bias_V.dtype)
         if self.hidden_NH is not None:
-            self.hidden_NH[rows] = (grad_nV @ batch.head.weight_VH).to(self.hidden_NH.dtype)
+            self.hidden_NH[rows] = (grad_nV @ batch.student.head.weight_VH).to(self.hidden_NH.dtype)
         if self.weight_VH is not None:
-            weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.hidden(rows)
-            if weight_VH.dtype == batch.dtype:
+            weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.student.hidden(rows)
+            if weight_VH.dtype == grad_nV.dtype:
                 weight_VH.addmm_(grad_nV.T, hidden_nH)
             else:
                 weight_VH += grad_nV.T @ hidden_nH
@@ -111,10 +110,11 @@ class Record:
     """Numbers per token, filled in block by block; NaN where nothing was computed."""
 
     def __init__(self, batch: Batch) -> None:
-        num_tokens, device = len(batch.hidden_NH), batch.hidden_NH.device
+        num_tokens, device = len(batch.sampled_ids_N), batch.sampled_ids_N.device
+        dtype = logprobs.math_dtype(batch.student.dtype)
 
         def unknown_N() -> Tensor:
-            return torch.full((num_tokens,), torch.nan, dtype=logprobs.math_dtype(batch.dtype), device=device)
+            return torch.full((num_tokens,), torch.nan, dtype=dtype, device=device)
 
         self.token_loss = {term.name: unknown_N() for term in batch.terms}
         self.num_empty = {term.name: torch.zeros((), dtype=torch.long, device=device) for term in batch.terms}

@@ -45,7 +45,7 @@ class TeacherScores:
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """(ids_nK, logprob_nK) of the teacher's k likeliest entries."""
         if self.logprob_nV is not None:
-            logprob_nK, ids_nK = self.logprob_nV.topk(min(k, self.logprob_nV.shape[-1]), dim=-1)
+            logprob_nK, ids_nK = logprobs.topk(self.logprob_nV, min(k, self.logprob_nV.shape[-1]))
             return ids_nK, logprob_nK
         assert self.topk_ids_nK is not None and self.topk_logprob_nK is not None  # head.py has checked
         if self.topk_ids_nK.shape[-1] <= k:
@@ -97,7 +97,7 @@ def select(
 
 
 def _student_topk(student_nV: Tensor, k: int) -> Tensor:
-    return student_nV.detach().topk(min(k, student_nV.shape[-1]), dim=-1).indices
+    return logprobs.topk(student_nV.detach(), min(k, student_nV.shape[-1]))[1]
 
 
 def _both_lists(support: Support, student_ids_nK: Tensor, teacher_ids_nK: Tensor) -> tuple[Tensor, Tensor]:
