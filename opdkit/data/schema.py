@@ -7,7 +7,8 @@ A row is read by its own columns, so a file may mix schemas:
                what follows `####` on its last line (GSM8K), or its last boxed answer, where there is one;
                without such a column, the last boxed answer of `solution`
     solution   `solution`, `reference_solution`; else the whole `answer` text where gold was found inside it.
-               GSM8K's calculator marks (`48/2 = <<48/2=24>>24`) are removed: nobody should learn to write them.
+               GSM8K's calculator marks (`48/2 = <<48/2=24>>24`) are removed: nobody should learn to write them;
+               where the question asks for a box, its last line `#### 72` becomes `\\boxed{72}`.
     id         `id`, `problem_id`, `unique_id`, ..., `extra_info.index`; else a digest of the question
 """
 
@@ -19,7 +20,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from opdkit.data.sources import Row
 from opdkit.errors import UserError
@@ -112,8 +113,10 @@ class Schema:
     def problem(self, row: Row) -> Problem:
         """Raises Unusable with the reason."""
         question = self._messages(row)
-        messages, answer_style = self._instructed(question)
+        asked = self._instructed(question)
         gold, solution = self._gold_and_solution(row)
+        if solution is not None and asked.style == "boxed":
+            solution = _LAST_LINE_MARK.sub(_boxed, solution)
         if gold is None and self.require_gold:
             raise Unusable(self._why_no_gold(row))
         meta = {
@@ -121,13 +124,15 @@ class Schema:
             for name in self._present_columns(row)["meta"]
             if (value := _lookup(row, name)) is not None
         }
-        if answer_style is not None:
-            meta["answer_style"] = answer_style
+        if asked.style == "answer_line":
+            meta["answer_style"] = asked.style
+        if asked.added:
+            meta["instruction"] = asked.added
         given_id = self._first(row, "id")
         return Problem(
             id=_digest(question) if given_id is None else _text(given_id, "id"),
             task=self.task,
-            messages=messages,
+            messages=asked.messages,
             gold=gold,
             solution=solution,
             meta=meta,
@@ -167,19 +172,21 @@ class Schema:
             raise Unusable(f"the prompt does not end with a user turn: {last}")
         return turns
 
-    def _instructed(self, question: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
-        """The question with its instruction, and meta["answer_style"]: "answer_line" when a line `Answer: ...` is asked
-        for and no box; None otherwise."""
-        asked = question[-1]["content"]
-        boxed, line = _ASKS_FOR_BOX.search(asked) is not None, "Answer:" in asked
+    def _instructed(self, question: tuple[Message, ...]) -> _Asked:
+        """The question with the instruction it needs."""
+        text = question[-1]["content"]
+        boxed, line = _ASKS_FOR_BOX.search(text) is not None, "Answer:" in text
         add = self.instruction
         if add == "auto":  # only mathematics has these two conventions; other tasks say what they want in their prompts
             add = "boxed" if self.task == "math" and not boxed and not line else "none"
-        if (add == "boxed" and not boxed) or (add == "answer_line" and not line):
-            content = f"{asked.rstrip()}\n\n{INSTRUCTIONS[add]}"
+        if (add == "boxed" and boxed) or (add == "answer_line" and line):
+            add = "none"
+        if add != "none":
+            content = f"{text.rstrip()}\n\n{INSTRUCTIONS[add]}"
             question = (*question[:-1], {**question[-1], "content": content})
             boxed, line = boxed or add == "boxed", line or add == "answer_line"
-        return question, "answer_line" if line and not boxed else None
+        style: Literal["boxed", "answer_line"] | None = "boxed" if boxed else "answer_line" if line else None
+        return _Asked(question, style, INSTRUCTIONS[add] if add != "none" else None)
 
     def _gold_and_solution(self, row: Row) -> tuple[str | None, str | None]:
         answer, solution = self._first(row, "answer"), self._first(row, "solution")
@@ -206,6 +213,17 @@ class Schema:
             return f"no {word}: {present[0]} is empty"
         accepted = self.columns[role] + (self.columns["solution"] if role == "answer" else ())
         return f"no {word} column among {', '.join(row) or 'no columns at all'} (accepted: {', '.join(accepted)})"
+
+
+class _Asked(NamedTuple):
+    messages: tuple[Message, ...]
+    style: Literal["boxed", "answer_line"] | None  # how the final answer is to be written, if anything is said of it
+    added: str | None  # the instruction that was appended, kept in meta["instruction"]
+
+
+def _boxed(last_line: re.Match[str]) -> str:
+    """`#### 72` as the box the question asks for: who learns from the solution must learn what the grader reads."""
+    return f"\\boxed{{{last_line[1].strip()}}}"
 
 
 def _lookup(row: Row, name: str) -> Any:

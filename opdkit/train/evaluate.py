@@ -29,6 +29,7 @@ from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.rollouts import sample_groups
+from opdkit.train.run_folder import atomic_write
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
 
@@ -194,7 +195,7 @@ def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Conso
     finally:
         task.close()
     written = folder / "result.json"
-    written.write_text(json.dumps({"options": asdict(options), "eval": results}, indent=1), encoding="utf-8")
+    atomic_write(written, json.dumps({"options": asdict(options), "eval": results}, indent=1))
     console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     return results
 

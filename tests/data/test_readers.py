@@ -52,7 +52,7 @@ def test_schemas_by_hand(tmp_path: Path) -> None:
     data = load_problems(jsonl(tmp_path / "d.jsonl", [GSM8K, MATH, VERL, plain, both]), task="math")
     gsm8k, math, verl, choice, answered = data.problems
     assert gsm8k.messages == ({"role": "user", "content": "6 and 7?" + BOX},)
-    assert (gsm8k.gold, gsm8k.solution) == ("13", "It is 6+7 = 13.\n#### 13"), "calculator marks are removed"
+    assert (gsm8k.gold, gsm8k.solution) == ("13", "It is 6+7 = 13.\n\\boxed{13}"), "no calculator marks; boxed as asked"
     assert (math.gold, math.solution, math.meta) == ("2", MATH["solution"], {"level": "Level 1"})
     assert [turn["content"] for turn in verl.messages] == ["Be brief.", "2+2?" + BOX]
     assert (verl.id, verl.gold, verl.solution, verl.meta) == ("17", "4", None, {"data_source": "sums"})
