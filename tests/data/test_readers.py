@@ -53,9 +53,10 @@ def test_schemas_by_hand(tmp_path: Path) -> None:
     gsm8k, math, verl, choice, answered = data.problems
     assert gsm8k.messages == ({"role": "user", "content": "6 and 7?" + BOX},)
     assert (gsm8k.gold, gsm8k.solution) == ("13", "It is 6+7 = 13.\n\\boxed{13}"), "no calculator marks; boxed as asked"
-    assert (math.gold, math.solution, math.meta) == ("2", MATH["solution"], {"level": "Level 1"})
+    assert (math.gold, math.solution, math.meta["level"]) == ("2", MATH["solution"], "Level 1")
+    assert math.meta["instruction"] == BOX.strip()
     assert [turn["content"] for turn in verl.messages] == ["Be brief.", "2+2?" + BOX]
-    assert (verl.id, verl.gold, verl.solution, verl.meta) == ("17", "4", None, {"data_source": "sums"})
+    assert (verl.id, verl.gold, verl.solution, verl.meta["data_source"]) == ("17", "4", None, "sums")
     assert choice.messages[0] == {"role": "system", "content": "Pick one."}
     assert (choice.id, choice.gold, choice.solution) == ("9", "A", "x, so A")
     assert (answered.id, answered.gold, answered.solution) == ("u", "3", "\\boxed{9}"), "an answer column wins"
