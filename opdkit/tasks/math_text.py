@@ -19,7 +19,7 @@ def last_boxed(text: str) -> str | None:
     """
     open_braces: list[int | None] = []  # where the content starts, if the brace opens a box
     last: tuple[int, str] | None = None
-    position = 0
+    position = max(0, text.find("boxed") - 2)  # braces before the first box close nothing of ours
     while (token := _BOX_TOKEN.search(text, position)) is not None:
         position = token.end()
         if token.group() == "{":

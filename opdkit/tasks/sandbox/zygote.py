@@ -1,0 +1,266 @@
+"""The fork server: a clean interpreter that imports everything once, shuts itself in, and forks one process per test.
+
+    trainer -- one SOCK_SEQPACKET socket: JSON and descriptors --> zygote -- fork --> processes that confine themselves
+
+It never reads a program or an output: those travel in memfds that it only hands on. It watches its processes (time,
+memory, threads), kills what goes over, and reports how each ended. A process can write to its own descriptors 1 and 2
+and, of a pair, to the other one; nothing it writes comes here. When the trainer ends, all this ends.
+
+Runs in its own interpreter and single-threaded; never imported by the trainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from opdkit.tasks.sandbox import child, tiers
+from opdkit.tasks.sandbox.confine import MAIN_STACK_BYTES, MAX_THREADS, Size, Walls, arrange_descriptors, confine
+from opdkit.tasks.sandbox.preload import preload
+
+_TICK_S = 0.02  # between two looks at the running processes
+_NICENESS = 5
+_MAX_MESSAGE_BYTES = 1 << 16
+_MAX_DESCRIPTORS = 10  # two processes of four, and the two ends between them
+_STARVED_FACTOR = 5  # a process that wants to run and may not gets so many times its wall time
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = resource.getpagesize()
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """argv: [_, sys.path as JSON, control descriptor, configuration as JSON]."""
+    configuration = json.loads(argv[3])
+    control = socket.socket(fileno=int(argv[2]))
+    try:
+        parent = os.pidfd_open(configuration["parent"])
+        if os.getppid() != configuration["parent"]:
+            os._exit(1)  # it died while we were starting
+        os.nice(_NICENESS)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")  # when memory runs out, we and our processes go before the trainer
+        os.environ.clear()
+        absent = preload(configuration["preload"])
+        num_tasks = len(os.listdir("/proc/self/task"))
+        if num_tasks != 1:
+            raise RuntimeError(f"an import started {num_tasks - 1} threads; a process that forks must have none")
+        num_processes = 2 * configuration["num_slots"]
+        walls: Walls | None
+        if configuration["allow_unsafe"]:
+            walls, refused = tiers.enter(tiers.UNSAFE, parent, num_processes), {}
+        else:
+            walls, refused = tiers.strongest(configuration["tiers"], parent, num_processes)
+    except BaseException:
+        _say(control, {"error": traceback.format_exc()})
+        os._exit(1)
+    hello = {"error": None, "tier": walls.tier if walls else None, "refused": refused, "absent": absent}
+    if walls is not None:
+        hello |= {"landlock_abi": walls.landlock_abi, "user_per_process": walls.first_uid is not None}
+    _say(control, hello)
+    if walls is not None:
+        _Zygote(control, parent, walls).serve()
+    os._exit(0)
+
+
+def raise_stack_limit() -> None:
+    """The main stack of everything forked here; takes effect at the next exec."""
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    wanted = MAIN_STACK_BYTES if hard == resource.RLIM_INFINITY else min(MAIN_STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Process:
+    pid: int
+    pidfd: int
+    ready: int  # a pipe that holds one byte once the process stood behind all walls
+    job: _Job
+    index: int  # in its job
+    started_s: float
+    reason: str | None = None  # why we killed it
+
+
+@dataclass(slots=True, kw_only=True)
+class _Job:
+    id: int
+    limits: dict[str, Any]
+    processes: list[_Process] = field(default_factory=list)
+    ends: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class _Zygote:
+    def __init__(self, control: socket.socket, parent: int, walls: Walls) -> None:
+        self.control = control
+        self.parent = parent
+        self.walls = walls
+        self.pid = os.getpid()
+        self.running: dict[int, _Process] = {}  # by pidfd
+        gc.collect()
+        gc.freeze()  # the collector then leaves the shared pages alone, and forks stay cheap
+        gc.disable()
+        # /proc may be out of reach by now, but sizes do not change before the first fork; `enter` kept a way in.
+        with os.fdopen(os.open("self/statm", os.O_RDONLY, dir_fd=walls.proc)) as statm:
+            pages = [int(number) for number in statm.read().split()]
+        self.size = Size(address_space_bytes=pages[0] * _PAGE, resident_bytes=pages[1] * _PAGE)
+
+    def serve(self) -> None:
+        """Returns when the trainer is gone."""
+        poll = select.poll()
+        for descriptor in (self.control.fileno(), self.parent):
+            poll.register(descriptor, select.POLLIN)
+        self.poll = poll
+        next_look_s = 0.0
+        while True:
+            wait_s = max(0.0, next_look_s - time.monotonic()) if self.running else None
+            for descriptor, _ in poll.poll(None if wait_s is None else wait_s * 1000 + 1):
+                if descriptor in self.running:
+                    self._bury(self.running.pop(descriptor))
+                elif descriptor == self.parent or not self._take_job():
+                    for process in self.running.values():
+                        os.kill(process.pid, signal.SIGKILL)
+                    return
+            if self.running and time.monotonic() >= next_look_s:
+                for process in self.running.values():
+                    self._look_at(process)
+                next_look_s = time.monotonic() + _TICK_S
+
+    def _take_job(self) -> bool:
+        """Starts the processes of the next job; False when the trainer has closed the socket."""
+        message, descriptors, _, _ = socket.recv_fds(self.control, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        if not message:
+            return False
+        request = json.loads(message)
+        job = _Job(id=request["id"], limits=request["limits"])
+        each = len(descriptors) // request["num_processes"]
+        try:
+            for index in range(request["num_processes"]):
+                own = descriptors[index * each : (index + 1) * each]
+                job.processes.append(self._start(job, index, 2 * request["slot"] + index, own))
+        except OSError as error:  # no more processes or descriptors on this machine
+            for process in job.processes:
+                self._kill(process, "stopped")
+            _say(self.control, {"id": job.id, "error": f"cannot start a process: {error}", "ends": []})
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return True
+
+    def _start(self, job: _Job, index: int, number: int, descriptors: list[int]) -> _Process:
+        ready, writing = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(ready)
+            os.close(writing)
+            raise
+        if pid == 0:
+            self._become(job, number, descriptors, writing)
+        os.close(writing)
+        process = _Process(
+            pid=pid, pidfd=os.pidfd_open(pid), ready=ready, job=job, index=index, started_s=time.monotonic()
+        )
+        self.running[process.pidfd] = process
+        self.poll.register(process.pidfd, select.POLLIN)
+        return process
+
+    def _become(self, job: _Job, number: int, descriptors: list[int], ready: int) -> NoReturn:
+        """In the new process. descriptors: task, stdin, stdout, stderr, and of a pair the socket to the other."""
+        try:
+            os.setsid()
+            task_file, *wanted = descriptors
+            with os.fdopen(task_file, "rb") as file:
+                task = json.loads(file.read())
+            ruleset = self.walls.landlock_ruleset
+            kept = arrange_descriptors([*wanted, ready], ruleset)
+            ready = len(wanted)
+            self.walls = _with_ruleset(self.walls, kept)
+            confine(self.walls, self.size, job.limits, number, self.pid)
+            gc.enable()
+            os.write(ready, b"!")
+            os.close(ready)
+        except BaseException:
+            with contextlib.suppress(BaseException):
+                os.write(2, traceback.format_exc().encode())
+            os._exit(1)
+        child.run(task)
+
+    def _look_at(self, process: _Process) -> None:
+        """Kills what is over a limit."""
+        try:
+            stat = os.open(f"{process.pid}/stat", os.O_RDONLY, dir_fd=self.walls.proc)
+        except FileNotFoundError:
+            return  # its end is in the next poll
+        fields = os.read(stat, 4096).rpartition(b")")[2].split()
+        os.close(stat)
+        state, user_ticks, system_ticks = fields[0], int(fields[11]), int(fields[12])
+        num_threads, resident_bytes = int(fields[17]), int(fields[21]) * _PAGE
+        limits = process.job.limits
+        wall_s = time.monotonic() - process.started_s
+        starved = state == b"R" and wall_s < _STARVED_FACTOR * limits["wall_s"]
+        if (user_ticks + system_ticks) / _CLOCK_TICKS >= limits["cpu_s"]:
+            self._kill(process, "cpu")
+        elif resident_bytes > self._max_resident_bytes(process.job):
+            self._kill(process, "memory")
+        elif num_threads > MAX_THREADS:
+            self._kill(process, "threads")
+        elif wall_s >= limits["wall_s"] and not starved:
+            self._kill(process, "wall")
+
+    def _kill(self, process: _Process, reason: str) -> None:
+        process.reason = process.reason or reason
+        os.kill(process.pid, signal.SIGKILL)  # our unreaped child, so the number cannot belong to anyone else
+
+    def _bury(self, process: _Process) -> None:
+        self.poll.unregister(process.pidfd)
+        os.close(process.pidfd)
+        _, status, usage = os.wait4(process.pid, 0)
+        os.set_blocking(process.ready, False)
+        with contextlib.suppress(BlockingIOError):
+            was_ready = os.read(process.ready, 1) == b"!"
+        os.close(process.ready)
+        job, reason = process.job, process.reason
+        cpu_s = usage.ru_utime + usage.ru_stime
+        if not was_ready and reason is None:
+            reason = "setup"
+        elif reason is None and cpu_s >= job.limits["cpu_s"]:
+            reason = "cpu"
+        elif reason is None and usage.ru_maxrss * 1024 > self._max_resident_bytes(job):
+            reason = "memory"
+        job.ends[process.index] = {
+            "reason": reason or "exit",
+            "code": os.waitstatus_to_exitcode(status),
+            "cpu_s": cpu_s,
+            "wall_s": time.monotonic() - process.started_s,
+            "peak_mb": max(0.0, (usage.ru_maxrss * 1024 - self.size.resident_bytes) / (1 << 20)),
+        }
+        if process.index == 0:
+            for other in job.processes[1:]:
+                if other.index not in job.ends:
+                    self._kill(other, "stopped")
+        if len(job.ends) == len(job.processes):
+            ends = [job.ends[index] for index in range(len(job.processes))]
+            _say(self.control, {"id": job.id, "error": None, "ends": ends})
+
+    def _max_resident_bytes(self, job: _Job) -> int:
+        return self.size.resident_bytes + int(job.limits["memory_mb"]) * (1 << 20)
+
+
+def _say(control: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer is gone: the poll says so next
+        control.send(json.dumps(message).encode())
+
+
+def _with_ruleset(walls: Walls, ruleset: int | None) -> Walls:
+    from dataclasses import replace
+
+    return replace(walls, landlock_ruleset=ruleset)
