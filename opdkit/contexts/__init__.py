@@ -2,10 +2,12 @@
 
 from opdkit.contexts.base import Context, Reading, build_views
 from opdkit.contexts.none import NoContext
+from opdkit.contexts.peers import Peers
 from opdkit.contexts.reference_solution import ReferenceSolution
 
 CONTEXTS: dict[str, type[Context]] = {
     "none": NoContext,
+    "peers": Peers,
     "reference_solution": ReferenceSolution,
 }
 

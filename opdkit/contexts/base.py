@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,32 +25,51 @@ class Reading:
 Cut = Callable[[str, int], tuple[str, int]]
 
 
+class Reader(Protocol):
+    """How the teacher reads and writes; `Renderer` is one."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
+
+    def cut(self, text: str, max_tokens: int) -> tuple[str, int]: ...
+
+    def answer_text(self, answer_ids: Sequence[int]) -> str: ...
+
+
 class Context(BaseModel, ABC):
-    """Base of every context. The fields of a subclass are its recipe keys."""
+    """Base of every context. The fields of a subclass are its recipe keys.
+
+    A context that looks at one rollout alone defines `read`; one that looks across rollouts defines `read_groups`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: str
 
-    @abstractmethod
     def read(self, group: Group, rollout: Rollout, cut: Cut) -> Reading | None:
         """None: there is nothing to show for this rollout; it leaves the batch, and is counted."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither read nor read_groups")
+
+    def read_groups(
+        self, groups: Sequence[Group], reader: Reader, identity: tuple[int | str, ...]
+    ) -> list[Reading | None]:
+        """One reading per rollout, in the order of the groups.
+
+        `groups` are all of the step's. `identity` says which run and which step: it seeds whatever is drawn.
+        """
+        return [self.read(group, rollout, reader.cut) for group in groups for rollout in group.rollouts]
 
 
 def build_views(
-    groups: Sequence[Group], context: Context, render: Callable[[Sequence[Message]], Sequence[int]], cut: Cut
+    groups: Sequence[Group], context: Context, reader: Reader, identity: tuple[int | str, ...]
 ) -> list[TeacherView | None]:
-    """One view per rollout, in the order of the groups. `render` and `cut` are the teacher's own."""
-    views: list[TeacherView | None] = []
-    for group in groups:
-        for rollout in group.rollouts:
-            reading = context.read(group, rollout, cut)
-            views.append(
-                reading
-                and TeacherView(
-                    context_ids=tuple(render(reading.messages)),
-                    sources=reading.sources,
-                    num_truncated_tokens=reading.num_truncated_tokens,
-                )
-            )
-    return views
+    """One view per rollout, in the order of the groups. `reader` is the teacher's own; see `Context.read_groups`."""
+    return [
+        None
+        if reading is None
+        else TeacherView(
+            context_ids=tuple(reader.prompt_ids(reading.messages)),
+            sources=reading.sources,
+            num_truncated_tokens=reading.num_truncated_tokens,
+        )
+        for reading in context.read_groups(groups, reader, identity)
+    ]

@@ -102,6 +102,7 @@ class Run:
             sample=self._sample,
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
             num_steps=recipe.train.steps,
+            seed=recipe.seed,
         )
         if saved:
             self._restore(saved)

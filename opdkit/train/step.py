@@ -35,6 +35,7 @@ class State:
     sample: Sample
     max_tokens_per_micro_batch: int
     num_steps: int
+    seed: int
     step: int = 0  # steps taken
     counters: dict[str, float] = field(default_factory=dict)  # since the run began, saved in checkpoints
 
@@ -74,7 +75,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | Non
         return [None] * len(rollouts)
     assert state.teacher is not None
     renderer, room = state.teacher.renderer, state.teacher.model.max_positions
-    views = build_views(groups, state.context, renderer.prompt_ids, renderer.cut)
+    views = build_views(groups, state.context, renderer, identity=(state.seed, state.step, "context"))
     return [
         view if view and (room is None or len(view.context_ids) + len(rollout.answer_ids) <= room) else None
         for view, rollout in zip(views, rollouts, strict=True)
