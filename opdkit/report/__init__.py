@@ -1,1 +1,6 @@
-"""The run report: one self-contained HTML file."""
+"""The run report: one self-contained HTML file, and the headline figure. Needs the run folder, not a model."""
+
+from opdkit.report.headline import headline_figure
+from opdkit.report.page import write_report
+
+__all__ = ["headline_figure", "write_report"]

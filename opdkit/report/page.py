@@ -1,0 +1,217 @@
+"""The run report: one self-contained HTML file. No script, no network, every word of a model escaped.
+
+The Content-Security-Policy allows one style sheet, by its digest, and nothing else: even text that escaped `markup.py`
+could neither run nor load nor restyle anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opdkit.report.answers import Decode, answers, tokenizer_decode
+from opdkit.report.curves import evaluation_panel, main_panels, other_panels
+from opdkit.report.headline import explain, headline
+from opdkit.report.markup import Html, join, tag
+from opdkit.report.numbers import compact, duration, score
+from opdkit.report.run import Entry, Run, read_run
+from opdkit.report.style import COLOURS, FIGURE, PAGE
+from opdkit.report.warn import warnings
+from opdkit.train.run_folder import atomic_write
+
+
+def write_report(run_folder: Path, decode: Decode | None = None) -> Path:
+    """Write `report.html` into the run folder from the folder's public files, and return its path.
+
+    decode: token ids -> text for the sampled answers; by default the run's own tokenizer, when its file is at hand.
+    What is missing (no evaluation, an interrupted run, a damaged file) is said on the page. Raises UserError only if
+    the folder holds nothing of a run, or the disk is full.
+    """
+    run = read_run(Path(run_folder))
+    path = run.folder / "report.html"
+    atomic_write(path, page(run, decode or tokenizer_decode(run)))
+    return path
+
+
+def page(run: Run, decode: Decode | None) -> str:
+    style = COLOURS + FIGURE + PAGE
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        ),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{run.name} · opdkit"),
+        tag("style", Html(style)),
+    )
+    sections = [_header(run), _results(run), _warnings(run), _curves(run), _answers(run, decode), _setting(run)]
+    return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", *sections, _footer(run))), lang="en") + "\n"
+
+
+def _header(run: Run) -> Html:
+    summary = run.summary
+    facts: list[str | None]
+    if summary is None:
+        planned = run.recipe.get("train", {}).get("steps")
+        last = run.metrics[-1]["step"] if run.metrics else 0
+        facts = [_word(run.recipe.get("method", {}).get("name")), f"stopped or still running at step {compact(last)}"]
+        facts.append(None if planned is None else f"{planned} planned")
+    else:
+        facts = [_word(summary.get("method")), f"{compact(_number(summary.get('steps')))} steps"]
+        seconds = _number(summary.get("seconds"))
+        facts.append(None if seconds is None else f"{duration(seconds)} of training")
+        for whose, count in _mapping(summary.get("tokens")).items():
+            facts.append(f"{compact(_number(count))} {whose} tokens" if _number(count) else None)
+    line = " · ".join(fact for fact in facts if fact)
+    return tag("header", tag("h1", run.name), tag("p", line, class_="quiet"), *_leads(run))
+
+
+def _leads(run: Run) -> list[Html]:
+    """What happened, in a sentence for each dataset."""
+    leads = []
+    for dataset, entries in run.headline.items():
+        by_kind = {entry.kind: entry for entry in entries if entry.kind != "arm"}
+        before, after, teacher = (by_kind.get(kind) for kind in ("before", "after", "teacher"))
+        if before and after:
+            leads.append(tag("p", f"On {dataset}, {_change(before, after)}{_beside(teacher)}", class_="lead"))
+    return leads
+
+
+def _change(before: Entry, after: Entry) -> str:
+    b, a = before.measured.avg, after.measured.avg
+    if b.value is None or a.value is None:
+        return "the student's answers could not be graded."
+    numbers = f"from {score(b.value)} to {score(a.value)}"
+    if b.low is None or b.high is None or a.low is None or a.high is None:
+        return f"the student went {numbers}; with so few problems there is no interval."
+    if a.low > b.high:
+        return f"the student rose {numbers}; the 95 % intervals are apart."
+    if a.high < b.low:
+        return f"the student fell {numbers}; the 95 % intervals are apart."
+    return f"the student went {numbers}; the 95 % intervals overlap, so this run alone does not settle that it changed."
+
+
+def _beside(teacher: Entry | None) -> str:
+    value = teacher.measured.avg.value if teacher else None
+    return "" if value is None else f" The teacher stands at {score(value)}."
+
+
+def _results(run: Run) -> Html:
+    parts: list[Html] = []
+    for dataset, entries in run.headline.items():
+        parts += [
+            tag("h3", dataset),
+            tag("p", f"{explain(entries)}.", class_="quiet small"),
+            headline(entries),
+            _table(entries),
+        ]
+    return tag("section", *parts)
+
+
+def _table(entries: Sequence[Entry]) -> Html:
+    """pass@k, maj@n, length and what could not be counted, beside avg@n."""
+    ks = sorted({k for entry in entries for k in entry.measured.passes if k > 1})
+    counts = {"num_truncated": "cut", "num_no_answer": "no answer", "num_ungraded": "ungraded"}
+    lengths = any("mean_answer_tokens" in entry.measured.counts for entry in entries)
+    shown = [name for name in counts if any(name in entry.measured.counts for entry in entries)]
+    n = max(entry.measured.samples for entry in entries)
+    titles = ["", f"avg@{n}", *(f"pass@{k}" for k in ks), *([f"maj@{n}"] if n > 1 else [])]
+    titles += [*(["tokens"] if lengths else []), *(counts[name] for name in shown)]
+    rows = []
+    for entry in entries:
+        m = entry.measured
+        cells = [entry.label, score(m.avg.value)]
+        cells += [score(m.passes[k].value) if k in m.passes else score(None) for k in ks]
+        cells += [score(m.maj.value)] if n > 1 else []
+        cells += [
+            f"{m.counts['mean_answer_tokens']:.1f}" if "mean_answer_tokens" in m.counts else score(None)
+        ] * lengths
+        cells += [compact(m.counts.get(name)) for name in shown]
+        rows.append(tag("tr", *(tag("td", cell) for cell in cells)))
+    head = tag("thead", tag("tr", *(tag("th", title) for title in titles)))
+    return tag("div", tag("table", head, tag("tbody", *rows)), class_="scroll")
+
+
+def _warnings(run: Run) -> Html:
+    found = [*run.missing, *warnings(run)]
+    if not found:
+        return tag("p", "Nothing was cut, left out, ungraded or skipped.", class_="quiet small")
+    return tag("ul", *(tag("li", sentence) for sentence in found), class_="notes")
+
+
+def _curves(run: Run) -> Html | None:
+    evaluated = [evaluation_panel(f"Held-out: {dataset}", history) for dataset, history in run.history.items()]
+    shown = [figure for figure in evaluated if figure] + main_panels(run.metrics)
+    others = other_panels(run.metrics)
+    if not shown and not others:
+        return None
+    more = None
+    if others:
+        more = tag("details", tag("summary", "All other metrics"), tag("div", *others, class_="panels"))
+    note = "Thin: every step. Thick: running mean." if len(run.metrics) > 1 else None
+    return tag(
+        "section",
+        tag("h2", "Training"),
+        tag("p", note, class_="quiet small") if note else None,
+        tag("div", *shown, class_="panels"),
+        more,
+    )
+
+
+def _answers(run: Run, decode: Decode | None) -> Html | None:
+    if not run.rows:
+        return None
+    text = f"{len(run.rows):,} answers were saved at step {run.rows_step}; these are some of them, one per problem."
+    if decode is None:
+        text += (
+            " They are shown as token ids: no tokenizer.json was found in the run, at model.path or in the hub's cache."
+        )
+    return tag("section", tag("h2", "Sampled answers"), tag("p", text, class_="quiet small"), answers(run, decode))
+
+
+def _setting(run: Run) -> Html | None:
+    parts = []
+    if run.recipe_text:
+        parts.append(tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe_text)))
+    if run.environment:
+        rows = [tag("tr", tag("td", key), tag("td", value)) for key, value in _flat(run.environment)]
+        table = tag("div", tag("table", tag("tbody", *rows)), class_="scroll")
+        parts.append(tag("details", tag("summary", "Environment and data"), table))
+    return tag("section", tag("h2", "Setting"), *parts) if parts else None
+
+
+def _footer(run: Run) -> Html:
+    versions = _mapping((run.environment or {}).get("versions"))
+    by = f"opdkit {versions['opdkit']}" if versions.get("opdkit") else "opdkit"
+    return tag("footer", tag("p", join(f"Written by {by} from the files of {run.folder.name}/.")))
+
+
+def _flat(content: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as (dotted key, text)."""
+    if isinstance(content, Mapping):
+        return [
+            pair for key, value in content.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(content, (list, tuple)):
+        return [pair for index, value in enumerate(content) for pair in _flat(value, f"{prefix}[{index}]")]
+    return [(prefix, "unknown" if content is None else str(content))]
+
+
+def _mapping(content: Any) -> Mapping[str, Any]:
+    return content if isinstance(content, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _word(value: Any) -> str | None:
+    return None if value is None else str(value)

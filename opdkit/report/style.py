@@ -1,0 +1,104 @@
+"""The one style sheet of the report and of its figures. Colours: Okabe and Ito's palette,
+ which colour-blind eyes tell
+apart; shapes say the same again. Light and dark follow the reader's system."""
+
+from __future__ import annotations
+
+COLOURS = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1e23;--quiet:#656d78;--line:#e4e7eb;--wash:#f6f7f9;
+--student:#0072b2;--teacher:#c25200;--arm:#7a828d;--good:#00795a;--bad:#c25200;--warn:#8a5a00;--warnwash:#fdf6e3}
+@media (prefers-color-scheme:dark){:root{--paper:#15171a;--ink:#e4e6ea;--quiet:#9aa2ad;--line:#2c3036;--wash:#1d2024;
+--student:#56b4e9;--teacher:#e69f00;--arm:#8d95a0;--good:#3cc79d;--bad:#f0934e;--warn:#e3b655;--warnwash:#26221a}}
+"""
+
+FIGURE = """
+svg{display:block;overflow:visible}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-size:12px;
+fill:var(--quiet);
+font-variant-numeric:tabular-nums}
+.grid{stroke:var(--line);stroke-width:1}
+.whisker{stroke-width:2;stroke-linecap:round}
+.dot{stroke-width:2}
+.before .whisker,.before .dot{stroke:var(--student)}.before .dot{fill:var(--paper)}
+.after .whisker,.after .dot{stroke:var(--student)}.after .dot{fill:var(--student)}
+.arm .whisker,.arm .dot{stroke:var(--arm)}.arm .dot{fill:var(--paper)}
+.teacher .whisker,.teacher .dot{stroke:var(--teacher)}.teacher .dot{fill:var(--teacher)}
+"""
+
+STANDALONE = """
+svg .title{font-size:16px;font-weight:600;fill:var(--ink)}
+svg .label{font-size:14px;fill:var(--ink)}
+svg .value{font-size:14px;fill:var(--ink)}
+svg .strong{font-weight:600}
+.paper{fill:var(--paper)}
+"""
+
+PAGE = """
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,sans-serif}
+main{max-width:62rem;margin:0 auto;padding:3.5rem 1.5rem 5rem}
+h1{font-size:1.75rem;line-height:1.2;font-weight:650;letter-spacing:-.015em;margin:0 0 .4rem;overflow-wrap:anywhere}
+h2{font-size:1.15rem;font-weight:650;margin:4rem 0 1rem;letter-spacing:-.005em}
+h3{font-size:1rem;font-weight:600;margin:2.5rem 0 .25rem;overflow-wrap:anywhere}
+p{margin:.4rem 0;max-width:44rem}
+.quiet{color:var(--quiet)}
+.small{font-size:.875rem}
+.lead{font-size:1.0625rem;margin:1.1rem 0 0}
+.notes{background:var(--warnwash);border-left:3px solid var(--warn);padding:.7rem 1rem;margin:1.5rem 0 0;
+list-style:none}
+.notes li{margin:.3rem 0;overflow-wrap:anywhere}
+.bars{margin:1.5rem 0 0}
+.bar{display:grid;grid-template-columns:minmax(0,1fr) auto;column-gap:1.5rem;align-items:baseline;
+padding:.35rem 0 .15rem}
+.bar svg{grid-column:1/-1}
+.bar .label{overflow-wrap:anywhere}
+.bar .value{font-variant-numeric:tabular-nums;white-space:nowrap}
+.bar .value .quiet{font-size:.8125rem;margin-left:.5rem}
+.bar.after .label,.bar.after .value b{font-weight:650}
+.bar b{font-weight:500}
+@media (min-width:48rem){.bar{grid-template-columns:minmax(0,17rem) minmax(0,1fr) 11.5rem;align-items:center;
+padding:.3rem 0}
+.bar svg{grid-column:2;grid-row:1}.bar .value{grid-column:3;text-align:right}.axis{padding:0}}
+.scroll{overflow-x:auto;margin:1.25rem 0 0}
+table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem 1.25rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;
+vertical-align:top}
+th{font-weight:500;color:var(--quiet)}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem;overflow-wrap:anywhere}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17.5rem),1fr));gap:2.25rem 2.5rem;
+margin-top:1.25rem}
+figure{margin:0;min-width:0}
+figcaption{display:flex;justify-content:space-between;gap:1rem;font-size:.875rem;font-weight:550;margin-bottom:.5rem}
+figcaption span{font-weight:400;color:var(--quiet);font-variant-numeric:tabular-nums;white-space:nowrap}
+.curve{display:flex}
+.curve svg:first-child{flex:none}
+.curve .raw,.curve .mean{fill:none;vector-effect:non-scaling-stroke;stroke:var(--student);stroke-linejoin:round;
+stroke-linecap:round}
+.curve .raw{stroke-width:1;opacity:.38}
+.curve .mean{stroke-width:1.75}
+.curve .point{fill:var(--student)}
+.curve .whisker{stroke:var(--student);opacity:.5}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 3rem}
+article{border-top:1px solid var(--line);padding:.9rem 0 1rem;min-width:0}
+.chips{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:.8125rem;color:var(--quiet);
+font-variant-numeric:tabular-nums}
+.chips bdi{color:var(--ink);overflow-wrap:anywhere}
+.chips .good,.chips .good bdi{color:var(--good);font-weight:600}
+.chips .bad,.chips .bad bdi{color:var(--bad);font-weight:600}
+.role{font-size:.75rem;color:var(--quiet);margin:.6rem 0 .1rem}
+pre{font:.8125rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;margin:0;
+white-space:pre-wrap;overflow-wrap:anywhere;
+unicode-bidi:plaintext;max-height:20rem;overflow:auto}
+pre.answer{background:var(--wash);padding:.5rem .7rem;border-radius:4px}
+details{border-top:1px solid var(--line);padding:.7rem 0}
+details:last-of-type{border-bottom:1px solid var(--line)}
+summary{cursor:pointer;font-weight:550}
+details pre{max-height:none;margin-top:.8rem}
+section>.panels+details{margin-top:2.5rem}
+details .panels{margin:1.5rem 0 1rem}
+footer{margin-top:4rem;font-size:.8125rem;color:var(--quiet)}
+@media (max-width:30rem){main{padding:2rem 1.1rem 4rem}h2{margin-top:3rem}}
+@media print{details>*{display:block}}
+"""

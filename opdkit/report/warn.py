@@ -1,0 +1,57 @@
+"""What a reader must know before believing the numbers: everything cut, left out, ungraded or skipped, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from opdkit.report.numbers import share
+from opdkit.report.run import Run
+
+# Metric -> what its sum over the run counts. Shares are of all sampled answers, where that is what is counted.
+_OF_ANSWERS: Mapping[str, str] = {
+    "rollout/num_truncated": "training answers were cut at the length limit",
+    "rollout/num_ungraded": "training answers could not be graded; they have no reward, not a reward of 0",
+    "rollout/num_no_answer": "training answers held no final answer the grader could read",
+    "teacher/num_rows_without_view": "training answers had no teacher context and taught nothing",
+}
+_COUNTED: Mapping[str, str] = {
+    "train/num_skipped_steps": "steps were skipped because their gradient was not finite",
+    "teacher/num_truncated_tokens": "tokens of teacher contexts were cut to fit",
+    "metrics/num_non_finite": "metric values were not finite and are gaps in the curves",
+}
+_EVALUATED: Mapping[str, str] = {
+    "num_truncated": "answers were cut at the length limit",
+    "num_ungraded": "answers could not be graded and are in no mean",
+    "num_no_answer": "answers held no final answer the grader could read",
+}
+
+
+def warnings(run: Run) -> list[str]:
+    """One sentence for each fault that occurred; empty when nothing did."""
+    said = [str(sentence) for sentence in (run.summary or {}).get("warnings", ())]
+    return [*said, *_training(run), *_evaluation(run)]
+
+
+def _training(run: Run) -> Iterator[str]:
+    num_answers = _total(run, "rollout/num_rows")
+    for name, what in _OF_ANSWERS.items():
+        if count := _total(run, name):
+            yield f"{share(count, num_answers) if num_answers else f'{count:,.0f}'} {what}."
+    for name, what in _COUNTED.items():
+        if count := _total(run, name):
+            yield f"{count:,.0f} {what}."
+
+
+def _evaluation(run: Run) -> Iterator[str]:
+    for dataset, entries in run.headline.items():
+        for entry in entries:
+            counts = entry.measured.counts
+            for name, what in _EVALUATED.items():
+                if counts.get(name) and counts.get("num_answers"):
+                    yield f"{entry.label}, {dataset}: {share(counts[name], counts['num_answers'])} {what}."
+
+
+def _total(run: Run, name: str) -> float:
+    values: list[Any] = [line.get(name) for line in run.metrics]
+    return float(sum(value for value in values if isinstance(value, (int, float))))
