@@ -33,10 +33,19 @@ _RELATIONS = {"=": sympy.Eq, "\\ne": sympy.Ne, "<": sympy.Lt, ">": sympy.Gt, "\\
 _FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 _CASE_SENSITIVE = ConversionConfig(lowercase_symbols=False)
-# What latex2sympy would read, but as something else: `2 3` as 5, `40_{9}` as 40, set builders as quotients,
-# gcd(a, p - 1) as 1.
+# latex2sympy recognises commands by their beginning (\lnot p as \ln(otp)), so only those it knows reach it.
+_UNKNOWN_COMMAND = re.compile(
+    r"\\(?!(?:frac|sqrt|binom|cdot|div|pi|infty|cup|cap|setminus|in|mathbb|mathcal|emptyset|text|overline|bar|hat|vec|tilde"
+    r"|sum|prod|int|lim|to|[lr]floor|[lr]ceil|max|min|gcd|lcm|begin|end|det|ln|log|exp|(?:arc)?(?:sin|cos|tan|cot|sec|csc)"
+    r"|(?:sin|cos|tan)h|ar(?:sin|cos|tan)h|alpha|beta|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu"
+    r"|nu|xi|rho|sigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega"
+    r"|hbar|ell|nabla|angle|triangle|le|ge|ne)(?![A-Za-z]))[A-Za-z]"
+)
+# What it would read, but as something else: `2 3` as 5, `40_{9}` as 40, set builders as quotients, gcd(a, p - 1) as 1,
+# an inverse function as a quotient; and it drops primes after numbers.
 _UNREADABLE = re.compile(
-    r"\\ldots|[0-9] [0-9]|[0-9]_|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}|\\(?:gcd|lcm).*[A-Za-z]"
+    r"[0-9] [0-9]|[0-9]_|[0-9)}]'|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}|\\(?:gcd|lcm).*[A-Za-z]"
+    r"|(?<![A-Za-z])[A-Za-z]\^\{-1\}\("
 )
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
@@ -44,8 +53,10 @@ _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
     (re.compile(r"(?<=[)])(?=[(0-9]|\\frac)"), r"\\cdot "),
     (re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
-    # It drops primes, and would read an angle in degrees as one in radians.
-    (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "p" * len(match[1]) + "}"),
+    # It drops primes and transposes, applies \gamma to what follows, and takes degrees for radians.
+    (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "prime" * len(match[1]) + "}"),
+    (re.compile(r"\^\{(?:T|\\top)\}"), "^{(T)}"),
+    (re.compile(r"\\gamma(?![A-Za-z])|\\Gamma(?![A-Za-z(])"), lambda match: "g_{" + match[0][1:] + "}"),
     (re.compile(r"([0-9.]+)\^\{\\circ\}"), r"(\\frac{\1\\pi}{180})"),
 ]
 _INTEGER_BEFORE_FRACTION = re.compile(r"(?<![0-9.])([0-9]+)(?=\\frac\{([0-9]+)\}\{([0-9]+)\})|([0-9])(?=\\frac)")
@@ -218,6 +229,8 @@ def _parse(text: str, is_real: bool) -> Any:
     for pattern, replacement in _PREPARATIONS:
         text = pattern.sub(replacement, text)
     text = _INTEGER_BEFORE_FRACTION.sub(_mixed_or_product, text)
+    if _UNKNOWN_COMMAND.search(text):
+        return None
     try:
         parsed = latex2sympy(
             text, is_real=is_real or None, normalization_config=None, conversion_config=_CASE_SENSITIVE

@@ -48,9 +48,9 @@ _SYNONYMS = {
     **dict.fromkeys(("\\vert", "\\lvert", "\\rvert", "\\mid"), "|"),
     **dict.fromkeys(("\\backslash", "\\smallsetminus"), "\\setminus"),
     **dict.fromkeys(("\\dots", "\\cdots", "\\dotsc", "…"), "\\ldots"),
-    **dict.fromkeys(("\\wedge", "\\land"), ","),
+    **dict.fromkeys(("\\land",), ","),
     **{"\\neq": "\\ne", "\\lt": "<", "\\gt": ">", "%": "\\%", "\\infin": "\\infty", "\\varnothing": "\\emptyset"},
-    **{"\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":", "\\vee": "\\lor"},
+    **{"\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":"},
 }
 _ONE_ARGUMENT = {"\\mathbb", "\\mathcal", "\\overline", "\\bar", "\\vec", "\\hat", "\\tilde"}
 _MATRICES = {"matrix", "bmatrix", "Bmatrix", "pmatrix", "smallmatrix"}

@@ -74,6 +74,14 @@ e^{-100} | e^{-101} | no
 \log_2 8 | 4 | no
 p - q | q - p | no
 f'(x) | f''(x) | no
+0.5 | 0.5' | no
+A | A^T | no
+\gamma+1 | 1 | no
+\gamma+1 | 1+\gamma | yes
+\lnot p | otp | no
+f^{-1}(x) | \frac{1}{f(x)} | no
+dx\wedge dy | dy\wedge dx | no
+\mathbb{Z}_5 | \mathbb{Z}_6 | no
 \zeta(3)+1 | 1+\zeta(3) | yes
 \zeta(3) | \zeta(2) | no
 O(n) | O(n^2) | no
