@@ -42,6 +42,7 @@ def decode(
     device, limit, num_rows = model.device, params.max_answer_tokens, len(prompts)
     batch = _Batch(model, prompts, limit)
     head = model.head().trimmed(batch.hidden_BH.dtype)
+    memory_BV = batch.hidden_BH.new_empty(num_rows, model.num_tokens)  # fresh memory would cost page faults every step
     uniforms = Uniforms(seeds, device)
     is_stop_V = torch.zeros(model.num_tokens, dtype=torch.bool, device=device)
     is_stop_V[[token for token in model.stop_ids if token < model.num_tokens]] = True
@@ -50,7 +51,8 @@ def decode(
     row_B = torch.arange(num_rows, device=device)  # the rows that are still in the batch
     stopped_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
     for step in range(limit):
-        scores_BV = head.logits(batch.hidden_BH, params.temperature or 1.0)
+        output_BV = head.project(batch.hidden_BH, out=memory_BV[: len(row_B)])
+        scores_BV = head.logits(output_BV, params.temperature or 1.0)
         token_B, logprob_B = draw(scores_BV, uniforms.next(), params)
         token_TB[step].index_copy_(0, row_B, token_B)
         logprob_TB[step].index_copy_(0, row_B, logprob_B)
@@ -65,6 +67,7 @@ def decode(
             uniforms.keep(going_on)
             batch.keep(going_on)
         batch.advance(token_B)
+    on_finished(num_rows)
     return _answers(token_TB[: step + 1], logprob_TB[: step + 1], is_stop_V)
 
 
@@ -81,16 +84,14 @@ class _Batch:
         unique: dict[tuple[int, ...], int] = {}
         for prompt in prompts:
             unique.setdefault(tuple(prompt), len(unique))
-        lengths = np.array([len(prompt) for prompt in unique])
-        self._width = int(lengths.max())
-        ids_UP = np.full((len(unique), self._width), model.pad_id, dtype=np.int64)
-        for row, prompt in enumerate(unique):
-            ids_UP[row, self._width - len(prompt) :] = prompt
-        padding_U1 = torch.from_numpy(self._width - lengths).to(model.device).unsqueeze(-1)
+        ids_UP = model.padded(list(unique), side="left")
+        self._width = ids_UP.shape[1]
+        lengths = [len(prompt) for prompt in unique]
+        padding_U1 = self._width - torch.tensor(lengths, device=model.device).unsqueeze(-1)
         column_T = torch.arange(self._width + limit, device=model.device)
-        self._mask_BT = column_T >= padding_U1 if lengths.min() < self._width else None
+        self._mask_BT = column_T >= padding_U1 if min(lengths) < self._width else None
         self._position_BT = (column_T[: self._width] - padding_U1).clamp_(min=0)
-        self.hidden_BH = self._forward(torch.from_numpy(ids_UP).to(model.device))
+        self.hidden_BH = self._forward(ids_UP)
         self._position_BT = self._position_BT[:, -1:]
         if len(unique) < len(prompts):
             self.keep(torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=model.device))

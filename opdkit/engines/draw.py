@@ -40,7 +40,7 @@ def check_params(params: SamplingParams) -> None:
 def draw(scores_BV: Tensor, uniform_B1: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token per row and its log-prob (nats, float32) under the distribution it was drawn from: ([B], [B]).
 
-    scores_BV   logits / temperature
+    scores_BV   logits / temperature; overwritten
     uniform_B1  float64 in [0, 1)
     The distribution is softmax(scores), cut by top-k, then by top-p of what is left, then by min-p relative to the
     likeliest (the order of transformers' `generate`), and renormalised. At temperature 0 all mass is on the likeliest
@@ -49,9 +49,9 @@ def draw(scores_BV: Tensor, uniform_B1: Tensor, params: SamplingParams) -> tuple
     if params.temperature == 0:
         return scores_BV.argmax(-1), scores_BV.new_zeros(len(scores_BV))
     scores_BK, ids_BK = kept_entries(scores_BV, params)
-    peak_B1 = scores_BK.amax(-1, keepdim=True)
-    index_B1, total_B1 = _invert((scores_BK - peak_B1).exp_(), uniform_B1)
-    logprob_B1 = scores_BK.gather(1, index_B1) - peak_B1 - total_B1.log()
+    mass_BK = scores_BK.sub_(scores_BK.amax(-1, keepdim=True)).exp_()
+    index_B1, total_B1 = _invert(mass_BK, uniform_B1)
+    logprob_B1 = (mass_BK.gather(1, index_B1) / total_B1).log()
     token_B1 = index_B1 if ids_BK is None else ids_BK.gather(1, index_B1)
     return token_B1[:, 0], logprob_B1[:, 0].float()
 

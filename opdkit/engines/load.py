@@ -52,7 +52,14 @@ def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     with _one_sentence(f"{path} has no tokenizer that can be loaded"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if len(tokenizer) <= len(
+        set(tokenizer.all_special_ids)
+    ):  # transformers makes an empty one where the files are gone
+        raise UserError(
+            f"{path} has no tokenizer files; copy the model's tokenizer.json and tokenizer_config.json there."
+        )
+    return tokenizer
 
 
 def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -79,5 +86,5 @@ def _one_sentence(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".:")
         raise UserError(f"{what}: {reason}; check the path and the files in it.") from error

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -130,15 +130,12 @@ class LanguageModel:
         Raises UserError if a row is longer than the model's positions.
         """
         rows = [[*context, *answer][:-1] for context, answer in zip(contexts, answers, strict=True)]
-        if not all(len(context) for context in contexts):
+        if not all(map(len, contexts)):
             raise ValueError("every context needs at least one token: the first answer token is predicted from it")
-        longest = max(map(len, rows), default=0)
         if not any(map(len, answers)):
             return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
         self.check_fits([len(row) + 1 for row in rows], what="context and answer")
-        ids_BT = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
-        for row, ids in enumerate(rows):
-            ids_BT[row, : len(ids)] = ids
+        longest = max(map(len, rows))
         where_N = np.concatenate(
             [
                 row * longest + len(context) - 1 + np.arange(len(answer))
@@ -146,9 +143,22 @@ class LanguageModel:
             ]
         )
         with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):
-            out = self.body(input_ids=torch.from_numpy(ids_BT).to(self.device), use_cache=False)
+            out = self.body(input_ids=self.padded(rows, side="right"), use_cache=False)
         hidden_BTH = out.last_hidden_state
         return hidden_BTH.flatten(0, 1).index_select(0, torch.from_numpy(where_N).to(hidden_BTH.device))
+
+    def padded(self, rows: Sequence[Ids], *, side: Literal["left", "right"]) -> Tensor:
+        """[B, T] ids of ragged rows on the model's device, filled up with `pad_id`. Ids must be the tokenizer's."""
+        longest = max(map(len, rows))
+        ids_BT = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
+        for row, ids in enumerate(rows):
+            start = longest - len(ids) if side == "left" else 0
+            ids_BT[row, start : start + len(ids)] = ids
+        if not 0 <= ids_BT.min() <= ids_BT.max() < self.num_tokens:
+            raise ValueError(
+                f"ids from {ids_BT.min()} to {ids_BT.max()}, but the tokenizer has {self.num_tokens} tokens"
+            )
+        return torch.from_numpy(ids_BT).to(self.device)
 
     @property
     def body(self) -> nn.Module:
@@ -340,19 +350,20 @@ def _prove(model: LanguageModel) -> None:
         with model.evaluating():
             theirs_TV = model.module(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
         alone_TH = model.hidden([row[:1]], [row[1:]])
-        ours_TV = model.head().trimmed(alone_TH.dtype).logits(alone_TH, temperature=1.0)
+        head = model.head().trimmed(alone_TH.dtype)
+        ours_TV = head.logits(head.project(alone_TH), temperature=1.0)
         together_TH = _proof_hidden(model)
+    if not _close(together_TH, torch.cat([alone_TH, alone_TH[:PROOF_SHORT]]), 1e-4 if exact else 1e-1):
+        raise UserError(
+            f"{model.name} is not causal: tokens that follow change the states before them; "
+            "use a causal (left-to-right) language model."
+        )
     # Low precision rounds the same logits in another order; a wrong scale is off by far more than that.
     if not _close(ours_TV, theirs_TV[:-1, : model.num_tokens], 1e-4 if exact else 2e-2):
         raise UserError(
             f"{model.name} (model type {model._base.config.model_type}) makes its logits in a way opdkit does not know "
             "(they differ from the scaled and soft-capped output of its head), so it would be scored wrongly; "
             "use another model, or add its transform to opdkit/engines/model.py."
-        )
-    if not _close(together_TH, torch.cat([alone_TH, alone_TH[:PROOF_SHORT]]), 1e-4 if exact else 1e-1):
-        raise UserError(
-            f"{model.name} is not causal: tokens that follow change the states before them; "
-            "use a causal (left-to-right) language model."
         )
 
 
