@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdkit import __version__
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 
 app = typer.Typer(
     help="Post-train language models by on-policy distillation: the student samples its own answers, a teacher scores "
@@ -43,8 +43,8 @@ def main() -> None:
         for sentence in str(error).splitlines():
             errors.print(f"[bold red]error[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("\nstopped")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        errors.print(f"Stopped. {stop}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(130)
 
 
@@ -62,7 +62,10 @@ def quickstart(
     """
     from opdkit.quickstart import quickstart
 
-    quickstart(out, seed=seed, console=console)
+    try:
+        quickstart(out, seed=seed, console=console)
+    except Interrupted:
+        raise Interrupted("Run it again to start anew.") from None
 
 
 @app.command()
@@ -77,19 +80,14 @@ def train(
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
     from opdkit.report import write_report
-    from opdkit.train.loop import Interrupted, train
+    from opdkit.train.loop import train
 
     try:
         train(resolved, resume=resume, overwrite=overwrite, console=console)
         console.print(f"report: {write_report(resolved.run_dir)}", highlight=False, soft_wrap=True)
     except Interrupted:
         again = " ".join(["opdkit train", str(recipe), *(f"--set {s}" for s in set_ or []), "--resume"])
-        console.print(
-            f"Stopped. Everything is saved in {resolved.run_dir}; go on with:\n  {again}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.exit(130)
+        raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
 
 
 @app.command()
@@ -188,7 +186,10 @@ def evaluate(
         instruction=instruction,
         trust_remote_code=trust_remote_code,
     )
-    evaluate_model(options, out=out, console=console)
+    try:
+        evaluate_model(options, out=out, console=console)
+    except Interrupted:
+        raise Interrupted("The answers so far are kept; run the same command to go on.") from None
 
 
 @app.command("make-model")

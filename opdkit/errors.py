@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The two exceptions the command line turns into sentences."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with status 2. Anything else that escapes is our bug and
     keeps its traceback.
     """
+
+
+class Interrupted(Exception):
+    """Ctrl-C, heard at a place where nothing is half done."""

@@ -114,7 +114,8 @@ class EvalSection(Section):
     data: str | Strings | None = None  # None: no evaluation
     limit: PositiveInt | None = None
     samples: PositiveInt = 8
-    every: Count = 0  # 0: before and after training only
+    every: Count = 0  # besides before and after training; 0: not
+    before: bool = True
     teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -12,11 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from opdkit.errors import Interrupted
+
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
-
-
-class Interrupted(Exception):
-    """Ctrl-C, heard at a place where nothing is half done."""
 
 
 class Interrupt:

@@ -18,14 +18,14 @@ from opdkit.contexts.render import Renderer, long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
-from opdkit.train.console import Bar, Interrupt, Interrupted
+from opdkit.train.console import Bar, Interrupt
 from opdkit.train.evaluate import evaluate, sentence
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
@@ -36,8 +36,6 @@ from opdkit.train.step import State, train_step
 from opdkit.train.student import load_student
 from opdkit.train.teacher import make_teacher
 from opdkit.types import Group, Problem
-
-__all__ = ["Interrupted", "train"]
 
 
 def train(
@@ -118,7 +116,7 @@ class Run:
     def go(self) -> dict[str, Any]:
         recipe, state = self.recipe, self.state
         with self.interrupt.listening():
-            before = self._evaluate_student("before")
+            before = self._evaluate_student("before") if self.recipe.eval.before else {}
             teacher = self._evaluate_teacher()
             with Bar(self.console, recipe.name, recipe.train.steps, done=state.step) as bar:
                 while state.step < recipe.train.steps:
