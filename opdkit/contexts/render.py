@@ -43,7 +43,8 @@ class Renderer:
 
         Raises UserError if there is no chat template, or the template refuses the messages.
         """
-        return self.encode(self.prompt_text(messages))
+        ids = self.encode(self.prompt_text(messages))
+        return (*self._beginning(), *ids) if self.chat_template == PLAIN else ids
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         if self.chat_template == PLAIN:
@@ -75,6 +76,12 @@ class Renderer:
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text as it stands: no special token is added in front or behind."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _beginning(self) -> tuple[int, ...]:
+        """The beginning-of-text id, where the tokenizer puts one in front of every text; a template writes its own."""
+        bos = self.tokenizer.bos_token_id
+        added = bos is not None and self.tokenizer("")["input_ids"][:1] == [bos]
+        return (bos,) if added else ()
 
     def cut(self, text: str, max_tokens: int) -> tuple[str, int]:
         """The beginning of `text` that `max_tokens` tokens cover, and how many tokens were cut off its end."""
