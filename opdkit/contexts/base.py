@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -63,11 +64,16 @@ def build_views(
     groups: Sequence[Group], context: Context, reader: Reader, identity: tuple[int | str, ...]
 ) -> list[TeacherView | None]:
     """One view per rollout, in the order of the groups. `reader` is the teacher's own; see `Context.read_groups`."""
+
+    @cache  # siblings often read the same
+    def context_ids(turns: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[int, ...]:
+        return tuple(reader.prompt_ids([dict(turn) for turn in turns]))
+
     return [
         None
         if reading is None
         else TeacherView(
-            context_ids=tuple(reader.prompt_ids(reading.messages)),
+            context_ids=context_ids(tuple(tuple(message.items()) for message in reading.messages)),
             sources=reading.sources,
             num_truncated_tokens=reading.num_truncated_tokens,
         )
