@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from opdkit.report.markup import Html, tag
 from opdkit.report.numbers import compact
@@ -55,7 +54,7 @@ def _tokenizer_files(run: Run) -> list[Path]:
     name = (run.summary or {}).get("model")
     files = [run.folder / name / "tokenizer.json"] if isinstance(name, str) else []
     files += sorted(run.folder.glob("checkpoints/step_*/model/tokenizer.json"), reverse=True)
-    model: Any = run.recipe.get("model", {}).get("path")
+    model = run.setting("model", "path")
     if isinstance(model, str):
         files.append(Path(model) / "tokenizer.json")
         try:
@@ -74,9 +73,7 @@ def _column(title: str, rows: Sequence[Example], decode: Decode | None) -> Html:
 def _card(row: Example, decode: Decode | None) -> Html:
     rollout = row.rollout
     text = decode(rollout.answer_ids) if decode else " ".join(map(str, rollout.answer_ids))
-    turns = [
-        join_turn(str(message.get("role", "")), str(message.get("content", ""))) for message in row.problem.messages
-    ]
+    turns = [_turn(str(message.get("role", "")), str(message.get("content", ""))) for message in row.problem.messages]
     return tag(
         "article",
         _chips(row),
@@ -88,7 +85,7 @@ def _card(row: Example, decode: Decode | None) -> Html:
     )
 
 
-def join_turn(role: str, content: str) -> Html:
+def _turn(role: str, content: str) -> Html:
     return tag("div", tag("p", role, class_="role"), tag("pre", content))
 
 

@@ -22,13 +22,13 @@ SMOOTH_FROM = 24  # points; shorter curves have no running mean
 # Shown first, in this order; every other metric of the run has its panel below.
 PANELS: Mapping[str, str] = {
     "train/loss": "Loss",
-    "rollout/reward": "Reward of sampled answers",
+    "rollout/reward": "Reward",
     "rollout/answer_tokens": "Answer length, tokens",
-    "rollout/share_truncated": "Share of answers cut at the limit",
-    "student/entropy": "Student entropy, nats",
-    "train/grad_norm": "Gradient norm before clipping",
+    "rollout/share_truncated": "Share cut at the limit",
+    "student/entropy": "Entropy, nats",
+    "train/grad_norm": "Gradient norm",
     "train/lr": "Learning rate",
-    "time/tokens_per_s": "Answer tokens per second",
+    "time/tokens_per_s": "Tokens per second",
 }
 
 

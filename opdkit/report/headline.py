@@ -5,6 +5,7 @@ Every coordinate across is a percentage of the axis, so the same marks fit a pho
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,14 @@ from opdkit.report.numbers import compact, score, ticks
 from opdkit.report.run import Entry, Interval, headline_of
 from opdkit.report.style import COLOURS, FIGURE, STANDALONE
 
-TRACK_HEIGHT = 22
-AXIS_HEIGHT = 20
+AXIS_HEIGHT = 22
+WIDTH, EDGE, NUMBERS, LABEL_LENGTH = (
+    860,
+    28,
+    170,
+    34,
+)  # of the figure in a file: pixels, and characters of a label's line
+CAP = 6  # half the height of a whisker's ends, so that an interval narrower than its dot is still seen
 
 
 def headline(entries: Sequence[Entry]) -> Html:
@@ -27,12 +34,12 @@ def headline(entries: Sequence[Entry]) -> Html:
             "div",
             tag("span", entry.label, class_="label"),
             tag("span", tag("b", score(avg.value)), tag("span", _range(avg), class_="quiet"), class_="value"),
-            track(entry, axis),
+            tag("div", track(entry, axis), class_="track"),
             class_=f"bar {entry.kind}",
         )
         for entry, avg in ((entry, entry.measured.avg) for entry in entries)
     ]
-    return tag("div", *bars, tag("div", axis_labels(axis), class_="bar axis"), class_="bars")
+    return tag("div", *bars, tag("div", tag("div", axis_labels(axis), class_="track"), class_="bar"), class_="bars")
 
 
 def headline_figure(summary: Mapping[str, Any], path: Path) -> None:
@@ -52,43 +59,52 @@ def headline_figure(summary: Mapping[str, Any], path: Path) -> None:
 
 def standalone(datasets: Mapping[str, Sequence[Entry]]) -> str:
     """The figure as a file: the same marks, with labels to the left and numbers to the right of them."""
-    width, edge, row = 860, 28, 34
-    longest = max(len(entry.label) for entries in datasets.values() for entry in entries)
-    label_width = min(360, 24 + 7.2 * longest)  # a guess at the width of 14 px text, on the wide side
-    number_width = 160
-    track_x, track_width = edge + label_width, width - 2 * edge - label_width - number_width
+    labels = {entry.label: _wrapped(entry.label) for entries in datasets.values() for entry in entries}
+    label_width = 8.3 * max(len(line) for lines in labels.values() for line in lines)  # 14 px text, on the wide side
+    track_x = EDGE + label_width + 20
+    track_width = WIDTH - EDGE - NUMBERS - track_x
     parts: list[Html] = []
-    y = edge
+    y = EDGE
     for dataset, entries in datasets.items():
         axis = axis_ticks(entries)
-        parts.append(tag("text", dataset, class_="title", x=edge, y=y + 14))
-        parts.append(tag("text", explain(entries), x=edge, y=y + 34))
-        y += 52
+        parts.append(tag("text", dataset, class_="title", x=EDGE, y=y + 14))
+        parts.append(tag("text", explain(entries), x=EDGE, y=y + 34))
+        y += 50
         for entry in entries:
-            strong = " strong" if entry.kind == "after" else ""
-            middle = y + TRACK_HEIGHT / 2 + 5
+            lines = labels[entry.label]
+            height = 16 + 18 * len(lines)
             parts += [
-                tag("text", _shortened(entry.label, 50), class_=f"label{strong}", x=edge, y=middle),
-                tag("svg", track(entry, axis), class_=entry.kind, x=track_x, y=y, width=track_width, height=row),
-                tag("text", score(entry.measured.avg.value), class_=f"value{strong}", x=width - edge - 104, y=middle,
-                    text_anchor="end"),
-                tag("text", _range(entry.measured.avg), x=width - edge, y=middle, text_anchor="end"),
-            ]  # fmt: skip
-            y += row
-        parts.append(tag("svg", axis_labels(axis), x=track_x, y=y - 4, width=track_width, height=AXIS_HEIGHT))
-        y += AXIS_HEIGHT + edge
+                *_label(entry, lines, y + height / 2),
+                tag("svg", track(entry, axis), class_=entry.kind, x=track_x, y=y, width=track_width, height=height),
+            ]
+            y += height
+        parts.append(tag("svg", axis_labels(axis), x=track_x, y=y, width=track_width, height=AXIS_HEIGHT))
+        y += AXIS_HEIGHT + EDGE
     return tag(
         "svg",
         tag("style", Html(COLOURS + FIGURE + STANDALONE)),
         tag("rect", class_="paper", width="100%", height="100%"),
         *parts,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {y}",
-        width=width,
+        viewBox=f"0 0 {WIDTH} {y}",
+        width=WIDTH,
         height=y,
         role="img",
-        aria_label="Accuracy with 95 % intervals: " + "; ".join(_spoken(e) for es in datasets.values() for e in es),
+        aria_label="; ".join(_spoken(entry) for entries in datasets.values() for entry in entries),
     )
+
+
+def _label(entry: Entry, lines: Sequence[str], middle: float) -> list[Html]:
+    """The words to the left and the numbers to the right of a track."""
+    strong = " strong" if entry.kind == "after" else ""
+    avg = entry.measured.avg
+    top = middle + 5 - 9 * (len(lines) - 1)
+    words = [tag("text", line, class_=f"label{strong}", x=EDGE, y=top + 18 * index) for index, line in enumerate(lines)]
+    numbers = [
+        tag("text", score(avg.value), class_=f"value{strong}", x=WIDTH - EDGE - 96, y=middle + 5, text_anchor="end"),
+        tag("text", _range(avg), x=WIDTH - EDGE, y=middle + 5, text_anchor="end"),
+    ]
+    return [*words, *numbers]
 
 
 def explain(entries: Sequence[Entry]) -> str:
@@ -109,41 +125,36 @@ def axis_ticks(entries: Sequence[Entry]) -> list[float]:
 
 
 def track(entry: Entry, axis: Sequence[float]) -> Html:
-    """Grid lines, whisker and dot of one entry. The shape says what the colour says."""
-    middle = TRACK_HEIGHT / 2
+    """Grid lines, whisker and dot of one entry, in the middle of whatever holds it; the shape repeats the colour."""
     avg = entry.measured.avg
-    marks: list[Html] = [
-        tag("line", class_="grid", x1=_at(t, axis), x2=_at(t, axis), y1=-6, y2=TRACK_HEIGHT + 6) for t in axis
-    ]
+    marks = [tag("line", class_="grid", x1=_at(t, axis), x2=_at(t, axis), y1=0, y2="100%") for t in axis]
     if avg.low is not None and avg.high is not None:
-        marks.append(tag("line", class_="whisker", x1=_at(avg.low, axis), x2=_at(avg.high, axis), y1=middle, y2=middle))
+        low, high = _at(avg.low, axis), _at(avg.high, axis)
+        marks.append(tag("line", class_="whisker", x1=low, x2=high, y1="50%", y2="50%"))
+        marks += [tag("svg", _WHISKER_END, x=end, y="50%") for end in (low, high)]
     if avg.value is not None:
-        marks.append(_dot(entry.kind, _at(avg.value, axis), middle))
-    return tag("svg", tag("title", _spoken(entry)), *marks, width="100%", height=TRACK_HEIGHT)
+        marks.append(tag("svg", _MARK[entry.kind], x=_at(avg.value, axis), y="50%"))
+    return tag("svg", tag("title", _spoken(entry)), *marks, width="100%", height="100%")
+
+
+# Drawn around an origin of their own, since a percentage cannot be moved by half a mark.
+_WHISKER_END = tag("line", class_="whisker", y1=-CAP, y2=CAP)
+_CIRCLE = tag("circle", class_="dot", r=4.5)
+_MARK = {
+    "before": _CIRCLE,
+    "after": _CIRCLE,
+    "arm": tag("rect", class_="dot", x=-4, y=-4, width=8, height=8),
+    "teacher": tag("polygon", class_="dot", points="0,-5.5 5.5,0 0,5.5 -5.5,0"),
+}
 
 
 def axis_labels(axis: Sequence[float]) -> Html:
-    labels = [
-        tag("text", compact(t), x=_at(t, axis), y=14, text_anchor=_anchor(index, len(axis)))
-        for index, t in enumerate(axis)
-    ]
+    labels = [tag("text", compact(t), x=_at(t, axis), y=16, text_anchor="middle") for t in axis]
     return tag("svg", *labels, width="100%", height=AXIS_HEIGHT)
-
-
-def _dot(kind: str, x: str, y: float) -> Html:
-    if kind == "arm":  # a square; it takes a nested origin, since a percentage cannot be moved by half a side
-        return tag("svg", tag("rect", class_="dot", x=-4.5, y=-4.5, width=9, height=9), x=x, y=y)
-    if kind == "teacher":
-        return tag("svg", tag("polygon", class_="dot", points="0,-6.5 6.5,0 0,6.5 -6.5,0"), x=x, y=y)
-    return tag("circle", class_="dot", cx=x, cy=y, r=5.5)
 
 
 def _at(value: float, axis: Sequence[float]) -> str:
     return f"{100 * (value - axis[0]) / (axis[-1] - axis[0]):.2f}%"
-
-
-def _anchor(index: int, count: int) -> str:
-    return "start" if index == 0 else "end" if index == count - 1 else "middle"
 
 
 def _range(avg: Interval) -> str:
@@ -160,5 +171,6 @@ def _spoken(entry: Entry) -> str:
     return f"{entry.label}: {score(avg.value)}{between}"
 
 
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _wrapped(label: str) -> list[str]:
+    """At most two lines; a longer label ends in an ellipsis."""
+    return textwrap.wrap(label, LABEL_LENGTH, max_lines=2, placeholder=" …") or [""]

@@ -58,20 +58,40 @@ def page(run: Run, decode: Decode | None) -> str:
 
 def _header(run: Run) -> Html:
     summary = run.summary
-    facts: list[str | None]
+    method = run.setting("method", "name") if summary is None else summary.get("method")
+    facts = [None if method is None else f"method {method}"]
     if summary is None:
-        planned = run.recipe.get("train", {}).get("steps")
+        planned = run.setting("train", "steps")
         last = run.metrics[-1]["step"] if run.metrics else 0
-        facts = [_word(run.recipe.get("method", {}).get("name")), f"stopped or still running at step {compact(last)}"]
+        facts.append(f"stopped or still running at step {compact(last)}")
         facts.append(None if planned is None else f"{planned} planned")
     else:
-        facts = [_word(summary.get("method")), f"{compact(_number(summary.get('steps')))} steps"]
-        seconds = _number(summary.get("seconds"))
+        steps, seconds = _number(summary.get("steps")), _number(summary.get("seconds"))
+        facts.append(None if steps is None else f"{compact(steps)} steps")
         facts.append(None if seconds is None else f"{duration(seconds)} of training")
         for whose, count in _mapping(summary.get("tokens")).items():
             facts.append(f"{compact(_number(count))} {whose} tokens" if _number(count) else None)
     line = " · ".join(fact for fact in facts if fact)
-    return tag("header", tag("h1", run.name), tag("p", line, class_="quiet"), *_leads(run))
+    return tag("header", tag("h1", run.name), tag("p", line, class_="quiet"), *_leads(run), _who(run))
+
+
+def _who(run: Run) -> Html | None:
+    """Who learned from whom, on what, from the recipe."""
+    weights, context = run.setting("teacher", "weights"), run.setting("context", "kind")
+    teachers = {"model": run.setting("teacher", "path"), "self": f"the student itself, {weights} weights"}
+    facts = {
+        "Student": run.setting("model", "path"),
+        "Teacher": teachers.get(run.setting("teacher", "kind")),
+        "It also reads": None if context == "none" else context,
+        "Problems": run.setting("data", "train"),
+        "Started": _mapping(run.environment).get("time"),
+    }
+    known = {key: str(value) for key, value in facts.items() if value is not None}
+    return _facts(known) if known else None
+
+
+def _facts(facts: Mapping[str, str]) -> Html:
+    return tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in facts.items()), class_="facts")
 
 
 def _leads(run: Run) -> list[Html]:
@@ -182,14 +202,12 @@ def _setting(run: Run) -> Html | None:
     if run.recipe_text:
         parts.append(tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe_text)))
     if run.environment:
-        rows = [tag("tr", tag("td", key), tag("td", value)) for key, value in _flat(run.environment)]
-        table = tag("div", tag("table", tag("tbody", *rows)), class_="scroll")
-        parts.append(tag("details", tag("summary", "Environment and data"), table))
+        parts.append(tag("details", tag("summary", "Environment and data"), _facts(dict(_flat(run.environment)))))
     return tag("section", tag("h2", "Setting"), *parts) if parts else None
 
 
 def _footer(run: Run) -> Html:
-    versions = _mapping((run.environment or {}).get("versions"))
+    versions = _mapping(_mapping(run.environment).get("versions"))
     by = f"opdkit {versions['opdkit']}" if versions.get("opdkit") else "opdkit"
     return tag("footer", tag("p", join(f"Written by {by} from the files of {run.folder.name}/.")))
 
@@ -211,7 +229,3 @@ def _mapping(content: Any) -> Mapping[str, Any]:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def _word(value: Any) -> str | None:
-    return None if value is None else str(value)

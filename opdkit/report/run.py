@@ -68,6 +68,11 @@ class Run:
     rows: Sequence[Example]
     missing: Sequence[str]  # what the report cannot show, one sentence each
 
+    def setting(self, section: str, key: str) -> Any:
+        """recipe[section][key]; None where either is missing."""
+        content = self.recipe.get(section)
+        return content.get(key) if isinstance(content, Mapping) else None
+
 
 def read_run(folder: Path) -> Run:
     """Raises UserError only if `folder` holds nothing of a run."""

@@ -1,6 +1,7 @@
-"""The one style sheet of the report and of its figures. Colours: Okabe and Ito's palette,
- which colour-blind eyes tell
-apart; shapes say the same again. Light and dark follow the reader's system."""
+"""The one style sheet of the report and of its figures, light or dark as the reader's system is.
+
+Colours are those of Okabe and Ito, which colour-blind eyes tell apart; in the figures a shape says the same again.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +15,10 @@ COLOURS = """
 FIGURE = """
 svg{display:block;overflow:visible}
 svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-size:12px;
-fill:var(--quiet);
-font-variant-numeric:tabular-nums}
+fill:var(--quiet);font-variant-numeric:tabular-nums}
 .grid{stroke:var(--line);stroke-width:1}
-.whisker{stroke-width:2;stroke-linecap:round}
-.dot{stroke-width:2}
+.whisker{stroke-width:1.5}
+.dot{stroke-width:1.75}
 .before .whisker,.before .dot{stroke:var(--student)}.before .dot{fill:var(--paper)}
 .after .whisker,.after .dot{stroke:var(--student)}.after .dot{fill:var(--student)}
 .arm .whisker,.arm .dot{stroke:var(--arm)}.arm .dot{fill:var(--paper)}
@@ -43,24 +43,30 @@ h1{font-size:1.75rem;line-height:1.2;font-weight:650;letter-spacing:-.015em;marg
 h2{font-size:1.15rem;font-weight:650;margin:4rem 0 1rem;letter-spacing:-.005em}
 h3{font-size:1rem;font-weight:600;margin:2.5rem 0 .25rem;overflow-wrap:anywhere}
 p{margin:.4rem 0;max-width:44rem}
+header p{max-width:none}
 .quiet{color:var(--quiet)}
-.small{font-size:.875rem}
-.lead{font-size:1.0625rem;margin:1.1rem 0 0}
+.small{font-size:.875rem;max-width:none}
+.facts{display:grid;grid-template-columns:auto minmax(0,1fr);gap:.1rem 1.25rem;margin:1.1rem 0 0;font-size:.875rem}
+.facts dt{color:var(--quiet)}
+.facts dd{margin:0;overflow-wrap:anywhere}
+.lead{max-width:44rem;font-size:1.0625rem;margin:1.1rem 0 0}
 .notes{background:var(--warnwash);border-left:3px solid var(--warn);padding:.7rem 1rem;margin:1.5rem 0 0;
 list-style:none}
 .notes li{margin:.3rem 0;overflow-wrap:anywhere}
-.bars{margin:1.5rem 0 0}
-.bar{display:grid;grid-template-columns:minmax(0,1fr) auto;column-gap:1.5rem;align-items:baseline;
-padding:.35rem 0 .15rem}
-.bar svg{grid-column:1/-1}
-.bar .label{overflow-wrap:anywhere}
+.bars{margin:1.25rem 0 0}
+.bar{display:grid;grid-template-columns:minmax(0,1fr) auto;column-gap:1.5rem;align-items:baseline}
+.bar .label{overflow-wrap:anywhere;padding:.45rem 0 .1rem}
 .bar .value{font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar .value .quiet{font-size:.8125rem;margin-left:.5rem}
-.bar.after .label,.bar.after .value b{font-weight:650}
+.bar .track{grid-column:1/-1;position:relative;height:1.4rem}
+.bar .track>svg{position:absolute;inset:0}
 .bar b{font-weight:500}
-@media (min-width:48rem){.bar{grid-template-columns:minmax(0,17rem) minmax(0,1fr) 11.5rem;align-items:center;
-padding:.3rem 0}
-.bar svg{grid-column:2;grid-row:1}.bar .value{grid-column:3;text-align:right}.axis{padding:0}}
+.bar.after .label,.bar.after b{font-weight:650}
+@media (min-width:48rem){
+.bar{grid-template-columns:minmax(0,17rem) minmax(0,1fr) 11.5rem;align-items:center}
+.bar .label{padding:.35rem 0}
+.bar .track{grid-column:2;grid-row:1;align-self:stretch;height:auto;min-height:1.4rem}
+.bar .value{grid-column:3;text-align:right}}
 .scroll{overflow-x:auto;margin:1.25rem 0 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem 1.25rem .35rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;
@@ -73,7 +79,8 @@ figure{margin:0;min-width:0}
 figcaption{display:flex;justify-content:space-between;gap:1rem;font-size:.875rem;font-weight:550;margin-bottom:.5rem}
 figcaption span{font-weight:400;color:var(--quiet);font-variant-numeric:tabular-nums;white-space:nowrap}
 .curve{display:flex}
-.curve svg:first-child{flex:none}
+.curve>svg:first-child{flex:none}
+.curve>svg:last-child{flex:1;min-width:0}
 .curve .raw,.curve .mean{fill:none;vector-effect:non-scaling-stroke;stroke:var(--student);stroke-linejoin:round;
 stroke-linecap:round}
 .curve .raw{stroke-width:1;opacity:.38}
@@ -89,8 +96,7 @@ font-variant-numeric:tabular-nums}
 .chips .bad,.chips .bad bdi{color:var(--bad);font-weight:600}
 .role{font-size:.75rem;color:var(--quiet);margin:.6rem 0 .1rem}
 pre{font:.8125rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;margin:0;
-white-space:pre-wrap;overflow-wrap:anywhere;
-unicode-bidi:plaintext;max-height:20rem;overflow:auto}
+white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;max-height:20rem;overflow:auto}
 pre.answer{background:var(--wash);padding:.5rem .7rem;border-radius:4px}
 details{border-top:1px solid var(--line);padding:.7rem 0}
 details:last-of-type{border-bottom:1px solid var(--line)}
@@ -100,5 +106,4 @@ section>.panels+details{margin-top:2.5rem}
 details .panels{margin:1.5rem 0 1rem}
 footer{margin-top:4rem;font-size:.8125rem;color:var(--quiet)}
 @media (max-width:30rem){main{padding:2rem 1.1rem 4rem}h2{margin-top:3rem}}
-@media print{details>*{display:block}}
 """

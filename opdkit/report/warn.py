@@ -20,6 +20,8 @@ _COUNTED: Mapping[str, str] = {
     "teacher/num_truncated_tokens": "tokens of teacher contexts were cut to fit",
     "metrics/num_non_finite": "metric values were not finite and are gaps in the curves",
 }
+# Evaluations: every count stands in the table of results; a sentence from this share of the answers on.
+_NOTABLE = {"num_truncated": 0.02, "num_no_answer": 0.1, "num_ungraded": 0.0}
 _EVALUATED: Mapping[str, str] = {
     "num_truncated": "answers were cut at the length limit",
     "num_ungraded": "answers could not be graded and are in no mean",
@@ -48,8 +50,9 @@ def _evaluation(run: Run) -> Iterator[str]:
         for entry in entries:
             counts = entry.measured.counts
             for name, what in _EVALUATED.items():
-                if counts.get(name) and counts.get("num_answers"):
-                    yield f"{entry.label}, {dataset}: {share(counts[name], counts['num_answers'])} {what}."
+                count, of = counts.get(name, 0), counts.get("num_answers", 0)
+                if count > _NOTABLE[name] * of:
+                    yield f"{entry.label}, {dataset}: {share(count, of)} {what}."
 
 
 def _total(run: Run, name: str) -> float:

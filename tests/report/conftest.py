@@ -47,7 +47,7 @@ def make_summary(**more: Any) -> dict[str, Any]:
         "tokens": {"answer": 34560.0, "teacher": 48000.0},
         "eval": {
             "student_before": {DATASET: result(0.229, 0.210, 0.248)},
-            "student_after": {DATASET: result(0.836, 0.818, 0.853, num_truncated=24)},
+            "student_after": {DATASET: result(0.836, 0.818, 0.853, num_truncated=240)},
             "teacher": {DATASET: result(0.930, 0.918, 0.941)},
         },
         "arms": {"sft": {"label": f"SFT {EVIL}", "eval": {DATASET: result(0.311, 0.29, 0.332)}, "seconds": 3.0}},

@@ -61,7 +61,7 @@ def test_figure_is_a_whole_svg_with_real_text_and_true_positions(tmp_path: Path)
     assert any(text.startswith("SFT </pre><script>") for text in said)
     svg = (tmp_path / "figure.svg").read_text()
     assert re.search(r'class="whisker" x1="81.80%" x2="85.30%"', svg)
-    assert re.search(r'<circle class="dot" cx="83.60%"', svg)
+    assert re.search(r'<svg x="83.60%" y="50%"><circle', svg)
     assert "prefers-color-scheme:dark" in svg and "<script" not in svg
 
 
@@ -105,7 +105,7 @@ def test_unknown_values_are_gaps_not_zeros() -> None:
 def test_share_of_truncated_answers_by_hand() -> None:
     lines = [{"step": 1, "rollout/num_rows": 8, "rollout/num_truncated": 2}, {"step": 2, "rollout/num_rows": 8}]
     (figure,) = main_panels(lines)
-    assert "Share of answers cut at the limit" in figure and "0.25" in figure
+    assert "Share cut at the limit" in figure and "0.25" in figure
 
 
 def test_long_curves_are_means_and_say_so() -> None:

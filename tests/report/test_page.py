@@ -18,7 +18,24 @@ from opdkit.report import write_report
 
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "footer", "article", "div", "p"),
-    *("h1", "h2", "h3", "span", "b", "bdi", "pre", "ul", "li", "details", "summary", "figure", "figcaption"),
+    *(
+        "dl",
+        "dt",
+        "dd",
+        "h1",
+        "h2",
+        "h3",
+        "span",
+        "b",
+        "bdi",
+        "pre",
+        "ul",
+        "li",
+        "details",
+        "summary",
+        "figure",
+        "figcaption",
+    ),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "text", "line", "circle", "rect", "polygon", "polyline"),
 }
 VOID = {"meta"}
@@ -91,14 +108,14 @@ def test_says_what_happened(run_folder: Path) -> None:
     text = read(run_folder).text
     assert f"On {DATASET}, the student rose from 0.229 to 0.836; the 95 % intervals are apart." in text
     assert "The teacher stands at 0.930." in text
-    assert "30 steps · 7.2 s of training · 34,560 answer tokens · 48,000 teacher tokens" in text
+    assert "method opd · 30 steps · 7.2 s of training · 34,560 answer tokens · 48,000 teacher tokens" in text
     for warning in (
         "1 of 1,920 (< 0.1 %) training answers were cut at the length limit.",
         "1 steps were skipped because their gradient was not finite.",
-        f"Student after opd, {DATASET}: 24 of 2,048 (1.2 %) answers were cut at the length limit.",
+        f"Student after opd, {DATASET}: 240 of 2,048 (12 %) answers were cut at the length limit.",
     ):
         assert warning in text
-    for title in ("Loss", "Reward of sampled answers", f"Held-out: {DATASET}", "Best", "Worst", "Recipe, resolved"):
+    for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Best", "Worst", "Recipe, resolved"):
         assert title in text
     assert "6 answers were saved at step 30" in text
     assert text.index("answer 0 ") < text.index("answer 3 "), "the best answers come first"
@@ -164,7 +181,7 @@ def test_interrupted_before_anything_was_measured(tmp_path: Path) -> None:
     """Only a recipe: one page that says what is missing."""
     (tmp_path / "recipe.toml").write_text('name = "short"\n[train]\nsteps = 5\n[method]\nname = "opd"\n')
     text = read(tmp_path).text
-    assert "opd · stopped or still running at step 0 · 5 planned" in text
+    assert "method opd · stopped or still running at step 0 · 5 planned" in text
     assert "Nothing was evaluated" in text and "No rows were saved" in text
 
 
@@ -172,7 +189,7 @@ def test_an_unfinished_run_shows_the_evaluations_so_far(run_folder: Path) -> Non
     (run_folder / "summary.json").unlink()
     text = read(run_folder).text
     assert "Student at step 0" in text and "Student at step 30" in text and "Student at step 10" not in text
-    assert "opd · stopped or still running at step 30 · 30 planned" in text
+    assert "method opd · stopped or still running at step 30 · 30 planned" in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
