@@ -265,8 +265,8 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.train.warmup_steps >= recipe.train.steps:
         yield (
-            f"train.warmup_steps = {recipe.train.warmup_steps} leaves none of train.steps = {recipe.train.steps} at the "
-            "full learning rate; lower it"
+            f"train.warmup_steps = {recipe.train.warmup_steps} leaves none of train.steps = {recipe.train.steps} at "
+            "the full learning rate; lower it"
         )
 
 

@@ -57,11 +57,9 @@ class Rollout:
     def __post_init__(self) -> None:
         num_tokens = len(self.answer_ids)
         if len(self.answer_mask) != num_tokens:
-            raise ValueError(f"rollout {self.key}: answer_mask has {len(self.answer_mask)} entries for {num_tokens} tokens")
+            raise ValueError(f"rollout {self.key}: answer_mask has {len(self.answer_mask)} entries, not {num_tokens}")
         if self.answer_logprobs is not None and len(self.answer_logprobs) != num_tokens:
-            raise ValueError(
-                f"rollout {self.key}: answer_logprobs has {len(self.answer_logprobs)} entries for {num_tokens} tokens"
-            )
+            raise ValueError(f"rollout {self.key}: answer_logprobs has {len(self.answer_logprobs)}, not {num_tokens}")
 
     @property
     def key(self) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What an engine can do, in two verbs: `sample` answers and `score` answers. Token ids in, token ids out, never text."""
+"""What an engine can do, in two verbs: `sample` answers and `score` answers. Token ids in and out, never text."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ corrected for instead of being taken for the policy. With one update per batch r
 Ungraded answers, and answers that are alone in their group, leave the statistics and the mean.
 
 Sources: DeepSeekMath (arXiv:2402.03300, eq. 3, without its KL term); `advantage_std = "none"` and
-`reduction = "constant"` are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476); dual_clip is arXiv:1912.09729.
+`reduction = "constant"` are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476);
+dual_clip is arXiv:1912.09729.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class GRPO(Method):
             )
         if (self.divide_by is None) == (self.reduction == "constant"):
             yield (
-                f'method.reduction = "{self.reduction}" and method.divide_by = {self.divide_by}: "constant" divides by a '
-                "number fixed in advance (Dr. GRPO: rows of a step * max_answer_tokens), the others by counts; "
+                f'method.reduction = "{self.reduction}" and method.divide_by = {self.divide_by}: "constant" divides by '
+                "a number fixed in advance (Dr. GRPO: rows of a step * max_answer_tokens), the others by counts; "
                 "set both or neither"
             )
         if recipe.sampling.temperature != self.loss_temperature:

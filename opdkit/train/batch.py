@@ -61,7 +61,9 @@ class Batch:
             reward_R=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64, device=self.device),
             graded_R=torch.tensor([r is not None for r in rewards], dtype=torch.bool, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
-            teacher_logprob_N=self._per_token([e.signal.sampled_logprob_T if e.signal else None for e in self.examples]),
+            teacher_logprob_N=self._per_token(
+                [e.signal.sampled_logprob_T if e.signal else None for e in self.examples]
+            ),
             step=step,
             progress=progress,
             **rank,

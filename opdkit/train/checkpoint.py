@@ -88,7 +88,7 @@ def save(
 
 
 def save_model(model: LanguageModel, path: Path) -> None:
-    """The weights as they are trained (float32) and the tokenizer, loadable by transformers or peft as any checkpoint."""
+    """The weights as they are trained (float32) and the tokenizer, as transformers or peft load any checkpoint."""
     model.module.save_pretrained(path)
     model.tokenizer.save_pretrained(path)
 
@@ -102,7 +102,7 @@ def latest(folder: Path) -> Saved | None:
     state = json.loads((path / "state.json").read_text())
     if state["version"] != VERSION:
         raise UserError(
-            f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the opdkit that wrote it"
+            f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the one that wrote it"
         )
     return Saved(path=path, step=state["step"], counters=state["counters"])
 

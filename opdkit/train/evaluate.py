@@ -1,7 +1,7 @@
 """Evaluation: sample, grade, write, summarise. What is written is never sampled again.
 
-Every answer goes to a JSONL file as soon as its batch is graded, under its (problem, sample) key. The seed of an answer
-is (seed, "evaluate", problem id, sample id) whatever the model: before, after and teacher are compared on the same draws.
+Every answer goes to a JSONL file as soon as its batch is graded, under its (problem, sample) key. Its seed is (seed,
+"evaluate", problem id, sample id) whatever the model: before, after and teacher are compared on the same draws.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Console) -> dict[str, Accuracy]:
-    """`opdkit evaluate`: every data set, resumable; writes result.json. Raises UserError for what cannot be evaluated."""
+    """`opdkit evaluate`: every data set, resumable; writes result.json. UserError for what cannot be evaluated."""
     _check_options(options)
     sets = {
         source: load_problems(source, task=options.task, limit=options.limit, instruction=options.instruction)
@@ -205,7 +205,8 @@ def sentence(e: Accuracy) -> str:
     avg = e["avg_at_n"]
     text = f"avg@{e['samples']} {_interval(avg)}"
     if e["samples"] > 1:
-        text += f", pass@{e['samples']} {_interval(e['pass_at_k'][str(e['samples'])])}, maj@{e['samples']} {_interval(e['maj_at_n'])}"
+        n = e["samples"]
+        text += f", pass@{n} {_interval(e['pass_at_k'][str(n)])}, maj@{n} {_interval(e['maj_at_n'])}"
     text += f" over {e['problems']} problems"
     counts = {"truncated": e["num_truncated"], "without answer": e["num_no_answer"], "ungraded": e["num_ungraded"]}
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -1,23 +1,20 @@
 """A whole run: load, evaluate, train, save, evaluate, report. Knows when; `step.py` knows what.
 
-Everything that can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full
-disk) leaves a run folder that `--resume` continues to the same bits.
+What can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full disk)
+leaves a run folder that `--resume` continues to the same bits.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from opdkit.contexts.render import Renderer, long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
-from opdkit.engines.base import Sampler, SamplingParams
-from opdkit.engines.hf import HFEngine
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
@@ -25,17 +22,18 @@ from opdkit.recipe import Recipe
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
+from opdkit.train.answers import Answers
 from opdkit.train.console import Bar, Interrupt
-from opdkit.train.evaluate import evaluate, sentence
+from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
-from opdkit.train.rollouts import dataset_groups, read_by, sample_groups
+from opdkit.train.resume import check_same_recipe
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import State, train_step
 from opdkit.train.student import load_student
 from opdkit.train.teacher import make_teacher
-from opdkit.types import Group, Problem
+from opdkit.types import Problem
 
 
 def train(
@@ -91,13 +89,15 @@ class Run:
         )
         self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
         self.teacher = make_teacher(recipe, self.student, self.optimizer)
+        self.answers = Answers(recipe, self.student, self.renderer, self.optimizer, self.teacher, self.task)
+        self.evaluations = Evaluations(recipe, folder, eval_sets, self.task, console, self.interrupt)
         self.state = State(
             student=self.student,
             optimizer=self.optimizer,
             teacher=self.teacher,
             method=recipe.method,
             context=recipe.context,
-            sample=self._sample,
+            sample=self.answers,
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
             num_steps=recipe.train.steps,
             seed=recipe.seed,
@@ -189,94 +189,15 @@ class Run:
         self.state.counters.update(saved.counters)
         self.console.print(f"going on from {saved.path}", highlight=False, soft_wrap=True)
 
-    def _sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
-        """Answers from wherever the method wants them."""
-        recipe = self.recipe
-        source = recipe.method.answer_source
-        if source == "dataset":
-            return dataset_groups(
-                problems,
-                renderer=self.renderer,
-                stop_id=self.student.tokenizer.eos_token_id,
-                max_answer_tokens=recipe.sampling.max_answer_tokens,
-                policy_version=step,
-            )
-        if source == "teacher":
-            assert self.teacher is not None
-            with self.teacher.active():
-                groups = self._sample_from(self.teacher.engine(), self.teacher.renderer, problems, step)
-            return [read_by(self.renderer, group) for group in groups]
-        return self._sample_from(self._student_engine(), self.renderer, problems, step)
-
-    def _sample_from(self, sampler: Sampler, renderer: Renderer, problems: Sequence[Problem], step: int) -> list[Group]:
-        sampling = self.recipe.sampling
-        return sample_groups(
-            problems,
-            sampler=sampler,
-            renderer=renderer,
-            task=self.task,
-            params=SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
-                max_answer_tokens=sampling.max_answer_tokens,
-            ),
-            group_size=sampling.group_size,
-            identity=(self.recipe.seed, step, "sample"),
-            policy_version=step,
-        )
-
-    def _student_engine(self) -> HFEngine:
-        with torch.no_grad():
-            weights = self.optimizer.compute_weights()
-        return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
-
     def _evaluate_student(self, when: str) -> dict[str, Accuracy]:
-        return self._evaluated(
-            0 if when == "before" else self.state.step, f"student {when}", self._student_engine, self.renderer
-        )
+        step = 0 if when == "before" else self.state.step
+        return self.evaluations.measure(step, f"student {when}", self.answers.student_engine(), self.renderer)
 
     def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
         if self.teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
             return None
-        return self._evaluated("teacher", "teacher", self.teacher.engine, self.teacher.renderer)
-
-    def _evaluated(
-        self, which: int | Literal["teacher"], label: str, engine: Callable[[], Sampler], renderer: Renderer
-    ) -> dict[str, Accuracy]:
-        path = self.folder.evaluation(which)
-        if path.exists():  # a resumed run: the numbers would come out the same
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        section, sampling = self.recipe.eval, self.recipe.sampling
-        results: dict[str, Accuracy] = {}
-        for source, data in self.eval_sets.items():
-            with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
-
-                def heard(done: int, total: int, bar: Bar = bar) -> None:
-                    bar.update(done)
-                    self.interrupt.check()
-
-                results[source] = evaluate(
-                    data.problems,
-                    sampler=engine(),
-                    renderer=renderer,
-                    task=self.task,
-                    params=SamplingParams(
-                        temperature=section.temperature,
-                        top_p=section.top_p,
-                        top_k=section.top_k,
-                        max_answer_tokens=section.max_answer_tokens or sampling.max_answer_tokens,
-                    ),
-                    num_samples=section.samples,
-                    seed=self.recipe.seed,
-                    progress=heard,
-                )
-            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
-        if results:
-            self.folder.write_evaluation(path, results)
-        return results
+        return self.evaluations.measure("teacher", "teacher", self.teacher.engine(), self.teacher.renderer)
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
@@ -292,18 +213,18 @@ class Run:
         long = long_prompts(((p.id, self.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
         if len(long) == len(data.problems):
             raise UserError(
-                f"data.train = {data.source}: every prompt is longer than {limit} tokens (the first: {long[0].num_tokens}); "
-                "raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model with more positions"
+                f"data.train = {data.source}: every prompt is longer than {limit} tokens "
+                f"(the first: {long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model with more positions"
             )
         if long:
             self._warn(
-                f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} tokens "
-                f"(first: {long[0].problem_id}, {long[0].num_tokens})"
+                f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
+                f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
         if data.dropped:
             where, why = data.dropped[0]
             self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
-        left_out = {l.problem_id for l in long}
+        left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
 
     def _warn(self, sentence: str) -> None:
@@ -325,43 +246,6 @@ class Run:
             "model": f"checkpoints/step_{self.state.step:06d}/model",
             "warnings": self.warnings,
         }
-
-
-# What may change between a run and its continuation: nothing that moves a number of the steps to come.
-CHANGEABLE = (
-    "train.steps",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.save_rows_every",
-    "eval.",
-    "log.",
-    "runs_dir",
-)
-
-
-def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UserError naming every key in which a resumed run would differ from the run it continues."""
-    was, now = _flat(old), _flat(new)
-    differ = [
-        f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*was, *now})
-        if was.get(key) != now.get(key) and not key.startswith(CHANGEABLE)
-    ]
-    if differ:
-        raise UserError(
-            f"--resume continues a run with its own recipe, but {'; '.join(differ)}; "
-            "undo that, or start a run of another name"
-        )
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:

@@ -1,4 +1,4 @@
-"""`opdkit make-model`: a tiny test model with its own tokenizer, taught a little by the ordinary trainer (method sft)."""
+"""`opdkit make-model`: a tiny test model with its own tokenizer, taught a little by the ordinary trainer (`sft`)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def make_model(
 ) -> None:
     """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
 
-    The tokenizer knows the characters of a built-in world, or is a byte-level BPE trained on the data's text. `problems`
-    stand in for the lessons that `data` would give.
+    The tokenizer knows the characters of a built-in world, or is a byte-level BPE trained on the data's text.
+    `problems` stand in for the lessons that `data` would give.
     """
     if out.exists():
         raise UserError(f"{out} already exists; remove it, or choose another folder")

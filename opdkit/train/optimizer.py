@@ -55,7 +55,7 @@ class Optimizer:
         return s.lr * factor
 
     def step(self, step: int) -> StepResult:
-        """Clip and apply the gradients gathered so far, then clear them. A gradient that is not finite changes nothing."""
+        """Clip and apply the gathered gradients, then clear them. A gradient that is not finite changes nothing."""
         grads = [p.grad for p in self.weights.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
         grad_norm = float(norm)

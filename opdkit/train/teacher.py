@@ -76,7 +76,7 @@ class Teacher:
 
 
 class InitialTeacher(Teacher):
-    """The student as it was before the first step. Kept in checkpoints: after a resume the module holds other weights."""
+    """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
 
     def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int) -> None:
         self._optimizer = optimizer
@@ -149,9 +149,9 @@ def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
     differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     examples = ", ".join(f"{token!r} ({ours.get(token)} / {theirs.get(token)})" for token in differ[:3])
     raise UserError(
-        f"teacher.path = {teacher.name}: its tokenizer is not the student's ({student.name}): {len(differ)} tokens have "
-        f"other ids, e.g. {examples} (student / teacher). A teacher scores the student's token ids, so the vocabularies "
-        "must be equal; choose a teacher of the same family."
+        f"teacher.path = {teacher.name}: its tokenizer is not the student's ({student.name}): {len(differ)} tokens "
+        f"have other ids, e.g. {examples} (student / teacher). A teacher scores the student's token ids, so the "
+        "vocabularies must be equal; choose a teacher of the same family."
     )
 
 

@@ -68,7 +68,7 @@ def uninterrupted() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "die_at",
     [
-        ("opdkit.train.loop.sample_groups", 4),  # while the fourth step samples
+        ("opdkit.train.answers.sample_groups", 4),  # while the fourth step samples
         ("opdkit.train.step.backward", 6),  # with the checkpoint of step 4 two steps behind
         ("opdkit.train.checkpoint.save_file", 3),  # the second checkpoint half written
     ],
