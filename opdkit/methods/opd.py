@@ -12,8 +12,8 @@ the states. `support = "sampled"` is the one-sample form, which needs only the t
 
 No gradient flows through the sampling of the answer in either form: there is no return-to-go.
 
-Sources: GKD (arXiv:2306.13649, eq. 4 with on-policy data only); Rethinking On-Policy Distillation (arXiv:2604.13016) has
-the optimisation settings that are the defaults.
+Sources: GKD (arXiv:2306.13649, eq. 4 with on-policy data only). The optimisation settings are those of Rethinking
+On-Policy Distillation (arXiv:2604.13016).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 Forward KL on the full vocabulary at temperature 1.1 on both sides, the temperature the answers are sampled with.
 Nothing is graded. Rows whose problem has no solution leave the mean, and are counted.
 
-Sources: OPSD (arXiv:2601.18734) with the settings PW-OPSD (arXiv:2605.21606) trained it with. Their initial weights are a
-LoRA student's frozen base, which `teacher.weights = "adapter_off"` (or "initial") reproduces. Where we differ from the
-published code: token means are over the whole batch instead of each micro-batch, and everything is in float32.
+Sources: OPSD (arXiv:2601.18734) with the settings PW-OPSD (arXiv:2605.21606) trained it with. Their initial weights are
+a LoRA student's frozen base, which `teacher.weights = "adapter_off"` (or "initial") reproduces. Where we differ from
+the published code: token means are over the whole batch instead of each micro-batch, and everything is in float32.
 """
 
 from __future__ import annotations

@@ -214,7 +214,8 @@ class Run:
         if len(long) == len(data.problems):
             raise UserError(
                 f"data.train = {data.source}: every prompt is longer than {limit} tokens "
-                f"(the first: {long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model with more positions"
+                f"(the first: {long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, "
+                "or use a model with more positions"
             )
         if long:
             self._warn(
