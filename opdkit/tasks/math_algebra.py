@@ -45,7 +45,7 @@ _UNKNOWN_COMMAND = re.compile(
 # an inverse function as a quotient; and it drops primes after numbers.
 _UNREADABLE = re.compile(
     r"[0-9] [0-9]|[0-9]_|[0-9)}]'|[A-Za-z].*:|:.*[A-Za-z]|\\text\{[^{}]*[^A-Za-z{}][^{}]*\}|\\(?:gcd|lcm).*[A-Za-z]"
-    r"|(?<![A-Za-z])[A-Za-z]\^\{-1\}\("
+    r"|(?<![A-Za-z])[A-Za-z]\^\{-1\}\(|(?:\\[gln]e|[<>=]) ?(?:\\[gln]e|[<>=])"
 )
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
@@ -143,7 +143,7 @@ def _constant_ratio(numerator: sympy.Expr, denominator: sympy.Expr) -> Any:
     ratios = []
     for point in _points(numerator, denominator):
         values = _value(numerator, point), _value(denominator, point)
-        if None not in values and 0 not in values:
+        if None not in values and 0 not in values and all(value.is_finite for value in values):
             ratios.append(values[0] / values[1])
     constant = len(ratios) >= _MIN_POINTS and all(_close(ratio, ratios[0]) for ratio in ratios)
     return ratios[0] if constant else None

@@ -79,6 +79,9 @@ def _same_single(gold: str, answer: str) -> bool:
     gold_relation, answer_relation = _relation(gold), _relation(answer)
     if gold_relation and answer_relation:
         return same_relation(gold_relation, answer_relation)
+    for region, other in ((gold_region, answer), (answer_region, gold)):
+        if region and region.variable and _ORDER.search(other) and region.variable not in _NAMES.findall(other):
+            return False
     gold = "\\cup ".join(gold_region.pieces) if gold_region else gold
     answer = "\\cup ".join(answer_region.pieces) if answer_region else answer
     return same_expression(gold, answer)
@@ -125,11 +128,15 @@ def _same_equation(gold: list[str], answer: list[str]) -> bool:
     if len(gold) == 1 or len(answer) == 1:
         values = [sides[0] if len(sides) == 1 else _assigned(sides) for sides in (gold, answer)]
         return values[0] is not None and values[1] is not None and same(values[0], values[1])
-    if same(gold[0], answer[0]) and same(gold[-1], answer[-1]):
-        return True
     if len(gold) == len(answer) == 2:
+        if same(gold[0], answer[0]) and same(gold[1], answer[1]):
+            return True
         return same_relation((gold[0], "=", gold[1]), (answer[0], "=", answer[1]))
-    return False
+    return all(
+        any(same(side, other) for other in others)
+        for sides, others in ((gold, answer), (answer, gold))
+        for side in sides
+    )
 
 
 def _assigned(sides: list[str]) -> str | None:

@@ -129,6 +129,7 @@ x>2 | x<2 | no
 x>2 | x\ge 2 | no
 x^2<4 | -2<x<2 | yes
 x^2<4 | (-2,2) | yes
+x^2<4 | -2<y<2 | no
 x\neq 0 | (-\infty,0)\cup(0,\infty) | yes
 x\neq 0 | \mathbb{R}\setminus\{0\} | yes
 [1,2]\cup[3,4] | 3\le x\le 4 \text{ or } 1\le x\le2 | yes
@@ -148,6 +149,11 @@ x=5 | 5 | yes
 5 | x = 5 | yes
 x=5 | y=5 | no
 x=5 | 5=x | yes
+x=2+3=5 | x=5 | yes
+x=5 | x=7=5 | no
+a=b=0 | b=a=0 | yes
+a=b=0 | a=0 | no
+a+b=c | a+\infty b=c | no
 113 | m+n=113 | yes
 2x+3 | f(x)=2x+3 | yes
 5 | x=2+3=5 | yes

@@ -44,7 +44,11 @@ def rewritten(gold: str) -> Iterator[str]:
     yield re.sub(r"\\[dt]?frac", r"\\tfrac", gold)
     yield re.sub(r"(?<!\\)([(\[])", r"\\left\1", re.sub(r"(?<!\\)([)\]])", r"\\right\1", gold))
     yield "$ " + gold.replace("+", " + ").replace(",", ", ") + " .$"
-    if re.fullmatch(r"[-+0-9a-z\\{}^ ]*", gold) and re.search(r"\d", gold) and not re.search("text|circ|_|begin|mod", gold):
+    if (
+        re.fullmatch(r"[-+0-9a-z\\{}^ ]*", gold)
+        and re.search(r"\d", gold)
+        and not re.search("text|circ|_|begin|mod", gold)
+    ):
         yield f"{gold}+0"  # forces algebra
         yield f"z = {gold}"
 
