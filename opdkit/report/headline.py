@@ -109,11 +109,15 @@ def _label(entry: Entry, lines: Sequence[str], middle: float) -> list[Html]:
 
 def explain(entries: Sequence[Entry]) -> str:
     """What the dots are, in words. Counts that differ between the models are given as a range."""
-    samples = sorted({entry.measured.samples for entry in entries})
-    problems = sorted({entry.measured.problems for entry in entries})
-    n = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]}"
-    p = f"{problems[0]:,}" if len(problems) == 1 else f"{problems[0]:,} to {problems[-1]:,}"
-    return f"Mean reward of one sampled answer; {n} answers to each of {p} problems; 95 % intervals over problems"
+    samples = _counted({entry.measured.samples for entry in entries}, "answer")
+    problems = _counted({entry.measured.problems for entry in entries}, "problem")
+    return f"Mean reward of one sampled answer, from {samples} to each of {problems}; 95 % intervals over problems"
+
+
+def _counted(counts: set[int], what: str) -> str:
+    low, high = min(counts), max(counts)
+    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{number} {what}" if high == 1 else f"{number} {what}s"
 
 
 def axis_ticks(entries: Sequence[Entry]) -> list[float]:

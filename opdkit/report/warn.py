@@ -16,9 +16,9 @@ _OF_ANSWERS: Mapping[str, str] = {
     "teacher/num_rows_without_view": "training answers had no teacher context and taught nothing",
 }
 _COUNTED: Mapping[str, str] = {
-    "train/num_skipped_steps": "steps were skipped because their gradient was not finite",
-    "teacher/num_truncated_tokens": "tokens of teacher contexts were cut to fit",
-    "metrics/num_non_finite": "metric values were not finite and are gaps in the curves",
+    "train/num_skipped_steps": "Steps skipped because their gradient was not finite",
+    "teacher/num_truncated_tokens": "Tokens of teacher contexts cut to fit",
+    "metrics/num_non_finite": "Metric values that were not finite, and are gaps in the curves",
 }
 # Evaluations: every count stands in the table of results; a sentence from this share of the answers on.
 _NOTABLE = {"num_truncated": 0.02, "num_no_answer": 0.1, "num_ungraded": 0.0}
@@ -42,7 +42,7 @@ def _training(run: Run) -> Iterator[str]:
             yield f"{share(count, num_answers) if num_answers else f'{count:,.0f}'} {what}."
     for name, what in _COUNTED.items():
         if count := _total(run, name):
-            yield f"{count:,.0f} {what}."
+            yield f"{what}: {count:,.0f}."
 
 
 def _evaluation(run: Run) -> Iterator[str]:
