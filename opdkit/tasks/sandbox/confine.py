@@ -18,9 +18,8 @@ from typing import Any
 from opdkit.tasks.sandbox import linux, seccomp
 
 MIB = 1 << 20
-MAIN_STACK_BYTES = 512 * MIB  # recursion 30000 deep through lru_cache needs more than the usual 8 MiB
 MAX_THREADS = 64
-_THREAD_STACK_BYTES = 16 * MIB  # else every thread would reserve MAIN_STACK_BYTES
+_THREAD_STACK_BYTES = 16 * MIB  # else every thread would reserve as much as boot.py gives the main one
 _SLACK_BYTES = 640 * MIB  # address space: programs ask for threading.stack_size(512 MB) and use little of it
 _MAX_DESCRIPTORS = 64
 _OUT_OF_THE_WAY = 40  # descriptors are parked from here on while 0, 1, 2, ... are being filled
@@ -32,7 +31,7 @@ class Walls:
 
     tier: str
     proc: int  # descriptor of /proc, in which the zygote watches its processes
-    first_uid: int | None  # process i of the zygote is user first_uid + i; None: all are the zygote's user
+    first_uid: int | None  # process number i is user first_uid + i; None: all are the zygote's user
     landlock_abi: int
     landlock_ruleset: int | None
     seccomp_template: bytes | None  # None: allow_unsafe
@@ -46,39 +45,35 @@ class Size:
     resident_bytes: int
 
     @classmethod
-    def measure(cls) -> Size:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            pages = [int(number) for number in statm.read().split()]
-        return cls(
-            address_space_bytes=pages[0] * resource.getpagesize(), resident_bytes=pages[1] * resource.getpagesize()
-        )
+    def measure(cls, proc: int) -> Size:
+        with os.fdopen(os.open("self/statm", os.O_RDONLY, dir_fd=proc)) as statm:
+            total, resident, *_ = (int(pages) * resource.getpagesize() for pages in statm.read().split())
+        return cls(address_space_bytes=total, resident_bytes=resident)
 
 
-def confine(walls: Walls, size: Size, limits: Mapping[str, Any], index: int, zygote: int) -> None:
-    """index: which of the zygote's processes this is. The descriptors have been arranged already."""
+def confine(
+    walls: Walls, size: Size, limits: Mapping[str, Any], *, number: int, ruleset: int | None, zygote: int
+) -> None:
+    """number: which of the zygote's processes this is. The descriptors have been arranged already."""
     threading.stack_size(_THREAD_STACK_BYTES)
     set_limits(limits, size, exact_num_tasks=walls.first_uid is not None)
-    become_nobody(walls, index, zygote)
-    if walls.landlock_ruleset is not None:
-        linux.landlock_restrict_self(walls.landlock_ruleset)
-        os.close(walls.landlock_ruleset)
+    become_nobody(walls, number, zygote)
+    if ruleset is not None:
+        linux.landlock_restrict_self(ruleset)
+        os.close(ruleset)
     if walls.seccomp_template is not None:
         linux.install_seccomp(seccomp.for_process(walls.seccomp_template, os.getpid()))
 
 
-def arrange_descriptors(wanted: Sequence[int], kept: int | None) -> int | None:
-    """Makes wanted[i] descriptor i and closes all others except `kept`, whose new number it returns."""
+def arrange_descriptors(kept: Sequence[int], ready: int, ruleset: int | None) -> tuple[int, int | None]:
+    """Makes kept[i] descriptor i, moves the other two behind them, closes the rest. Returns where the two are now."""
+    wanted = [*kept, ready, *([] if ruleset is None else [ruleset])]
+    # First out of the way, so that filling a place never overwrites a descriptor that is still wanted.
     parked = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _OUT_OF_THE_WAY) for descriptor in wanted]
-    new_kept = None
-    for number, descriptor in enumerate(parked):
-        os.dup2(descriptor, number, inheritable=False)
-    first_free = len(parked)
-    if kept is not None:
-        if kept != first_free:
-            os.dup2(kept, first_free, inheritable=False)
-        new_kept, first_free = first_free, first_free + 1
-    os.closerange(first_free, 1 << 20)
-    return new_kept
+    for place, descriptor in enumerate(parked):
+        os.dup2(descriptor, place, inheritable=False)
+    os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
+    return len(kept), None if ruleset is None else len(kept) + 1
 
 
 def set_limits(limits: Mapping[str, Any], size: Size, *, exact_num_tasks: bool) -> None:
@@ -100,9 +95,9 @@ def set_limits(limits: Mapping[str, Any], size: Size, *, exact_num_tasks: bool) 
             resource.setrlimit(name, (value, value))
 
 
-def become_nobody(walls: Walls, index: int, zygote: int) -> None:
+def become_nobody(walls: Walls, number: int, zygote: int) -> None:
     if walls.first_uid is not None:
-        switch_user(walls.first_uid + index)
+        switch_user(walls.first_uid + number)
     linux.drop_capabilities()
     linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != zygote:  # it died before the line above

@@ -30,6 +30,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
+# Made once: to make a ctypes class costs as much as ten system calls.
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+_CAPABILITY_HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITIES = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits each
+
+
 def unshare(flags: int) -> None:
     _check("unshare", _libc.unshare(flags))
 
@@ -68,18 +77,12 @@ def forbid_new_privileges() -> None:
 
 
 def drop_capabilities() -> None:
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits each
-    _syscall("capset", _SYS_CAPSET, header, nothing)
+    _syscall("capset", _SYS_CAPSET, _CAPABILITY_HEADER, _NO_CAPABILITIES)
 
 
 def install_seccomp(program: bytes) -> None:
     """program: struct sock_filter[], 8 bytes each. Irrevocable, and inherited by every thread made later."""
-
-    class SockFprog(ctypes.Structure):
-        _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-    fprog = SockFprog(len(program) // 8, program)
+    fprog = _SockFprog(len(program) // 8, program)
     _syscall("seccomp", _SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(fprog))
 
 
@@ -97,9 +100,7 @@ def landlock_ruleset(handled: Sequence[int]) -> int:
     handled: 64-bit masks of struct landlock_ruleset_attr; as many as this kernel's ABI knows.
     """
     attributes = (ctypes.c_uint64 * len(handled))(*handled)
-    return _syscall(
-        "landlock_create_ruleset", _SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.sizeof(attributes), 0
-    )
+    return _syscall("landlock_create_ruleset", _SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.sizeof(attributes), 0)
 
 
 def landlock_restrict_self(ruleset: int) -> None:

@@ -14,7 +14,18 @@ from types import ModuleType
 # terminal).
 _SKIPPED = frozenset(
     {"antigravity", "this", "idlelib", "tkinter", "turtle", "turtledemo", "test", "tests", "lib2to3", "ensurepip"}
-    | {"venv", "distutils", "readline", "rlcompleter", "conftest", "__main__", "idle_test", "f2py", "pip"}
+    | {
+        "venv",
+        "distutils",
+        "readline",
+        "rlcompleter",
+        "conftest",
+        "__main__",
+        "idle_test",
+        "f2py",
+        "pip",
+        "mypy_plugin",
+    }
 )
 _SKIPPED_PREFIXES = ("_test", "_xx", "_tkinter")
 

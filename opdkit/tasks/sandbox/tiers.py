@@ -1,6 +1,6 @@
 """The outer walls, strongest first. Each is tried in a throw-away process and believed only if it holds there.
 
-    namespaces   an empty read-only root, no network, own pids, own IPC     CAP_SYS_ADMIN, or user namespaces with mounts
+    namespaces   an empty read-only root, no network, own pids and IPC      CAP_SYS_ADMIN, or user namespaces that mount
     chroot       an empty root that no longer exists on disk                root with CAP_SYS_CHROOT and CAP_SETUID
     landlock     no file opens, even if the filter had a hole               Linux 5.13, any user
     seccomp      the filter alone, which is also the floor of all others    any Linux with seccomp filters
@@ -21,9 +21,7 @@ from typing import NoReturn
 
 from opdkit.tasks.sandbox import linux, seccomp
 from opdkit.tasks.sandbox.confine import Walls, become_nobody, switch_user
-
-TIERS = ("namespaces", "chroot", "landlock", "seccomp")
-UNSAFE = "none"
+from opdkit.tasks.sandbox.jobs import TIERS, UNSAFE
 
 _USER_IDS = range(61184, 65520)  # no distribution hands these out to people; systemd uses them for transient services
 _PROBE_TIMEOUT_S = 20.0
@@ -37,7 +35,7 @@ def strongest(allowed: Collection[str], parent: int, num_processes: int) -> tupl
     parent: a pidfd; when that process ends, so does this one. num_processes: user ids to set aside.
     None: no tier holds. A `namespaces` zygote returns in a new process, and the old one waits for its end.
     """
-    refused = {}
+    refused: dict[str, str] = {}
     for tier in TIERS:
         reason = _probe(tier, num_processes) if tier in allowed else "not among the allowed tiers"
         if reason is None:
@@ -49,7 +47,7 @@ def strongest(allowed: Collection[str], parent: int, num_processes: int) -> tupl
 def enter(tier: str, parent: int, num_processes: int) -> Walls:
     if tier == UNSAFE:
         return Walls(
-            tier=tier,
+            tier=UNSAFE,
             proc=_open_proc("/proc"),
             first_uid=None,
             landlock_abi=0,

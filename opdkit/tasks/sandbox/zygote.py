@@ -11,6 +11,7 @@ Runs in its own interpreter and single-threaded; never imported by the trainer.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -19,19 +20,18 @@ import resource
 import select
 import signal
 import socket
-import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from opdkit.tasks.sandbox import child, tiers
-from opdkit.tasks.sandbox.confine import MAIN_STACK_BYTES, MAX_THREADS, Size, Walls, arrange_descriptors, confine
+from opdkit.tasks.sandbox import child, confine, tiers
+from opdkit.tasks.sandbox.confine import MAX_THREADS, Size, Walls
+from opdkit.tasks.sandbox.jobs import UNSAFE
 from opdkit.tasks.sandbox.preload import preload
 
 _TICK_S = 0.02  # between two looks at the running processes
-_NICENESS = 5
 _MAX_MESSAGE_BYTES = 1 << 16
 _MAX_DESCRIPTORS = 10  # two processes of four, and the two ends between them
 _STARVED_FACTOR = 5  # a process that wants to run and may not gets so many times its wall time
@@ -39,45 +39,38 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 
 
-def main(argv: Sequence[str]) -> NoReturn:
-    """argv: [_, sys.path as JSON, control descriptor, configuration as JSON]."""
-    configuration = json.loads(argv[3])
-    control = socket.socket(fileno=int(argv[2]))
+def serve(control_descriptor: int, configuration: Mapping[str, Any]) -> NoReturn:
+    """configuration: parent (pid of the trainer), preload, num_slots, tiers, allow_unsafe."""
+    control = socket.socket(fileno=control_descriptor)
     try:
         parent = os.pidfd_open(configuration["parent"])
         if os.getppid() != configuration["parent"]:
             os._exit(1)  # it died while we were starting
-        os.nice(_NICENESS)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # when memory runs out, we and our processes go before the trainer
         os.environ.clear()
         absent = preload(configuration["preload"])
+        atexit._clear()  # what the libraries registered is not for programs that end
         num_tasks = len(os.listdir("/proc/self/task"))
         if num_tasks != 1:
             raise RuntimeError(f"an import started {num_tasks - 1} threads; a process that forks must have none")
         num_processes = 2 * configuration["num_slots"]
         walls: Walls | None
+        refused: dict[str, str] = {}
         if configuration["allow_unsafe"]:
-            walls, refused = tiers.enter(tiers.UNSAFE, parent, num_processes), {}
+            walls = tiers.enter(UNSAFE, parent, num_processes)
         else:
             walls, refused = tiers.strongest(configuration["tiers"], parent, num_processes)
     except BaseException:
         _say(control, {"error": traceback.format_exc()})
         os._exit(1)
-    hello = {"error": None, "tier": walls.tier if walls else None, "refused": refused, "absent": absent}
+    hello: dict[str, Any] = {"error": None, "tier": walls.tier if walls else None, "refused": refused, "absent": absent}
     if walls is not None:
         hello |= {"landlock_abi": walls.landlock_abi, "user_per_process": walls.first_uid is not None}
     _say(control, hello)
     if walls is not None:
         _Zygote(control, parent, walls).serve()
     os._exit(0)
-
-
-def raise_stack_limit() -> None:
-    """The main stack of everything forked here; takes effect at the next exec."""
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    wanted = MAIN_STACK_BYTES if hard == resource.RLIM_INFINITY else min(MAIN_STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +90,7 @@ class _Job:
     limits: dict[str, Any]
     processes: list[_Process] = field(default_factory=list)
     ends: dict[int, dict[str, Any]] = field(default_factory=dict)
+    error: str | None = None  # why it could not be started
 
 
 class _Zygote:
@@ -109,10 +103,7 @@ class _Zygote:
         gc.collect()
         gc.freeze()  # the collector then leaves the shared pages alone, and forks stay cheap
         gc.disable()
-        # /proc may be out of reach by now, but sizes do not change before the first fork; `enter` kept a way in.
-        with os.fdopen(os.open("self/statm", os.O_RDONLY, dir_fd=walls.proc)) as statm:
-            pages = [int(number) for number in statm.read().split()]
-        self.size = Size(address_space_bytes=pages[0] * _PAGE, resident_bytes=pages[1] * _PAGE)
+        self.size = Size.measure(walls.proc)
 
     def serve(self) -> None:
         """Returns when the trainer is gone."""
@@ -137,7 +128,10 @@ class _Zygote:
 
     def _take_job(self) -> bool:
         """Starts the processes of the next job; False when the trainer has closed the socket."""
-        message, descriptors, _, _ = socket.recv_fds(self.control, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self.control, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
+        except ConnectionResetError:
+            return False
         if not message:
             return False
         request = json.loads(message)
@@ -148,9 +142,10 @@ class _Zygote:
                 own = descriptors[index * each : (index + 1) * each]
                 job.processes.append(self._start(job, index, 2 * request["slot"] + index, own))
         except OSError as error:  # no more processes or descriptors on this machine
+            job.error = f"cannot start a process: {error}"
             for process in job.processes:
                 self._kill(process, "stopped")
-            _say(self.control, {"id": job.id, "error": f"cannot start a process: {error}", "ends": []})
+            self._report_if_over(job)
         for descriptor in descriptors:
             os.close(descriptor)
         return True
@@ -177,14 +172,11 @@ class _Zygote:
         """In the new process. descriptors: task, stdin, stdout, stderr, and of a pair the socket to the other."""
         try:
             os.setsid()
-            task_file, *wanted = descriptors
+            task_file, *kept = descriptors
             with os.fdopen(task_file, "rb") as file:
                 task = json.loads(file.read())
-            ruleset = self.walls.landlock_ruleset
-            kept = arrange_descriptors([*wanted, ready], ruleset)
-            ready = len(wanted)
-            self.walls = _with_ruleset(self.walls, kept)
-            confine(self.walls, self.size, job.limits, number, self.pid)
+            ready, ruleset = confine.arrange_descriptors(kept, ready, self.walls.landlock_ruleset)
+            confine.confine(self.walls, self.size, job.limits, number=number, ruleset=ruleset, zygote=self.pid)
             gc.enable()
             os.write(ready, b"!")
             os.close(ready)
@@ -224,9 +216,7 @@ class _Zygote:
         self.poll.unregister(process.pidfd)
         os.close(process.pidfd)
         _, status, usage = os.wait4(process.pid, 0)
-        os.set_blocking(process.ready, False)
-        with contextlib.suppress(BlockingIOError):
-            was_ready = os.read(process.ready, 1) == b"!"
+        was_ready = os.read(process.ready, 1) == b"!"  # it held the only other end, so this cannot block
         os.close(process.ready)
         job, reason = process.job, process.reason
         cpu_s = usage.ru_utime + usage.ru_stime
@@ -247,9 +237,12 @@ class _Zygote:
             for other in job.processes[1:]:
                 if other.index not in job.ends:
                     self._kill(other, "stopped")
+        self._report_if_over(job)
+
+    def _report_if_over(self, job: _Job) -> None:
         if len(job.ends) == len(job.processes):
             ends = [job.ends[index] for index in range(len(job.processes))]
-            _say(self.control, {"id": job.id, "error": None, "ends": ends})
+            _say(self.control, {"id": job.id, "error": job.error, "ends": ends})
 
     def _max_resident_bytes(self, job: _Job) -> int:
         return self.size.resident_bytes + int(job.limits["memory_mb"]) * (1 << 20)
@@ -258,9 +251,3 @@ class _Zygote:
 def _say(control: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer is gone: the poll says so next
         control.send(json.dumps(message).encode())
-
-
-def _with_ruleset(walls: Walls, ruleset: int | None) -> Walls:
-    from dataclasses import replace
-
-    return replace(walls, landlock_ruleset=ruleset)

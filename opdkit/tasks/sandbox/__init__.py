@@ -1,0 +1,12 @@
+"""A room for programs nobody has read. See README.md."""
+
+from __future__ import annotations
+
+from opdkit.tasks.sandbox.jobs import TIERS, UNSAFE, Done, End, Job, Limits, Process, call, script, tested
+from opdkit.tasks.sandbox.sandbox import DEFAULT_PRELOAD, Sandbox
+from opdkit.tasks.sandbox.start import SandboxUnavailable
+
+__all__ = [
+    "DEFAULT_PRELOAD", "TIERS", "UNSAFE", "Done", "End", "Job", "Limits", "Process", "Sandbox", "SandboxUnavailable",
+    "call", "script", "tested",
+]  # fmt: skip
