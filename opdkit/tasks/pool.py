@@ -36,7 +36,7 @@ from opdkit.tasks import _worker
 Status = Literal["ok", "timeout", "memory", "crash"]
 
 # Graders must give the same verdict in every worker, so hashing is fixed; maths libraries must not start threads in a
-# process that forks. Nothing else is handed down: the trainer's environment holds credentials.
+# process that forks. Of the trainer's environment, which holds credentials, only what Python may need to start.
 _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
@@ -44,6 +44,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
 }
+_INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from opdkit.tasks._worker import serve; serve(sys.argv)"
 )
@@ -161,11 +162,11 @@ class WorkerPool:
         limits = json.dumps(self._limits)
         # No preexec_fn: that would run Python between fork and exec, in a copy of a multi-threaded trainer.
         process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-c", _BOOT, json.dumps(paths), str(theirs.fileno()), self.handler, limits],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(paths), str(theirs.fileno()), self.handler, limits],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **{name: os.environ[name] for name in _INHERITED if name in os.environ}},
             pass_fds=(theirs.fileno(),),
             start_new_session=True,  # Ctrl-C is for the trainer, which then finishes its step
         )
@@ -241,7 +242,7 @@ class _Batch:
                 self.pool._forget()  # e.g. Ctrl-C: the answers now in flight must not answer the next batch
                 raise
         self.pool._count(num_requests=len(self.requests))
-        return [outcome for outcome in self.outcomes if outcome is not None]
+        return cast(list[Outcome], self.outcomes)
 
     def _run_until_done(self) -> None:
         with selectors.DefaultSelector() as selector:
