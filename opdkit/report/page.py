@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from opdkit.report.answers import Decode, answers, tokenizer_decode
 from opdkit.report.curves import evaluation_panel, main_panels, other_panels
 from opdkit.report.headline import explain, headline
 from opdkit.report.markup import Html, join, tag
-from opdkit.report.numbers import compact, duration, score
-from opdkit.report.run import Entry, Run, read_run
+from opdkit.report.numbers import UNKNOWN, compact, duration, score
+from opdkit.report.run import Entry, Measured, Run, read_run
 from opdkit.report.style import COLOURS, FIGURE, PAGE
 from opdkit.report.warn import warnings
 from opdkit.train.run_folder import atomic_write
@@ -138,32 +138,49 @@ def _results(run: Run) -> Html:
 
 def _table(entries: Sequence[Entry]) -> Html:
     """pass@k, maj@n, length and what could not be counted, beside avg@n."""
-    ks = sorted({k for entry in entries for k in entry.measured.passes if k > 1})
-    counts = {"num_truncated": "cut", "num_no_answer": "no answer", "num_ungraded": "ungraded"}
-    lengths = any("mean_answer_tokens" in entry.measured.counts for entry in entries)
-    shown = [name for name in counts if any(name in entry.measured.counts for entry in entries)]
-    n = max(entry.measured.samples for entry in entries)
-    titles = ["", f"avg@{n}", *(f"pass@{k}" for k in ks), *([f"maj@{n}"] if n > 1 else [])]
-    titles += [*(["tokens"] if lengths else []), *(counts[name] for name in shown)]
-    rows = []
-    for entry in entries:
-        m = entry.measured
-        cells = [entry.label, score(m.avg.value)]
-        cells += [score(m.passes[k].value) if k in m.passes else score(None) for k in ks]
-        cells += [score(m.maj.value)] if n > 1 else []
-        cells += [
-            f"{m.counts['mean_answer_tokens']:.1f}" if "mean_answer_tokens" in m.counts else score(None)
-        ] * lengths
-        cells += [compact(m.counts.get(name)) for name in shown]
-        rows.append(tag("tr", *(tag("td", cell) for cell in cells)))
-    head = tag("thead", tag("tr", *(tag("th", title) for title in titles)))
+    columns = _columns([entry.measured for entry in entries])
+    rows = [
+        tag("tr", tag("td", entry.label), *(tag("td", show(entry.measured)) for _, show in columns))
+        for entry in entries
+    ]
+    head = tag("thead", tag("tr", tag("th"), *(tag("th", title) for title, _ in columns)))
     return tag("div", tag("table", head, tag("tbody", *rows)), class_="scroll")
+
+
+Column = tuple[str, Callable[[Measured], str]]  # title, and what stands in it for a result
+
+
+def _columns(results: Sequence[Measured]) -> list[Column]:
+    """Only what some result has."""
+    samples = {m.samples for m in results}
+    n = f"{max(samples)}" if len(samples) == 1 else "n"
+    columns: list[Column] = [(f"avg@{n}", lambda m: score(m.avg.value))]
+    columns += [_pass(k) for k in sorted({k for m in results for k in m.passes if k > 1})]
+    if max(samples) > 1:
+        columns.append((f"maj@{n}", lambda m: score(m.maj.value)))
+    return columns + [_count(name) for name in _COUNT_TITLES if any(name in m.counts for m in results)]
+
+
+_COUNT_TITLES = {
+    "mean_answer_tokens": "tokens",
+    "num_truncated": "cut",
+    "num_no_answer": "no answer",
+    "num_ungraded": "ungraded",
+}
+
+
+def _pass(k: int) -> Column:
+    return f"pass@{k}", lambda m: score(m.passes[k].value) if k in m.passes else UNKNOWN
+
+
+def _count(name: str) -> Column:
+    return _COUNT_TITLES[name], lambda m: compact(m.counts.get(name))
 
 
 def _warnings(run: Run) -> Html:
     found = [*run.missing, *warnings(run)]
     if not found:
-        return tag("p", "Nothing was cut, left out, ungraded or skipped.", class_="quiet small")
+        return tag("p", "In training nothing was cut, left out, ungraded or skipped.", class_="quiet small")
     return tag("ul", *(tag("li", sentence) for sentence in found), class_="notes")
 
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import DATASET, make_summary, result
+from hostile_run import DATASET, make_summary, result
 
 from opdkit.errors import UserError
 from opdkit.report.curves import Point, main_panels, panel

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import DATASET, EVIL, decode, make_summary, result
+from hostile_run import DATASET, EVIL, decode, make_summary, result
 
 from opdkit.errors import UserError
 from opdkit.report import write_report

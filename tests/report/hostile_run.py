@@ -1,0 +1,120 @@
+"""A run folder as a run leaves it, every word in it chosen by somebody hostile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opdkit import toml
+from opdkit.train.rows import save_rows
+from opdkit.types import Example, Problem, Rollout
+
+EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\"'\x00\u202e"
+DATASET = "arithmetic:merge-4:test"
+
+
+def result(value: float | None, low: float | None, high: float | None, **more: Any) -> dict[str, Any]:
+    """`E` of summary.json."""
+    estimate = {"value": value, "low": low, "high": high, "problems": 512}
+    counts = {
+        "num_answers": 2048,
+        "num_truncated": 0,
+        "num_no_answer": 0,
+        "num_ungraded": 0,
+        "mean_answer_tokens": 18.0,
+    }
+    return {
+        "problems": 512,
+        "samples": 4,
+        "avg_at_n": estimate,
+        "pass_at_k": {"1": estimate, "4": estimate},
+        "maj_at_n": estimate,
+        **counts,
+        **more,
+    }
+
+
+def make_summary(**more: Any) -> dict[str, Any]:
+    return {
+        "name": f"run {EVIL}",
+        "method": "opd",
+        "steps": 30,
+        "seconds": 7.25,
+        "tokens": {"answer": 34560.0, "teacher": 48000.0},
+        "eval": {
+            "student_before": {DATASET: result(0.229, 0.210, 0.248)},
+            "student_after": {DATASET: result(0.836, 0.818, 0.853, num_truncated=240)},
+            "teacher": {DATASET: result(0.930, 0.918, 0.941)},
+        },
+        "arms": {"sft": {"label": f"SFT {EVIL}", "eval": {DATASET: result(0.311, 0.29, 0.332)}, "seconds": 3.0}},
+        "warnings": [f"2 rows cannot be used {EVIL}"],
+        **more,
+    }
+
+
+def make_rows() -> list[Example]:
+    """Six answers to three problems, half of them right; token ids are code points."""
+    rows = []
+    for index in range(6):
+        text = f"answer {index} {EVIL}"
+        problem = Problem(
+            id=f"problem {index % 3} {EVIL}",
+            task="arithmetic",
+            messages=({"role": f"user {EVIL}", "content": f"question {index % 3} {EVIL}"},),
+            gold=f"gold {EVIL}",
+        )
+        rollout = Rollout(
+            problem_id=problem.id,
+            sample_id=index // 3,
+            policy_version=29,
+            prompt_ids=(1, 2),
+            answer_ids=tuple(map(ord, text)),
+            answer_logprobs=None,
+            answer_mask=np.ones(len(text), dtype=bool),
+            finish="length" if index == 5 else "stop",
+            reward=float(index < 3),
+            parsed=f"parsed {EVIL}",
+            feedback=f"feedback {EVIL}",
+        )
+        rows.append(Example(problem=problem, rollout=rollout))
+    return rows
+
+
+def decode(ids: Any) -> str:
+    return "".join(map(chr, ids))
+
+
+def write_run(folder: Path) -> None:
+    for name in ("rows", "eval"):
+        (folder / name).mkdir(parents=True)
+    recipe = {
+        "name": f"run {EVIL[:20]}",
+        "train": {"steps": 30},
+        "method": {"name": "opd"},
+        "model": {"path": "nowhere"},
+    }
+    (folder / "recipe.toml").write_text(toml.dumps(recipe))
+    (folder / "environment.json").write_text(json.dumps({"versions": {"opdkit": "0.1.0", "vllm": None}, "cpu": EVIL}))
+    (folder / "summary.json").write_text(json.dumps(make_summary()))
+    for step in (0, 10, 30):
+        evaluation = {DATASET: result(0.2 + step / 50, 0.18 + step / 50, 0.22 + step / 50)}
+        (folder / "eval" / f"step_{step:06d}.json").write_text(json.dumps(evaluation))
+    (folder / "eval" / "teacher.json").write_text(json.dumps({DATASET: result(0.93, 0.918, 0.941)}))
+    lines = [
+        {
+            "step": step,
+            "time": 1.0,
+            "train/loss": 2 / step,
+            "rollout/reward": None if step == 7 else step / 30,
+            "rollout/num_rows": 64.0,
+            "rollout/num_truncated": float(step == 3),
+            "train/num_skipped_steps": float(step == 4),
+            "custom/<script>": 1.0,
+        }
+        for step in range(1, 31)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    save_rows(folder / "rows" / "step_000030.parquet", make_rows())
