@@ -15,6 +15,7 @@ from opdkit.report.markup import Html, tag
 from opdkit.report.numbers import compact, score, ticks
 from opdkit.report.run import Entry, Interval, headline_of
 from opdkit.report.style import COLOURS, FIGURE, STANDALONE
+from opdkit.train.run_folder import atomic_write
 
 AXIS_HEIGHT = 22
 WIDTH, EDGE, NUMBERS, LABEL_LENGTH = (
@@ -54,7 +55,7 @@ def headline_figure(summary: Mapping[str, Any], path: Path) -> None:
     datasets = headline_of(summary)
     if not datasets:
         raise UserError("the summary holds no evaluation, so there is no figure to draw; set eval.data in the recipe")
-    path.write_text(standalone(datasets), encoding="utf-8")
+    atomic_write(path, standalone(datasets))
 
 
 def standalone(datasets: Mapping[str, Sequence[Entry]]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opdkit.errors import UserError
 from opdkit.report.answers import Decode, answers, tokenizer_decode
 from opdkit.report.curves import evaluation_panel, main_panels, other_panels
 from opdkit.report.headline import explain, headline
@@ -28,11 +29,14 @@ def write_report(run_folder: Path, decode: Decode | None = None) -> Path:
 
     decode: token ids -> text for the sampled answers; by default the run's own tokenizer, when its file is at hand.
     What is missing (no evaluation, an interrupted run, a damaged file) is said on the page. Raises UserError only if
-    the folder holds nothing of a run, or the disk is full.
+    the folder holds nothing of a run, or cannot be written to.
     """
     run = read_run(Path(run_folder))
     path = run.folder / "report.html"
-    atomic_write(path, page(run, decode or tokenizer_decode(run)))
+    try:
+        atomic_write(path, page(run, decode or tokenizer_decode(run)))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); make the run folder writable") from None
     return path
 
 
