@@ -67,11 +67,10 @@ def record(case: dict[str, Any], folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_steps(name: str, tmp_path: Path) -> None:
-    """The second step's numbers pass through sampling, scoring, the loss, the optimizer and the teacher update. Recorded
-    on one CPU: other kernels may differ in the fifth digit, and a sampled token may flip where two ids nearly tie."""
-    for step, (now, then) in enumerate(
-        zip(record(CASES[name], tmp_path), json.loads(RECORD.read_text())[name], strict=True)
-    ):
+    """The second step's numbers pass through sampling, scoring, the loss, the optimizer and the teacher update.
+    Recorded on one CPU: other kernels may differ in the fifth digit, and flip a token where two ids nearly tie."""
+    recorded = json.loads(RECORD.read_text())[name]
+    for step, (now, then) in enumerate(zip(record(CASES[name], tmp_path), recorded, strict=True)):
         assert now == pytest.approx(then, rel=2e-4, abs=1e-6), (
             f"step {step + 1} of {name!r} moved. Did the change mean to alter what is learned? If not, this is the bug; "
             "if so, record anew and say why."
@@ -80,7 +79,6 @@ def test_recorded_steps(name: str, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(
-            json.dumps({name: record(case, Path(folder)) for name, case in CASES.items()}, indent=1) + "\n"
-        )
+        recorded = {name: record(case, Path(folder)) for name, case in CASES.items()}
+        RECORD.write_text(json.dumps(recorded, indent=1) + "\n")
     sys.exit(0)
