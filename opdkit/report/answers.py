@@ -17,16 +17,19 @@ Decode = Callable[[Sequence[int]], str]
 
 def answers(run: Run, decode: Decode | None) -> Html:
     """Two columns of cards. Without `decode` the answers are shown as token ids."""
-    graded = [row for row in run.rows if row.rollout.reward is not None]
+    graded = sorted((row for row in run.rows if row.rollout.reward is not None), key=_reward)
     if not graded:
-        return tag("div", _column("Not graded", _one_per_problem(run.rows), decode), class_="columns")
-    best = _one_per_problem(sorted(graded, key=lambda row: -_reward(row)))
-    worst = _one_per_problem(sorted(graded, key=_reward))
-    shown = {row.rollout.key for row in best if _reward(row) > _reward(worst[0])}
-    worst = [row for row in worst if row.rollout.key not in shown]
-    if not shown:
-        return tag("div", _column(f"All rewarded {compact(_reward(best[0]))}", best, decode), class_="columns")
-    return tag("div", _column("Best", best, decode), _column("Worst", worst, decode), class_="columns")
+        columns = {"Not graded": list(run.rows)}
+    elif _reward(graded[0]) == _reward(graded[-1]):
+        columns = {f"All rewarded {compact(_reward(graded[0]))}": graded}
+    else:
+        middle = (_reward(graded[0]) + _reward(graded[-1])) / 2
+        columns = {
+            "Best": [row for row in reversed(graded) if _reward(row) >= middle],
+            "Worst": [row for row in graded if _reward(row) < middle],
+        }
+    shown = [_column(title, _one_per_problem(rows), decode) for title, rows in columns.items()]
+    return tag("div", *shown, class_="columns")
 
 
 def tokenizer_decode(run: Run) -> Decode | None:

@@ -76,7 +76,8 @@ th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem;
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17.5rem),1fr));gap:2.25rem 2.5rem;
 margin-top:1.25rem}
 figure{margin:0;min-width:0}
-figcaption{display:flex;justify-content:space-between;gap:1rem;font-size:.875rem;font-weight:550;margin-bottom:.5rem}
+figcaption{display:flex;justify-content:space-between;gap:1rem;font-size:.875rem;font-weight:550;margin-bottom:.5rem;
+overflow-wrap:anywhere}
 figcaption span{font-weight:400;color:var(--quiet);font-variant-numeric:tabular-nums;white-space:nowrap}
 .curve{display:flex}
 .curve>svg:first-child{flex:none}
