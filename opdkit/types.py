@@ -94,6 +94,7 @@ class TeacherSignal:
     sampled_logprob_T: FloatArray | None = None
     topk_ids_TK: IntArray | None = None
     topk_logprob_TK: FloatArray | None = None  # true log-probs, not renormalised
+    entropy_T: FloatArray | None = None
     hidden_TH: torch.Tensor | None = None
 
 
@@ -109,11 +110,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a method must be told by the teacher, per answer token. The engine must be able to answer it."""
+    """What a method must be told, per answer token. The engine must be able to answer it.
+
+    "distribution" is answered with hidden states alone; "sampled" and "topk" with log-probs at the loss temperature.
+    """
 
     teacher: Literal["none", "sampled", "topk", "distribution"] = "none"
     k: int | None = None  # for teacher == "topk"
+    entropy: bool = False  # of the teacher's distribution, nats
     reward: bool = False  # every rollout must be graded
+    student: bool = False  # the student's log-prob of every token and its entropy, before coefficients are made
 
 
 def seed_from(*identity: int | str) -> int:

@@ -77,7 +77,8 @@ class HFEngine:
         """What this model says of every answer token, given the context, in order: what `needs.teacher` asks for.
 
         "sampled": log-probs of the answer tokens. "topk": also the k likeliest ids and their log-probs.
-        "distribution": log-probs, and hidden states on the model's device, to be read through `model.head(weights)`.
+        "distribution": hidden states on the model's device, to be read through `model.head(weights)`; the head is not
+        applied here. With `needs.entropy` also each token's entropy.
         Raises UserError for a row longer than the model's positions.
         """
         if needs.teacher == "none":
@@ -103,8 +104,9 @@ class HFEngine:
         stats = head_stats(
             hidden_NH,
             self.model.head(self.weights),
-            sampled_ids_N=torch.tensor([id for answer in answers for id in answer], device=hidden_NH.device).long(),
+            sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
             k=needs.k if needs.teacher == "topk" else None,
+            entropy=needs.entropy,
             temperature=temperature,
         )
         ends = np.cumsum([len(answer) for answer in answers])[:-1]
@@ -115,16 +117,25 @@ class HFEngine:
         wants_hidden = needs.teacher == "distribution"
         return [
             TeacherSignal(
-                sampled_logprob_T=logprob_T, topk_ids_TK=ids_TK, topk_logprob_TK=logprob_TK, hidden_TH=hidden_TH
+                sampled_logprob_T=logprob_T,
+                topk_ids_TK=ids_TK,
+                topk_logprob_TK=logprob_TK,
+                entropy_T=entropy_T,
+                hidden_TH=hidden_TH,
             )
-            for logprob_T, ids_TK, logprob_TK, hidden_TH in zip(
+            for logprob_T, ids_TK, logprob_TK, entropy_T, hidden_TH in zip(
                 per_row(stats.sampled_logprob_N),
                 per_row(stats.topk_ids_NK),
                 per_row(stats.topk_logprob_NK),
+                per_row(stats.entropy_N),
                 hidden_NH.tensor_split(ends.tolist()) if wants_hidden else [None] * len(answers),
                 strict=True,
             )
         ]
+
+
+def _flat(answers: Sequence[Ids], device: torch.device) -> Tensor:
+    return torch.tensor([token for answer in answers for token in answer], dtype=torch.long, device=device)
 
 
 def _parts(lengths: Sequence[int], max_tokens: int) -> list[slice]:

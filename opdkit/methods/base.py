@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opdkit import losses
-from opdkit.losses.names import DivergenceKind, JsdScale, SupportKind, TailKind
+from opdkit.losses.names import DivergenceKind, JsdScale, Reduction, SupportKind, TailKind
 from opdkit.losses.spec import Divergence, Support, TeacherAdvantage
 from opdkit.types import Needs
 
@@ -39,16 +39,30 @@ class PlanInputs:
     group_R: Tensor  # long: which problem the row answers
     reward_R: Tensor  # float64; only meaningful where graded_R
     graded_R: Tensor  # bool: the grader gave a score
+    mask_N: Tensor  # bool: which tokens are counted at all ([weights] selection); changes denominators
+    weight_N: Tensor  # how much each counts ([weights]); changes none
     sampled_logprob_N: Tensor | None  # nats, under the sampling distribution; None: the answers were not sampled
-    teacher_logprob_N: Tensor | None  # nats, the teacher's, of the sampled token
+    # The rest is None unless the method's `needs` ask for it. Nats, at the loss temperature.
+    teacher_logprob_N: Tensor | None  # of the sampled token
+    teacher_entropy_N: Tensor | None
+    student_logprob_N: Tensor | None  # of the sampled token, before this step's update
+    student_entropy_N: Tensor | None
     step: int  # optimizer steps taken so far
     progress: float  # step / steps of the run, in [0, 1)
     total: Callable[[Tensor], Tensor] = field(default=_this_rank_only)  # sums counts over all ranks
 
-    @property
-    def mask_N(self) -> Tensor:
-        """bool: all tokens. A method that counts fewer makes its own."""
-        return self.row_N >= 0
+    def coefficients(
+        self,
+        per: Reduction,
+        *,
+        mask_N: Tensor | None = None,
+        weight_N: Tensor | None = None,
+        divide_by: float | None = None,
+    ) -> Tensor:
+        """[N] coefficients of the method's own mask and weight together with those of the recipe's [weights]."""
+        mask_N = self.mask_N if mask_N is None else self.mask_N & mask_N
+        weight_N = self.weight_N if weight_N is None else self.weight_N * weight_N
+        return losses.token_coefficients(mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, total=self.total)
 
 
 class Method(BaseModel, ABC):
@@ -118,5 +132,4 @@ class Distillation(Method):
         return self
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        coef_N = losses.token_coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
-        return [losses.Term(name=self.divergence, loss=self.loss, coef_N=coef_N)]
+        return [losses.Term(name=self.divergence, loss=self.loss, coef_N=plan.coefficients(self.reduction))]

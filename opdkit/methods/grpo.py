@@ -60,9 +60,7 @@ class GRPO(Method):
         advantage_R[compared_R] = losses.group_centred(
             plan.reward_R[compared_R], group_R[compared_R], self.advantage_std
         )
-        coef_N = losses.token_coefficients(
-            compared_R[plan.row_N], None, plan.row_N, per=self.reduction, divide_by=self.divide_by, total=plan.total
-        )
+        coef_N = plan.coefficients(self.reduction, mask_N=compared_R[plan.row_N], divide_by=self.divide_by)
         assert plan.sampled_logprob_N is not None, "GRPO's ratio needs the sampler's log-probs"
         return [
             losses.Term(

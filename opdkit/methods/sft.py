@@ -40,5 +40,4 @@ class SFT(Method):
         return Needs()
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        coef_N = losses.token_coefficients(plan.mask_N, None, plan.row_N, per=self.reduction, total=plan.total)
-        return [losses.Term(name="nll", loss=NegativeLogLikelihood(), coef_N=coef_N)]
+        return [losses.Term(name="nll", loss=NegativeLogLikelihood(), coef_N=plan.coefficients(self.reduction))]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opdkit.losses import Head, TeacherTokens
 from opdkit.methods.base import PlanInputs
-from opdkit.types import Example, Needs, TeacherSignal
+from opdkit.types import Example, FloatArray, Needs, TeacherSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,14 @@ class Part:
     rows: list[Example]
     tokens_n: Tensor  # long: indices into N
     counted_n: Tensor | None  # long: indices of the counted tokens among all answer tokens of the part; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class StudentStats:
+    """What the student says of its own tokens before the update, at the loss temperature. Nats."""
+
+    logprob_N: Tensor
+    entropy_N: Tensor
 
 
 class Batch:
@@ -49,7 +57,14 @@ class Batch:
     def num_tokens(self) -> int:
         return int(self._offsets[-1])
 
-    def plan_inputs(self, *, step: int, progress: float, total: Callable[[Tensor], Tensor] | None = None) -> PlanInputs:
+    def plan_inputs(
+        self,
+        *,
+        step: int,
+        progress: float,
+        student: StudentStats | None = None,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> PlanInputs:
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
@@ -60,14 +75,33 @@ class Batch:
             group_R=torch.tensor(groups, dtype=torch.long, device=self.device),
             reward_R=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64, device=self.device),
             graded_R=torch.tensor([r is not None for r in rewards], dtype=torch.bool, device=self.device),
+            mask_N=torch.ones(self.num_tokens, dtype=torch.bool, device=self.device),
+            weight_N=torch.ones(self.num_tokens, dtype=torch.float32, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
             teacher_logprob_N=self._per_token(
                 [e.signal.sampled_logprob_T if e.signal else None for e in self.examples]
             ),
+            teacher_entropy_N=self._per_token([e.signal.entropy_T if e.signal else None for e in self.examples]),
+            student_logprob_N=student.logprob_N if student else None,
+            student_entropy_N=student.entropy_N if student else None,
             step=step,
             progress=progress,
             **rank,
         )
+
+    def new_per_token(self) -> Tensor:
+        """[N] NaN: unknown until it is written."""
+        return torch.full((self.num_tokens,), torch.nan, device=self.device)
+
+    def per_row(self, values_N: Tensor) -> list[tuple[Example, FloatArray]]:
+        """[T] arrays of the answers, NaN at tokens that are not counted."""
+        values = values_N.detach().float().cpu().numpy()
+        rows = []
+        for row, example in enumerate(self.examples):
+            array_T = np.full(len(example.rollout.answer_ids), np.nan, dtype=np.float32)
+            array_T[self._counted[row]] = values[self._offsets[row] : self._offsets[row + 1]]
+            rows.append((example, array_T))
+        return rows
 
     def parts(self, max_tokens: int) -> list[Part]:
         """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone."""

@@ -11,7 +11,7 @@ Public schema, version 1 (in the file's metadata as `opdkit_rows_version`), one 
     view_context_ids     list<int32> or null: what the teacher read; null = no view
     view_sources         list<struct<problem_id, sample_id>> or null         view_num_truncated_tokens  int64 or null
     has_signal           bool: the teacher scored this answer
-    sampled_logprob      list<float> [T] or null
+    sampled_logprob, teacher_entropy  list<float> [T] or null
     topk_ids, topk_logprob  list<int32>, list<float> [T * K] row by row, or null          topk_k  int64 or null: K
 
 Null is "unknown" or "not there", never 0. Everything comes back equal, bit for bit, but one thing: a teacher's hidden
@@ -66,6 +66,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
     "view_num_truncated_tokens": (pa.int64(), lambda row: row.view and row.view.num_truncated_tokens),
     "has_signal": (pa.bool_(), lambda row: row.signal is not None),
     "sampled_logprob": (_FLOATS, lambda row: row.signal and row.signal.sampled_logprob_T),
+    "teacher_entropy": (_FLOATS, lambda row: row.signal and row.signal.entropy_T),
     "topk_ids": (_IDS, lambda row: row.signal and row.signal.topk_ids_TK),
     "topk_logprob": (_FLOATS, lambda row: row.signal and row.signal.topk_logprob_TK),
     "topk_k": (pa.int64(), lambda row: row.signal and _width(row.signal)),
@@ -269,6 +270,7 @@ def _signal(row: dict[str, Any]) -> TeacherSignal | None:
     shape = (len(row["answer_ids"]), row["topk_k"])
     return TeacherSignal(
         sampled_logprob_T=row["sampled_logprob"],
+        entropy_T=row["teacher_entropy"],
         topk_ids_TK=None if row["topk_ids"] is None else row["topk_ids"].astype(np.int64).reshape(shape),
         topk_logprob_TK=None if row["topk_logprob"] is None else row["topk_logprob"].reshape(shape),
     )

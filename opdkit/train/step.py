@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from opdkit.contexts import Context, build_views
 from opdkit.engines.model import LanguageModel
 from opdkit.methods.base import Method
 from opdkit.metrics import Metric
-from opdkit.train.batch import Batch
+from opdkit.train.batch import Batch, Part, StudentStats
 from opdkit.train.describe import describe_batch, describe_rows
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.teacher import Teacher
@@ -47,8 +47,9 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     signals = score(state, groups, views)
     rows = join(groups, views, signals)
     batch = Batch([row for row in rows if not asks_teacher(state) or row.signal is not None], state.student.device)
-    terms = state.method.terms(batch.plan_inputs(step=state.step, progress=state.step / state.num_steps))
+    terms = plan(state, batch)
     learned = backward(state, batch, terms)
+    rows = without_hidden_states(rows, batch, learned)
     result = state.optimizer.step(state.step)
     if state.teacher is not None and not result.skipped:
         state.teacher.after_step()
@@ -122,8 +123,59 @@ class Learned:
     def add(self, out: losses.HeadOutput, tokens_n: Tensor, num_tokens: int) -> None:
         self.loss += float(out.loss.detach())
         self.num_empty_support.update(out.num_empty_support)
-        for name, seen_n in {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}.items():
+        seen = {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}
+        if out.teacher_sampled_logprob_N is not None:
+            seen["teacher_logprob"] = out.teacher_sampled_logprob_N
+        for name, seen_n in seen.items():
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
+
+
+def plan(state: State, batch: Batch) -> list[losses.Term]:
+    """Every coefficient of the batch, before the first backward."""
+    if not batch.num_tokens:  # nobody had anything to read: the metrics say so, and the step changes nothing
+        return []
+    stats = student_stats(state, batch) if state.method.needs.student else None
+    return state.method.terms(batch.plan_inputs(step=state.step, progress=state.step / state.num_steps, student=stats))
+
+
+@torch.no_grad()
+def student_stats(state: State, batch: Batch) -> StudentStats:
+    """A pass without gradient, only made for methods whose coefficients depend on the student."""
+    student, weights = state.student, state.optimizer.compute_weights()
+    head, logprob_N, entropy_N = student.head(weights), batch.new_per_token(), batch.new_per_token()
+    for part in batch.parts(state.max_tokens_per_micro_batch):
+        stats = losses.head_stats(
+            hidden_of(student, part, weights),
+            head,
+            sampled_ids_N=batch.ids_N[part.tokens_n],
+            entropy=True,
+            temperature=state.method.loss_temperature,
+        )
+        assert stats.sampled_logprob_N is not None and stats.entropy_N is not None
+        logprob_N[part.tokens_n], entropy_N[part.tokens_n] = stats.sampled_logprob_N, stats.entropy_N
+    return StudentStats(logprob_N, entropy_N)
+
+
+def hidden_of(student: LanguageModel, part: Part, weights: Mapping[str, Tensor] | None) -> Tensor:
+    """[n, H] the student's hidden states behind the counted tokens of a part."""
+    hidden = student.hidden(
+        [row.rollout.prompt_ids for row in part.rows], [row.rollout.answer_ids for row in part.rows], weights=weights
+    )
+    return hidden if part.counted_n is None else hidden[part.counted_n]
+
+
+def without_hidden_states(rows: list[Example], batch: Batch, learned: Learned) -> list[Example]:
+    """The rows as they are kept: the teacher's hidden states give way to its log-probs of the sampled tokens, which the
+    loss has just read from them (NaN for tokens it did not compute)."""
+    if "teacher_logprob" not in learned.tokens:
+        return rows
+    said = {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(learned.tokens["teacher_logprob"])}
+    return [
+        row
+        if row.signal is None or row.signal.hidden_TH is None
+        else replace(row, signal=replace(row.signal, hidden_TH=None, sampled_logprob_T=said[row.rollout.key]))
+        for row in rows
+    ]
 
 
 def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learned:
@@ -133,13 +185,8 @@ def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learne
     learned = Learned()
     for part in batch.parts(state.max_tokens_per_micro_batch):
         weights = state.optimizer.compute_weights()
-        hidden = student.hidden(
-            [row.rollout.prompt_ids for row in part.rows],
-            [row.rollout.answer_ids for row in part.rows],
-            weights=weights,
-        )
         out = losses.head_loss(
-            hidden if part.counted_n is None else hidden[part.counted_n],
+            hidden_of(student, part, weights),
             student.head(weights),
             batch.ids_N[part.tokens_n],
             [term.take(part.tokens_n) for term in terms],

@@ -1,6 +1,7 @@
 """What `HFEngine.score` promises: exact numbers at answer positions, whatever the batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ SAMPLED, TOPK, DISTRIBUTION = Needs(teacher="sampled"), Needs(teacher="topk", k=
 
 
 def assert_same(one: TeacherSignal, other: TeacherSignal) -> None:
-    np.testing.assert_allclose(one.sampled_logprob_T, other.sampled_logprob_T, atol=1e-5)
-    for name in ("topk_ids_TK", "topk_logprob_TK", "hidden_TH"):
+    for name in ("sampled_logprob_T", "topk_ids_TK", "topk_logprob_TK", "entropy_T", "hidden_TH"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None) == (second is None)
         if first is not None:
@@ -35,7 +35,7 @@ def test_scores_are_the_modules_own(name: str, temperature: float, architecture:
     model = LanguageModel(module, tokenizer)
     contexts, answers = ragged
     engine = HFEngine(model)
-    topk = engine.score(contexts, answers, TOPK, temperature=temperature)
+    topk = engine.score(contexts, answers, replace(TOPK, entropy=True), temperature=temperature)
     distribution = engine.score(contexts, answers, DISTRIBUTION, temperature=temperature)
     head = model.head().trimmed(torch.float32)
     for row, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
@@ -51,7 +51,8 @@ def test_scores_are_the_modules_own(name: str, temperature: float, architecture:
         assert hidden_TH is not None and hidden_TH.shape == (len(answer), model.hidden_width)
         ours_TV = head.logits(head.project(hidden_TH), temperature).log_softmax(-1)
         torch.testing.assert_close(ours_TV, own_TV, atol=2e-5, rtol=1e-4)
-        np.testing.assert_allclose(distribution[row].sampled_logprob_T, own_T, atol=2e-5)
+        assert distribution[row].sampled_logprob_T is None, "the head is applied once, by the loss"
+        np.testing.assert_allclose(topk[row].entropy_T, -(own_TV.exp() * own_TV).sum(-1), atol=2e-5)
 
 
 @pytest.mark.parametrize("needs", [SAMPLED, TOPK, DISTRIBUTION], ids=lambda needs: needs.teacher)
@@ -60,7 +61,8 @@ def test_rows_do_not_depend_on_their_batch(needs: Needs, tiny_model: LanguageMod
     contexts, answers = ragged
     engine = HFEngine(tiny_model)
     together = engine.score(contexts, answers, needs)
-    assert [len(signal.sampled_logprob_T) for signal in together] == [len(answer) for answer in answers]  # type: ignore[arg-type]
+    said = [signal.sampled_logprob_T if needs is not DISTRIBUTION else signal.hidden_TH for signal in together]
+    assert [len(array) for array in said] == [len(answer) for answer in answers]  # type: ignore[arg-type]
     backwards = engine.score(contexts[::-1], answers[::-1], needs)[::-1]
     few = HFEngine(tiny_model, max_tokens_per_batch=30).score(contexts, answers, needs)
     for row, signal in enumerate(together):

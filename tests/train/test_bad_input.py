@@ -44,7 +44,7 @@ def write(recipe: Recipe, path: Path) -> str:
     ],
 )
 def test_broken_data(content: str | None, words: str, recipe: Make, run_cli: Any, tmp_path: Path) -> None:
-    """Missing file, empty file, broken line (with its number), no answer, unknown columns: before any weight is loaded."""
+    """Missing file, empty file, broken line (with its number), no answer, unknown columns: before weights are loaded."""
     data = tmp_path / "data.jsonl"
     if content is not None:
         data.write_text(content)
@@ -86,7 +86,7 @@ def test_tokenizer_without_chat_template(
 
 
 def test_long_prompts_leave_the_data_and_are_counted(recipe: Make, console: Console, tmp_path: Path) -> None:
-    """Two of seven prompts are too long: five are trained on, the summary says so; all too long: refused with numbers."""
+    """Two of seven prompts are too long: five are trained on, the summary says so; all too long: refused."""
     data = tmp_path / "sums.jsonl"
     questions = ["1+1="] * 5 + ["1+" * 20 + "1="] * 2
     rows = [{"id": str(i), "problem": q, "answer": "2"} for i, q in enumerate(questions)]

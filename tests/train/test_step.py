@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from opdkit.recipe import Recipe
 from opdkit.train.loop import Run, _load_data
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import State, train_step
-from opdkit.types import Group, Problem
+from opdkit.types import Group, Needs, Problem
 
 Make = Callable[..., Recipe]
 METHODS = [
@@ -120,6 +121,18 @@ def test_rows_without_context_leave_the_mean(recipe: Make, start: Any, monkeypat
     assert {m.name: m.value for m in metrics}["teacher/num_rows_without_view"] == 2
 
 
+def test_kept_rows_say_what_the_teacher_said(recipe: Make, start: Any) -> None:
+    """The saved log-probs, read in the loss from hidden states, are those the teacher gives when asked directly."""
+    run = start(recipe("opd"))
+    rows, _ = train_step(run.state, run.problems[:5])
+    for row in rows:
+        assert row.signal.hidden_TH is None
+        (asked,) = run.teacher.score(
+            [row.view.context_ids], [row.rollout.answer_ids], Needs(teacher="sampled"), temperature=1.0
+        )
+        np.testing.assert_allclose(row.signal.sampled_logprob_T, asked.sampled_logprob_T, atol=1e-5)
+
+
 def test_ungraded_answers_leave_grpo(recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer the grader could not judge is no zero: the gradient is that of the batch without it."""
     run = start(recipe("grpo", "sampling.group_size=3"))
@@ -159,7 +172,7 @@ def test_non_finite_gradients_skip_the_step_and_are_counted(recipe: Make, start:
 
 
 def test_bfloat16_computes_but_float32_learns(recipe: Make, start: Any) -> None:
-    """A 1e-6 step on weights of size 1 is lost in bfloat16; the float32 masters keep it, and the computation is bf16."""
+    """A 1e-6 step on weights of size 1 is lost in bfloat16; the float32 masters keep it; the computation is bf16."""
     run = start(recipe("opd", "model.dtype=bfloat16", "train.lr=1e-6", "train.warmup_steps=0"))
     before = {n: p.detach().clone() for n, p in run.optimizer.weights.items()}
     hidden = run.student.hidden([[5, 6]], [[7]], weights=run.optimizer.compute_weights())
