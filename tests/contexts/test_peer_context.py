@@ -102,6 +102,7 @@ def test_summaries_are_of_further_siblings() -> None:
     assert contents(context, five)[2] == "Q|||+short 1;+short 3;||"
     one = {"slots": ["success"], "summaries": {"count": 1, "of": "failure"}}
     assert contents(peers(**one), five)[0] == f"Q|{texts[1]}||-short 2;||"
+    assert contents(peers(slots=["failure"], summaries={"count": 2}), five)[4] == f"Q|||+short 0;+short 1;|{texts[2]}|"
     assert contents(peers(**one), five)[2] == f"Q|{texts[0]}||||"  # the only failure is its own
 
 

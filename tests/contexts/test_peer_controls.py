@@ -88,12 +88,13 @@ def test_the_published_control_repeats_the_baseline() -> None:
 
 
 def test_random_peers_ignore_verdicts() -> None:
-    """Over many steps each of the other siblings is drawn for a slot whose baseline peer is always the same."""
-    team = group("sffff")
+    """Over many steps each sibling but the baseline's is drawn as often: one in three is the other success. (Drawn in
+    the baseline's own order it would be one in six: after its first success failures are more likely to be next.)"""
+    team = group("ssfff")
     keys = {"slots": ["success"], "feedback": "never", "order": "seeded", "control": {"kind": "random_peer"}}
     seen: Counter[str | None] = Counter(contents(peers(**keys), team, step=step)[4] for step in range(600))
-    assert set(seen) == {f"Q|f{i}||||" for i in (1, 2, 3)}
-    assert max(abs(n - 200) for n in seen.values()) < 5 * (600 * 1 / 3 * 2 / 3) ** 0.5
+    assert set(seen) == {f"Q|{name}||||" for name in ("s0", "s1", "f2", "f3")}
+    assert abs(seen["Q|s0||||"] + seen["Q|s1||||"] - 200) < 5 * (600 * 1 / 3 * 2 / 3) ** 0.5
 
 
 # --- other problems
@@ -111,6 +112,13 @@ def test_unrelated_successes_fill_as_many_blocks() -> None:
     seeded = {sources(read(peers(order="seeded", control=context.control), team, *others, step=s)[1]) for s in range(9)}
     assert len(seeded) > 3 and all(len(set(shown)) == 3 for shown in seeded)
     assert {problem for shown in seeded for problem, _ in shown} == {"b", "c", "d"}
+
+
+def test_problems_read_different_strangers() -> None:
+    """The order is drawn for each problem: one success is not the demonstration of a whole step."""
+    context = peers(slots=["success"], feedback="never", order="seeded", control={"kind": "unrelated_prompt"})
+    shown = {sources(reading) for reading in read(context, *strangers("sf", "sf", "sf", "sf", "sf"))[1::2]}
+    assert len(shown) > 2
 
 
 def test_without_enough_strangers_there_is_no_matched_context() -> None:
@@ -181,6 +189,8 @@ def test_hidden_successes_stay_hidden_and_feedback_stays() -> None:
         _, first, others, _, failed, feedback = (contents(seeded, team, step=step)[2] or "").split("|")
         hidden = {"s0", "s1"} - {others[:-1], failed}
         assert (first, feedback) == ("", "own") and len(hidden) == 1 and "f3" in (others[:-1], failed)
+
+    assert contents(peers(**keys, control={"kind": "success_only"}), group("sssff"))[3] == "Q|s1|s2;|||"
 
     lone = group("f", feedback=["own"])
     for kind in ("random_peer", "unrelated_prompt", "success_only"):
