@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.tasks.base import Task
+from opdkit.tasks.code import CodeTask
 from opdkit.tasks.math import MathTask
 
-TASKS: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask, "math": MathTask}
+TASKS: dict[str, Callable[[], Task]] = {"arithmetic": ArithmeticTask, "code": CodeTask, "math": MathTask}

@@ -71,7 +71,7 @@ def _run_script(task: dict[str, Any]) -> None:
     try:
         _execute(task["source"], PROGRAM, module)
         if threading.active_count() > 1:
-            threading._shutdown()  # waits for them, as the interpreter does at its end
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for them, as the interpreter does at its end
     except SystemExit as error:
         code = _exit_code(error)
     except BaseException as error:
@@ -149,7 +149,7 @@ def _tidy() -> None:
     def open_device(file: Any, *arguments: Any, **options: Any) -> Any:
         return plain_open(_DEVICES.get(file, file) if isinstance(file, str) else file, *arguments, **options)
 
-    builtins.open = io.open = open_device  # type: ignore[assignment]
+    builtins.open = io.open = open_device
 
 
 def _new_module(name: str) -> ModuleType:

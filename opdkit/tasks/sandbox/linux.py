@@ -1,6 +1,6 @@
 """The Linux system calls that the standard library lacks, through ctypes. Numbers are x86-64; see seccomp.py.
 
-Every function raises OSError with the call's name. Imported by the zygote only, never by the trainer.
+Every function raises OSError whose text names the call. Imported by the zygote only, never by the trainer.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ def _prctl(name: str, option: int, value: int) -> None:
 def _check(name: str, result: int) -> int:
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        raise OSError(f"{name}: {os.strerror(number)}")
     return int(result)

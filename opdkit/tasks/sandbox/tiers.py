@@ -107,7 +107,7 @@ def _in_throw_away_process(try_it: Callable[[], None]) -> str | None:
             try_it()
             os.write(writing, b"held")
         except (OSError, NotImplementedError, ValueError) as error:
-            os.write(writing, str(error.args[-1] if error.args else error).encode())
+            os.write(writing, str(error).encode())
         except BaseException:
             os.write(writing, traceback.format_exc().encode())
         os._exit(0)
@@ -171,7 +171,10 @@ def _enter_empty_folder() -> int:
     folder = tempfile.mkdtemp(prefix="opdkit-empty-")
     os.chdir(folder)
     os.rmdir(folder)  # nothing can be created in a removed folder, and nothing is left behind
-    os.chroot(".")
+    try:
+        os.chroot(".")
+    except OSError as error:
+        raise OSError(f"chroot: {error.strerror} (it takes root with CAP_SYS_CHROOT)") from error
     return proc
 
 

@@ -218,7 +218,9 @@ class _Zygote:
         _, status, usage = os.wait4(process.pid, 0)
         was_ready = os.read(process.ready, 1) == b"!"  # it held the only other end, so this cannot block
         os.close(process.ready)
-        job, reason = process.job, process.reason
+        job, reason, code = process.job, process.reason, os.waitstatus_to_exitcode(status)
+        if reason == "stopped" and code != -signal.SIGKILL:
+            reason = None  # it had ended by itself, but after the other one
         cpu_s = usage.ru_utime + usage.ru_stime
         if not was_ready and reason is None:
             reason = "setup"
@@ -228,7 +230,7 @@ class _Zygote:
             reason = "memory"
         job.ends[process.index] = {
             "reason": reason or "exit",
-            "code": os.waitstatus_to_exitcode(status),
+            "code": code,
             "cpu_s": cpu_s,
             "wall_s": time.monotonic() - process.started_s,
             "peak_mb": max(0.0, (usage.ru_maxrss * 1024 - self.size.resident_bytes) / (1 << 20)),
