@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opdkit.losses import logprobs
-from opdkit.losses.inputs import Batch, Head, Projector, TeacherTokens, check_ids, compute_dtype
+from opdkit.losses.inputs import Batch, Head, Projector, TeacherTokens, check_ids
 from opdkit.losses.names import GradientPath
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
 from opdkit.losses.support import TeacherScores, select
@@ -61,15 +61,14 @@ def head_loss(
     temperature    divides both sides' logits before anything else; top-k and sampled log-probs arrive already at it
     chunk_size     tokens whose logits exist at one time; None: as many as fit `CHUNK_BYTES`; moves only the rounding
 
-    The head's matrix product runs in the dtype of hidden_NH (or autocast's), all behind it in fp32 (fp64 for fp64). A
-    head that does not require grad is spared its gradient. Raises ValueError naming what is missing or does not fit.
+    A head's matrix product runs in the dtype of its hidden states (or autocast's), all behind it in fp32 (fp64 for
+    fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is missing or wrong.
     """
-    dtype = compute_dtype(hidden_NH)
-    gradients = Gradients(hidden_NH, head, dtype)
+    with torch.no_grad():
+        batch = Batch(hidden_NH, head, sampled_ids_N, terms, teacher, temperature)
+    gradients, record = Gradients(hidden_NH, head, batch.student.dtype), Record(batch)
     score = {"closed_form": _closed_form, "autograd": _autograd}[gradient]
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        batch = Batch(hidden_NH, head, sampled_ids_N, terms, teacher, temperature, dtype)
-        record = Record(batch)
         for rows in _chunks(batch.counted_rows, head.num_tokens, chunk_size):
             score(batch, rows, record, gradients)
         loss = record.loss(batch.terms)
@@ -90,11 +89,10 @@ def head_stats(
 
     sampled_ids_N: the log-probability of these ids; k: the k likeliest ids (at most V) in falling order; entropy.
     """
-    dtype, num_tokens = compute_dtype(hidden_NH), head.num_tokens
     if sampled_ids_N is not None:
-        check_ids("sampled_ids_N", sampled_ids_N, num_tokens)
-
-    math = {"dtype": logprobs.math_dtype(dtype), "device": hidden_NH.device}
+        check_ids("sampled_ids_N", sampled_ids_N, head.num_tokens)
+    project, num_tokens = Projector(head, hidden_NH), head.num_tokens
+    math = {"dtype": logprobs.math_dtype(project.dtype), "device": hidden_NH.device}
     shape_NK = (len(hidden_NH), 0 if k is None else min(k, num_tokens))
     stats = HeadStats(
         sampled_logprob_N=None if sampled_ids_N is None else torch.empty(len(hidden_NH), **math),
@@ -103,7 +101,6 @@ def head_stats(
         entropy_N=torch.empty(len(hidden_NH), **math) if entropy else None,
     )
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        project = Projector(head, hidden_NH, dtype)
         for chunk in _chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
             output_nV = project(chunk)
             for block in _blocks(output_nV):
@@ -142,7 +139,9 @@ def _score(batch: Batch, rows: Tensor, logits_nV: Tensor, teacher_output_nV: Ten
         said, teacher_nV = batch.teacher.take(rows), None
         if teacher_output_nV is not None:
             assert said.head is not None
-            teacher_nV = logprobs.log_softmax(said.head.logits(teacher_output_nV, batch.temperature))
+            teacher_nV = logprobs.log_softmax(said.head.logits(teacher_output_nV, batch.temperature)).to(
+                student_nV.dtype
+            )
         scores = TeacherScores(
             teacher_nV,
             said.topk_ids_NK,

@@ -67,9 +67,11 @@ class Projector:
     Fresh memory of this size costs a CPU more in page faults than the arithmetic that fills it.
     """
 
-    def __init__(self, head: Head, hidden_NH: Tensor, dtype: torch.dtype) -> None:
-        self.head, self.hidden_NH, self.dtype = head.trimmed(dtype), hidden_NH, dtype
-        self._memory_nV = hidden_NH.new_empty(0, head.num_tokens, dtype=dtype)
+    def __init__(self, head: Head, hidden_NH: Tensor) -> None:
+        self.dtype = compute_dtype(hidden_NH)
+        with torch.no_grad():
+            self.head, self.hidden_NH = head.trimmed(self.dtype), hidden_NH
+        self._memory_nV = hidden_NH.new_empty(0, head.num_tokens, dtype=self.dtype)
 
     def hidden(self, rows: Tensor) -> Tensor:
         """[n, H] in the dtype of the head's matrix product."""
@@ -127,18 +129,17 @@ class Batch:
         terms: Sequence[Term],
         teacher: TeacherTokens | None,
         temperature: float,
-        dtype: torch.dtype,
     ) -> None:
         check_inputs(hidden_NH, head, sampled_ids_N, terms, teacher)
         if not temperature > 0:
             raise ValueError(f"temperature = {temperature} must be above 0")
         self.temperature, self.sampled_ids_N = temperature, sampled_ids_N
-        self.student = Projector(head, hidden_NH, dtype)
+        self.student = Projector(head, hidden_NH)
         self.terms, self.teacher = blank_uncounted(terms, teacher)
         self.teacher_projector = None
         if needs_teacher_logits(terms, teacher, head.num_tokens):
             assert self.teacher is not None and self.teacher.head is not None and self.teacher.hidden_NH is not None
-            self.teacher_projector = Projector(self.teacher.head, self.teacher.hidden_NH, dtype)
+            self.teacher_projector = Projector(self.teacher.head, self.teacher.hidden_NH)
         self.counted_rows = counted_tokens(terms).nonzero().squeeze(-1)
         check_ids("sampled_ids_N", sampled_ids_N[self.counted_rows], head.num_tokens)
         if self.teacher is not None and self.teacher.topk_ids_NK is not None:

@@ -101,15 +101,16 @@ def test_unknown_teacher_of_an_uncounted_token_stays_there(world: World, gradien
 
 def test_empty_supports_are_counted() -> None:
     """Tokens without an entry in the intersection (or difference) score exactly 0, stay in the mean, and are counted;
-    an uncounted token is not. This world has both kinds."""
+    a token that only another term counts is not. This world has both kinds."""
     world = make_world(seed=4)
+    everywhere = Term(name="nll", loss=NegativeLogLikelihood(), coef_N=torch.ones(NUM_TOKENS, dtype=torch.float64))
     student_NV, teacher_NV = full_logprobs(world.hidden_NH, world.head, 1.3), teacher_logprobs(world)
     differ_N = student_NV.argmax(-1) != teacher_NV.argmax(-1)
     counted_N = world.coef_N != 0
     for kind, empty_N in (("intersection", differ_N), ("symmetric_difference", ~differ_N)):
-        out = world.run(world.term(Divergence("forward_kl", Support(kind, 1), "drop")))
+        out = world.run(world.term(Divergence("forward_kl", Support(kind, 1), "drop")), everywhere)
         number = int((empty_N & counted_N).sum())
-        assert out.num_empty_support == {"loss": number} and 0 < number < counted_N.sum()
+        assert out.num_empty_support == {"loss": number, "nll": 0} and 0 < number < counted_N.sum()
         assert (out.token_loss["loss"][empty_N & counted_N] == 0).all()
         assert (out.token_loss["loss"][~empty_N & counted_N] != 0).all()
 
@@ -263,6 +264,22 @@ def test_bf16_and_autocast() -> None:
     assert not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(cast, close, strict=True))
     for found, expected in zip(close, wanted, strict=True):
         assert (found.double() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_each_side_keeps_its_dtype(world: World) -> None:
+    """A float32 teacher of a float64 student is projected in float32, and the losses are float64; a float64 teacher of
+    a bf16 student loses nothing to bf16."""
+    assert world.teacher.hidden_NH is not None and world.teacher.head is not None
+    single_head = replace(world.teacher.head, weight_VH=world.teacher.head.weight_VH.float())
+    single = TeacherTokens(hidden_NH=world.teacher.hidden_NH.float(), head=single_head)
+    out = world.run(world.term(REVERSE), teacher=single)
+    assert out.loss.dtype == torch.float64 and out.teacher_sampled_logprob_N is not None
+    exact_N = teacher_logprobs(world).gather(1, world.ids_N[:, None])[:, 0]
+    close_N = (out.teacher_sampled_logprob_N - exact_N).abs()[out.computed_N]
+    assert 0 < close_N.max() < 1e-5
+    half = make_world(dtype=torch.bfloat16)
+    kept = half.run(half.term(REVERSE), teacher=world.teacher).teacher_sampled_logprob_N
+    assert kept is not None and (kept - exact_N).abs()[out.computed_N].max() < 1e-5
 
 
 def test_small_divergences_survive_fp32() -> None:
