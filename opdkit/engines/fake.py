@@ -20,7 +20,8 @@ class FakeEngine:
     """`Sampler` and `Scorer`. The same prompt and seed always give the same answer.
 
     script   writes the answers; one that is longer than max_answer_tokens is cut and has finish "length"
-    logprob  of every answer token, in nats, sampled or scored; top-k ids are 0 .. k-1, all at this log-prob
+    logprob  of every answer token, in nats, sampled or scored; top-k ids are 0 .. k-1, all at this log-prob; the
+             entropy is its negative
     """
 
     def __init__(self, script: Script, *, logprob: float = -1.0, hidden_width: int = 4) -> None:
@@ -68,13 +69,15 @@ class FakeEngine:
 
     def _signal(self, context: Sequence[int], answer: Sequence[int], needs: Needs) -> TeacherSignal:
         length, k = len(answer), needs.k if needs.teacher == "topk" else None
+        logprob_T = np.full(length, self.logprob, dtype=np.float32)
         hidden_TH = None
         if needs.teacher == "distribution":
             generator = torch.Generator().manual_seed(seed_from("fake hidden", *context, "answer", *answer))
             hidden_TH = torch.randn(length, self.hidden_width, generator=generator)
         return TeacherSignal(
-            sampled_logprob_T=np.full(length, self.logprob, dtype=np.float32),
+            sampled_logprob_T=None if needs.teacher == "distribution" else logprob_T,
             topk_ids_TK=None if k is None else np.tile(np.arange(k, dtype=np.int64), (length, 1)),
             topk_logprob_TK=None if k is None else np.full((length, k), self.logprob, dtype=np.float32),
+            entropy_T=-logprob_T if needs.entropy else None,
             hidden_TH=hidden_TH,
         )

@@ -6,6 +6,7 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from opdkit.engines.draw import check_params
 from opdkit.engines.model import Ids, LanguageModel
 from opdkit.losses import head_stats
 from opdkit.types import Needs, TeacherSignal
+
+LOGIT_BYTES = 512 << 20  # of one array of a step's logits, so that short answers of many rows do not fill the memory
 
 
 class HFEngine:
@@ -59,7 +62,8 @@ class HFEngine:
 
         # Inference mode is a tenth faster here, and safe: only numbers leave the loop.
         with torch.inference_mode(), self.model.using(self.weights), self.model.evaluating():
-            for part in _parts([len(prompts[row]) + limit for row in order], self.max_tokens_per_batch):
+            lengths = [len(prompts[row]) + limit for row in order]
+            for part in _parts(lengths, self.max_tokens_per_batch, LOGIT_BYTES // (4 * self.model.num_tokens)):
                 rows = order[part]
                 answers = decode(self.model, [prompts[r] for r in rows], [seeds[r] for r in rows], params, report)
                 results.update(zip(rows, answers, strict=True))
@@ -89,7 +93,7 @@ class HFEngine:
         results: dict[int, TeacherSignal] = {}
         # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
         with torch.no_grad():
-            for part in _parts([lengths[row] for row in order], self.max_tokens_per_batch):
+            for part in _parts([lengths[row] for row in order], self.max_tokens_per_batch, len(order)):
                 rows = order[part]
                 signals = self._score_batch([contexts[r] for r in rows], [answers[r] for r in rows], needs, temperature)
                 results.update(zip(rows, signals, strict=True))
@@ -101,53 +105,43 @@ class HFEngine:
         self, contexts: Sequence[Ids], answers: Sequence[Ids], needs: Needs, temperature: float
     ) -> list[TeacherSignal]:
         hidden_NH = self.model.hidden(contexts, answers, weights=self.weights)
-        stats = head_stats(
-            hidden_NH,
-            self.model.head(self.weights),
-            sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
-            k=needs.k if needs.teacher == "topk" else None,
-            entropy=needs.entropy,
-            temperature=temperature,
-        )
         ends = np.cumsum([len(answer) for answer in answers])[:-1]
-
-        def per_row(values: Tensor | None) -> list[np.ndarray] | list[None]:
-            return [None] * len(answers) if values is None else np.split(values.cpu().numpy(), ends)
-
-        wants_hidden = needs.teacher == "distribution"
-        return [
-            TeacherSignal(
-                sampled_logprob_T=logprob_T,
-                topk_ids_TK=ids_TK,
-                topk_logprob_TK=logprob_TK,
-                entropy_T=entropy_T,
-                hidden_TH=hidden_TH,
+        columns: dict[str, Sequence[Any]] = {}
+        if needs.teacher == "distribution":
+            columns["hidden_TH"] = hidden_NH.tensor_split(ends.tolist())
+        if needs.teacher != "distribution" or needs.entropy:
+            stats = head_stats(
+                hidden_NH,
+                self.model.head(self.weights),
+                sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
+                k=needs.k if needs.teacher == "topk" else None,
+                entropy=needs.entropy,
+                temperature=temperature,
             )
-            for logprob_T, ids_TK, logprob_TK, entropy_T, hidden_TH in zip(
-                per_row(stats.sampled_logprob_N),
-                per_row(stats.topk_ids_NK),
-                per_row(stats.topk_logprob_NK),
-                per_row(stats.entropy_N),
-                hidden_NH.tensor_split(ends.tolist()) if wants_hidden else [None] * len(answers),
-                strict=True,
-            )
-        ]
+            said = {
+                "sampled_logprob_T": stats.sampled_logprob_N,
+                "topk_ids_TK": stats.topk_ids_NK,
+                "topk_logprob_TK": stats.topk_logprob_NK,
+                "entropy_T": stats.entropy_N,
+            }
+            columns |= {name: np.split(array.cpu().numpy(), ends) for name, array in said.items() if array is not None}
+        return [TeacherSignal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
 
 
 def _flat(answers: Sequence[Ids], device: torch.device) -> Tensor:
     return torch.tensor([token for answer in answers for token in answer], dtype=torch.long, device=device)
 
 
-def _parts(lengths: Sequence[int], max_tokens: int) -> list[slice]:
+def _parts(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[slice]:
     """Neighbouring rows of falling length whose padded size is at most `max_tokens`, in parts of about equal rows."""
 
     def cut(max_rows: int) -> list[slice]:
         parts, start = [], 0
         while start < len(lengths):
-            end = start + min(max_rows, max(1, max_tokens // lengths[start]))
+            end = start + max(1, min(max_rows, max_tokens // lengths[start]))
             parts.append(slice(start, end))
             start = end
         return parts
 
-    fewest = len(cut(len(lengths)))
+    fewest = len(cut(max_rows))
     return cut(-(-len(lengths) // fewest)) if fewest else []

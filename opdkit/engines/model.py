@@ -350,10 +350,15 @@ def _prove(model: LanguageModel) -> None:
         with model.evaluating():
             theirs_TV = model.module(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
         alone_TH = model.hidden([row[:1]], [row[1:]])
+        together_TH = _proof_hidden(model)
         head = model.head().trimmed(alone_TH.dtype)
         ours_TV = head.logits(head.project(alone_TH), temperature=1.0)
-        together_TH = _proof_hidden(model)
-    if not _close(together_TH, torch.cat([alone_TH, alone_TH[:PROOF_SHORT]]), 1e-4 if exact else 1e-1):
+    if not bool(theirs_TV.isfinite().all()):
+        raise UserError(
+            f"{model.name} gives logits that are not finite numbers in {model.dtype}; "
+            "use bfloat16 or float32, or another copy of its weights."
+        )
+    if not _close(together_TH, torch.cat([alone_TH, alone_TH[: len(row[PROOF_SHORT])]]), 1e-4 if exact else 1e-1):
         raise UserError(
             f"{model.name} is not causal: tokens that follow change the states before them; "
             "use a causal (left-to-right) language model."
@@ -367,16 +372,17 @@ def _prove(model: LanguageModel) -> None:
         )
 
 
-PROOF_LONG, PROOF_SHORT = 8, 3  # answer tokens of the two rows of the proof
+PROOF_LENGTH, PROOF_SHORT = 9, slice(1, 4)  # tokens of the long row; answer tokens of the short one beside it
 
 
 def _proof_row(model: LanguageModel) -> list[int]:
-    return [(1 + 31 * index * index) % model.num_tokens for index in range(1 + PROOF_LONG)]
+    length = PROOF_LENGTH if model.max_positions is None else min(PROOF_LENGTH, model.max_positions)
+    return [(1 + 31 * index * index) % model.num_tokens for index in range(length)]
 
 
 def _proof_hidden(model: LanguageModel) -> Tensor:
     row = _proof_row(model)
-    return model.hidden([row[:1], row[:1]], [row[1:], row[1 : 1 + PROOF_SHORT]])
+    return model.hidden([row[:1], row[:1]], [row[1:], row[PROOF_SHORT]])
 
 
 def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:

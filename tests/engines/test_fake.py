@@ -17,9 +17,15 @@ def test_it_answers_in_the_same_shapes_as_the_real_engine(tiny_model: LanguageMo
     assert [answer.answer_ids for answer in sampled] == [(5, 6, 3), (7, 4, 0)]
     assert [answer.finish for answer in sampled] == ["length", "stop"]
     scorers: list[Scorer] = [FakeEngine(lambda *_: [], hidden_width=tiny_model.hidden_width), HFEngine(tiny_model)]
-    for needs in (Needs(teacher="sampled"), Needs(teacher="topk", k=3), Needs(teacher="distribution")):
+    asked = (
+        Needs(teacher="sampled"),
+        Needs(teacher="topk", k=3),
+        Needs(teacher="distribution"),
+        Needs(teacher="distribution", entropy=True),
+    )
+    for needs in asked:
         one, other = (engine.score([[5, 6]], [[1, 2, 3, 0]], needs)[0] for engine in scorers)
-        for name in ("sampled_logprob_T", "topk_ids_TK", "topk_logprob_TK", "hidden_TH"):
+        for name in ("sampled_logprob_T", "topk_ids_TK", "topk_logprob_TK", "entropy_T", "hidden_TH"):
             first, second = getattr(one, name), getattr(other, name)
             assert (first is None) == (second is None)
             assert first is None or (first.shape == second.shape and first.dtype == second.dtype)

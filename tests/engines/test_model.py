@@ -105,6 +105,14 @@ def test_a_model_whose_logits_we_do_not_understand_is_refused(name: str, tamper:
         LanguageModel(module, tokenizer)
 
 
+def test_a_model_that_overflows_is_refused(architecture: Make) -> None:
+    module, tokenizer = architecture("llama")
+    with torch.no_grad():
+        module.lm_head.weight[3] = torch.inf
+    with pytest.raises(UserError, match="not finite numbers"):
+        LanguageModel(module, tokenizer)
+
+
 def test_a_model_that_looks_ahead_is_refused(architecture: Make) -> None:
     """A bidirectional model would make padding and batches matter."""
     module, tokenizer = architecture("llama")
@@ -289,6 +297,15 @@ def test_stand_ins_for_adapters(lora_model: LanguageModel, ragged: Rows) -> None
         torch.testing.assert_close(lora_model.hidden(contexts, answers, weights=zeros), base)
 
 
+def test_checkpointing_with_adapters(lora_model: LanguageModel, ragged: Rows) -> None:
+    """A frozen base below trained adapters: the same adapter gradients with activation checkpointing as without."""
+    adapters = [p for p in lora_model.module.parameters() if p.requires_grad]
+    plain = torch.autograd.grad(lora_model.hidden(*ragged).square().sum(), adapters)
+    lora_model.checkpoint_activations()
+    for one, other in zip(plain, torch.autograd.grad(lora_model.hidden(*ragged).square().sum(), adapters), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_adapter_folder_is_loaded_onto_its_base(
     lora_model: LanguageModel, tiny_folder: Path, tmp_path: Path, ragged: Rows
 ) -> None:
@@ -344,6 +361,12 @@ def test_stop_ids_may_be_one_number_and_must_be_some(architecture: Make) -> None
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="end-of-text"):
         LanguageModel(module, tokenizer)
+
+
+def test_a_model_of_two_positions(architecture: Make) -> None:
+    """The proof fits into the shortest model."""
+    model = LanguageModel(*architecture("gpt2", max_position_embeddings=2))
+    assert model.max_positions == 2 and len(model.hidden([[1]], [[2]])) == 1
 
 
 def test_long_rows_are_refused(tiny_model: LanguageModel) -> None:
