@@ -247,6 +247,11 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f'context.kind = "{recipe.context.kind}" is what the teacher reads while scoring, but method.name = '
             f'"{method.name}" asks no teacher to score; set context.kind = "none"'
         )
+    if recipe.context.needs_siblings and recipe.sampling.group_size == 1:
+        yield (
+            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but '
+            "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
+        )
     if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
         yield (
             'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '

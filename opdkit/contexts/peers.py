@@ -77,6 +77,10 @@ class Peers(Context):
         return self
 
     @property
+    def needs_siblings(self) -> bool:
+        return bool(self.slots)  # feedback alone is a rollout's own
+
+    @property
     def kinds(self) -> list[PeerKind]:
         """What each slot is shown as."""
         first = next((place for place, slot in enumerate(self.slots) if slot != "failure"), None)
