@@ -23,7 +23,7 @@ from opdkit.losses.inputs import Batch, Head, Projector, TeacherTokens, check_id
 from opdkit.losses.names import GradientPath
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
 from opdkit.losses.support import TeacherScores, select
-from opdkit.losses.terms import Term, token_loss
+from opdkit.losses.terms import Term, counted_tokens, token_loss
 
 __all__ = ["Head", "HeadOutput", "HeadStats", "TeacherTokens", "head_loss", "head_stats"]
 
@@ -132,29 +132,34 @@ class _WithGradients(torch.autograd.Function):
 def _score(batch: Batch, rows: Tensor, logits_nV: Tensor, teacher_output_nV: Tensor | None) -> Scored:
     """All values, from logits to terms; shared by both gradient paths."""
     student_nV = logprobs.log_softmax(logits_nV)
-    prob_nV = student_nV.exp()
-    sampled_ids_n = batch.sampled_ids_N[rows]
-    scores, teacher_sampled_n = None, None
-    if batch.teacher is not None:
-        said, teacher_nV = batch.teacher.take(rows), None
-        if teacher_output_nV is not None:
-            assert said.head is not None
-            teacher_nV = logprobs.log_softmax(said.head.logits(teacher_output_nV, batch.temperature)).to(
-                student_nV.dtype
-            )
-        scores = TeacherScores(
-            teacher_nV,
-            said.topk_ids_NK,
-            None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(student_nV.dtype),
-            None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(student_nV.dtype),
-        )
-        teacher_sampled_n = scores.sampled(sampled_ids_n)
+    prob_nV, sampled_ids_n = student_nV.exp(), batch.sampled_ids_N[rows]
+    teacher = _teacher_scores(batch, rows, teacher_output_nV, student_nV.dtype)
     terms = []
     for term in (whole.take(rows) for whole in batch.terms):
-        asked = None if term.loss.needs.teacher == "none" else scores
-        entries = select(term.loss.support, student_nV, prob_nV, asked, sampled_ids_n)
+        entries = select(term.loss.support, student_nV, prob_nV, teacher if term.asks_teacher else None, sampled_ids_n)
         terms.append(ScoredTerm(term, entries, *token_loss(term, entries)))
+    teacher_sampled_n = None if teacher is None else teacher.sampled(sampled_ids_n)
+    if teacher_sampled_n is not None:
+        asked_n = counted_tokens([part.term for part in terms if part.term.asks_teacher])
+        teacher_sampled_n = teacher_sampled_n.masked_fill(~asked_n, torch.nan)
     return Scored(terms, student_nV, prob_nV, sampled_ids_n, teacher_sampled_n)
+
+
+def _teacher_scores(
+    batch: Batch, rows: Tensor, teacher_output_nV: Tensor | None, dtype: torch.dtype
+) -> TeacherScores | None:
+    if batch.teacher is None:
+        return None
+    said, logprob_nV = batch.teacher.take(rows), None
+    if teacher_output_nV is not None:
+        assert said.head is not None
+        logprob_nV = logprobs.log_softmax(said.head.logits(teacher_output_nV, batch.temperature)).to(dtype)
+    return TeacherScores(
+        logprob_nV,
+        said.topk_ids_NK,
+        None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(dtype),
+        None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(dtype),
+    )
 
 
 def _closed_form(batch: Batch, rows: Tensor, record: Record, gradients: Gradients) -> None:
@@ -168,7 +173,7 @@ def _closed_form(batch: Batch, rows: Tensor, record: Record, gradients: Gradient
         if gradients.any_wanted:
             output_nV[block] = _output_gradient(scored, logits_nV, batch.student.head, batch.temperature)
     if gradients.any_wanted:
-        gradients.add_from_logits(rows, batch, output_nV)
+        gradients.add_from_output(rows, batch, output_nV)
 
 
 def _output_gradient(scored: Scored, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:

@@ -182,7 +182,7 @@ def needs_teacher_logits(terms: Sequence[Term], teacher: TeacherTokens | None, n
     """Whether a term can only be answered from the teacher's hidden states. Raises ValueError if those are missing."""
     for term in terms:
         needs = term.loss.needs
-        if needs.teacher == "none" or (teacher is not None and _lists_answer(teacher, needs, num_tokens)):
+        if not term.asks_teacher or (teacher is not None and _lists_answer(teacher, needs, num_tokens)):
             continue
         if teacher is None or teacher.hidden_NH is None:
             listed = {
@@ -215,7 +215,7 @@ def blank_uncounted(terms: Sequence[Term], teacher: TeacherTokens | None) -> tup
         )
         for term in terms
     ]
-    asking = [term for term in terms if term.loss.needs.teacher != "none"]
+    asking = [term for term in terms if term.asks_teacher]
     if teacher is None or not asking:
         return blanked, None
     asked_N = counted_tokens(asking)

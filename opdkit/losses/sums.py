@@ -74,7 +74,7 @@ class Gradients:
         self.weight_VH = torch.zeros_like(head.weight_VH, dtype=dtype) if wanted[1] else None
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
 
-    def add_from_logits(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
+    def add_from_output(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
         """Add a chunk, given the gradient with respect to the head's plain output, in its dtype."""
         num_tokens = grad_nV.shape[-1]
         if self.bias_V is not None:

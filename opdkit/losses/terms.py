@@ -53,6 +53,10 @@ class Term:
         if self.old_logprob_N is None and isinstance(self.loss, PolicyGradient) and self.loss.clips:
             raise ValueError(f"term {self.name!r}: a clipped ratio needs old_logprob_N")
 
+    @property
+    def asks_teacher(self) -> bool:
+        return self.loss.needs.teacher != "none"
+
     def take(self, index: Tensor | slice) -> Term:
         """The term of some of the tokens: a micro-batch (LongTensor of positions, bool mask or slice over N)."""
 

@@ -94,6 +94,8 @@ def test_unknown_teacher_of_an_uncounted_token_stays_there(world: World, gradien
         out = world.run(reward, distill, teacher=teacher, gradient=gradient)
         assert out.token_loss["teacher"].isnan().equal(with_teacher_N == 0)
         assert out.token_loss["reward"].isnan().equal(with_teacher_N == 1)
+        assert out.teacher_sampled_logprob_N is not None
+        assert out.teacher_sampled_logprob_N.isnan().equal(with_teacher_N == 0)
         wanted = [a + b for a, b in zip(world.gradients(reward), world.gradients(distill), strict=True)]
         for got, expected in zip(torch.autograd.grad(out.loss, world.leaves), wanted, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
