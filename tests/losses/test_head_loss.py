@@ -9,7 +9,6 @@ import torch
 from conftest import NUM_IDS, NUM_TOKENS, World, make_world
 from torch import Tensor
 
-from opdkit.errors import UserError
 from opdkit.losses import (
     Divergence,
     Head,
@@ -328,50 +327,6 @@ def test_memory_does_not_grow_with_tokens(monkeypatch: pytest.MonkeyPatch) -> No
         peaks.append(peak - 4 * (hidden_NH.numel() + weight_VH.numel()))
     assert peaks[1] < 1.15 * peaks[0] + 512 * 100  # a few numbers per token are outputs
     assert peaks[1] < 512 * size * 4 / 8
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"teacher": None}, "needs the teacher's hidden_NH and head"),
-        ({"teacher": TeacherTokens(sampled_logprob_N=torch.zeros(6))}, "needs the teacher's hidden_NH and head"),
-        ({"temperature": 0.0}, "temperature = 0.0 must be above 0"),
-        ({"chunk_size": 0}, "chunk_size = 0 must be at least 1"),
-    ],
-)
-def test_refusals(world: World, change: dict[str, object], sentence: str) -> None:
-    """What a divergence over the student's entries cannot do without is named."""
-    with pytest.raises(ValueError, match=sentence):
-        world.run(world.term(Divergence("reverse_kl", Support("student_topk", 3))), **change)
-
-
-def test_refusals_of_arrays_that_do_not_fit(world: World) -> None:
-    """Short lists, other tokenizers, wrong lengths, ids beyond the vocabulary, same names, half a teacher, fp16."""
-    two = TeacherTokens(topk_ids_NK=torch.zeros(6, 2, dtype=torch.long), topk_logprob_NK=torch.zeros(6, 2))
-    with pytest.raises(ValueError, match=r"topk_ids_NK and topk_logprob_NK with K >= 3, or hidden_NH and head"):
-        world.run(world.term(Divergence("forward_kl", Support("teacher_topk", 3))), teacher=two)
-    with pytest.raises(ValueError, match="sampled_logprob_N or hidden_NH and head"):
-        world.run(world.term(TeacherAdvantage()), teacher=two)
-    other = replace(world.teacher, head=replace(world.teacher.head, num_tokens=NUM_IDS + 1))
-    with pytest.raises(ValueError, match="num_tokens = 12, the student's 11"):
-        world.run(world.term(REVERSE), teacher=other)
-    with pytest.raises(ValueError, match="holds 6 tokens, but sampled_ids_N holds 5"):
-        replace(world, ids_N=world.ids_N[:5]).run(world.term(REVERSE))
-    with pytest.raises(ValueError, match="teacher's hidden_NH holds 5"):
-        world.run(world.term(REVERSE), teacher=world.teacher.take(slice(5)))
-    with pytest.raises(ValueError, match="ids from 0 to 11; the vocabulary has 11"):
-        replace(world, ids_N=torch.tensor([0, 1, 2, 3, 4, 11])).run(world.term(REVERSE))
-    with pytest.raises(ValueError, match="names of terms must differ"):
-        world.run(world.term(REVERSE), world.term(REVERSE))
-    with pytest.raises(ValueError, match="no terms"):
-        world.run()
-    with pytest.raises(ValueError, match="belong together"):
-        TeacherTokens(hidden_NH=world.hidden_NH)
-    with pytest.raises(ValueError, match="the head has 13 rows"):
-        world.with_head(num_tokens=14)
-    with pytest.raises(UserError, match="fp16"):
-        half = make_world(dtype=torch.float16)
-        half.run(half.term(REVERSE))
 
 
 def test_stats_equal_the_distribution(world: World) -> None:
