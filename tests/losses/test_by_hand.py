@@ -22,7 +22,7 @@ def logs(*rows: list[float]) -> Tensor:
 def score(spec: Divergence, student: list[float], teacher: list[float]) -> tuple[float, list[float]]:
     """(value, gradient with respect to log p) of one token over all its entries."""
     ids = None if spec.support.kind == "full" else torch.arange(len(student))[None]
-    value, gradient = divergence(spec, Entries(ids, logs(student), logs(teacher)))
+    value, gradient, _ = divergence(spec, Entries(ids, logs(student), logs(teacher)))
     return value.item(), gradient()[0].tolist()
 
 
@@ -79,7 +79,7 @@ def test_mixtures_of_far_apart_sides_stay_finite(kind: str) -> None:
     """Log-ratios of +-300 nats, beyond the range of exp in fp32, give finite values and gradients; each side's gap to
     the mixture is then the log of its share, ln 1/(1 - s) and ln 1/s."""
     far = torch.tensor([[-300.0, 0.0]]), torch.tensor([[0.0, -300.0]])
-    value, gradient = divergence(Divergence(kind, teacher_share=0.3), Entries(None, *far))
+    value, gradient, _ = divergence(Divergence(kind, teacher_share=0.3), Entries(None, *far))
     assert value.isfinite().all() and gradient().isfinite().all()
     gaps = mixture_gaps(*far, 0.3)
     assert gaps[0][0, 1].item() == pytest.approx(-log(0.7)) and gaps[1][0, 0].item() == pytest.approx(-log(0.3))

@@ -1,14 +1,14 @@
-"""Closed-form gradients against dense autograd (`dense.py`), in float64 to 1e-10, for hidden states, head and bias."""
+"""Closed-form gradients against dense autograd (`dense_losses.py`), in float64 to 1e-10, for hidden states, head and bias."""
 
 from __future__ import annotations
 
 from itertools import product
 from typing import get_args
 
-import dense
+import dense_losses as dense
 import pytest
 import torch
-from conftest import NUM_IDS, World, make_world
+from loss_world import NUM_IDS, World, make_world
 from torch import Tensor
 
 from opdkit.errors import UserError

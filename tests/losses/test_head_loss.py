@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import NUM_IDS, NUM_TOKENS, World, make_world
+from loss_world import NUM_IDS, NUM_TOKENS, World, make_world
 from torch import Tensor
 
 from opdkit.losses import (

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import NUM_IDS, World, make_world
+from loss_world import NUM_IDS, World, make_world
 
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, Support, TeacherAdvantage, TeacherTokens
