@@ -1,4 +1,4 @@
-"""Closed-form gradients against dense autograd (`dense_losses.py`), in float64 to 1e-10, for hidden states, head and bias."""
+"""Closed-form gradients against dense autograd (`dense_losses.py`), float64 to 1e-10: hidden states, head and bias."""
 
 from __future__ import annotations
 
