@@ -15,6 +15,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,26 @@ TEACHER_TRAIN = {"schedule": "linear"}
 STUDENT_TRAIN = {"schedule": "constant"}  # stopped half-way: a student that can already do some of it
 NO_TEACHER: dict[str, Any] = {"kind": "none", "path": None}
 
-# label, and what the arm changes in the recipe. Each runs at the learning rate that suits it best (docs/quickstart.md).
-ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "sft": (
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A baseline: what it changes in the recipe. Each has the learning rate that suits it best (docs/quickstart.md)."""
+
+    label: str
+    change: Mapping[str, dict[str, Any]]
+    fresh: bool = False  # sees new problems with solutions at every step, instead of the 512
+
+
+ARMS: Mapping[str, Arm] = {
+    "sft": Arm(
         "SFT on solutions of the same problems",
         {"method": {"name": "sft"}, "teacher": NO_TEACHER, "train": {"lr": 2e-3}},
     ),
-    "sft-teacher": (
+    "sft-teacher": Arm(
         "SFT on answers sampled by the teacher",
         {"method": {"name": "sft", "answers": "teacher"}, "train": {"lr": 8e-3}},
     ),
-    "grpo": (
+    "grpo": Arm(
         "GRPO on the grader's reward",
         {
             "method": {"name": "grpo"},
@@ -53,6 +63,11 @@ ARMS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "sampling": {"group_size": 8},
             "train": {"lr": 3e-4, "problems_per_step": 8},
         },
+    ),
+    "sft-unlimited": Arm(
+        "SFT on new solved problems without end",
+        {"method": {"name": "sft"}, "teacher": NO_TEACHER, "train": {"lr": 8e-3}},
+        fresh=True,
     ),
 }
 
@@ -68,9 +83,11 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     summary = train(recipes[""], console=console, overwrite=_exists(out))
     _say(console, "3/3  The same student under the baselines: same problems, same number of answers")
     arms = {}
-    for arm, (label, _) in ARMS.items():
-        done = train(recipes[arm], console=console, overwrite=_exists(recipes[arm].run_dir))
-        arms[arm] = {"label": label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
+    for name, arm in ARMS.items():
+        recipe = recipes[name]
+        fresh = lessons(WORLD, num=recipe.train.steps * 64, seed=seed + 1) if arm.fresh else None
+        done = train(recipe, console=console, overwrite=_exists(recipe.run_dir), problems=fresh)
+        arms[name] = {"label": arm.label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
     summary["arms"] = arms
     folder = RunFolder(out)
     folder.write_summary(summary)
@@ -88,7 +105,7 @@ def _recipe(out: Path, seed: int, arm: str) -> Recipe:
     raw |= {"name": name, "seed": seed, "runs_dir": str(out.parent)}
     raw["model"]["path"], raw["teacher"]["path"] = str(models / "student"), str(models / "teacher")
     if arm:
-        for section, change in ARMS[arm][1].items():
+        for section, change in ARMS[arm].change.items():
             raw[section] = change if section in ("method", "teacher") else {**raw[section], **change}
         raw["eval"] |= {"before": False, "teacher": False}  # the main run has measured both
     return parse_recipe(raw, where="quickstart")

@@ -263,10 +263,14 @@ def test_nothing_outlives_a_killed_trainer(handler: str, kind: str) -> None:
 def test_an_interrupted_batch_does_not_answer_the_next_one(pool: WorkerPool) -> None:
     """Ctrl-C while requests are in flight: the exception passes, and the next batch gets its own answers."""
     pool.map([["echo", 0]])
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        pool.map([["sleep", 1.0], ["sleep", 1.0]])
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has SIGINT ignored
+    try:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.map([["sleep", 1.0], ["sleep", 1.0]])
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert pool.map([["echo", 7], ["echo", 8]]) == [ok(7), ok(8)]
 
 
