@@ -95,17 +95,19 @@ def check(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes (TOML).")],
     set_: Set = None,
 ) -> None:
-    """Say what is wrong with recipes; loads no weights."""
-    from opdkit.recipe import load_recipe
+    """Say what is wrong with recipes, and what is doubtful; loads no weights."""
+    from opdkit.recipe import load_recipe, warnings
 
     faults: list[str] = []
     for path in recipes:
         try:
-            load_recipe(path, set_ or [])
+            resolved = load_recipe(path, set_ or [])
         except UserError as error:
             faults += str(error).splitlines()
         else:
             console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
+            for sentence in warnings(resolved):
+                console.print(f"[yellow]warning[/yellow] {_escape(sentence)}", highlight=False, soft_wrap=True)
     if faults:
         raise UserError("\n".join(faults))
 

@@ -208,6 +208,11 @@ def impossible(recipe: Recipe) -> list[str]:
     return [fault for rule in (_teacher_faults, _method_faults, _data_faults) for fault in rule(recipe)]
 
 
+def warnings(recipe: Recipe) -> list[str]:
+    """What works and is probably not meant, each as a sentence."""
+    return list(recipe.method.warnings(recipe))
+
+
 def _teacher_faults(recipe: Recipe) -> Iterator[str]:
     teacher, lora = recipe.teacher, recipe.model.lora
     if teacher.kind == "model" and teacher.path is None:

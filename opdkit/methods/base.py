@@ -94,6 +94,10 @@ class Method(BaseModel, ABC):
         """What cannot work for this method in a recipe whose keys are each legal; a sentence each, with the way out."""
         yield from ()
 
+    def warnings(self, recipe: Any) -> Iterator[str]:
+        """What works in a recipe and is probably not meant; a sentence each. `check` and `train` say it and go on."""
+        yield from ()
+
     @abstractmethod
     def terms(self, plan: PlanInputs) -> list[Term]:
         """The loss of the batch: sum over terms, over tokens, of coef_N * token_loss_N."""

@@ -18,7 +18,7 @@ from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, warnings
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
@@ -111,6 +111,8 @@ class Run:
             run_name=recipe.name,
             config=recipe.as_dict(),
         )
+        for sentence in warnings(recipe):
+            self._warn(sentence)
         self.problems = self._fitting(data)
 
     def go(self) -> dict[str, Any]:
