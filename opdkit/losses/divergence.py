@@ -30,8 +30,9 @@ ABSENT = -1e4
 MAX_LOG_RATIO = 80.0
 
 
-def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient]:
-    """([n] value in nats, closure giving [n, E] the gradient with respect to `entries.student_nE`).
+def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient, Tensor | None]:
+    """([n] value in nats, closure giving [n, E] its gradient with respect to `entries.student_nE`, [n] the value as it
+    was before a clip, detached, or None without one).
 
     Tokens without a valid entry (an empty intersection or difference) have value 0 and gradient 0. The value is
     differentiable by autograd; the closure gives the same gradient in closed form, may reuse memory the value was
@@ -50,13 +51,20 @@ def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient]:
         student_nE, teacher_nE, through_tail = apply_tail(spec.tail, student_nE, teacher_nE)
 
     term_nE, gradient = _terms(spec, student_nE, teacher_nE, student_nE.exp() if prob_nE is None else prob_nE)
-    clipped_nE = None
+    empty_n = None if valid_nE is None else ~valid_nE.any(-1)
+
+    def total(term_nE: Tensor) -> Tensor:
+        return term_nE.sum(-1) if empty_n is None else term_nE.sum(-1).masked_fill(empty_n, 0.0)
+
+    clipped_nE, shrink_n, unclipped_n = None, None, None
     if spec.entry_clip is not None:
-        clipped_nE = term_nE > spec.entry_clip
+        unclipped_n, clipped_nE = total(term_nE).detach(), term_nE > spec.entry_clip
         term_nE = term_nE.clamp(max=spec.entry_clip)
-    value_n = term_nE.sum(-1)
-    if valid_nE is not None:
-        value_n = value_n.masked_fill(~valid_nE.any(-1), 0.0)
+    value_n = total(term_nE)
+    if spec.token_clip is not None:
+        unclipped_n = value_n.detach()
+        shrink_n = torch.where(unclipped_n > spec.token_clip, spec.token_clip / unclipped_n, 1.0)
+        value_n = value_n * shrink_n
 
     def gradient_nE() -> Tensor:
         grad_nE = gradient()
@@ -66,9 +74,11 @@ def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient]:
             grad_nE = through_tail(grad_nE)
         if floored_nE is not None:
             grad_nE = grad_nE.masked_fill(floored_nE, 0.0)
+        if shrink_n is not None:
+            grad_nE = grad_nE * shrink_n.unsqueeze(-1)
         return grad_nE if valid_nE is None else grad_nE.masked_fill(~valid_nE, 0.0)
 
-    return value_n, gradient_nE
+    return value_n, gradient_nE, unclipped_n
 
 
 def _terms(spec: Divergence, student_nE: Tensor, teacher_nE: Tensor, prob_nE: Tensor) -> tuple[Tensor, Gradient]:

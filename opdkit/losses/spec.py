@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from opdkit.errors import UserError
-from opdkit.losses.names import DivergenceKind, JsdScale, SupportKind, TailKind
+from opdkit.losses.names import DivergenceKind, JsdScale, SupportKind, SurrogateForm, TailKind
 from opdkit.types import Needs
 
 # What the teacher must be able to answer for each support. Entries chosen by the student can be any id at all, so they
@@ -88,6 +88,7 @@ class Divergence:
 
     tail: what becomes of the mass outside the support (see `tail.py`); without effect when the support is full.
 
+    token_clip: c caps a token's loss at c without turning its gradient: D * min(1, c / D), the factor held constant.
     entry_clip: cap every entry's term before summing, as OPSD and PW-OPSD publish it. Kept for parity: a capped entry
     gives no gradient, so the rest can push the student AWAY from the teacher's favourite token.
     logprob_floor: raise both sides' log-probabilities to at least this before anything else (verl's top-k loss: -10).
@@ -100,6 +101,7 @@ class Divergence:
     tail: TailKind = "bucket"
     teacher_share: float | None = None
     scale: JsdScale = "continuous"
+    token_clip: float | None = None
     entry_clip: float | None = None
     logprob_floor: float | None = None
     uses_advantage: ClassVar[bool] = False
@@ -117,8 +119,14 @@ class Divergence:
                 f"tail = 'renormalise' on the single entry of support {self.support.kind!r} gives both sides "
                 "probability 1, so the loss is identically zero; use tail = 'bucket' or a larger k."
             )
-        if self.entry_clip is not None and not self.entry_clip > 0:
-            raise UserError(f"entry_clip = {self.entry_clip} must be above 0.")
+        for name, clip in (("token_clip", self.token_clip), ("entry_clip", self.entry_clip)):
+            if clip is not None and not clip > 0:
+                raise UserError(f"{name} = {clip} must be above 0.")
+        if self.token_clip is not None and self.entry_clip is not None:
+            raise UserError(
+                f"token_clip = {self.token_clip} and entry_clip = {self.entry_clip} are two ways to clip one loss; "
+                "keep token_clip, or entry_clip for what OPSD published."
+            )
         if self.logprob_floor is not None and not self.logprob_floor < 0:
             raise UserError(f"logprob_floor = {self.logprob_floor} must be below 0: it is a log-probability.")
 
@@ -191,9 +199,11 @@ class TeacherAdvantage:
     """Sampled-token on-policy distillation: -A log p with A = log q - log p, teacher minus student, held constant.
 
     Its gradient is an unbiased one-sample estimate of the gradient of KL(student || teacher) at the token's position;
-    its value is not a divergence.
+    its value is not a divergence. form "ratio" is -A r with r = p / p held constant, which is 1: the same gradient with
+    the value -A, as EOPD reports it (its PPO clip of r never acts).
     """
 
+    form: SurrogateForm = "log_prob"
     support: ClassVar[Support] = Support("sampled")
     needs: ClassVar[Needs] = Needs(teacher="sampled")
     uses_advantage: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class HeadOutput:
     token_loss         {term name: [N]}, before coefficients
     computed_N         bool, False for tokens that no term counts: no logits were formed for them
     num_empty_support  {term name: counted tokens whose intersection or difference was empty; they score 0}
+    unclipped_loss     {term name: [N]}, the token loss before its clip, for terms that clip
 
     A per-token number that was not computed is NaN: a token's loss under a term that does not count it, everything of a
     token that was not computed. `teacher_sampled_logprob_N` is None if the teacher was not asked or did not say.
@@ -37,16 +38,19 @@ class HeadOutput:
     teacher_sampled_logprob_N: Tensor | None
     computed_N: Tensor
     num_empty_support: dict[str, int]
+    unclipped_loss: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredTerm:
-    """One term over n tokens: its entries, its value, and the closure giving the gradient at the entries."""
+    """One term over n tokens: its entries, its value, the closure giving the gradient at the entries, and the value
+    before a clip."""
 
     term: Term
     entries: Entries
     value_n: Tensor
     gradient_nE: Callable[[], Tensor]
+    unclipped_n: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,8 @@ class Record:
             return torch.full((num_tokens,), torch.nan, dtype=dtype, device=device)
 
         self.token_loss = {term.name: unknown_N() for term in batch.terms}
+        self.unclipped_loss: dict[str, Tensor] = {}
+        self._unknown_N = unknown_N
         self.num_empty = {term.name: torch.zeros((), dtype=torch.long, device=device) for term in batch.terms}
         self.sampled_N, self.entropy_N, self.teacher_sampled_N = unknown_N(), unknown_N(), unknown_N()
         self.teacher_said = False
@@ -132,6 +138,9 @@ class Record:
         for part in scored.terms:
             name, counted_n, valid_nE = part.term.name, part.term.coef_N != 0, part.entries.valid_nE
             self.token_loss[name][rows] = torch.where(counted_n, part.value_n.detach(), torch.nan)
+            if part.unclipped_n is not None:
+                unclipped_N = self.unclipped_loss.setdefault(name, self._unknown_N())
+                unclipped_N[rows] = torch.where(counted_n, part.unclipped_n, torch.nan)
             if valid_nE is not None:
                 self.num_empty[name] += (counted_n & ~valid_nE.any(-1)).sum()
 
@@ -151,4 +160,5 @@ class Record:
             teacher_sampled_logprob_N=self.teacher_sampled_N if self.teacher_said else None,
             computed_N=self.computed_N,
             num_empty_support={name: int(count) for name, count in self.num_empty.items()},
+            unclipped_loss=self.unclipped_loss,
         )

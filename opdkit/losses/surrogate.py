@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from opdkit.losses.names import SurrogateForm
 from opdkit.losses.spec import PolicyGradient
 
 Gradient = Callable[[], Tensor]
@@ -23,10 +24,14 @@ def negative_log_likelihood(student_n: Tensor) -> tuple[Tensor, Gradient]:
     return -student_n, lambda: torch.full_like(student_n, -1.0)
 
 
-def teacher_advantage(student_n: Tensor, teacher_n: Tensor) -> tuple[Tensor, Gradient]:
-    """-A a with A = b - a held constant (on-policy distillation on the sampled token)."""
+def teacher_advantage(
+    student_n: Tensor, teacher_n: Tensor, form: SurrogateForm = "log_prob"
+) -> tuple[Tensor, Gradient]:
+    """-A a, or -A r with r = exp(a - a held constant) = 1; A = b - a held constant (on-policy distillation on the
+    sampled token). One gradient, -A, and two values."""
     advantage_n = (teacher_n - student_n).detach()
-    return -advantage_n * student_n, lambda: -advantage_n
+    factor_n = student_n if form == "log_prob" else (student_n - student_n.detach()).exp()
+    return -advantage_n * factor_n, lambda: -advantage_n
 
 
 def policy_gradient(

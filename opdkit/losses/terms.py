@@ -73,8 +73,9 @@ def counted_tokens(terms: Sequence[Term]) -> Tensor:
     return torch.stack([term.coef_N != 0 for term in terms]).any(0)
 
 
-def token_loss(term: Term, entries: Entries) -> tuple[Tensor, Callable[[], Tensor]]:
-    """([N] the term's loss per token, closure giving [N, E] its gradient with respect to `entries.student_nE`).
+def token_loss(term: Term, entries: Entries) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
+    """([N] the term's loss per token, closure giving [N, E] its gradient with respect to `entries.student_nE`, [N] the
+    loss before a clip or None).
 
     The value is differentiable by autograd; the closure is the same gradient in closed form, called at most once.
     """
@@ -89,5 +90,5 @@ def token_loss(term: Term, entries: Entries) -> tuple[Tensor, Callable[[], Tenso
         value_n, gradient = surrogate.policy_gradient(loss, student_n, term.advantage_N, term.old_logprob_N)
     else:
         assert entries.teacher_nE is not None
-        value_n, gradient = surrogate.teacher_advantage(student_n, entries.teacher_nE.squeeze(-1))
-    return value_n, lambda: gradient().unsqueeze(-1)
+        value_n, gradient = surrogate.teacher_advantage(student_n, entries.teacher_nE.squeeze(-1), loss.form)
+    return value_n, lambda: gradient().unsqueeze(-1), None
