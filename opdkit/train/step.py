@@ -98,7 +98,12 @@ def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | N
             temperature=state.method.loss_temperature,
         )
     )
-    return [None if view is None else next(said) for view in views]
+    # A whole batch of hidden states would fill an accelerator; they wait in host memory until their micro-batch comes.
+    return [None if view is None else _in_host_memory(next(said)) for view in views]
+
+
+def _in_host_memory(signal: TeacherSignal) -> TeacherSignal:
+    return signal if signal.hidden_TH is None else replace(signal, hidden_TH=signal.hidden_TH.cpu())
 
 
 def join(
