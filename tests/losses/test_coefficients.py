@@ -20,6 +20,7 @@ def test_reductions_by_hand() -> None:
     for per, expected in (
         ("token", [2 / 3, 0, 4 / 3, 1 / 3, 0, 0]),
         ("sequence", [2 / 4, 0, 4 / 4, 1 / 2, 0, 0]),
+        ("sequence_sum", [2 / 2, 0, 4 / 2, 1 / 2, 0, 0]),
         ("sum", [2, 0, 4, 1, 0, 0]),
     ):
         assert token_coefficients(MASK, WEIGHT, ROW, per=per).tolist() == pytest.approx(expected)
@@ -27,7 +28,17 @@ def test_reductions_by_hand() -> None:
     assert token_coefficients(MASK, None, ROW, per="token").tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3, 0, 0])
 
 
-@pytest.mark.parametrize("per", ["token", "sequence", "sum", "constant"])
+def test_absent_rows_dilute() -> None:
+    """2 more tokens make 3 into 5, 2 more rows make 2 into 4: what is here counts less, in the same proportions."""
+    for per, expected in (
+        ("token", [2 / 5, 0, 4 / 5, 1 / 5, 0, 0]),
+        ("sequence", [2 / 8, 0, 4 / 8, 1 / 4, 0, 0]),
+        ("sequence_sum", [2 / 4, 0, 4 / 4, 1 / 4, 0, 0]),
+    ):
+        assert token_coefficients(MASK, WEIGHT, ROW, per=per, num_absent=2).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("per", ["token", "sequence", "sequence_sum", "sum", "constant"])
 def test_ranks_do_not_matter(per: str) -> None:
     """Rows dealt to two ranks that sum their counts get the coefficients of one rank."""
     divide_by = 7.0 if per == "constant" else None
@@ -50,7 +61,7 @@ def test_ranks_do_not_matter(per: str) -> None:
         torch.testing.assert_close(run(part, lambda count: summed), whole[part])
 
 
-@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize("per", ["token", "sequence", "sequence_sum"])
 def test_nothing_counted(per: str) -> None:
     """No counted token anywhere, or no token at all, gives zeros, not 0/0."""
     assert token_coefficients(torch.zeros(6, dtype=torch.bool), WEIGHT, ROW, per=per).tolist() == [0.0] * 6
