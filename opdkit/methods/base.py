@@ -17,17 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opdkit import losses
 from opdkit.losses.names import DivergenceKind, JsdScale, Reduction, SupportKind, TailKind
-from opdkit.losses.spec import Divergence, Support, TeacherAdvantage
+from opdkit.losses.spec import Divergence, LossSpec, Support, TeacherAdvantage
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from opdkit.losses import Term
-
-
-def _this_rank_only(counts: Tensor) -> Tensor:
-    return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +45,9 @@ class PlanInputs:
     student_entropy_N: Tensor | None
     step: int  # optimizer steps taken so far
     progress: float  # step / steps of the run, in [0, 1)
-    total: Callable[[Tensor], Tensor] = field(default=_this_rank_only)  # sums counts over all ranks
+    num_absent_rows: int = 0  # rows with a counted token that left the batch: the teacher had nothing to read
+    num_absent_tokens: int = 0  # their counted tokens
+    total: Callable[[Tensor], Tensor] = lambda counts: counts  # sums counts over all ranks
 
     def coefficients(
         self,
@@ -58,11 +56,30 @@ class PlanInputs:
         mask_N: Tensor | None = None,
         weight_N: Tensor | None = None,
         divide_by: float | None = None,
+        dilute: bool = False,
     ) -> Tensor:
-        """[N] coefficients of the method's own mask and weight together with those of the recipe's [weights]."""
+        """[N] coefficients of the method's own mask and weight together with those of the recipe's [weights].
+
+        dilute: rows that left the batch stay in the denominator, as if their loss were 0.
+        """
         mask_N = self.mask_N if mask_N is None else self.mask_N & mask_N
         weight_N = self.weight_N if weight_N is None else self.weight_N * weight_N
-        return losses.token_coefficients(mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, total=self.total)
+        num_absent = (self.num_absent_tokens if per == "token" else self.num_absent_rows) if dilute else 0
+        return losses.token_coefficients(
+            mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, num_absent=num_absent, total=self.total
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A method's own words about a batch, before the update.
+
+    loss     the loss itself, where the sum of terms has its gradient but not its value; None: that sum is the loss
+    numbers  shown as the metrics `method/<name>`; None where a number is not defined
+    """
+
+    loss: float | None = None
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Method(BaseModel, ABC):
@@ -102,8 +119,29 @@ class Method(BaseModel, ABC):
     def terms(self, plan: PlanInputs) -> list[Term]:
         """The loss of the batch: sum over terms, over tokens, of coef_N * token_loss_N."""
 
+    def report(self, plan: PlanInputs) -> Report:
+        """Numbers of the method's own, beside those that every method has."""
+        return Report()
 
-class Distillation(Method):
+
+class Averaged(Method):
+    """What methods share whose loss is a mean of token losses: over tokens, over rows, or a sum over a constant."""
+
+    reduction: Reduction = "token"
+    divide_by: float | None = Field(None, gt=0)  # reduction = "constant": the sum over tokens is divided by this
+
+    @model_validator(mode="after")
+    def _divided_once(self) -> Self:
+        if (self.divide_by is None) == (self.reduction == "constant"):
+            raise ValueError(
+                f'method.reduction = "{self.reduction}" and method.divide_by = {self.divide_by}: "constant" divides by '
+                "a number fixed in advance (Dr. GRPO: rows of a step * max_answer_tokens), the others by counts; "
+                "set both or neither"
+            )
+        return self
+
+
+class Distillation(Averaged):
     """What all methods share in which a teacher's distribution is the target: direction, entries, tail, mean."""
 
     divergence: DivergenceKind = "reverse_kl"
@@ -112,10 +150,11 @@ class Distillation(Method):
     support: SupportKind = "full"  # "sampled": the one-sample policy gradient of reverse_kl
     k: int | None = None  # length of a top-k list
     tail: TailKind = "bucket"
-    reduction: Literal["token", "sequence"] = "token"
+    # Rows the teacher has nothing to read for: they leave the mean, or stay in its denominator (as SDPO published).
+    without_context: Literal["leave", "dilute"] = "leave"
 
     @property
-    def loss(self) -> Divergence | TeacherAdvantage:
+    def loss(self) -> LossSpec:
         if self.support == "sampled":
             return TeacherAdvantage()
         support = Support(self.support, self.k)
@@ -125,6 +164,19 @@ class Distillation(Method):
     def needs(self) -> Needs:
         return self.loss.needs
 
+    @model_validator(mode="before")
+    @classmethod
+    def _belonging_keys_step_back(cls, keys: Any) -> Any:
+        """A paper's default that belongs to another default (k to a top-k support) goes where that one is changed."""
+        if not isinstance(keys, Mapping):
+            return keys
+        keys, fields = dict(keys), cls.model_fields
+        if keys.get("divergence", fields["divergence"].default) != fields["divergence"].default:
+            keys = {"teacher_share": None, "jsd_scale": "continuous", **keys}
+        if keys.get("support", fields["support"].default) in ("full", "sampled"):
+            keys = {"k": None, **keys}
+        return keys
+
     @model_validator(mode="after")
     def _loss_exists(self) -> Self:
         if self.support == "sampled" and self.divergence != "reverse_kl":
@@ -132,8 +184,19 @@ class Distillation(Method):
                 f'support = "sampled" estimates reverse_kl from one token, but divergence = "{self.divergence}"; '
                 'use divergence = "reverse_kl", or a support with more entries'
             )
+        if self.without_context == "dilute" and self.reduction in ("sum", "constant"):
+            raise ValueError(
+                f'method.without_context = "dilute" keeps absent rows in a count, but method.reduction = '
+                f'"{self.reduction}" divides by none; use "token", "sequence" or "sequence_sum", or "leave"'
+            )
         assert self.loss is not None  # building it refuses what has no meaning
         return self
 
+    def coefficients(self, plan: PlanInputs, weight_N: Tensor | None = None) -> Tensor:
+        """[N] of the method's mean; `weight_N` beside the recipe's own."""
+        return plan.coefficients(
+            self.reduction, weight_N=weight_N, divide_by=self.divide_by, dilute=self.without_context == "dilute"
+        )
+
     def terms(self, plan: PlanInputs) -> list[Term]:
-        return [losses.Term(name=self.divergence, loss=self.loss, coef_N=plan.coefficients(self.reduction))]
+        return [losses.Term(name=self.divergence, loss=self.loss, coef_N=self.coefficients(plan))]

@@ -18,26 +18,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
-
 from opdkit import losses
 from opdkit.losses.names import AdvantageStd, Reduction
 from opdkit.losses.spec import PolicyGradient
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Averaged, PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
     from opdkit.losses import Term
 
 
-class GRPO(Method):
+class GRPO(Averaged):
     name: Literal["grpo"] = "grpo"
     advantage_std: AdvantageStd = "unbiased"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
     reduction: Reduction = "sequence"
-    divide_by: float | None = Field(None, gt=0)  # reduction = "constant": the sum over tokens is divided by this
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sampling": {"group_size": 8, "temperature": 1.0},
@@ -77,12 +74,6 @@ class GRPO(Method):
             yield (
                 f"sampling.group_size = {recipe.sampling.group_size} gives GRPO no group to compare an answer with: "
                 "every advantage is zero; use 2 or more (the paper: 64, common: 8)"
-            )
-        if (self.divide_by is None) == (self.reduction == "constant"):
-            yield (
-                f'method.reduction = "{self.reduction}" and method.divide_by = {self.divide_by}: "constant" divides by '
-                "a number fixed in advance (Dr. GRPO: rows of a step * max_answer_tokens), the others by counts; "
-                "set both or neither"
             )
         if recipe.sampling.temperature != self.loss_temperature:
             yield (

@@ -63,12 +63,14 @@ class Batch:
         step: int,
         progress: float,
         student: StudentStats | None = None,
-        total: Callable[[Tensor], Tensor] | None = None,
+        absent: Sequence[Example] = (),
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
+        """All that a method may know. `absent`: rows of the step that are not in the batch."""
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
-        rank = {} if total is None else {"total": total}
+        absent_tokens = [int(np.count_nonzero(e.rollout.answer_mask)) for e in absent]
         return PlanInputs(
             row_N=self.row_N,
             index_N=self.index_N,
@@ -86,7 +88,9 @@ class Batch:
             student_entropy_N=student.entropy_N if student else None,
             step=step,
             progress=progress,
-            **rank,
+            num_absent_rows=sum(n > 0 for n in absent_tokens),
+            num_absent_tokens=sum(absent_tokens),
+            total=total,
         )
 
     def new_per_token(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from opdkit import losses
 from opdkit.contexts import Context, build_views
 from opdkit.engines.model import LanguageModel
-from opdkit.methods.base import Method
+from opdkit.methods.base import Method, Report
 from opdkit.metrics import Metric
 from opdkit.train.batch import Batch, Part, StudentStats
 from opdkit.train.describe import describe_batch, describe_rows
@@ -46,8 +46,9 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     views = view_groups(state, groups)
     signals = score(state, groups, views)
     rows = join(groups, views, signals)
+    absent = [row for row in rows if asks_teacher(state) and row.signal is None]
     batch = Batch([row for row in rows if not asks_teacher(state) or row.signal is not None], state.student.device)
-    terms = plan(state, batch)
+    terms, report = plan(state, batch, absent)
     learned = backward(state, batch, terms)
     rows = without_hidden_states(rows, batch, learned)
     result = state.optimizer.step(state.step)
@@ -57,7 +58,8 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     metrics = [
         *describe_rows(rows, asks_teacher=asks_teacher(state)),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
-        Metric("train/loss", learned.loss),
+        *(Metric(f"method/{name}", number) for name, number in report.numbers.items()),
+        Metric("train/loss", learned.loss if report.loss is None else report.loss),
         Metric("train/grad_norm", result.grad_norm),
         Metric("train/lr", state.optimizer.lr(state.step - 1), "last"),
         Metric("train/num_skipped_steps", float(result.skipped), "sum"),
@@ -135,12 +137,14 @@ class Learned:
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
 
 
-def plan(state: State, batch: Batch) -> list[losses.Term]:
-    """Every coefficient of the batch, before the first backward."""
+def plan(state: State, batch: Batch, absent: Sequence[Example]) -> tuple[list[losses.Term], Report]:
+    """Every coefficient of the batch, before the first backward; and what the method says of it."""
     if not batch.num_tokens:  # nobody had anything to read: the metrics say so, and the step changes nothing
-        return []
+        return [], Report()
     stats = student_stats(state, batch) if state.method.needs.student else None
-    return state.method.terms(batch.plan_inputs(step=state.step, progress=state.step / state.num_steps, student=stats))
+    progress = state.step / state.num_steps
+    inputs = batch.plan_inputs(step=state.step, progress=progress, student=stats, absent=absent)
+    return state.method.terms(inputs), state.method.report(inputs)
 
 
 @torch.no_grad()
