@@ -121,6 +121,18 @@ class Needs:
     reward: bool = False  # every rollout must be graded
     student: bool = False  # the student's log-prob of every token and its entropy, before coefficients are made
 
+    def __or__(self, other: Needs) -> Needs:
+        """What answers both."""
+        order = ("none", "sampled", "topk", "distribution")
+        teacher = max(self.teacher, other.teacher, key=order.index)
+        return Needs(
+            teacher=teacher,
+            k=max(self.k or 0, other.k or 0) if teacher == "topk" else None,
+            entropy=self.entropy or other.entropy,
+            reward=self.reward or other.reward,
+            student=self.student or other.student,
+        )
+
 
 def seed_from(*identity: int | str) -> int:
     """A 63-bit seed from who is asking, e.g. `seed_from(cfg.seed, step, problem.id, sample_id, "sample")`.

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opdkit.losses import weights
     from opdkit.losses.advantage import group_centred, teacher_minus_student
     from opdkit.losses.coefficients import token_coefficients
     from opdkit.losses.head import HeadStats, head_loss, head_stats
@@ -60,10 +61,13 @@ __all__ = [
     "head_stats",
     "teacher_minus_student",
     "token_coefficients",
+    "weights",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "weights":
+        return importlib.import_module(f"{__name__}.weights")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

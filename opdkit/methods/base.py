@@ -9,14 +9,14 @@ Letters: N counted answer tokens of the whole batch (all micro-batches), R rows 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from opdkit import losses
-from opdkit.losses.names import DivergenceKind, JsdScale, Reduction, SupportKind, TailKind
+from opdkit.losses.names import ClipKind, DivergenceKind, JsdScale, Reduction, SupportKind, TailKind
 from opdkit.losses.spec import Divergence, LossSpec, Support, TeacherAdvantage
 from opdkit.types import Needs
 
@@ -43,11 +43,16 @@ class PlanInputs:
     teacher_entropy_N: Tensor | None
     student_logprob_N: Tensor | None  # of the sampled token, before this step's update
     student_entropy_N: Tensor | None
+    student_scores: Mapping[str, Tensor] = field(default_factory=dict)  # [N] each: losses that [weights] asked for
+    pass_rate_R: Tensor | None = None  # float64, of the row's problem, if [weights] asked; NaN: no answer is graded
+    seed_R: Sequence[int] = ()  # one a row, from identity
+    num_ids: int | None = None  # of the vocabulary
     step: int  # optimizer steps taken so far
     progress: float  # step / steps of the run, in [0, 1)
     num_absent_rows: int = 0  # rows with a counted token that left the batch: the teacher had nothing to read
     num_absent_tokens: int = 0  # their counted tokens
     total: Callable[[Tensor], Tensor] = lambda counts: counts  # sums counts over all ranks
+    gather: Callable[[Tensor], Tensor] = lambda values: values  # the values of all ranks, one after the other
 
     def coefficients(
         self,
@@ -92,6 +97,8 @@ class Method(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    weighs_position: ClassVar[bool] = False  # what [weights] would then do a second time
+    corrects_for_sampler: ClassVar[bool] = False  # likewise
     name: str
     loss_temperature: float = Field(
         1.0, gt=0
@@ -150,6 +157,8 @@ class Distillation(Averaged):
     support: SupportKind = "full"  # "sampled": the one-sample policy gradient of reverse_kl
     k: int | None = None  # length of a top-k list
     tail: TailKind = "bucket"
+    clip: ClipKind = "none"  # token: no token's loss above clip_at, its gradient never turned; entry: as OPSD published
+    clip_at: float = Field(0.05, gt=0)  # nats
     # Rows the teacher has nothing to read for: they leave the mean, or stay in its denominator (as SDPO published).
     without_context: Literal["leave", "dilute"] = "leave"
 
@@ -158,7 +167,8 @@ class Distillation(Averaged):
         if self.support == "sampled":
             return TeacherAdvantage()
         support = Support(self.support, self.k)
-        return Divergence(self.divergence, support, self.tail, self.teacher_share, self.jsd_scale)
+        clips = {f"{self.clip}_clip": self.clip_at} if self.clip != "none" else {}
+        return Divergence(self.divergence, support, self.tail, self.teacher_share, self.jsd_scale, **clips)
 
     @property
     def needs(self) -> Needs:
@@ -175,6 +185,8 @@ class Distillation(Averaged):
             keys = {"teacher_share": None, "jsd_scale": "continuous", **keys}
         if keys.get("support", fields["support"].default) in ("full", "sampled"):
             keys = {"k": None, **keys}
+        if keys.get("support", fields["support"].default) == "sampled":
+            keys = {"clip": "none", **keys}
         return keys
 
     @model_validator(mode="after")
@@ -183,6 +195,11 @@ class Distillation(Averaged):
             raise ValueError(
                 f'support = "sampled" estimates reverse_kl from one token, but divergence = "{self.divergence}"; '
                 'use divergence = "reverse_kl", or a support with more entries'
+            )
+        if self.support == "sampled" and self.clip != "none":
+            raise ValueError(
+                f'clip = "{self.clip}" caps a divergence, but support = "sampled" has only a surrogate of one; '
+                'set clip = "none", or a support with more entries'
             )
         if self.without_context == "dilute" and self.reduction in ("sum", "constant"):
             raise ValueError(

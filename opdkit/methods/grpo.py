@@ -36,6 +36,7 @@ class GRPO(Averaged):
     dual_clip: float | None = None
     reduction: Reduction = "sequence"
 
+    corrects_for_sampler: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sampling": {"group_size": 8, "temperature": 1.0},
         "train": {"problems_per_step": 32, "lr": 1e-6, "max_grad_norm": 1.0},
