@@ -1,16 +1,22 @@
 """Every method: one paper, one small file, one row in this table."""
 
 from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.dpo import DPO
 from opdkit.methods.grpo import GRPO
 from opdkit.methods.opd import OPD
 from opdkit.methods.opsd import OPSD
 from opdkit.methods.sft import SFT
+from opdkit.methods.simpo import SimPO
+from opdkit.methods.verified_sft import VerifiedSFT
 
 METHODS: dict[str, type[Method]] = {
     "opd": OPD,
     "opsd": OPSD,
     "grpo": GRPO,
     "sft": SFT,
+    "dpo": DPO,
+    "simpo": SimPO,
+    "verified_sft": VerifiedSFT,
 }
 
 __all__ = ["METHODS", "Method", "PlanInputs"]

@@ -97,9 +97,12 @@ def _build(entries: Mapping[str, Any]) -> dict[str, Any]:
         if name == "$set":
             continue
         if isinstance(entry, dict) and "literal" in entry:
-            built[name] = np.asarray(_decode(entry["literal"]), dtype=float)
+            values = np.asarray(_decode(entry["literal"]))
+            built[name] = values if values.dtype.kind == "U" else values.astype(float)  # names stay names
         elif isinstance(entry, dict) and "shape" in entry:
             built[name] = _formula(entry, built)
+        elif isinstance(entry, dict):  # the tensors of one module, by name
+            built[name] = _build(entry)
         else:
             built[name] = _decode(entry)
     return built

@@ -1,0 +1,48 @@
+"""On-policy direct preference optimisation: pairs of the student's own answers, against a frozen reference.
+
+    h = sum over the answer's tokens  log p(y) - log p_reference(y)
+    L = mean over pairs  -log sigmoid(beta (h_better - h_worse))
+
+The reference is the teacher, asked for the log-probs of the sampled tokens: by default the student's initial weights.
+
+Sources: DPO (arXiv:2305.18290, eq. 7), on-policy as in MOPD's baselines (arXiv:2605.12652). Where we differ: pairs are
+formed over the whole batch (see `preference.py`), and sums over tokens are in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from opdkit.methods.base import PlanInputs
+from opdkit.methods.preference import Preference
+from opdkit.types import Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DPO(Preference):
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    scores_mean: ClassVar[bool] = False
+
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "teacher": {"kind": "self", "weights": "initial"},
+        "sampling": {"group_size": 8, "temperature": 1.0, "max_answer_tokens": 4096},
+        "train": {"problems_per_step": 32, "lr": 1e-6, "weight_decay": 0.01, "max_grad_norm": 1.0},
+    }
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher="sampled", reward=True, student=True)
+
+    @property
+    def pair_margin(self) -> float:
+        return 0.0
+
+    def logprob(self, plan: PlanInputs) -> Tensor:
+        assert plan.student_logprob_N is not None and plan.teacher_logprob_N is not None
+        return plan.student_logprob_N.double() - plan.teacher_logprob_N.double()
