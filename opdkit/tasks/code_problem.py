@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from opdkit.tasks.sandbox import Job, Limits, call, script, tested
+from opdkit.tasks.sandbox import Job, Limits, call, script, with_tests
 
 Style = Literal["stdin", "functional", "program"]
 STYLES = ("stdin", "functional", "program")
@@ -42,7 +42,7 @@ class CodeProblem:
         elif self.style == "functional":
             processes = call(program, self.entry_point, json_values(test["input"]))
         else:
-            processes = tested(program, self.entry_point, starter=self.starter, tests=test["program"])
+            processes = with_tests(program, self.entry_point, starter=self.starter, tests=test["program"])
         return Job(processes=processes, limits=self.limits, tag=tag)
 
 

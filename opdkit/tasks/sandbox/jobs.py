@@ -77,7 +77,7 @@ def call(source: str, entry_point: str, args: Sequence[Any]) -> tuple[Process, .
     return (Process(task={"mode": "call", "source": source, "entry_point": entry_point, "args": list(args)}),)
 
 
-def tested(source: str, entry_point: str, *, starter: str, tests: str) -> tuple[Process, ...]:
+def with_tests(source: str, entry_point: str, *, starter: str, tests: str) -> tuple[Process, ...]:
     """A test program that calls the function, in a process of its own, which sees nothing of the program but results.
 
     starter: code both sides begin with (definitions the tests or the program rely on). The first process's standard
