@@ -61,9 +61,7 @@ class LanguageModel:
         _check_parts(self)
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
-                embedding.padding_idx = (
-                    None  # torch drops the gradient of this id; where pad == eos that is a real token
-                )
+                embedding.padding_idx = None  # torch would drop this id's gradient; it may be the end of text
         _prove(self)
 
     @classmethod

@@ -71,6 +71,25 @@ def test_rows_do_not_depend_on_their_batch(needs: Needs, tiny_model: LanguageMod
         assert_same(signal, few[row])
 
 
+def test_batches_keep_to_their_budget(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows times padded length stays below max_tokens_per_batch, except for a single row that is longer itself; rows
+    that fit together go together."""
+    shapes: list[tuple[int, int]] = []
+    hidden = tiny_model.hidden
+
+    def record(contexts: Any, answers: Any, **options: Any) -> torch.Tensor:
+        longest = max(len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True))
+        shapes.append((len(contexts), longest))
+        return hidden(contexts, answers, **options)
+
+    monkeypatch.setattr(tiny_model, "hidden", record)
+    lengths = [3, 60, 9, 9, 3, 3, 9, 20, 3, 3]
+    HFEngine(tiny_model, max_tokens_per_batch=40).score([[2]] * 10, [[3] * (n - 1) for n in lengths], SAMPLED)
+    assert sum(rows for rows, _ in shapes) == 10
+    assert all(rows * longest <= 40 or rows == 1 for rows, longest in shapes)
+    assert len(shapes) <= 5
+
+
 def test_only_what_was_asked(tiny_model: LanguageModel) -> None:
     """Unknown is None, arrays have the declared types, hidden states can be used in a loss."""
     contexts, answers = [[5, 6, 7]], [[8, 9, 10, 0]]
