@@ -209,7 +209,9 @@ def hardware(device: str) -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         name = next(line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line)
-    return f"{name}, {torch.get_num_threads()} thread(s)"
+    return (
+        f"{name}, {os.cpu_count()} cores with load {os.getloadavg()[1]:.0f}, {torch.get_num_threads()} thread(s) used"
+    )
 
 
 def main() -> None:
