@@ -18,8 +18,10 @@ from opdkit.contexts.none import NoContext
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
+from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS, Weights
 from opdkit.metrics import SINKS
 from opdkit.tasks import TASKS
+from opdkit.types import Needs
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -64,10 +66,12 @@ class ModelSection(Section):
 
 class TeacherSection(Section):
     kind: Literal["none", "self", "model"] = "none"
-    weights: Literal["initial", "ema", "live", "adapter_off"] | None = None  # kind = "self"
+    weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None  # kind = "self"
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # weights = "ema": teacher += rate * (student - teacher)
     )
+    # weights = "trust_region": logits = (1 - share) initial + share live student
+    student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     path: str | None = None  # kind = "model"
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None
@@ -143,6 +147,7 @@ class Recipe(Section):
     data: DataSection
     sampling: SamplingSection = SamplingSection()
     method: Method
+    weights: Weights = Weights()
     train: TrainSection
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
@@ -150,6 +155,11 @@ class Recipe(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.name
+
+    @property
+    def needs(self) -> Needs:
+        """What the teacher and the grader must provide for the method and the weights."""
+        return self.method.needs | self.weights.needs
 
     def as_dict(self) -> dict[str, Any]:
         """Complete and resolved, for `recipe.toml`; keys that are None are left out, as TOML has no null."""
@@ -188,6 +198,8 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where
     if isinstance(method, Method):
         merged = _merge(_defaults_of(method, merged), merged)
     context = _choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
+    if isinstance(merged.get("weights"), Mapping):
+        merged["weights"] = _weights(merged["weights"], faults)
     recipe = None
     try:
         # Stand-ins keep the other sections' faults visible when one of these two is at fault.
@@ -220,7 +232,10 @@ def _teacher_faults(recipe: Recipe) -> Iterator[str]:
     if teacher.kind != "model" and teacher.path is not None:
         yield f'teacher.path = "{teacher.path}" is only read with teacher.kind = "model"; set that, or remove the path'
     if teacher.kind == "self" and teacher.weights is None:
-        yield 'teacher.kind = "self" needs teacher.weights: "initial", "ema", "live" or "adapter_off" (LoRA)'
+        yield (
+            'teacher.kind = "self" needs teacher.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
+            "(LoRA)"
+        )
     if teacher.kind != "self" and teacher.weights is not None:
         yield f'teacher.weights = "{teacher.weights}" is only read with teacher.kind = "self"; set that, or remove it'
     if teacher.weights == "adapter_off" and lora is None:
@@ -232,14 +247,27 @@ def _teacher_faults(recipe: Recipe) -> Iterator[str]:
         yield 'teacher.weights = "ema" needs teacher.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
     if teacher.weights != "ema" and teacher.ema_rate is not None:
         yield f'teacher.ema_rate = {teacher.ema_rate} is only read with teacher.weights = "ema"; set that, or remove it'
+    if (teacher.weights == "trust_region") != (teacher.student_share is not None):
+        yield (
+            f'teacher.weights = "{teacher.weights}" and teacher.student_share = {teacher.student_share}: '
+            'weights = "trust_region" mixes logits, initial * (1 - student_share) + student * student_share; '
+            "set both (e.g. 0.05) or neither"
+        )
+    if teacher.weights == "trust_region" and recipe.method.answer_source == "teacher":
+        yield (
+            'teacher.weights = "trust_region" scores answers and cannot write them, but method.answers = "teacher"; '
+            'use teacher.weights = "initial" or "ema"'
+        )
 
 
 def _method_faults(recipe: Recipe) -> Iterator[str]:
     method, teacher = recipe.method, recipe.teacher
-    asks_teacher = method.needs.teacher != "none"
+    asks_teacher = recipe.needs.teacher != "none"
     if (asks_teacher or method.answer_source == "teacher") and teacher.kind == "none":
+        alone = method.needs.teacher == "none" and method.answer_source != "teacher"
+        who = "what [weights] compares" if alone else f'method.name = "{method.name}"'
         yield (
-            f'method.name = "{method.name}" needs a teacher, but teacher.kind = "none"; '
+            f'{who} needs a teacher, but teacher.kind = "none"; '
             'set [teacher] kind = "model" and path, or kind = "self" and weights'
         )
     if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
@@ -268,6 +296,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             "answer every time; raise the temperature, or set group_size = 1"
         )
     yield from method.faults(recipe)
+    yield from recipe.weights.faults(recipe)
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:
@@ -296,6 +325,15 @@ def _choice(
     except ValidationError as error:
         faults += _sentences(error, table[name], prefix=f"{where}.")
         return None
+
+
+def _weights(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+    """The section with the rows of their tables that `tokens.name` and `problems.name` choose."""
+    chosen = dict(section)
+    for key, table in (("tokens", TOKEN_WEIGHTS), ("problems", PROBLEM_WEIGHTS)):
+        if key in chosen:
+            chosen[key] = _choice(chosen[key], f"weights.{key}", "name", table, faults)
+    return chosen
 
 
 def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Letters: N counted answer tokens, R rows, K support entries, H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opdkit.losses import Head, TeacherTokens
 from opdkit.methods.base import PlanInputs
-from opdkit.types import Example, FloatArray, Needs, TeacherSignal
+from opdkit.types import Example, FloatArray, Needs, TeacherSignal, seed_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class StudentStats:
-    """What the student says of its own tokens before the update, at the loss temperature. Nats."""
+    """What the student says of its own tokens before the update, at the loss temperature. Nats.
+
+    scores             {name: [N]}: losses asked for by [weights]
+    teacher_logprob_N  of the sampled tokens, where that pass read the teacher's hidden states
+    """
 
     logprob_N: Tensor
     entropy_N: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    teacher_logprob_N: Tensor | None = None
 
 
 class Batch:
@@ -62,14 +68,18 @@ class Batch:
         *,
         step: int,
         progress: float,
+        seed: int,
+        num_ids: int,
         student: StudentStats | None = None,
+        pass_rates: Mapping[str, float | None] | None = None,
         absent: Sequence[Example] = (),
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
-        """All that a method may know. `absent`: rows of the step that are not in the batch."""
+        """All that a method may know. `absent`: rows of the step that are not in the batch; `num_ids`: vocabulary."""
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
+        teacher_logprob_N = self._per_token([e.signal.sampled_logprob_T if e.signal else None for e in self.examples])
         absent_tokens = [int(np.count_nonzero(e.rollout.answer_mask)) for e in absent]
         return PlanInputs(
             row_N=self.row_N,
@@ -80,12 +90,14 @@ class Batch:
             mask_N=torch.ones(self.num_tokens, dtype=torch.bool, device=self.device),
             weight_N=torch.ones(self.num_tokens, dtype=torch.float32, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
-            teacher_logprob_N=self._per_token(
-                [e.signal.sampled_logprob_T if e.signal else None for e in self.examples]
-            ),
+            teacher_logprob_N=student.teacher_logprob_N if student and teacher_logprob_N is None else teacher_logprob_N,
             teacher_entropy_N=self._per_token([e.signal.entropy_T if e.signal else None for e in self.examples]),
             student_logprob_N=student.logprob_N if student else None,
             student_entropy_N=student.entropy_N if student else None,
+            student_scores=student.scores if student else {},
+            pass_rate_R=self._pass_rates(pass_rates) if pass_rates else None,
+            seed_R=[seed_from(seed, step, *e.rollout.key, "plan") for e in self.examples],
+            num_ids=num_ids,
             step=step,
             progress=progress,
             num_absent_rows=sum(n > 0 for n in absent_tokens),
@@ -155,6 +167,10 @@ class Batch:
             tokens_n=torch.from_numpy(tokens).to(self.device),
             counted_n=None if everything else torch.from_numpy(counted).to(self.device),
         )
+
+    def _pass_rates(self, pass_rates: Mapping[str, float | None]) -> Tensor:
+        known = [pass_rates[e.rollout.problem_id] for e in self.examples]
+        return torch.tensor([np.nan if r is None else r for r in known], dtype=torch.float64, device=self.device)
 
     def _flat(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *arrays])).to(self.device)

@@ -3,7 +3,7 @@
     checkpoints/step_000100/model/                 Hugging Face format (a LoRA student: its adapter), float32
                             optimizer.safetensors  "<parameter>/<what>"
                             teacher.safetensors    only for teachers that have a state (initial, ema)
-                            state.json             {"version", "step", "counters"}
+                            state.json             {"version", "step", "counters", "pass_rates"}
 
 There is no random state to save: every seed comes from identity (seed, step, problem, sample).
 """
@@ -36,6 +36,7 @@ class Saved:
     path: Path
     step: int
     counters: Mapping[str, float]
+    pass_rates: Mapping[str, float]
 
     @property
     def model_path(self) -> Path:
@@ -54,6 +55,7 @@ def save(
     optimizer: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     counters: Mapping[str, float],
+    pass_rates: Mapping[str, float],
     keep: int,
 ) -> Path:
     """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk."""
@@ -68,7 +70,7 @@ def save(
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
                 )
-        state = {"version": VERSION, "step": step, "counters": dict(counters)}
+        state = {"version": VERSION, "step": step, "counters": dict(counters), "pass_rates": dict(pass_rates)}
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _sync(unfinished)
         if target.exists():  # a run that was resumed from an older checkpoint writes this one anew
@@ -104,7 +106,7 @@ def latest(folder: Path) -> Saved | None:
         raise UserError(
             f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the one that wrote it"
         )
-    return Saved(path=path, step=state["step"], counters=state["counters"])
+    return Saved(path=path, step=state["step"], counters=state["counters"], pass_rates=state["pass_rates"])
 
 
 def _all(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from opdkit import losses
+from opdkit.methods.base import PlanInputs
 from opdkit.metrics import Metric
 from opdkit.types import Example
 
@@ -48,8 +49,36 @@ def describe_batch(
             Metric(f"loss/{term.name}", _mean(tokens, term.name)),
             Metric(f"loss/{term.name}_tokens", float((term.coef_N != 0).sum()), "sum"),
             Metric(f"loss/{term.name}_empty_supports", float(num_empty.get(term.name, 0)), "sum"),
+            *_clipped(term, tokens),
         ]
     return [*metrics, *(Metric(f"student/{name}", _mean(tokens, name)) for name in ("entropy", "logprob"))]
+
+
+def describe_weights(inputs: PlanInputs) -> list[Metric]:
+    """What [weights] made of the batch: whom it counts, and how much. The method may count fewer."""
+    counted_N, num_rows = inputs.mask_N, len(inputs.group_R)
+    weight_N = inputs.weight_N[counted_N]
+    trained_rows = inputs.row_N[counted_N & (inputs.weight_N != 0)].unique()
+    return [
+        Metric("weights/share_of_tokens_counted", float(counted_N.double().mean())),
+        Metric("weights/mean", float(weight_N.double().mean()) if len(weight_N) else None),
+        Metric("weights/max", float(weight_N.max()) if len(weight_N) else None, "max"),
+        Metric("weights/num_rows_without_weight", float(num_rows - len(trained_rows)), "sum"),
+    ]
+
+
+def _clipped(term: losses.Term, tokens: Mapping[str, Tensor]) -> list[Metric]:
+    """For a loss with a clip: the share of tokens it acted on, and the share of the loss that it took."""
+    unclipped_N = tokens.get(f"{term.name}/unclipped")
+    counted_N = term.coef_N != 0
+    if unclipped_N is None or not counted_N.any():
+        return []
+    unclipped_N, loss_N, coef_N = (x[counted_N].double() for x in (unclipped_N, tokens[term.name], term.coef_N))
+    whole, left = float((coef_N * unclipped_N).sum()), float((coef_N * loss_N).sum())
+    return [
+        Metric(f"loss/{term.name}_share_of_tokens_clipped", float((loss_N != unclipped_N).double().mean())),
+        Metric(f"loss/{term.name}_share_of_loss_clipped", (whole - left) / whole if whole > 0 else None),
+    ]
 
 
 def _group_metrics(rows: Sequence[Example]) -> list[Metric]:

@@ -96,6 +96,7 @@ class Run:
             optimizer=self.optimizer,
             teacher=self.teacher,
             method=recipe.method,
+            weights=recipe.weights,
             context=recipe.context,
             sample=self.answers,
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
@@ -180,6 +181,7 @@ class Run:
             optimizer=self.optimizer.state(),
             teacher=self.teacher.state() if self.teacher else {},
             counters=state.counters,
+            pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
         )
 
@@ -189,6 +191,7 @@ class Run:
             self.teacher.load_state(saved.tensors("teacher"))
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
+        self.state.pass_rates.update(saved.pass_rates)
         self.console.print(f"going on from {saved.path}", highlight=False, soft_wrap=True)
 
     def _evaluate_student(self, when: str) -> dict[str, Accuracy]:

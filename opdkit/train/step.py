@@ -12,13 +12,15 @@ from torch import Tensor
 from opdkit import losses
 from opdkit.contexts import Context, build_views
 from opdkit.engines.model import LanguageModel
-from opdkit.methods.base import Method, Report
+from opdkit.losses.spec import LossSpec, NegativeLogLikelihood, TeacherAdvantage
+from opdkit.methods.base import Method, PlanInputs, Report
+from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
 from opdkit.train.batch import Batch, Part, StudentStats
-from opdkit.train.describe import describe_batch, describe_rows
+from opdkit.train.describe import describe_batch, describe_rows, describe_weights
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.teacher import Teacher
-from opdkit.types import Example, Group, Problem, TeacherSignal, TeacherView
+from opdkit.types import Example, Group, Needs, Problem, TeacherSignal, TeacherView
 
 Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
 
@@ -36,8 +38,15 @@ class State:
     max_tokens_per_micro_batch: int
     num_steps: int
     seed: int
+    weights: Weights = field(default_factory=Weights)
     step: int = 0  # steps taken
-    counters: dict[str, float] = field(default_factory=dict)  # since the run began, saved in checkpoints
+    # Since the run began, saved in checkpoints:
+    counters: dict[str, float] = field(default_factory=dict)
+    pass_rates: dict[str, float] = field(default_factory=dict)  # of problems whose first one is kept
+
+    @property
+    def needs(self) -> Needs:
+        return self.method.needs | self.weights.needs
 
 
 def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
@@ -48,8 +57,10 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     rows = join(groups, views, signals)
     absent = [row for row in rows if asks_teacher(state) and row.signal is None]
     batch = Batch([row for row in rows if not asks_teacher(state) or row.signal is not None], state.student.device)
-    terms, report = plan(state, batch, absent)
+    terms, report, inputs = plan(state, batch, absent, groups)
     learned = backward(state, batch, terms)
+    if inputs is not None:
+        learned.fill(inputs)
     rows = without_hidden_states(rows, batch, learned)
     result = state.optimizer.step(state.step)
     if state.teacher is not None and not result.skipped:
@@ -58,6 +69,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     metrics = [
         *describe_rows(rows, asks_teacher=asks_teacher(state)),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
+        *(describe_weights(inputs) if inputs is not None and state.weights.parts else ()),
         *(Metric(f"method/{name}", number) for name, number in report.numbers.items()),
         Metric("train/loss", learned.loss if report.loss is None else report.loss),
         Metric("train/grad_norm", result.grad_norm),
@@ -68,7 +80,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
 
 
 def asks_teacher(state: State) -> bool:
-    return state.method.needs.teacher != "none"
+    return state.needs.teacher != "none"
 
 
 def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | None]:
@@ -96,7 +108,7 @@ def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | N
         state.teacher.score(
             [view.context_ids for view, _ in read],
             [rollout.answer_ids for _, rollout in read],
-            state.method.needs,
+            state.needs,
             temperature=state.method.loss_temperature,
         )
     )
@@ -131,38 +143,76 @@ class Learned:
         self.loss += float(out.loss.detach())
         self.num_empty_support.update(out.num_empty_support)
         seen = {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}
+        seen |= {f"{name}/unclipped": value_n for name, value_n in out.unclipped_loss.items()}
         if out.teacher_sampled_logprob_N is not None:
             seen["teacher_logprob"] = out.teacher_sampled_logprob_N
         for name, seen_n in seen.items():
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
 
+    def fill(self, inputs: PlanInputs) -> None:
+        """Tokens that the loss left out, with what was known of them before the update."""
+        known = {
+            "entropy": inputs.student_entropy_N,
+            "logprob": inputs.student_logprob_N,
+            "teacher_logprob": inputs.teacher_logprob_N,
+        }
+        for name, known_N in known.items():
+            if known_N is not None:
+                seen_N = self.tokens.get(name, known_N)
+                self.tokens[name] = torch.where(seen_N.isnan(), known_N.to(seen_N.dtype), seen_N)
 
-def plan(state: State, batch: Batch, absent: Sequence[Example]) -> tuple[list[losses.Term], Report]:
-    """Every coefficient of the batch, before the first backward; and what the method says of it."""
+
+def plan(
+    state: State, batch: Batch, absent: Sequence[Example], groups: Sequence[Group]
+) -> tuple[list[losses.Term], Report, PlanInputs | None]:
+    """Every coefficient of the batch, before the first backward; what the method says of it; what both were made of."""
     if not batch.num_tokens:  # nobody had anything to read: the metrics say so, and the step changes nothing
-        return [], Report()
-    stats = student_stats(state, batch) if state.method.needs.student else None
-    progress = state.step / state.num_steps
-    inputs = batch.plan_inputs(step=state.step, progress=progress, student=stats, absent=absent)
-    return state.method.terms(inputs), state.method.report(inputs)
+        return [], Report(), None
+    inputs = batch.plan_inputs(
+        step=state.step,
+        progress=state.step / state.num_steps,
+        seed=state.seed,
+        num_ids=state.student.num_tokens,
+        student=student_stats(state, batch),
+        pass_rates=state.weights.pass_rates(groups, state.pass_rates),
+        absent=absent,
+    )
+    inputs = state.weights.apply(inputs)
+    return state.method.terms(inputs), state.method.report(inputs), inputs
 
 
 @torch.no_grad()
-def student_stats(state: State, batch: Batch) -> StudentStats:
-    """A pass without gradient, only made for methods whose coefficients depend on the student."""
-    student, weights = state.student, state.optimizer.compute_weights()
-    head, logprob_N, entropy_N = student.head(weights), batch.new_per_token(), batch.new_per_token()
+def student_stats(state: State, batch: Batch) -> StudentStats | None:
+    """A pass without gradient, only made where coefficients depend on the student; None elsewhere."""
+    asked = asked_before_the_update(state)
+    if not asked:
+        return None
+    student, weights, teacher_head = state.student, state.optimizer.compute_weights(), head_of_teacher(state)
+    head, ones_N = student.head(weights), torch.ones(batch.num_tokens, device=batch.device)
+    terms = [losses.Term(name=name, loss=loss, coef_N=ones_N) for name, loss in asked.items()]
+    seen = Learned()
     for part in batch.parts(state.max_tokens_per_micro_batch):
-        stats = losses.head_stats(
+        out = losses.head_loss(
             hidden_of(student, part, weights),
             head,
-            sampled_ids_N=batch.ids_N[part.tokens_n],
-            entropy=True,
+            batch.ids_N[part.tokens_n],
+            [term.take(part.tokens_n) for term in terms],
+            batch.teacher_tokens(part, state.needs, teacher_head),
             temperature=state.method.loss_temperature,
         )
-        assert stats.sampled_logprob_N is not None and stats.entropy_N is not None
-        logprob_N[part.tokens_n], entropy_N[part.tokens_n] = stats.sampled_logprob_N, stats.entropy_N
-    return StudentStats(logprob_N, entropy_N)
+        seen.add(out, part.tokens_n, batch.num_tokens)
+    scores = {name: seen.tokens[name] for name in asked}
+    return StudentStats(seen.tokens["logprob"], seen.tokens["entropy"], scores, seen.tokens.get("teacher_logprob"))
+
+
+def asked_before_the_update(state: State) -> dict[str, LossSpec]:
+    """What must be scored for every token before coefficients are made, by name."""
+    asked, asking = state.weights.scores, [state.method.needs, *(part.needs for part in state.weights.parts)]
+    if state.needs.teacher == "distribution" and any(needs.teacher in ("sampled", "topk") for needs in asking):
+        asked["teacher"] = TeacherAdvantage()  # whoever asked for log-probs gets them, read from hidden states
+    if state.needs.student and not asked:
+        asked["student"] = NegativeLogLikelihood()
+    return asked
 
 
 def hidden_of(student: LanguageModel, part: Part, weights: Mapping[str, Tensor] | None) -> Tensor:
@@ -176,21 +226,24 @@ def hidden_of(student: LanguageModel, part: Part, weights: Mapping[str, Tensor] 
 def without_hidden_states(rows: list[Example], batch: Batch, learned: Learned) -> list[Example]:
     """The rows as they are kept: the teacher's hidden states give way to its log-probs of the sampled tokens, which the
     loss has just read from them (NaN for tokens it did not compute)."""
-    if "teacher_logprob" not in learned.tokens:
-        return rows
-    said = {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(learned.tokens["teacher_logprob"])}
+    known_N = learned.tokens.get("teacher_logprob")
+    said = {} if known_N is None else {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(known_N)}
     return [
         row
         if row.signal is None or row.signal.hidden_TH is None
-        else replace(row, signal=replace(row.signal, hidden_TH=None, sampled_logprob_T=said[row.rollout.key]))
+        else replace(row, signal=replace(row.signal, hidden_TH=None, sampled_logprob_T=said.get(row.rollout.key)))
         for row in rows
     ]
+
+
+def head_of_teacher(state: State) -> losses.Head | None:
+    return state.teacher.head() if state.teacher and state.needs.teacher == "distribution" else None
 
 
 def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learned:
     """Gradients of the whole batch, a micro-batch at a time."""
     student, method = state.student, state.method
-    teacher_head = state.teacher.head() if state.teacher and method.needs.teacher == "distribution" else None
+    teacher_head = head_of_teacher(state)
     learned = Learned()
     for part in batch.parts(state.max_tokens_per_micro_batch):
         weights = state.optimizer.compute_weights()
@@ -199,7 +252,7 @@ def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learne
             student.head(weights),
             batch.ids_N[part.tokens_n],
             [term.take(part.tokens_n) for term in terms],
-            batch.teacher_tokens(part, method.needs, teacher_head),
+            batch.teacher_tokens(part, state.needs, teacher_head),
             temperature=method.loss_temperature,
         )
         out.loss.backward()
