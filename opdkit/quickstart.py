@@ -65,7 +65,7 @@ ARMS: Mapping[str, Arm] = {
         },
     ),
     "sft-unlimited": Arm(
-        "SFT on new solved problems without end",
+        "SFT on unlimited solved problems",
         {"method": {"name": "sft"}, "teacher": NO_TEACHER, "train": {"lr": 8e-3}},
         fresh=True,
     ),
