@@ -337,13 +337,17 @@ def _weights(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
 
 
 def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's sections. A section that names another kind starts afresh: the paper's teacher weights say nothing
-    about somebody's own teacher."""
+    """The paper's sections. A section that names another kind (or a teacher with other weights) starts afresh: the
+    paper's teacher weights say nothing about somebody's own teacher, nor its ema_rate about other weights."""
     defaults: dict[str, Any] = {key: dict(value) for key, value in method.defaults.items()}
     for section, default in defaults.items():
         chosen = merged.get(section)
-        if isinstance(chosen, Mapping) and "kind" in chosen and chosen["kind"] != default.get("kind", chosen["kind"]):
+        if not isinstance(chosen, Mapping):
+            continue
+        if "kind" in chosen and chosen["kind"] != default.get("kind", chosen["kind"]):
             defaults[section] = {}
+        elif "weights" in chosen and chosen["weights"] != default.get("weights", chosen["weights"]):
+            defaults[section] = {"kind": default["kind"]}
     return defaults
 
 

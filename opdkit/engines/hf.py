@@ -5,7 +5,7 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from opdkit.engines.base import Progress, Sampled, SamplingParams
 from opdkit.engines.decode import decode
 from opdkit.engines.draw import check_params
 from opdkit.engines.model import Ids, LanguageModel
-from opdkit.losses import head_stats
+from opdkit.losses import Head, head_stats
 from opdkit.types import Needs, TeacherSignal
 
 LOGIT_BYTES = 512 << 20  # of one array of a step's logits, so that short answers of many rows do not fill the memory
@@ -105,27 +105,34 @@ class HFEngine:
         self, contexts: Sequence[Ids], answers: Sequence[Ids], needs: Needs, temperature: float
     ) -> list[TeacherSignal]:
         hidden_NH = self.model.hidden(contexts, answers, weights=self.weights)
-        ends = np.cumsum([len(answer) for answer in answers])[:-1]
-        columns: dict[str, Sequence[Any]] = {}
-        if needs.teacher == "distribution":
-            columns["hidden_TH"] = hidden_NH.tensor_split(ends.tolist())
-        if needs.teacher != "distribution" or needs.entropy:
-            stats = head_stats(
-                hidden_NH,
-                self.model.head(self.weights),
-                sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
-                k=needs.k if needs.teacher == "topk" else None,
-                entropy=needs.entropy,
-                temperature=temperature,
-            )
-            said = {
-                "sampled_logprob_T": stats.sampled_logprob_N,
-                "topk_ids_TK": stats.topk_ids_NK,
-                "topk_logprob_TK": stats.topk_logprob_NK,
-                "entropy_T": stats.entropy_N,
-            }
-            columns |= {name: np.split(array.cpu().numpy(), ends) for name, array in said.items() if array is not None}
-        return [TeacherSignal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
+        return signals_of(hidden_NH, lambda: self.model.head(self.weights), answers, needs, temperature)
+
+
+def signals_of(
+    hidden_NH: Tensor, head: Callable[[], Head], answers: Sequence[Ids], needs: Needs, temperature: float
+) -> list[TeacherSignal]:
+    """What hidden states say of the answer tokens they predict, rows one after another: what `needs` asks for."""
+    ends = np.cumsum([len(answer) for answer in answers])[:-1]
+    columns: dict[str, Sequence[Any]] = {}
+    if needs.teacher == "distribution":
+        columns["hidden_TH"] = hidden_NH.tensor_split(ends.tolist())
+    if needs.teacher != "distribution" or needs.entropy:
+        stats = head_stats(
+            hidden_NH,
+            head(),
+            sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
+            k=needs.k if needs.teacher == "topk" else None,
+            entropy=needs.entropy,
+            temperature=temperature,
+        )
+        said = {
+            "sampled_logprob_T": stats.sampled_logprob_N,
+            "topk_ids_TK": stats.topk_ids_NK,
+            "topk_logprob_TK": stats.topk_logprob_NK,
+            "entropy_T": stats.entropy_N,
+        }
+        columns |= {name: np.split(array.cpu().numpy(), ends) for name, array in said.items() if array is not None}
+    return [TeacherSignal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
 
 
 def _flat(answers: Sequence[Ids], device: torch.device) -> Tensor:

@@ -61,6 +61,23 @@ class Head:
         return output_nV if factor == 1 else output_nV * factor
 
 
+def mixed_head(reference: Head, other: Head, share: float) -> Head:
+    """The head whose logits are (1 - share) reference + share other, over both hidden states side by side, [n, 2H].
+
+    Exact for linear heads. Raises ValueError for soft-capped ones, whose mixture no head gives, and for two scales.
+    """
+    if (reference.softcap, other.softcap) != (None, None) or reference.logit_scale != other.logit_scale:
+        raise ValueError(f"no head mixes {reference} and {other}: both must be uncapped and of one scale")
+    parts = ((reference, 1 - share), (other, share))
+    biases_V = [head.bias_V.detach() * factor for head, factor in parts if head.bias_V is not None]
+    return Head(
+        weight_VH=torch.cat([head.weight_VH.detach() * factor for head, factor in parts], -1),
+        bias_V=torch.stack(biases_V).sum(0) if biases_V else None,
+        num_tokens=reference.num_tokens,
+        logit_scale=reference.logit_scale,
+    )
+
+
 class Projector:
     """A head applied to chunk after chunk of hidden states, into the same memory each time.
 

@@ -3,8 +3,10 @@
 from opdkit.methods.base import Method, PlanInputs
 from opdkit.methods.dpo import DPO
 from opdkit.methods.grpo import GRPO
+from opdkit.methods.mopd import MOPD
 from opdkit.methods.opd import OPD
 from opdkit.methods.opsd import OPSD
+from opdkit.methods.sdpo import SDPO
 from opdkit.methods.sft import SFT
 from opdkit.methods.simpo import SimPO
 from opdkit.methods.verified_sft import VerifiedSFT
@@ -12,6 +14,8 @@ from opdkit.methods.verified_sft import VerifiedSFT
 METHODS: dict[str, type[Method]] = {
     "opd": OPD,
     "opsd": OPSD,
+    "sdpo": SDPO,
+    "mopd": MOPD,
     "grpo": GRPO,
     "sft": SFT,
     "dpo": DPO,

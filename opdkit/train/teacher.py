@@ -2,28 +2,31 @@
 
 Self-teachers share the student's module and differ in its weights, which are put in for the length of a call and never
 written into it: `initial` (as training began), `ema` (float32, in every checkpoint), `live`, `adapter_off` (LoRA: the
-base model). Any other model comes by path, with its own chat template.
+base model), `trust_region` (initial and live logits mixed). Any other model comes by path, with its own chat template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
-from opdkit.engines.hf import HFEngine
+from opdkit.engines.hf import HFEngine, signals_of
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.losses import Head
+from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe
 from opdkit.train.optimizer import Optimizer
 from opdkit.types import Needs, TeacherSignal
 
 Weights = Callable[[], Mapping[str, Tensor] | None]
+_HIDDEN_STATES = Needs(teacher="distribution")
 
 
 class Teacher:
@@ -121,6 +124,61 @@ class EMATeacher(Teacher):
         return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
 
 
+class TrustRegionTeacher(Teacher):
+    """logits = (1 - share) initial + share live, both reading the teacher's context; the live part is held constant.
+
+    SDPO's trust region (arXiv:2601.20802). A mixture of logits is the logits of one head, over the two hidden states
+    side by side, so every loss can ask it whatever it could ask a model. It reads each row twice, and cannot sample.
+    Raises UserError for a student that soft-caps its logits: the mixture is then no head's.
+    """
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, student_share: float
+    ) -> None:
+        if model.head().softcap is not None:
+            raise UserError(
+                f'teacher.weights = "trust_region" mixes logits, but {model.name} soft-caps them, and no head gives '
+                'such a mixture; use teacher.weights = "ema"'
+            )
+        self.student_share = student_share
+        self.initial = InitialTeacher(model, renderer, optimizer, max_tokens)
+        self.live = Teacher(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens)
+
+    def engine(self) -> HFEngine:
+        raise AssertionError("a mixture of logits scores; no engine samples from it")
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        needs: Needs,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[TeacherSignal]:
+        both = [
+            teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
+            for teacher in (self.initial, self.live)
+        ]
+        head = cache(self.head)
+        signals = []
+        for initial, live, answer in zip(*both, answers, strict=True):
+            assert initial.hidden_TH is not None and live.hidden_TH is not None
+            hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
+            signals += signals_of(hidden_TH, head, [answer], needs, temperature)
+        return signals
+
+    def head(self) -> Head:
+        return mixed_head(self.initial.head(), self.live.head(), self.student_share)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.initial.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.initial.load_state(state)
+
+
 def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -> Teacher | None:
     """The recipe's teacher; None where the method asks none. Raises UserError for a teacher that cannot be compared."""
     section, max_tokens = recipe.teacher, recipe.sampling.max_tokens_per_batch
@@ -134,11 +192,12 @@ def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -
     if section.weights == "ema":
         assert section.ema_rate is not None
         return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate)
+    if section.weights == "trust_region":
+        assert section.student_share is not None
+        return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
     if section.weights == "adapter_off":
         return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
-    return Teacher(
-        student, own, max_tokens_per_batch=max_tokens, weights=lambda: _detached(optimizer.compute_weights())
-    )
+    return Teacher(student, own, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
 
 
 def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
@@ -181,5 +240,11 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
-def _detached(weights: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-    return None if weights is None else {name: weight.detach() for name, weight in weights.items()}
+def _live(optimizer: Optimizer) -> Weights:
+    """The student's weights of the moment, as the computation reads them; None where they are the module's own."""
+
+    def weights() -> Mapping[str, Tensor] | None:
+        read = optimizer.compute_weights()
+        return None if read is None else {name: weight.detach() for name, weight in read.items()}
+
+    return weights

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flat_batch import FlatBatch, of_lengths
+from case_batch import CaseBatch, of_lengths
 from vectors import Case, load
 
 from opdkit.methods import METHODS
@@ -34,10 +34,10 @@ def method_of(config: dict[str, Any]) -> Method:
     return METHODS[keys["name"]].model_validate(keys)
 
 
-def batch_of(case: Case) -> tuple[FlatBatch, PlanInputs]:
+def batch_of(case: Case) -> tuple[CaseBatch, PlanInputs]:
     student_BTV = torch.tensor(case.inputs["student_logits"])
     tokens_BT = torch.tensor(case.inputs["tokens"]).long()
-    batch = FlatBatch(of_lengths(case.inputs["lengths"], tokens_BT.shape[1]), tokens_BT)
+    batch = CaseBatch(of_lengths(case.inputs["lengths"], tokens_BT.shape[1]), tokens_BT)
     plan = batch.plan(
         reward=case.inputs["rewards"],
         group=case.inputs["group"].tolist() if "group" in case.inputs else None,
@@ -78,7 +78,7 @@ def test_pairs_do_not_depend_on_micro_batches() -> None:
     parts = torch.zeros_like(whole)
     for row in range(len(whole)):
         rows_BT = batch.mask_BT & (torch.arange(len(whole)) == row).unsqueeze(-1)
-        part = FlatBatch(rows_BT, batch.ids_BT)
+        part = CaseBatch(rows_BT, batch.ids_BT)
         parts += part.learn([term.take(plan.row_N == row)], case.inputs["student_logits"])[1]
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-15)
 

@@ -17,6 +17,11 @@ from opdkit.train.step import State, train_step
 from opdkit.types import Group, Needs, Problem
 
 Make = Callable[..., Recipe]
+# The published sentences hold characters that the tiny tokenizer does not know.
+WORDING = "context.wording={ layout = '{question}{success}{another}{failure}', " + ", ".join(
+    f"{kind} = ';{{text}}'" for kind in ("success", "another", "failure", "feedback", "summary", "failed_summary")
+)
+PEERS = ("context.kind=peers", "context.feedback=never", WORDING + " }", "train.warmup_steps=0")
 METHODS = [
     ("opd", ()),
     ("opd", ("method.support=sampled",)),
@@ -27,6 +32,8 @@ METHODS = [
     ("dpo", ()),
     ("simpo", ()),
     ("verified_sft", ()),
+    ("mopd", (*PEERS, "method.importance_cap=2.0")),
+    ("sdpo", (*PEERS, "teacher.weights=trust_region", "teacher.student_share=0.3", "method.without_context=dilute")),
 ]
 
 
@@ -122,6 +129,31 @@ def test_rows_without_context_leave_the_mean(recipe: Make, start: Any, monkeypat
     assert distance(others, with_one_bare) < 1e-6
     assert len(rows) == 8  # every row is kept and saved, also those that taught nothing
     assert {m.name: m.value for m in metrics}["teacher/num_rows_without_view"] == 2
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_rows_without_context_may_dilute_the_mean(
+    reduction: str, recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SDPO published it: 2 of 8 rows without context take their share, by rows or by tokens, of the others' mean."""
+    keys = ("train.max_grad_norm=1e9", f"method.reduction={reduction}")
+    run = start(recipe("opsd", *keys, "method.without_context=dilute"))
+    *solved, bare = run.problems[:4]
+    problems = [*solved, replace(bare, solution=None)]
+    rows: list[Any] = []
+    original = train_step
+
+    def keep(state: State, chosen: Sequence[Problem]) -> Any:
+        rows[:], metrics = original(state, chosen)
+        return rows, metrics
+
+    monkeypatch.setitem(gradient.__globals__, "train_step", keep)
+    diluted = gradient(run, problems, monkeypatch)
+    sizes = [1 if reduction == "sequence" else len(row.rollout.answer_ids) for row in rows]
+    present = sum(size for size, row in zip(sizes, rows, strict=True) if row.view is not None)
+    leaving = gradient(start(recipe("opsd", "name=leave", *keys)), problems, monkeypatch)
+    assert present < sum(sizes)
+    assert distance({n: g * (present / sum(sizes)) for n, g in leaving.items()}, diluted) < 1e-6
 
 
 def test_kept_rows_say_what_the_teacher_said(recipe: Make, start: Any) -> None:
