@@ -99,7 +99,10 @@ def unit_interval(value_N: Tensor, gather: Gather = _here) -> Tensor:
 
 
 def quantile(value_A: Tensor, share: float) -> Tensor:
-    """The `share`-quantile, interpolated linearly between neighbours. (torch.quantile refuses more than 16M values.)"""
+    """The `share`-quantile, interpolated linearly between neighbours; NaN of nothing. (torch.quantile refuses more than
+    16M values.)"""
+    if not len(value_A):
+        return value_A.new_tensor(torch.nan)
     ordered_A = value_A.sort().values
     place = share * (len(ordered_A) - 1)
     below = math.floor(place)

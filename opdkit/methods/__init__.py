@@ -2,10 +2,13 @@
 
 from opdkit.methods.base import Method, PlanInputs
 from opdkit.methods.dpo import DPO
+from opdkit.methods.eopd import EOPD
 from opdkit.methods.grpo import GRPO
 from opdkit.methods.mopd import MOPD
 from opdkit.methods.opd import OPD
 from opdkit.methods.opsd import OPSD
+from opdkit.methods.pw_opsd import PWOPSD
+from opdkit.methods.reopold import Reopold
 from opdkit.methods.sdpo import SDPO
 from opdkit.methods.sft import SFT
 from opdkit.methods.simpo import SimPO
@@ -14,6 +17,9 @@ from opdkit.methods.verified_sft import VerifiedSFT
 METHODS: dict[str, type[Method]] = {
     "opd": OPD,
     "opsd": OPSD,
+    "pw_opsd": PWOPSD,
+    "eopd": EOPD,
+    "reopold": Reopold,
     "sdpo": SDPO,
     "mopd": MOPD,
     "grpo": GRPO,

@@ -38,6 +38,24 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": {"kind": "self", "weights": "ema", "ema_rate": 0.1},
         "context": {"kind": "reference_solution", "template": "prefix"},
     },
+    "pw_opsd": {
+        "method": {"name": "pw_opsd"},
+        "context": {"kind": "reference_solution", "template": "prefix"},
+    },
+    "eopd": {
+        "method": {"name": "eopd"},
+        "context": {"kind": "reference_solution", "template": "prefix"},
+        "weights": {"importance": {"cap": 1.5}},
+    },
+    "reopold": {
+        "method": {"name": "reopold", "switch_step": 1},
+        "context": {"kind": "reference_solution", "template": "prefix"},
+    },
+    "opd soft_or": {
+        "method": {"name": "opd"},
+        "teacher": {"kind": "model", "path": "teacher"},
+        "weights": {"tokens": {"name": "soft_or", "keep": 0.5}},
+    },
     "sft": {"method": {"name": "sft"}},
 }
 
