@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from opdkit.losses.inputs import Head, TeacherTokens
     from opdkit.losses.spec import (
         Divergence,
+        EntryAdvantage,
+        KLEstimate,
         LossSpec,
         NegativeLogLikelihood,
         PolicyGradient,
@@ -36,6 +38,8 @@ _HOME = {
     "head_loss": "head",
     "head_stats": "head",
     "Divergence": "spec",
+    "EntryAdvantage": "spec",
+    "KLEstimate": "spec",
     "LossSpec": "spec",
     "NegativeLogLikelihood": "spec",
     "PolicyGradient": "spec",
@@ -46,9 +50,11 @@ _HOME = {
 
 __all__ = [
     "Divergence",
+    "EntryAdvantage",
     "Head",
     "HeadOutput",
     "HeadStats",
+    "KLEstimate",
     "LossSpec",
     "NegativeLogLikelihood",
     "PolicyGradient",

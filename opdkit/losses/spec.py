@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from opdkit.errors import UserError
-from opdkit.losses.names import DivergenceKind, JsdScale, SupportKind, SurrogateForm, TailKind
+from opdkit.losses.names import DivergenceKind, EntryWeight, JsdScale, SupportKind, SurrogateForm, TailKind
 from opdkit.types import Needs
 
 # What the teacher must be able to answer for each support. Entries chosen by the student can be any id at all, so they
@@ -210,4 +210,49 @@ class TeacherAdvantage:
     takes_old_logprob: ClassVar[bool] = False
 
 
-LossSpec = Divergence | NegativeLogLikelihood | PolicyGradient | TeacherAdvantage
+@dataclass(frozen=True, slots=True)
+class EntryAdvantage:
+    """Policy gradient over the entries of a support, as "Rethinking On-Policy Distillation" publishes it.
+
+    - sum over entries A r,  A = -w (log p - log q),  r = p / p held constant, which is 1; A is constant.
+    weight: w in proportion to the student's or the teacher's probability, or the same for every entry ("none"). The
+    weights of a token sum to 1, but on the symmetric difference they are the plain probabilities, or 1. log p and
+    log q are those of the full vocabulary, not renormalised. It is not a divergence; its value may be negative.
+    Raises UserError for the sampled token alone, where every weight is 1.
+    """
+
+    support: Support
+    weight: EntryWeight = "student_p"
+    uses_advantage: ClassVar[bool] = False
+    takes_old_logprob: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_name("entry weight", self.weight, EntryWeight)
+        if self.support.kind == "sampled":
+            raise UserError("one sampled token has no entries to weigh; use PolicyGradient or TeacherAdvantage for it.")
+
+    @property
+    def needs(self) -> Needs:
+        return self.support.needs
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        return self.support.kind != "symmetric_difference"
+
+
+@dataclass(frozen=True, slots=True)
+class KLEstimate:
+    """Distance to the teacher (a reference) from the sampled token: k3 = e^d - d - 1, d = log q - log p; never below 0.
+
+    On the student's own samples its mean is KL(student || teacher), but its gradient, (1 - e^d) times that of log p, is
+    in the mean that of KL(teacher || student). verl calls it low_var_kl, and cuts it off above 10, where its gradient
+    would be largest; here only d is bounded, at 20. John Schulman, "Approximating KL divergence" (2020).
+    """
+
+    support: ClassVar[Support] = Support("sampled")
+    needs: ClassVar[Needs] = Needs(teacher="sampled")
+    uses_advantage: ClassVar[bool] = False
+    takes_old_logprob: ClassVar[bool] = False
+
+
+LossSpec = Divergence | NegativeLogLikelihood | PolicyGradient | TeacherAdvantage | EntryAdvantage | KLEstimate

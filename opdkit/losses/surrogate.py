@@ -1,6 +1,6 @@
-"""Losses of the sampled token's log-probability alone: a value per token and its exact derivative.
+"""Policy gradients, of the sampled token or of the entries of a support: a value per token and its exact derivative.
 
-Letters: n tokens; a student's log p of the sampled token, b the teacher's, A advantage.
+Letters: n tokens, E entries; a student's log p (of the sampled token), b the teacher's, A advantage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from opdkit.losses.names import SurrogateForm
-from opdkit.losses.spec import PolicyGradient
+from opdkit.losses.spec import EntryAdvantage, PolicyGradient
+from opdkit.losses.support import Entries
 
 Gradient = Callable[[], Tensor]
 
@@ -60,3 +61,33 @@ def policy_gradient(
         return torch.where(active_n, plain_n, 0.0)
 
     return value_n, gradient
+
+
+def entry_advantage(spec: EntryAdvantage, entries: Entries) -> tuple[Tensor, Gradient]:
+    """([n] -sum over entries A r, closure giving [n, E] its gradient at the student's entries, -A); r is 1."""
+    advantage_nE = entry_advantages(spec, entries)
+    ratio_nE = (entries.student_nE - entries.student_nE.detach()).exp()
+    return -(advantage_nE * ratio_nE).sum(-1), lambda: -advantage_nE
+
+
+def entry_advantages(spec: EntryAdvantage, entries: Entries) -> Tensor:
+    """[n, E] A = -w (a - b), constant; 0 where an entry is not valid, so that an empty support scores 0."""
+    assert entries.teacher_nE is not None
+    student_nE, teacher_nE = entries.student_nE.detach(), entries.teacher_nE
+    log_weight = {"student_p": student_nE, "teacher_p": teacher_nE, "none": torch.zeros_like(student_nE)}[spec.weight]
+    if entries.valid_nE is not None:
+        log_weight = log_weight.masked_fill(~entries.valid_nE, -torch.inf)
+    weight_nE = log_weight.softmax(-1) if spec.weights_sum_to_one else log_weight.exp()
+    advantage_nE = -weight_nE * (student_nE - teacher_nE)
+    return advantage_nE if entries.valid_nE is None else advantage_nE.masked_fill(~entries.valid_nE, 0.0)
+
+
+def kl_estimate(student_n: Tensor, teacher_n: Tensor) -> tuple[Tensor, Gradient]:
+    """e^d - d - 1 with d = b - a, cut at its bounds; its derivative 1 - e^d between them."""
+    log_ratio_n = teacher_n - student_n
+    bounded_n = log_ratio_n.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+    def gradient() -> Tensor:
+        return torch.where(log_ratio_n.abs() <= MAX_LOG_RATIO, 1 - bounded_n.exp(), 0.0)
+
+    return bounded_n.exp() - bounded_n - 1, gradient

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opdkit.losses import surrogate
 from opdkit.losses.divergence import divergence
-from opdkit.losses.spec import Divergence, LossSpec, NegativeLogLikelihood, PolicyGradient
+from opdkit.losses.spec import Divergence, EntryAdvantage, KLEstimate, LossSpec, NegativeLogLikelihood, PolicyGradient
 from opdkit.losses.support import Entries
 
 
@@ -82,12 +82,17 @@ def token_loss(term: Term, entries: Entries) -> tuple[Tensor, Callable[[], Tenso
     loss = term.loss
     if isinstance(loss, Divergence):
         return divergence(loss, entries)
+    if isinstance(loss, EntryAdvantage):
+        return *surrogate.entry_advantage(loss, entries), None
     student_n = entries.student_nE.squeeze(-1)
     if isinstance(loss, NegativeLogLikelihood):
         value_n, gradient = surrogate.negative_log_likelihood(student_n)
     elif isinstance(loss, PolicyGradient):
         assert term.advantage_N is not None
         value_n, gradient = surrogate.policy_gradient(loss, student_n, term.advantage_N, term.old_logprob_N)
+    elif isinstance(loss, KLEstimate):
+        assert entries.teacher_nE is not None
+        value_n, gradient = surrogate.kl_estimate(student_n, entries.teacher_nE.squeeze(-1))
     else:
         assert entries.teacher_nE is not None
         value_n, gradient = surrogate.teacher_advantage(student_n, entries.teacher_nE.squeeze(-1), loss.form)
