@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opdkit.losses import weights
-    from opdkit.losses.advantage import group_centred, teacher_minus_student
+    from opdkit.losses.advantage import group_centred, group_return, teacher_minus_student
     from opdkit.losses.coefficients import token_coefficients
     from opdkit.losses.head import HeadStats, head_loss, head_stats
     from opdkit.losses.inputs import Head, TeacherTokens
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "group_centred": "advantage",
+    "group_return": "advantage",
     "teacher_minus_student": "advantage",
     "token_coefficients": "coefficients",
     "Head": "inputs",
@@ -63,6 +64,7 @@ __all__ = [
     "TeacherTokens",
     "Term",
     "group_centred",
+    "group_return",
     "head_loss",
     "head_stats",
     "teacher_minus_student",

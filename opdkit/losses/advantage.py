@@ -32,6 +32,18 @@ def group_centred(reward_R: Tensor, group_R: Tensor, std: AdvantageStd) -> Tenso
     return centred_R / (std_R + STD_EPSILON)
 
 
+def group_return(token_reward_N: Tensor, row_N: Tensor, group_R: Tensor, std: AdvantageStd) -> Tensor:
+    """[N] rewards of tokens, centred (and scaled) among all tokens of their problem, then summed to the answer's end.
+
+    The process form of GRPO (arXiv:2402.03300, Sec. 4.1.3), thunlp's `token_grpo`: unlike one token's reward, a return
+    credits a token with what came after it. row_N: rows in order, the tokens of each together.
+    """
+    centred_N = group_centred(token_reward_N, group_R[row_N], std)
+    summed_N = centred_N.double().cumsum(0)
+    last_R = torch.bincount(row_N, minlength=len(group_R)).cumsum(0) - 1
+    return (summed_N[last_R[row_N]] - summed_N).to(centred_N.dtype) + centred_N
+
+
 def teacher_minus_student(teacher_logprob_N: Tensor, student_logprob_N: Tensor) -> Tensor:
     """[N] log q - log p of the sampled token, held constant: positive where the teacher likes the token better."""
     return (teacher_logprob_N - student_logprob_N).detach()

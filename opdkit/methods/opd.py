@@ -10,25 +10,75 @@ the states. `support = "sampled"` is the one-sample form, which needs only the t
 
     L = -1/N sum A log p(y),   A = log q(y) - log p(y) held constant
 
-No gradient flows through the sampling of the answer in either form: there is no return-to-go.
+No gradient flows through the sampling of the answer: a token is credited with its own A alone, unless `credit =
+"group_return"` centres A among all tokens of the problem and sums it to the answer's end.
 
 Sources: GKD (arXiv:2306.13649, eq. 4 with on-policy data only). The optimisation settings are those of Rethinking
-On-Policy Distillation (arXiv:2604.13016).
+On-Policy Distillation (arXiv:2604.13016), whose code has `group_return` as token_grpo. `advantage_from = "sampler"` is
+the advantage of IW-OPD (TRL), which goes with `[weights] prefix`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from opdkit.methods.base import Distillation
+from pydantic import model_validator
+
+from opdkit import losses
+from opdkit.losses.names import AdvantageStd
+from opdkit.losses.spec import LossSpec, PolicyGradient
+from opdkit.methods.base import Distillation, PlanInputs
+from opdkit.types import Needs
+
+if TYPE_CHECKING:
+    from opdkit.losses import Term
 
 
 class OPD(Distillation):
     name: Literal["opd"] = "opd"
+    # The next three are read with support = "sampled".
+    advantage_from: Literal["student", "sampler"] = "student"  # whose log p(y): at the loss, or as it was sampled
+    credit: Literal["token", "group_return"] = "token"
+    credit_std: AdvantageStd = "unbiased"  # credit = "group_return": divide by the deviation, or only centre
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "context": {"kind": "none"},
         "sampling": {"group_size": 4, "temperature": 1.0, "max_answer_tokens": 7168},
         "train": {"problems_per_step": 64, "lr": 1e-6, "weight_decay": 0.01, "max_grad_norm": 1.0},
     }
+
+    @property
+    def plans_advantage(self) -> bool:
+        return (self.advantage_from, self.credit) != ("student", "token")
+
+    @property
+    def loss(self) -> LossSpec:
+        return PolicyGradient() if self.plans_advantage else super().loss
+
+    @property
+    def needs(self) -> Needs:
+        if not self.plans_advantage:
+            return super().needs
+        return Needs(teacher="sampled", student=self.advantage_from == "student")
+
+    @model_validator(mode="after")
+    def _advantage_has_a_token(self) -> Self:
+        if self.plans_advantage and self.support != "sampled":
+            raise ValueError(
+                f'method.advantage_from = "{self.advantage_from}" and method.credit = "{self.credit}" concern the '
+                f'advantage of the sampled token, but support = "{self.support}" has none; set support = "sampled"'
+            )
+        return self
+
+    def terms(self, plan: PlanInputs) -> list[Term]:
+        if not self.plans_advantage:
+            return super().terms(plan)
+        own_N = plan.student_logprob_N if self.advantage_from == "student" else plan.sampled_logprob_N
+        assert plan.teacher_logprob_N is not None and own_N is not None
+        advantage_N = losses.teacher_minus_student(plan.teacher_logprob_N, own_N)
+        if self.credit == "group_return":
+            advantage_N = losses.group_return(advantage_N, plan.row_N, plan.group_R, self.credit_std)
+        return [
+            losses.Term(name=self.divergence, loss=self.loss, coef_N=self.coefficients(plan), advantage_N=advantage_N)
+        ]
