@@ -194,6 +194,67 @@ def evaluate(
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
 
 
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="Whose answers: a folder in Hugging Face format, or a hub id.")],
+    data: Annotated[str, typer.Option(help="A file, folder, hub name or built-in world.")],
+    task: Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")],
+    out: Annotated[Path, typer.Option(help="JSONL to write; `data.train` reads it as it is.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Answers wanted per problem.")] = 1,
+    reject: Annotated[str, typer.Option(help="Rules, in commas: truncated,no_answer,wrong,repetition; or none.")] = (
+        "truncated,no_answer,repetition"
+    ),
+    attempts: Annotated[int, typer.Option(min=1, help="For each wanted answer.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+    max_answer_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help='A jinja file, or "plain".')] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the chat template, e.g. enable_thinking=false.")
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+) -> None:
+    """A model's answers as training data; resumes.
+
+    Answers are graded and rejected by named rules, and tried again. Run the same command again to go on.
+    """
+    from opdkit.recipe import key_values
+    from opdkit.train.evaluate import EvaluateOptions
+    from opdkit.train.sample import SampleOptions, rules_of
+    from opdkit.train.sample import sample as sample_answers
+
+    options = EvaluateOptions(
+        model=model,
+        data=(data,),
+        task=task,
+        num_samples=n,
+        limit=limit,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_answer_tokens=max_answer_tokens,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        chat_template=chat_template,
+        template_kwargs=key_values(template or [], flag="--template"),
+        instruction=instruction,
+        trust_remote_code=trust_remote_code,
+    )
+    try:
+        sample_answers(
+            SampleOptions(model=options, reject=rules_of(reject), attempts=attempts), out=out, console=console
+        )
+    except Interrupted:
+        raise Interrupted("The answers so far are kept; run the same command to go on.") from None
+
+
 @app.command("make-model")
 def make_model(
     out: Annotated[Path, typer.Argument(help="Folder to write, in Hugging Face format.")],

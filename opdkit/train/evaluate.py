@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from opdkit.measure.intervals import Estimate
 from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train.console import Bar, Interrupt
+from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.train.rollouts import sample_groups
 from opdkit.train.run_folder import atomic_write
 from opdkit.train.student import pick_device
@@ -64,36 +64,24 @@ class Store:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.answers: list[Answer] = []
-        header = {"identity": json.loads(json.dumps(identity))}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if lines:
-            self._check(json.loads(lines[0])["identity"], header["identity"])
-            self.answers = [self._answer(json.loads(line)) for line in lines[1:] if _is_whole(line)]
-        # A crash may have cut the last line; what is whole is written anew.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        kept = [json.dumps(header), *(line for line in lines[1:] if _is_whole(line))]
-        unfinished.write_text("\n".join(kept) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        wanted = json.loads(json.dumps(identity))
+        rows = open_lines(path)
+        if rows:
+            check_identity(path, rows[0]["identity"], wanted)
+        else:
+            append_lines(path, [{"identity": wanted}])
+        self.answers = [Answer(**{k: v for k, v in row.items() if k != "text"}) for row in rows[1:]]
 
     def append(self, answers: Sequence[Answer], texts: Sequence[str]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            for answer, text in zip(answers, texts, strict=True):
-                file.write(json.dumps({**asdict(answer), "text": text}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, [{**asdict(a), "text": t} for a, t in zip(answers, texts, strict=True)])
 
-    def _check(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        differ = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
-        if differ:
-            said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in sorted(differ))
-            raise UserError(f"{self.path} holds answers of another evaluation: {said}; choose another --out folder")
 
-    @staticmethod
-    def _answer(row: dict[str, Any]) -> Answer:
-        del row["text"]
-        return Answer(**row)
+def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError unless what is in the file and what is to be added answer the same question."""
+    differ = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if differ:
+        said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in differ)
+        raise UserError(f"{path} holds answers to another question: {said}; choose another --out")
 
 
 def evaluate(
@@ -138,7 +126,7 @@ def evaluate(
 
 def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Console) -> dict[str, Accuracy]:
     """`opdkit evaluate`: every data set, resumable; writes result.json. UserError for what cannot be evaluated."""
-    _check_options(options)
+    check_options(options)
     sets = {
         source: load_problems(source, task=options.task, limit=options.limit, instruction=options.instruction)
         for source in options.data
@@ -148,15 +136,7 @@ def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Conso
         source: Store(folder / f"{_slug(source)}.jsonl", _identity(options, source, data.fingerprint))
         for source, data in sets.items()
     }
-    model = LanguageModel.load(
-        options.model,
-        dtype=getattr(torch, options.dtype),
-        device=pick_device(options.device),
-        trust_remote_code=options.trust_remote_code,
-        chat_template=options.chat_template,
-    )
-    engine = HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH)
-    renderer = Renderer(model.tokenizer, chat_template=model.chat_template, template_kwargs=options.template_kwargs)
+    engine, renderer = load_engine(options)
     task, interrupt = TASKS[options.task](), Interrupt(console)
     results: dict[str, Accuracy] = {}
     params = SamplingParams(
@@ -200,6 +180,18 @@ def evaluate_model(options: EvaluateOptions, *, out: Path | None, console: Conso
     return results
 
 
+def load_engine(options: EvaluateOptions) -> tuple[HFEngine, Renderer]:
+    model = LanguageModel.load(
+        options.model,
+        dtype=getattr(torch, options.dtype),
+        device=pick_device(options.device),
+        trust_remote_code=options.trust_remote_code,
+        chat_template=options.chat_template,
+    )
+    renderer = Renderer(model.tokenizer, chat_template=model.chat_template, template_kwargs=options.template_kwargs)
+    return HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH), renderer
+
+
 def sentence(e: Accuracy) -> str:
     """One line a person reads."""
     avg = e["avg_at_n"]
@@ -218,7 +210,7 @@ def _interval(estimate: Estimate) -> str:
     return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _check_options(options: EvaluateOptions) -> None:
+def check_options(options: EvaluateOptions) -> None:
     if options.task not in TASKS:
         raise UserError(f"--task {options.task} is not a task; choose one of {', '.join(TASKS)}")
     if options.dtype not in ("float32", "bfloat16"):
@@ -234,10 +226,10 @@ def _check_options(options: EvaluateOptions) -> None:
 def _identity(options: EvaluateOptions, source: str, fingerprint: str) -> dict[str, Any]:
     asked = asdict(replace(options, data=(source,)))
     del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
-    return {**asked, "fingerprint": fingerprint, "weights": _weights_digest(Path(options.model))}
+    return {**asked, "fingerprint": fingerprint, "weights": weights_digest(Path(options.model))}
 
 
-def _weights_digest(folder: Path) -> str | None:
+def weights_digest(folder: Path) -> str | None:
     """Of a local model's weight files: sizes and a MiB at start, middle and end of each. Training moves every weight,
     so this tells a retrained model at the same path without reading it whole. None for a hub id."""
     if not folder.is_dir():
@@ -251,14 +243,6 @@ def _weights_digest(folder: Path) -> str | None:
                 file.seek(start)
                 digest.update(file.read(1 << 20))
     return digest.hexdigest()
-
-
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def _slug(name: str) -> str:

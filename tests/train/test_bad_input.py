@@ -44,7 +44,7 @@ def write(recipe: Recipe, path: Path) -> str:
     ],
 )
 def test_broken_data(content: str | None, words: str, recipe: Make, run_cli: Any, tmp_path: Path) -> None:
-    """Missing file, empty file, broken line (with its number), no answer, unknown columns: before weights are loaded."""
+    """Missing or empty file, broken line (with its number), no answer, unknown columns: before weights are loaded."""
     data = tmp_path / "data.jsonl"
     if content is not None:
         data.write_text(content)

@@ -77,7 +77,7 @@ def test_other_answers_are_refused(
     change: dict[str, float], word: str, options: EvaluateOptions, tmp_path: Path, console: Console
 ) -> None:
     evaluate_model(options, out=tmp_path, console=console)
-    with pytest.raises(UserError, match=f"another evaluation: {word}.*another --out"):
+    with pytest.raises(UserError, match=f"another question: {word}.*another --out"):
         evaluate_model(replace(options, **change), out=tmp_path, console=console)
 
 
@@ -96,5 +96,5 @@ def test_a_retrained_model_at_the_same_path_is_told_apart(
     save_file(
         {k: v + torch.full_like(v, 1e-3) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UserError, match="another evaluation: weights"):
+    with pytest.raises(UserError, match="another question: weights"):
         evaluate_model(options, out=tmp_path / "out", console=console)
