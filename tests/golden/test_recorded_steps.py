@@ -90,8 +90,8 @@ def test_recorded_steps(name: str, tmp_path: Path) -> None:
     recorded = json.loads(RECORD.read_text())[name]
     for step, (now, then) in enumerate(zip(record(CASES[name], tmp_path), recorded, strict=True)):
         assert now == pytest.approx(then, rel=2e-4, abs=1e-6), (
-            f"step {step + 1} of {name!r} moved. Did the change mean to alter what is learned? If not, this is the bug; if "
-            "so, record anew and say why."
+            f"step {step + 1} of {name!r} moved. Was it meant to alter what is learned? If not, this is the bug; "
+            "if so, record anew and say why."
         )
 
 

@@ -22,11 +22,19 @@ WORDING = "context.wording={ layout = '{question}{success}{another}{failure}', "
     f"{kind} = ';{{text}}'" for kind in ("success", "another", "failure", "feedback", "summary", "failed_summary")
 )
 PEERS = ("context.kind=peers", "context.feedback=never", WORDING + " }", "train.warmup_steps=0")
+SOLUTION = ("context.kind=reference_solution", "context.template=prefix", "method.loss_temperature=1.0")
 METHODS = [
     ("opd", ()),
     ("opd", ("method.support=sampled",)),
     ("opd", ("method.support=teacher_topk", "method.k=4", "method.divergence=forward_kl", "method.reduction=sequence")),
+    ("opd", ("method.support=sampled", "method.credit=group_return", "weights.tokens.name=position")),
+    ("opd", ("weights.tokens.name=soft_or", "weights.importance.cap=1.5", "weights.prefix.gamma=0.5")),
+    ("opd", ("method.support=sampled", "weights.tokens.name=entropy_sampling", "weights.tokens.gamma=1.0")),
     ("opsd", ()),
+    ("pw_opsd", SOLUTION),
+    ("eopd", (*SOLUTION, "method.entropy_gate=2.0")),
+    ("reopold", SOLUTION),
+    ("reopold", (*SOLUTION, "method.switch_step=0", "weights.tokens.name=q3", "weights.tokens.keep=0.7")),
     ("grpo", ()),
     ("sft", ()),
     ("dpo", ()),
