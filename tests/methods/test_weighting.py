@@ -1,0 +1,154 @@
+"""[weights]: what a recipe may say, what is refused, what the plan becomes. Formulas: tests/losses, tests/parity."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opdkit import toml
+from opdkit.errors import UserError
+from opdkit.losses import Divergence
+from opdkit.methods.weighting import Paced, Weights
+from opdkit.recipe import Recipe, parse_recipe
+from opdkit.types import Group, Needs, Problem, Rollout
+
+TEACHER = {"kind": "model", "path": "t"}
+
+
+def recipe(weights: dict[str, Any], *overrides: str, **sections: Any) -> Recipe:
+    raw = {
+        "name": "r",
+        "model": {"path": "m"},
+        "teacher": TEACHER,
+        "data": {"train": "d.jsonl", "task": "math"},
+        "method": {"name": "opd"},
+        "train": {"steps": 10},
+        "weights": weights,
+        **sections,
+    }
+    return parse_recipe(raw, overrides)
+
+
+def group(problem_id: str, *rewards: float | None) -> Group:
+    problem = Problem(id=problem_id, task="math", messages=({"role": "user", "content": "?"},))
+    return Group(
+        problem=problem,
+        rollouts=tuple(
+            Rollout(
+                problem_id=problem_id,
+                sample_id=sample,
+                policy_version=0,
+                prompt_ids=(1,),
+                answer_ids=(2,),
+                answer_logprobs=None,
+                answer_mask=np.ones(1, dtype=np.bool_),
+                finish="stop",
+                reward=reward,
+            )
+            for sample, reward in enumerate(rewards)
+        ),
+    )
+
+
+def test_resolved_weights_round_trip() -> None:
+    """recipe.toml of a run holds every key of every weight, and reads back equal."""
+    first = recipe(
+        {
+            "tokens": {"name": "q3", "keep": 0.2},
+            "problems": {"name": "paced", "floor": 0.01},
+            "importance": {},
+            "prefix": {"gamma": 0.5},
+        }
+    )
+    text = toml.dumps(first.as_dict())
+    assert parse_recipe(tomllib.loads(text)) == first
+    assert "entropy_percentile = 0.98" in text and "pass_rate" in text
+
+
+def test_needs_are_those_of_method_and_weights() -> None:
+    """Only what somebody asks for: nothing by default, the exact divergence for TIP, the list for a JSD on top-k."""
+    assert Weights().needs == Needs() and Weights().scores == {}
+    assert recipe({}).needs == Needs(teacher="distribution")
+    sampled = "method.support=sampled"
+    assert recipe({}, sampled).needs == Needs(teacher="sampled")
+    tip = recipe({"tokens": {"name": "soft_or"}}, sampled)
+    assert tip.needs == Needs(teacher="distribution", student=True)
+    assert tip.weights.scores == {"reverse_kl": Divergence("reverse_kl")}
+    on_list = recipe({"tokens": {"name": "entropy_sampling", "gamma": 1.0, "k": 8}}, sampled)
+    assert on_list.needs == Needs(teacher="topk", k=8, student=True)
+    assert recipe({"tokens": {"name": "entropy_sampling"}}, sampled).needs == Needs(teacher="sampled", student=True)
+    assert recipe({"tokens": {"name": "position"}}, sampled).needs == Needs(teacher="sampled")
+    assert Needs(teacher="topk", k=4) | Needs(teacher="topk", k=16, entropy=True) == Needs(
+        teacher="topk", k=16, entropy=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "overrides", "words"),
+    [
+        (
+            {"tokens": {"name": "softor"}},
+            (),
+            "weights.tokens.name = 'softor' does not exist; did you mean \"soft_or\"?",
+        ),
+        ({"tokens": {"keep": 0.5}}, (), "weights.tokens.name is missing"),
+        ({"tokens": {"name": "soft_or", "kep": 0.5}}, (), 'weights.tokens.kep is not a key; did you mean "keep"?'),
+        ({"tokens": {"name": "soft_or", "keep": 0.0}}, (), "weights.tokens.keep = 0.0"),
+        ({"tokens": {"name": "entropy_sampling", "k": 8}}, (), "is the support of the JSD, which gamma = 0 leaves out"),
+        ({"tokens": {"name": "position"}}, ("method.name=pw_opsd",), "weigh by position a second time"),
+        ({"problems": {"name": "paced"}}, ("sampling.group_size=1",), "gives a pass rate of 0 or 1"),
+        ({"problems": {"name": "reward_softmax"}}, ("sampling.group_size=1",), "every weight is 1"),
+        ({"importance": {"cap": 0.0}}, (), "weights.importance.cap = 0.0"),
+        ({"importance": {}}, ("sampling.temperature=0.7",), "one of two temperatures"),
+        ({"importense": {}}, (), 'weights.importense is not a key; did you mean "importance"?'),
+    ],
+)
+def test_refused(weights: dict[str, Any], overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        recipe(weights, *overrides)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"tokens": {"name": "soft_or"}}, "what [weights] compares needs a teacher"),
+        ({"prefix": {}}, "what [weights] compares needs a teacher"),
+        ({"importance": {}}, "would correct for the sampler a second time"),
+    ],
+)
+def test_refused_for_methods_without_a_teacher(weights: dict[str, Any], words: str) -> None:
+    """GRPO asks no teacher: divergences need one, and its own ratio is to the sampler already."""
+    with pytest.raises(UserError) as refusal:
+        recipe(weights, teacher={"kind": "none"}, method={"name": "grpo"})
+    assert words in str(refusal.value)
+    assert recipe({"tokens": {"name": "soft_or"}}, method={"name": "grpo"}).needs.teacher == "distribution"
+
+
+@pytest.mark.parametrize("section", [{"problems": {"name": "paced"}}, {"importance": {}}, {"prefix": {}}])
+def test_refused_for_answers_that_nobody_sampled(section: dict[str, Any]) -> None:
+    """The data set's solutions have neither rewards nor a sampler."""
+    with pytest.raises(UserError, match="come from the dataset"):
+        recipe(section, "sampling.group_size=8", teacher={"kind": "none"}, method={"name": "sft"})
+
+
+def test_pass_rates_of_real_groups() -> None:
+    """Right answers over graded ones; a partial score below the threshold is not right; nothing graded is unknown."""
+    groups = [group("a", 1.0, 0.0, 0.5, None), group("b", None, None), group("c", 1.0, 1.0)]
+    assert Paced().pass_rates(groups, {}) == {"a": pytest.approx(1 / 3), "b": None, "c": 1.0}
+    lenient = Paced(success_threshold=0.5)
+    assert lenient.pass_rates(groups, {})["a"] == pytest.approx(2 / 3)
+
+
+def test_fixed_pass_rates_are_the_first_ones() -> None:
+    """A problem that was ungraded when first met gets its rate when it is graded; a known one keeps its first."""
+    known: dict[str, float] = {}
+    fixed, refreshed = Paced(), Paced(pass_rate="refreshed")
+    fixed.pass_rates([group("a", 1.0, 0.0), group("b", None, None)], known)
+    assert known == {"a": 0.5}
+    assert fixed.pass_rates([group("a", 1.0, 1.0), group("b", 0.0, 0.0)], known) == {"a": 0.5, "b": 0.0}
+    assert refreshed.pass_rates([group("a", 1.0, 1.0)], known) == {"a": 1.0}
+    assert known == {"a": 0.5, "b": 0.0}
