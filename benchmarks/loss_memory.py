@@ -5,8 +5,9 @@
 
 Memory is the peak of live bytes beyond inputs and outputs. On a CPU it is read from torch's allocator, every allocation
 and release of one forward and backward pass in order; what the BLAS library holds for itself is not in it. On a GPU it
-is `torch.cuda.max_memory_allocated`. Time is wall-clock, forward and backward; the two sides take turns and the minimum
-of each counts, because on a shared machine only the minimum means anything.
+is `torch.cuda.max_memory_allocated`. Time is of one forward and backward pass; the two sides take turns, and the
+minimum of each counts. On a CPU it is the processor time of this process, because a shared machine gives wall-clock by
+chance (shown too; on an idle machine with one thread they are the same), and on a GPU wall-clock.
 
 The dense side is what a careful person writes without a special kernel: one fp32 log-softmax per side on full logits,
 the teacher's without a graph, `F.kl_div` where it fits, gradients by autograd. Both sides return the same: the loss,
@@ -124,7 +125,8 @@ def _with_bucket(logprob_NK: Tensor) -> Tensor:
 class Pass:
     """One forward and backward pass, measured."""
 
-    seconds: float
+    seconds: float  # of the processor on a CPU, wall-clock on a GPU
+    wall_s: float
     peak_mib: float  # beyond inputs and outputs
     gradients: Tensor  # both, flat
 
@@ -137,19 +139,19 @@ def run(step: Callable[[Problem, Divergence], None], problem: Problem, spec: Div
         before_bytes, start_s = torch.cuda.memory_allocated(), time.perf_counter()
         step(problem, spec)
         torch.cuda.synchronize()
-        elapsed_s = time.perf_counter() - start_s
+        elapsed_s = wall_s = time.perf_counter() - start_s
         peak_bytes = torch.cuda.max_memory_allocated() - before_bytes
     else:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            start_s = time.perf_counter()
+            start_s, wall_start_s = time.process_time(), time.perf_counter()
             step(problem, spec)
-            elapsed_s = time.perf_counter() - start_s
+            elapsed_s, wall_s = time.process_time() - start_s, time.perf_counter() - wall_start_s
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         live_bytes = peak_bytes = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
             live_bytes += event.nbytes()
             peak_bytes = max(peak_bytes, live_bytes)
-    return Pass(elapsed_s, (peak_bytes - output_bytes) / 2**20, problem.take_gradients())
+    return Pass(elapsed_s, wall_s, (peak_bytes - output_bytes) / 2**20, problem.take_gradients())
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Row:
     dense_mib: float
     opdkit_s: float
     dense_s: float
+    opdkit_wall_s: float
+    dense_wall_s: float
     deviation: float  # of the two gradients, relative
 
     @property
@@ -184,20 +188,23 @@ def measure(name: str, spec: Divergence, device: str, repeats: int) -> Row:
         dense.peak_mib,
         min(pair[0].seconds for pair in pairs),
         min(pair[1].seconds for pair in pairs),
+        min(pair[0].wall_s for pair in pairs),
+        min(pair[1].wall_s for pair in pairs),
         float((ours.gradients - dense.gradients).norm() / dense.gradients.norm()),
     )
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        f"| loss | MiB, N={SMALL} | N={LARGE} | N={COMPARED} | dense | share | s | dense s | share | differ by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| loss | MiB, N={SMALL} | N={LARGE} | N={COMPARED} | dense | share | s | dense | share | wall | differ by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row.name} | {row.small_mib:.0f} | {row.large_mib:.0f} "
             f"| {row.opdkit_mib:.0f} | {row.dense_mib:.0f} | 1/{row.dense_mib / row.opdkit_mib:.0f} "
-            f"| {row.opdkit_s:.2f} | {row.dense_s:.2f} | {row.opdkit_s / row.dense_s:.2f} | {row.deviation:.0e} |"
+            f"| {row.opdkit_s:.2f} | {row.dense_s:.2f} | {row.opdkit_s / row.dense_s:.2f} "
+            f"| {row.opdkit_wall_s:.1f} / {row.dense_wall_s:.1f} | {row.deviation:.0e} |"
         )
     return "\n".join(lines)
 
@@ -227,21 +234,23 @@ def main() -> None:
             print(table(rows[-1:]) if len(rows) == 1 else table(rows[-1:]).splitlines()[-1], flush=True)
     if args.loss is None:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(rows, args.device))
+        PAGE.write_text(page(rows, args.device, args.repeats))
         print(f"written to {PAGE}")
     missed = [row.name for row in rows if not row.meets_target]
     if missed:
         sys.exit(f"over target: {', '.join(missed)}")
 
 
-def page(rows: list[Row], device: str) -> str:
+def page(rows: list[Row], device: str, repeats: int) -> str:
+    clock = "wall-clock" if device == "cuda" else "processor"
     return f"""# Memory and time of the loss
 
 {table(rows)}
 
 V = {VOCABULARY}, H = {WIDTH}, fp32, both heads of that size, the student's is trained. MiB: peak beyond inputs and
-outputs. Dense: full logits, fp32 log-softmax, autograd, returning the same numbers. Times (columns "s") are minima of
-interleaved passes at N={COMPARED}. "differ by": both gradients as one vector, relative norm of the difference.
+outputs. Dense: full logits, fp32 log-softmax, autograd, returning the same numbers. "s": {clock} seconds of a forward
+and backward pass at N={COMPARED}, minimum of {repeats}, in turns with dense; "wall": wall-clock seconds, opdkit / dense.
+"differ by": both gradients as one vector, relative norm of the difference.
 Target: MiB does not grow with N (15 %), at most 1/8 of dense, in at most 0.7 of its time.
 
 Four matrix products of N x H x V on either side (two projections, grad_hidden, grad_head) are most of the time, and
