@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/opdkit check recipes/*.toml
+	$(BIN)/opdkit check $$(find recipes -name "*.toml")
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
