@@ -1,14 +1,18 @@
-"""Group-relative policy optimisation: reward only, no teacher. The baseline every dense signal is measured against.
+"""Group-relative policy optimisation: reward only. The baseline every dense signal is measured against.
 
     A = (reward - mean of the group) / std of the group          the same for every token of the answer
     r = p(y) / p_sampled(y)
     L = mean over rows, mean over tokens of  max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+        + kl_weight * mean of a distance to a reference, the teacher, e.g. [teacher] kind = "self", weights = "initial"
 
 p_sampled is what the sampler reported, under the distribution that was sampled, so a truncated (top-p) sampler is
 corrected for instead of being taken for the policy. With one update per batch r differs from 1 by that alone.
 Ungraded answers, and answers that are alone in their group, leave the statistics and the mean.
 
-Sources: DeepSeekMath (arXiv:2402.03300, eq. 3, without its KL term); `advantage_std = "none"` and
+`kl_estimate`: "k3" is e^d - d - 1 of the sampled token, d = log q - log p (verl's low_var_kl, without its cap at 10);
+its gradient is in the mean that of KL(reference || student). "exact" is KL(student || reference) over the vocabulary.
+
+Sources: DeepSeekMath (arXiv:2402.03300, eq. 3 and 4); `advantage_std = "none"` (a mean-only baseline) and
 `reduction = "constant"` are Dr. GRPO (arXiv:2503.20783); clip_high above clip_low is DAPO (arXiv:2503.14476);
 dual_clip is arXiv:1912.09729.
 """
@@ -18,9 +22,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from opdkit import losses
 from opdkit.losses.names import AdvantageStd, Reduction
-from opdkit.losses.spec import PolicyGradient
+from opdkit.losses.spec import Divergence, KLEstimate, PolicyGradient
 from opdkit.methods.base import Averaged, PlanInputs
 from opdkit.types import Needs
 
@@ -28,29 +34,17 @@ if TYPE_CHECKING:
     from opdkit.losses import Term
 
 
-class GRPO(Averaged):
-    name: Literal["grpo"] = "grpo"
+class GroupReward(Averaged):
+    """The reward's part of a loss, for GRPO and for methods that mix it with a teacher's."""
+
     advantage_std: AdvantageStd = "unbiased"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    reduction: Reduction = "sequence"
 
     corrects_for_sampler: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "sampling": {"group_size": 8, "temperature": 1.0},
-        "train": {"problems_per_step": 32, "lr": 1e-6, "max_grad_norm": 1.0},
-    }
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(reward=True)
-
-    @property
-    def loss(self) -> PolicyGradient:
-        return PolicyGradient(clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip)
-
-    def terms(self, plan: PlanInputs) -> list[Term]:
+    def reward_term(self, plan: PlanInputs, weight: float = 1.0) -> Term:
         graded, group_R = plan.graded_R, plan.group_R
         size_G = group_R[graded].bincount(minlength=int(group_R.max()) + 1)
         compared_R = graded & (size_G[group_R] > 1)
@@ -59,18 +53,17 @@ class GRPO(Averaged):
             plan.reward_R[compared_R], group_R[compared_R], self.advantage_std
         )
         coef_N = plan.coefficients(self.reduction, mask_N=compared_R[plan.row_N], divide_by=self.divide_by)
-        assert plan.sampled_logprob_N is not None, "GRPO's ratio needs the sampler's log-probs"
-        return [
-            losses.Term(
-                name="grpo",
-                loss=self.loss,
-                coef_N=coef_N,
-                advantage_N=advantage_R[plan.row_N].to(coef_N.dtype),
-                old_logprob_N=plan.sampled_logprob_N,
-            )
-        ]
+        assert plan.sampled_logprob_N is not None, "the ratio needs the sampler's log-probs"
+        return losses.Term(
+            name="grpo",
+            loss=PolicyGradient(clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip),
+            coef_N=weight * coef_N,
+            advantage_N=advantage_R[plan.row_N].to(coef_N.dtype),
+            old_logprob_N=plan.sampled_logprob_N,
+        )
 
     def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
         if recipe.sampling.group_size < 2:
             yield (
                 f"sampling.group_size = {recipe.sampling.group_size} gives GRPO no group to compare an answer with: "
@@ -81,3 +74,30 @@ class GRPO(Averaged):
                 f"method.loss_temperature = {self.loss_temperature} and sampling.temperature = "
                 f"{recipe.sampling.temperature}: the ratio would compare two distributions; set both to the same"
             )
+
+
+class GRPO(GroupReward):
+    name: Literal["grpo"] = "grpo"
+    reduction: Reduction = "sequence"
+    kl_weight: float = Field(0.0, ge=0)  # 0: no reference is asked
+    kl_estimate: Literal["k3", "exact"] = "k3"
+
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "sampling": {"group_size": 8, "temperature": 1.0},
+        "train": {"problems_per_step": 32, "lr": 1e-6, "max_grad_norm": 1.0},
+    }
+
+    @property
+    def kl(self) -> KLEstimate | Divergence:
+        return KLEstimate() if self.kl_estimate == "k3" else Divergence("reverse_kl")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reward=True) | (self.kl.needs if self.kl_weight else Needs())
+
+    def terms(self, plan: PlanInputs) -> list[Term]:
+        terms = [self.reward_term(plan)]
+        if self.kl_weight:
+            coef_N = self.kl_weight * plan.coefficients(self.reduction, divide_by=self.divide_by)
+            terms.append(losses.Term(name="reference_kl", loss=self.kl, coef_N=coef_N))
+        return terms

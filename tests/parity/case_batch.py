@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class CaseBatch:
 
     def flat(self, values_BT: Any) -> Tensor:
         """[N, ...] of an array [B, T, ...]."""
-        return torch.as_tensor(values_BT)[self.mask_BT]
+        return torch.as_tensor(np.asarray(values_BT))[self.mask_BT]  # by way of NumPy: lists of floats are float64
 
     def padded(self, values_N: Tensor) -> Tensor:
         """[B, T, ...], zero where nothing is counted."""

@@ -34,7 +34,8 @@ def console() -> Console:
 @pytest.fixture
 def recipe(models: dict[str, Path], tmp_path: Path) -> Any:
     def make(method: str, *overrides: str) -> Recipe:
-        teacher = {"opd": {"kind": "model", "path": str(models["teacher"])}}.get(method, {})
+        with_model = method in ("opd", "topk_opd", "grpo_opd")
+        teacher = {"kind": "model", "path": str(models["teacher"])} if with_model else {}
         context = {"opsd": {"kind": "reference_solution", "template": "prefix"}}.get(method, {"kind": "none"})
         raw = {
             "name": "run",
@@ -48,6 +49,6 @@ def recipe(models: dict[str, Path], tmp_path: Path) -> Any:
             "train": {"steps": 6, "problems_per_step": 5, "lr": 1e-3, "save_every": 2},
             **({"teacher": teacher} if teacher else {}),
         }
-        return parse_recipe(raw, overrides)
+        return parse_recipe(raw, [override.replace("$TEACHER", str(models["teacher"])) for override in overrides])
 
     return make

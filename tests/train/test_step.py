@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.train.loop import Run, _load_data
+from opdkit.train.loop import Parts, Run, _load_data
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import State, train_step
 from opdkit.types import Group, Needs, Problem
@@ -30,12 +30,16 @@ METHODS = [
     ("opd", ("method.support=sampled", "method.credit=group_return", "weights.tokens.name=position")),
     ("opd", ("weights.tokens.name=soft_or", "weights.importance.cap=1.5", "weights.prefix.gamma=0.5")),
     ("opd", ("method.support=sampled", "weights.tokens.name=entropy_sampling", "weights.tokens.gamma=1.0")),
+    ("topk_opd", ("method.k=4", "method.support=union")),
+    ("topk_opd", ("method.k=4", "method.support=symmetric_difference", "method.form=advantage")),
     ("opsd", ()),
     ("pw_opsd", SOLUTION),
     ("eopd", (*SOLUTION, "method.entropy_gate=2.0")),
     ("reopold", SOLUTION),
     ("reopold", (*SOLUTION, "method.switch_step=0", "weights.tokens.name=q3", "weights.tokens.keep=0.7")),
     ("grpo", ()),
+    ("grpo", ("method.kl_weight=0.1", "teacher.kind=model", "teacher.path=$TEACHER")),
+    ("grpo_opd", ("method.form=advantage", "method.support=sampled")),
     ("sft", ()),
     ("dpo", ()),
     ("simpo", ()),
@@ -52,7 +56,7 @@ def start(console: Console) -> Any:
     def make(recipe: Recipe) -> Run:
         folder = RunFolder.open(recipe.run_dir, overwrite=(recipe.run_dir / "recipe.toml").exists())
         folders.append(folder)
-        return Run(recipe, folder, console, _load_data(recipe, None), {})
+        return Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
 
     yield make
     for folder in folders:
@@ -66,12 +70,12 @@ def gradient(run: Run, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPa
     def catch(step: int) -> Any:
         from opdkit.train.optimizer import StepResult
 
-        for name, p in run.optimizer.weights.items():
+        for name, p in run.parts.optimizer.weights.items():
             seen[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        run.optimizer.zero_grad()
+        run.parts.optimizer.zero_grad()
         return StepResult(0.0, False)
 
-    monkeypatch.setattr(run.optimizer, "step", catch)
+    monkeypatch.setattr(run.parts.optimizer, "step", catch)
     train_step(run.state, problems)
     return seen
 
@@ -170,7 +174,7 @@ def test_kept_rows_say_what_the_teacher_said(recipe: Make, start: Any) -> None:
     rows, _ = train_step(run.state, run.problems[:5])
     for row in rows:
         assert row.signal.hidden_TH is None
-        (asked,) = run.teacher.score(
+        (asked,) = run.parts.teacher.score(
             [row.view.context_ids], [row.rollout.answer_ids], Needs(teacher="sampled"), temperature=1.0
         )
         np.testing.assert_allclose(row.signal.sampled_logprob_T, asked.sampled_logprob_T, atol=1e-5)
@@ -201,27 +205,27 @@ def test_ungraded_answers_leave_grpo(recipe: Make, start: Any, monkeypatch: pyte
 def test_non_finite_gradients_skip_the_step_and_are_counted(recipe: Make, start: Any) -> None:
     """A teacher that says NaN: weights, optimizer state and EMA stay as they were, bit for bit; the metric says so."""
     run = start(recipe("opd"))
-    score = run.teacher.score
+    score = run.parts.teacher.score
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         return [replace(s, hidden_TH=s.hidden_TH * torch.nan) for s in score(*args, **kwargs)]
 
-    run.teacher.score = broken
-    before = {n: p.detach().clone() for n, p in run.optimizer.weights.items()}
+    run.parts.teacher.score = broken
+    before = {n: p.detach().clone() for n, p in run.parts.optimizer.weights.items()}
     _, metrics = train_step(run.state, run.problems[:5])
     assert {m.name: m.value for m in metrics}["train/num_skipped_steps"] == 1
-    assert all(torch.equal(p, before[n]) for n, p in run.optimizer.weights.items())
-    assert not run.optimizer.state()
+    assert all(torch.equal(p, before[n]) for n, p in run.parts.optimizer.weights.items())
+    assert not run.parts.optimizer.state()
 
 
 def test_bfloat16_computes_but_float32_learns(recipe: Make, start: Any) -> None:
     """A 1e-6 step on weights of size 1 is lost in bfloat16; the float32 masters keep it; the computation is bf16."""
     run = start(recipe("opd", "model.dtype=bfloat16", "train.lr=1e-6", "train.warmup_steps=0"))
-    before = {n: p.detach().clone() for n, p in run.optimizer.weights.items()}
-    hidden = run.student.hidden([[5, 6]], [[7]], weights=run.optimizer.compute_weights())
+    before = {n: p.detach().clone() for n, p in run.parts.optimizer.weights.items()}
+    hidden = run.parts.student.hidden([[5, 6]], [[7]], weights=run.parts.optimizer.compute_weights())
     assert hidden.dtype == torch.bfloat16
     train_step(run.state, run.problems[:5])
-    for name, p in run.optimizer.weights.items():
+    for name, p in run.parts.optimizer.weights.items():
         assert p.dtype == torch.float32
         moved = (p - before[name]).abs().max()
         assert 0 < moved < 2e-6, name
@@ -230,7 +234,7 @@ def test_bfloat16_computes_but_float32_learns(recipe: Make, start: Any) -> None:
 def test_lora_leaves_the_base_bit_identical(recipe: Make, start: Any) -> None:
     """Three steps of OPSD with the adapter-off teacher: only adapters move, the teacher stays the base model."""
     run = start(recipe("opsd", "model.lora.r=4", "model.lora.alpha=8", "teacher.weights=adapter_off"))
-    named = dict(run.student.module.named_parameters())
+    named = dict(run.parts.student.module.named_parameters())
     base = {n: p.detach().clone() for n, p in named.items() if not p.requires_grad}
     adapter = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
     assert adapter and all(".lora_" in name for name in adapter)
