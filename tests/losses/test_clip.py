@@ -83,7 +83,7 @@ def test_never_turns_the_gradient(kind: str, support: str, gradient: str) -> Non
 
 def test_descent_arrives_at_the_teacher_which_the_entry_clip_does_not() -> None:
     """Gradient descent from p = (.5, .3, .2) towards q = (.9, .06, .04), both clips at 0.05: by token it ends at q, by
-    entry it drives the teacher's favourite token to 0.02 (the published fault, PW-OPSD, spec H1)."""
+    entry it drives the teacher's favourite token below 0.01: the published fault."""
     teacher = logs(0.9, 0.06, 0.04)
     ends = {}
     for name in ("token_clip", "entry_clip"):
@@ -92,7 +92,7 @@ def test_descent_arrives_at_the_teacher_which_the_entry_clip_does_not() -> None:
             student = student - run(student, teacher, Divergence("forward_kl", **{name: CLIP}))[1]
         ends[name] = student.softmax(-1)[0].tolist()
     assert ends["token_clip"] == pytest.approx([0.9, 0.06, 0.04], abs=1e-6)
-    assert ends["entry_clip"][0] < 0.03
+    assert ends["entry_clip"][0] < 0.01
 
 
 def test_what_was_clipped_is_said_for_both_clips() -> None:
