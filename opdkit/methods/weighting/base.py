@@ -1,0 +1,45 @@
+"""One way to weigh, whatever the method: what it must be told, and what it makes of the plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from opdkit.losses.spec import LossSpec
+from opdkit.methods.base import PlanInputs
+from opdkit.types import Needs
+
+Share = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Weighting(BaseModel, ABC):
+    """One way to weigh. Its fields are its recipe keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @property
+    def needs(self) -> Needs:
+        """What must be known beside what the method asks for."""
+        return Needs()
+
+    @property
+    def scores(self) -> Mapping[str, LossSpec]:
+        """Losses to be known of every token before the update, by name: `PlanInputs.student_scores`."""
+        return {}
+
+    @abstractmethod
+    def apply(self, plan: PlanInputs) -> PlanInputs:
+        """The plan with some of its mask or weight changed."""
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        """What cannot work in a recipe whose keys are each legal; a sentence each, with the way out."""
+        yield from ()
+
+
+class Named(Weighting, ABC):
+    name: str

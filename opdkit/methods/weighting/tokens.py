@@ -1,0 +1,155 @@
+"""Which tokens of an answer count, or how much by their place. Letters: N tokens of the batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from opdkit import losses
+from opdkit.losses.spec import Divergence, LossSpec, Support
+from opdkit.methods.base import PlanInputs
+from opdkit.methods.weighting.base import Named, NotNegative, Share
+from opdkit.types import Needs, seed_from
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Selection(Named, ABC):
+    """Some tokens of every answer, at least one. The others are not counted, and cost no logits."""
+
+    keep: Share
+
+    @property
+    def needs(self) -> Needs:
+        return reduce(Needs.__or__, (score.needs for score in self.scores.values()), Needs(student=True))
+
+    @abstractmethod
+    def kept_N(self, plan: PlanInputs) -> Tensor:
+        """[N] bool."""
+
+    def apply(self, plan: PlanInputs) -> PlanInputs:
+        return replace(plan, mask_N=plan.mask_N & self.kept_N(plan))
+
+
+class SoftOr(Selection):
+    """TIP's main method (arXiv:2604.14084): tokens where the student is unsure, or apart from the teacher."""
+
+    name: Literal["soft_or"] = "soft_or"
+    keep: Share = 0.5
+    entropy_percentile: Share = 0.98  # entropy is cut here before it is compared
+
+    @property
+    def scores(self) -> Mapping[str, LossSpec]:
+        return {"reverse_kl": Divergence("reverse_kl")}
+
+    def kept_N(self, plan: PlanInputs) -> Tensor:
+        entropy_N, apart_N = plan.student_entropy_N, plan.student_scores["reverse_kl"]
+        assert entropy_N is not None
+        score_N = losses.weights.soft_or(entropy_N, apart_N, self.entropy_percentile, plan.gather)
+        return losses.weights.keep_best(score_N, plan.row_N, self.keep)
+
+
+class Q3(Selection):
+    """TIP's third quadrant: tokens of which the student is sure and the teacher is not (confidently wrong)."""
+
+    name: Literal["q3"] = "q3"
+    keep: Share = 0.1
+    entropy_percentile: Share = 0.98
+
+    @property
+    def scores(self) -> Mapping[str, LossSpec]:
+        return {"forward_kl": Divergence("forward_kl")}
+
+    def kept_N(self, plan: PlanInputs) -> Tensor:
+        entropy_N, apart_N = plan.student_entropy_N, plan.student_scores["forward_kl"]
+        assert entropy_N is not None
+        score_N = losses.weights.confident_and_wrong(entropy_N, apart_N, self.entropy_percentile, plan.gather)
+        return losses.weights.keep_best(score_N, plan.row_N, self.keep)
+
+
+class MostApart(Selection):
+    """TIP's ablation: the tokens of largest KL(student || teacher)."""
+
+    name: Literal["divergence"] = "divergence"
+    keep: Share = 0.5
+
+    @property
+    def scores(self) -> Mapping[str, LossSpec]:
+        return {"reverse_kl": Divergence("reverse_kl")}
+
+    def kept_N(self, plan: PlanInputs) -> Tensor:
+        return losses.weights.keep_best(plan.student_scores["reverse_kl"], plan.row_N, self.keep)
+
+
+class EntropySampling(Selection):
+    """Tokens drawn with probability ~ entropy^alpha JSD^gamma: TIP's baseline; gamma > 0 is HJSang's variant.
+
+    Drawn from each answer with its own seed; HJSang draws from a micro-batch, so there the draw depends on the split.
+    """
+
+    name: Literal["entropy_sampling"] = "entropy_sampling"
+    keep: Share = 0.5
+    alpha: NotNegative = 1.0
+    gamma: NotNegative = 0.0
+    k: Annotated[int, Field(ge=2)] | None = None  # JSD on the teacher's k likeliest tokens, both sides renormalised
+
+    @property
+    def scores(self) -> Mapping[str, LossSpec]:
+        if not self.gamma:
+            return {}
+        support = Support() if self.k is None else Support("teacher_topk", self.k)
+        return {"jsd": Divergence("jsd", support, "renormalise", teacher_share=0.5, scale="published")}
+
+    def propensity_N(self, plan: PlanInputs) -> Tensor:
+        assert plan.student_entropy_N is not None and plan.num_ids is not None
+        jsd_N = plan.student_scores["jsd"] if self.gamma else None
+        return losses.weights.propensity(plan.student_entropy_N, jsd_N, plan.num_ids, self.alpha, self.gamma)
+
+    def kept_N(self, plan: PlanInputs) -> Tensor:
+        seeds = [seed_from(seed, self.name) for seed in plan.seed_R]
+        return losses.weights.draw(self.propensity_N(plan), plan.row_N, self.keep, seeds)
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        if self.k is not None and not self.gamma:
+            yield (
+                f"weights.tokens.k = {self.k} is the support of the JSD, which gamma = 0 leaves out; "
+                "set gamma above 0, or remove k"
+            )
+
+
+class Position(Named):
+    """Late tokens count more (PW-OPSD, arXiv:2605.21606), with any method. The defaults are its Moderate schedule."""
+
+    name: Literal["position"] = "position"
+    w_min: Share = 0.25
+    tau: float = 0.30
+    s: NotNegative = 0.10
+    mean_one: bool = False  # divide the weights of every answer by their mean
+
+    def apply(self, plan: PlanInputs) -> PlanInputs:
+        weight_N = losses.weights.position(
+            plan.row_N, self.w_min, self.tau, self.s, mean_one=self.mean_one, dtype=plan.weight_N.dtype
+        )
+        return replace(plan, weight_N=plan.weight_N * weight_N)
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        if recipe.method.weighs_position:
+            yield (
+                f'weights.tokens.name = "position" would weigh by position a second time: method.name = '
+                f'"{recipe.method.name}" does it already; remove one of the two'
+            )
+
+
+TOKEN_WEIGHTS: dict[str, type[Named]] = {
+    "soft_or": SoftOr,
+    "q3": Q3,
+    "divergence": MostApart,
+    "entropy_sampling": EntropySampling,
+    "position": Position,
+}
