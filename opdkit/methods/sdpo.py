@@ -83,13 +83,6 @@ class FromSiblings(Distillation):
                 f"{recipe.sampling.temperature}; set both to the same, or remove the cap"
             )
 
-    def warnings(self, recipe: Any) -> Iterator[str]:
-        if recipe.context.kind == "peers" and recipe.sampling.group_size == 1:
-            yield (
-                f'sampling.group_size = 1 leaves the teacher of method.name = "{self.name}" no siblings to read: only '
-                "answers with feedback teach anything; use 2 or more (published: 8)"
-            )
-
     def _ratios(self, plan: PlanInputs) -> Tensor:
         assert self.importance_cap is not None
         assert plan.student_logprob_N is not None and plan.sampled_logprob_N is not None

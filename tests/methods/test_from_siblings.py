@@ -13,7 +13,7 @@ from opdkit.losses import Divergence, Support
 from opdkit.methods import METHODS
 from opdkit.methods.base import PlanInputs
 from opdkit.methods.sdpo import FromSiblings
-from opdkit.recipe import Recipe, parse_recipe, warnings
+from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Needs
 
 MINIMAL: dict[str, Any] = {
@@ -90,14 +90,6 @@ def test_capped_ratios_by_hand() -> None:
     assert term.coef_N.tolist() == pytest.approx([0.25, 0.5, 0.25])
     assert method.report(plan).numbers["share_of_ratios_capped"] == pytest.approx(1 / 3)
     assert method.needs.student  # it must know log p before coefficients are made
-
-
-def test_a_lonely_answer_is_warned_about() -> None:
-    """One answer a problem leaves nobody to read; with a context of its own it is nobody's business."""
-    (said,) = warnings(recipe("sdpo", "sampling.group_size=1"))
-    assert "no siblings to read" in said
-    assert not warnings(recipe("sdpo"))
-    assert not warnings(recipe("sdpo", "sampling.group_size=1", "context.kind=reference_solution"))
 
 
 @pytest.mark.parametrize(
