@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,7 +87,8 @@ def train(
         train(resolved, resume=resume, overwrite=overwrite, console=console)
         console.print(f"report: {write_report(resolved.run_dir)}", highlight=False, soft_wrap=True)
     except Interrupted:
-        again = " ".join(["opdkit train", str(recipe), *(f"--set {s}" for s in set_ or []), "--resume"])
+        settings = [word for setting in set_ or [] for word in ("--set", setting)]
+        again = shlex.join(["opdkit", "train", str(recipe), *settings, "--resume"])
         raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
 
 

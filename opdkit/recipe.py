@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from opdkit.contexts import CONTEXTS, Context
 from opdkit.contexts.none import NoContext
+from opdkit.engines.base import SamplingParams
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
@@ -97,6 +98,16 @@ class SamplingSection(Section):
     max_answer_tokens: PositiveInt = 1024
     max_tokens_per_batch: PositiveInt = 65536
 
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            max_answer_tokens=self.max_answer_tokens,
+        )
+
 
 class TrainSection(Section):
     steps: PositiveInt
@@ -107,7 +118,7 @@ class TrainSection(Section):
     warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
     max_tokens_per_micro_batch: PositiveInt = 32768
     save_every: Count = 50  # 0: only at the end
     keep_checkpoints: PositiveInt = 2
@@ -125,6 +136,14 @@ class EvalSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
+
+    def params(self, sampling: SamplingSection) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_answer_tokens=self.max_answer_tokens or sampling.max_answer_tokens,
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -238,7 +257,11 @@ def _teacher_faults(recipe: Recipe) -> Iterator[str]:
         )
     if teacher.kind != "self" and teacher.weights is not None:
         yield f'teacher.weights = "{teacher.weights}" is only read with teacher.kind = "self"; set that, or remove it'
-    if teacher.weights == "adapter_off" and lora is None:
+    for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
+        if getattr(teacher, key):
+            yield f'teacher.{key} = {getattr(teacher, key)!r} is only read with teacher.kind = "model"; remove it'
+    is_adapter = lora is not None or (Path(recipe.model.path) / "adapter_config.json").exists()
+    if teacher.weights == "adapter_off" and not is_adapter:
         yield (
             'teacher.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
             'add [model] lora = {}, or use teacher.weights = "initial"'

@@ -81,8 +81,9 @@ class HFEngine:
         """What this model says of every answer token, given the context, in order: what `needs.teacher` asks for.
 
         "sampled": log-probs of the answer tokens. "topk": also the k likeliest ids and their log-probs.
-        "distribution": hidden states on the model's device, to be read through `model.head(weights)`; the head is not
-        applied here. With `needs.entropy` also each token's entropy.
+        "distribution": hidden states, to be read through `model.head(weights)`; the head is not applied here. They are
+        in host memory: a whole batch of them would fill an accelerator, and each is wanted in one micro-batch only.
+        With `needs.entropy` also each token's entropy.
         Raises UserError for a row longer than the model's positions.
         """
         if needs.teacher == "none":
@@ -115,7 +116,7 @@ def signals_of(
     ends = np.cumsum([len(answer) for answer in answers])[:-1]
     columns: dict[str, Sequence[Any]] = {}
     if needs.teacher == "distribution":
-        columns["hidden_TH"] = hidden_NH.tensor_split(ends.tolist())
+        columns["hidden_TH"] = hidden_NH.cpu().tensor_split(ends.tolist())
     if needs.teacher != "distribution" or needs.entropy:
         stats = head_stats(
             hidden_NH,

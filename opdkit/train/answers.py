@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.base import Sampler, SamplingParams
+from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
@@ -19,7 +19,7 @@ from opdkit.train.teacher import Teacher
 from opdkit.types import Group, Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answers:
     """Called with (problems, step) it returns graded groups. The prompts are always the student's."""
 
@@ -29,6 +29,7 @@ class Answers:
     optimizer: Optimizer
     teacher: Teacher | None
     task: Task
+    progress: Progress | None = None  # hears of answers as they are finished
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
         source = self.recipe.method.answer_source
@@ -60,14 +61,9 @@ class Answers:
             sampler=sampler,
             renderer=renderer,
             task=self.task,
-            params=SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
-                max_answer_tokens=sampling.max_answer_tokens,
-            ),
+            params=sampling.params,
             group_size=sampling.group_size,
             identity=(self.recipe.seed, step, "sample"),
             policy_version=step,
+            progress=self.progress,
         )

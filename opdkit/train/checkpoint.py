@@ -24,6 +24,7 @@ from torch import Tensor
 
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
+from opdkit.train.run_folder import sync_folder
 
 VERSION = 1
 _NAME = re.compile(r"step_(\d{6,})")
@@ -42,9 +43,18 @@ class Saved:
     def model_path(self) -> Path:
         return self.path / "model"
 
+    files: tuple[str, ...]  # "optimizer", "teacher": what was written
+
     def tensors(self, name: str) -> dict[str, Tensor]:
+        """Raises UserError if a file that was written is no longer there."""
         file = self.path / f"{name}.safetensors"
-        return load_file(file) if file.exists() else {}
+        if name not in self.files:
+            return {}
+        if not file.exists():
+            raise UserError(
+                f"{file} is missing: the checkpoint is not whole; remove its folder to go on from an older one"
+            )
+        return load_file(file)
 
 
 def save(
@@ -65,18 +75,20 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         save_model(model, unfinished / "model")
+        files = [name for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors]
         for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
             if tensors:
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
                 )
         state = {"version": VERSION, "step": step, "counters": dict(counters), "pass_rates": dict(pass_rates)}
+        state["files"] = files
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _sync(unfinished)
         if target.exists():  # a run that was resumed from an older checkpoint writes this one anew
             shutil.rmtree(target)
         unfinished.rename(target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = latest(folder)
@@ -106,7 +118,13 @@ def latest(folder: Path) -> Saved | None:
         raise UserError(
             f"{path} has checkpoint format {state['version']}; this opdkit reads {VERSION}: use the one that wrote it"
         )
-    return Saved(path=path, step=state["step"], counters=state["counters"], pass_rates=state["pass_rates"])
+    return Saved(
+        path=path,
+        step=state["step"],
+        counters=state["counters"],
+        pass_rates=state["pass_rates"],
+        files=tuple(state["files"]),
+    )
 
 
 def _all(folder: Path) -> list[Path]:
@@ -120,13 +138,5 @@ def _sync(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync_folder(path)
+    sync_folder(folder)

@@ -74,7 +74,11 @@ class Bar:
     def __exit__(self, *exc: Any) -> None:
         self._progress.stop()
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+    def activity(self, done: int, total: int) -> None:
+        """What a long step is doing right now, on a terminal."""
+        self._progress.update(self._task, note=f"sampling {done}/{total}")
+
+    def update(self, done: int, note: str = "") -> None:
         self._progress.update(self._task, completed=done, note=note)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last >= LINE_EVERY_S or done == self._total):

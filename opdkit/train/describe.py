@@ -17,7 +17,7 @@ def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric
     rollouts = [row.rollout for row in rows]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     lengths = [len(r.answer_ids) for r in rollouts]
-    views = [row.view for row in rows if row.view is not None]
+    views = [row.view for row in rows if row.view and row.signal]
     metrics = [
         Metric("rollout/answer_tokens", float(np.mean(lengths))),
         Metric("rollout/max_answer_tokens", float(max(lengths)), "max"),
@@ -30,11 +30,16 @@ def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric
     if rewards:
         metrics += [Metric("rollout/reward", float(np.mean(rewards))), *_group_metrics(rows)]
     if asks_teacher:
-        read = [len(row.view.context_ids) + len(row.rollout.answer_ids) for row in rows if row.view is not None]
+        read = [len(row.view.context_ids) + len(row.rollout.answer_ids) for row in rows if row.view and row.signal]
         metrics += [
             Metric("teacher/tokens", float(sum(read)), "sum"),
             Metric("teacher/num_truncated_tokens", float(sum(v.num_truncated_tokens for v in views)), "sum"),
             Metric("teacher/num_rows_without_view", float(len(rows) - len(views)), "sum"),
+            Metric(
+                "teacher/num_rows_too_long",
+                float(sum(row.view is not None and row.signal is None for row in rows)),
+                "sum",
+            ),
         ]
     return metrics
 

@@ -28,7 +28,7 @@ from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.rollouts import sample_groups
+from opdkit.train.rollouts import sample_rollouts
 from opdkit.train.run_folder import atomic_write
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
@@ -98,29 +98,25 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy of `num_samples` answers to every problem; what `store` already holds is not sampled again."""
     kept = {(a.problem_id, a.sample_id): a for a in store.answers} if store else {}
-    todo = [p for p in problems if any((p.id, s) not in kept for s in range(num_samples))]
-    redo = {p.id for p in todo}
-    answers = [kept[p.id, s] for p in problems if p.id not in redo for s in range(num_samples)]
-    per_batch = max(1, ANSWERS_PER_BATCH // num_samples)
-    for start in range(0, len(todo), per_batch):
-        groups = sample_groups(
-            todo[start : start + per_batch],
+    pairs = [(problem, sample_id) for problem in problems for sample_id in range(num_samples)]
+    missing = [(problem, sample_id) for problem, sample_id in pairs if (problem.id, sample_id) not in kept]
+    answers = [kept[problem.id, sample_id] for problem, sample_id in pairs if (problem.id, sample_id) in kept]
+    for start in range(0, len(missing), ANSWERS_PER_BATCH):
+        rollouts = sample_rollouts(
+            missing[start : start + ANSWERS_PER_BATCH],
             sampler=sampler,
             renderer=renderer,
             task=task,
             params=params,
-            group_size=num_samples,
             identity=(seed, "evaluate"),
             policy_version=0,
         )
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
         fresh = answers_of(rollouts)
         if store:
-            new = [(a, r) for a, r in zip(fresh, rollouts, strict=True) if (a.problem_id, a.sample_id) not in kept]
-            store.append([a for a, _ in new], [renderer.answer_text(r.answer_ids) for _, r in new])
+            store.append(fresh, [renderer.answer_text(rollout.answer_ids) for rollout in rollouts])
         answers += fresh
         if progress:
-            progress(len(answers), len(problems) * num_samples)
+            progress(len(answers), len(pairs))
     return accuracy(answers, seed=seed)
 
 
@@ -207,7 +203,9 @@ def sentence(e: Accuracy) -> str:
 
 def _interval(estimate: Estimate) -> str:
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    return "-" if value is None or low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    if value is None:
+        return "unknown"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def check_options(options: EvaluateOptions) -> None:

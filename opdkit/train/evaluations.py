@@ -11,7 +11,7 @@ from rich.console import Console
 
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import Dataset
-from opdkit.engines.base import Sampler, SamplingParams
+from opdkit.engines.base import Sampler
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
 from opdkit.tasks.base import Task
@@ -50,12 +50,7 @@ class Evaluations:
                     sampler=sampler,
                     renderer=renderer,
                     task=self.task,
-                    params=SamplingParams(
-                        temperature=section.temperature,
-                        top_p=section.top_p,
-                        top_k=section.top_k,
-                        max_answer_tokens=section.max_answer_tokens or sampling.max_answer_tokens,
-                    ),
+                    params=section.params(sampling),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
                     progress=heard,

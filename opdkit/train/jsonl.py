@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opdkit.errors import UserError
 from opdkit.train.run_folder import atomic_write
 
 Row = dict[str, Any]
@@ -31,11 +32,17 @@ def open_lines(path: Path) -> list[Row]:
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """On disk when it returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_text(rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """On disk when it returns. Raises UserError where it cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_text(rows))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}); what was written before is kept: mend that, and run the same "
+            "command again"
+        ) from error
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
 from opdkit.train.answers import Answers
 from opdkit.train.console import Bar, Interrupt
+from opdkit.train.evaluate import weights_digest
 from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
@@ -55,32 +58,23 @@ def train(
         )
         for source in recipe.eval.sources
     }
-    with RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
-        if resume:
-            check_same_recipe(folder.read_recipe(), recipe.as_dict())
-        run = Run(recipe, folder, console, data, eval_sets)
-        try:
-            return run.go()
-        finally:
-            run.close()
+    # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
+    existing = RunFolder.check(recipe.run_dir, resume=resume, overwrite=overwrite)
+    saved = checkpoint.latest(existing.checkpoints) if resume else None
+    if resume:
+        check_same_recipe(existing.read_recipe(), recipe.as_dict(), steps_taken=saved.step if saved else 0)
+    parts = Parts(recipe, saved)
+    with (
+        closing(Run(recipe, parts, data, eval_sets, console)) as run,
+        RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder,
+    ):
+        return run.go(folder, saved)
 
 
-class Run:
-    """One run while it lasts."""
+class Parts:
+    """What a run is made of: the models, and what moves them."""
 
-    def __init__(
-        self, recipe: Recipe, folder: RunFolder, console: Console, data: Dataset, eval_sets: dict[str, Dataset]
-    ) -> None:
-        self.recipe, self.folder, self.console = recipe, folder, console
-        self.data, self.eval_sets = data, eval_sets
-        self.interrupt = Interrupt(console)
-        self.warnings: list[str] = []
-        self.task: Task = TASKS[recipe.data.task]()
-        saved = checkpoint.latest(folder.checkpoints)
-        folder.write_recipe(recipe.as_dict())
-        folder.write_environment(
-            {source: d.fingerprint for source, d in {recipe.data.train: data, **eval_sets}.items()}
-        )
+    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None) -> None:
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = Renderer(
             self.student.tokenizer,
@@ -89,12 +83,33 @@ class Run:
         )
         self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
         self.teacher = make_teacher(recipe, self.student, self.optimizer)
-        self.answers = Answers(recipe, self.student, self.renderer, self.optimizer, self.teacher, self.task)
-        self.evaluations = Evaluations(recipe, folder, eval_sets, self.task, console, self.interrupt)
+        if saved:
+            self.optimizer.load_state(saved.tensors("optimizer"))
+            if self.teacher:
+                self.teacher.load_state(saved.tensors("teacher"))
+
+
+class Run:
+    """One run while it lasts."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, data: Dataset, eval_sets: dict[str, Dataset], console: Console
+    ) -> None:
+        self.recipe, self.parts, self.console = recipe, parts, console
+        self.data, self.eval_sets = data, eval_sets
+        self.interrupt = Interrupt(console)
+        self.warnings: list[str] = []
+        for sentence in warnings(recipe):
+            self._warn(sentence)
+        self.problems = self._fitting(data)
+        problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
+        self._check_evaluations()
+        self.task: Task = TASKS[recipe.data.task]()
+        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
         self.state = State(
-            student=self.student,
-            optimizer=self.optimizer,
-            teacher=self.teacher,
+            student=parts.student,
+            optimizer=parts.optimizer,
+            teacher=parts.teacher,
             method=recipe.method,
             weights=recipe.weights,
             context=recipe.context,
@@ -103,39 +118,54 @@ class Run:
             num_steps=recipe.train.steps,
             seed=recipe.seed,
         )
-        if saved:
-            self._restore(saved)
-        self.log = MetricsLog(
-            folder.metrics,
-            sinks=recipe.log.sinks,
-            resume_at=self.state.step,
-            run_name=recipe.name,
-            config=recipe.as_dict(),
-        )
-        for sentence in warnings(recipe):
-            self._warn(sentence)
-        self.problems = self._fitting(data)
-
-    def go(self) -> dict[str, Any]:
-        recipe, state = self.recipe, self.state
-        with self.interrupt.listening():
-            before = self._evaluate_student("before") if self.recipe.eval.before else {}
-            teacher = self._evaluate_teacher()
-            with Bar(self.console, recipe.name, recipe.train.steps, done=state.step) as bar:
-                while state.step < recipe.train.steps:
-                    self._one_step(bar)
-                    if self.interrupt.asked:
-                        raise Interrupted
-            after = self._evaluate_student("after")
-        summary = self._summary(before, after, teacher)
-        self.folder.write_summary(summary)
-        return summary
 
     def close(self) -> None:
         self.task.close()
-        self.log.close()
 
-    def _one_step(self, bar: Bar) -> None:
+    def go(self, folder: RunFolder, saved: checkpoint.Saved | None) -> dict[str, Any]:
+        """Write the run to `folder`, from the checkpoint it goes on from."""
+        recipe, state = self.recipe, self.state
+        if saved:
+            self._restore(saved)
+        folder.write_recipe(recipe.as_dict())
+        folder.write_environment(self._fingerprints())
+        self.folder, self.saved_step = folder, state.step
+        self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
+        log = MetricsLog(
+            folder.metrics,
+            sinks=recipe.log.sinks,
+            resume_at=state.step,
+            run_name=recipe.name,
+            config=recipe.as_dict(),
+        )
+        with closing(log), self.interrupt.listening():
+            try:
+                before, after, teacher = self._train(log)
+            except Interrupted:
+                if state.step > self.saved_step:
+                    self._save()
+                raise
+        summary = self._summary(before, after, teacher)
+        folder.write_summary(summary)
+        return summary
+
+    def _train(self, log: MetricsLog) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
+        recipe, state = self.recipe, self.state
+        before = self._evaluate_before() if recipe.eval.before else {}
+        teacher = self._evaluate_teacher()
+        with Bar(self.console, recipe.name, recipe.train.steps, done=state.step) as bar:
+            while True:
+                due = recipe.eval.every and 0 < state.step < recipe.train.steps and state.step % recipe.eval.every == 0
+                if due:  # at the top, so that a resumed run makes up an evaluation it was stopped in
+                    self._evaluate_student(state.step, f"student after {state.step} steps")
+                if state.step >= recipe.train.steps:
+                    break
+                self.answers.progress = bar.activity
+                self._one_step(bar, log)
+                self.interrupt.check()
+        return before, self._evaluate_student(state.step, "student after"), teacher
+
+    def _one_step(self, bar: Bar, log: MetricsLog) -> None:
         train, state = self.recipe.train, self.state
         started = time.monotonic()
         chosen = problems_of_step(
@@ -149,12 +179,9 @@ class Run:
         metrics += [Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
         if train.save_rows_every and state.step % train.save_rows_every == 0:
             save_rows(self.folder.rows(state.step), rows)
-        self.log.write(state.step, metrics)
-        last = state.step == train.steps
-        if last or self.interrupt.asked or (train.save_every and state.step % train.save_every == 0):
+        log.write(state.step, metrics)
+        if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
-        if self.recipe.eval.every and state.step % self.recipe.eval.every == 0 and not last:
-            self._evaluate_student(f"step {state.step}")
         bar.update(state.step, note=_note(seen, speed))
 
     def _count(self, seen: Mapping[str, float | None], seconds: float) -> None:
@@ -167,46 +194,77 @@ class Run:
             ("truncated_answers", seen["rollout/num_truncated"]),
             ("ungraded_answers", seen["rollout/num_ungraded"]),
             ("answers_without_context", seen.get("teacher/num_rows_without_view", 0.0)),
+            ("answers_too_long_for_teacher", seen.get("teacher/num_rows_too_long", 0.0)),
             ("skipped_steps", seen["train/num_skipped_steps"]),
         ):
             assert value is not None
             counters[name] = counters.get(name, 0.0) + value
 
     def _save(self) -> None:
-        state = self.state
+        parts, state = self.parts, self.state
         checkpoint.save(
             self.folder.checkpoints,
             step=state.step,
-            model=self.student,
-            optimizer=self.optimizer.state(),
-            teacher=self.teacher.state() if self.teacher else {},
+            model=parts.student,
+            optimizer=parts.optimizer.state(),
+            teacher=parts.teacher.state() if parts.teacher else {},
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
         )
+        self.saved_step = state.step
 
     def _restore(self, saved: checkpoint.Saved) -> None:
-        self.optimizer.load_state(saved.tensors("optimizer"))
-        if self.teacher:
-            self.teacher.load_state(saved.tensors("teacher"))
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
         self.console.print(f"going on from {saved.path}", highlight=False, soft_wrap=True)
 
-    def _evaluate_student(self, when: str) -> dict[str, Accuracy]:
-        step = 0 if when == "before" else self.state.step
-        return self.evaluations.measure(step, f"student {when}", self.answers.student_engine(), self.renderer)
+    def _evaluate_before(self) -> dict[str, Accuracy]:
+        if self.state.step and not self.folder.evaluation(0).exists():
+            self._warn("the student was not evaluated before its first step, and no longer can be")
+            return {}
+        return self._evaluate_student(0, "student before")
+
+    def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
+        return self.evaluations.measure(step, label, self.answers.student_engine(), self.parts.renderer)
 
     def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
-        if self.teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
+        teacher = self.parts.teacher
+        if teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
             return None
-        return self.evaluations.measure("teacher", "teacher", self.teacher.engine(), self.teacher.renderer)
+        return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
+
+    def _fingerprints(self) -> dict[str, str]:
+        """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
+        prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
+        teacher, lora = self.recipe.teacher.path, self.recipe.model.lora
+        for path in filter(None, (teacher, self.recipe.model.path if lora else None)):
+            if (digest := weights_digest(Path(path))) is not None:
+                prints[path] = digest
+        return prints
+
+    def _check_evaluations(self) -> None:
+        """Raises UserError for an evaluation that would only fail after training."""
+        room = self.parts.student.max_positions
+        longest = self.recipe.eval.max_answer_tokens or self.recipe.sampling.max_answer_tokens
+        for source, data in self.eval_sets.items():
+            self._warn_of_rows(data)
+            if room is None:
+                continue
+            render = self.parts.renderer.prompt_ids
+            long = long_prompts(((p.id, render(p.messages)) for p in data.problems), room - longest)
+            if long:
+                raise UserError(
+                    f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
+                    f"model's {room} positions (first: {long[0].problem_id}, {long[0].num_tokens} tokens); lower "
+                    "eval.max_answer_tokens, or evaluate on other data"
+                )
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        recipe, room = self.recipe, self.student.max_positions
+        recipe, room = self.recipe, self.parts.student.max_positions
         limit = recipe.data.max_prompt_tokens
         if room is not None:
             limit = min(limit, room - recipe.sampling.max_answer_tokens)
@@ -215,7 +273,7 @@ class Run:
                 f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
                 f"{recipe.model.path} has {room} positions; lower it"
             )
-        long = long_prompts(((p.id, self.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
+        long = long_prompts(((p.id, self.parts.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
         if len(long) == len(data.problems):
             raise UserError(
                 f"data.train = {data.source}: every prompt is longer than {limit} tokens "
@@ -227,11 +285,18 @@ class Run:
                 f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
                 f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
+        self._warn_of_rows(data)
+        left_out = {prompt.problem_id for prompt in long}
+        return [p for p in data.problems if p.id not in left_out]
+
+    def _warn_of_rows(self, data: Dataset) -> None:
         if data.dropped:
             where, why = data.dropped[0]
             self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
-        left_out = {prompt.problem_id for prompt in long}
-        return [p for p in data.problems if p.id not in left_out]
+        if data.num_duplicate_ids:
+            self._warn(
+                f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
+            )
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)

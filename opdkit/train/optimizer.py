@@ -61,7 +61,7 @@ class Optimizer:
         grad_norm = float(norm)
         skipped = not grads or not math.isfinite(grad_norm)
         if not skipped:
-            if self.section.max_grad_norm is not None:
+            if self.section.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(list(self.weights.values()), self.section.max_grad_norm, norm)
             for part in self._parts:
                 for group in part.param_groups:
@@ -102,9 +102,10 @@ def _optimizers(
     rest = [p for n, p in weights.items() if not (muon and n in hidden)]
     decayed, plain = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    parts: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr, betas=section.betas, fused=True)
-    ]
+    groups = [group for group in groups if group["params"]]  # LoRA under Muon has only hidden matrices
+    parts: list[torch.optim.Optimizer] = []
+    if groups:
+        parts.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=True))
     if muon and hidden:
         parts.append(
             torch.optim.Muon(

@@ -10,7 +10,6 @@ from opdkit.errors import UserError
 # Nothing that moves a number that is already on disk, or to come.
 CHANGEABLE = (
     "runs_dir",
-    "train.steps",
     "train.save_every",
     "train.keep_checkpoints",
     "train.save_rows_every",
@@ -19,14 +18,20 @@ CHANGEABLE = (
 )
 
 
-def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UserError naming every key in which a resumed run would differ from the run it continues."""
+def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any], *, steps_taken: int) -> None:
+    """Raises UserError naming every key in which a resumed run would differ from the run it continues.
+
+    `train.steps` may change where the learning rate does not depend on it: a longer run is what it would have been.
+    """
     was, now = _flat(old), _flat(new)
+    changeable = {*CHANGEABLE, *(["train.steps"] if now["train.schedule"] == "constant" else [])}
     differ = [
         f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*was, *now} - {*CHANGEABLE})
+        for key in sorted({*was, *now} - changeable)
         if was.get(key) != now.get(key)
     ]
+    if now["train.steps"] < steps_taken:
+        differ.append(f"train.steps is {now['train.steps']}, and {steps_taken} are taken")
     if differ:
         raise UserError(
             f"--resume continues a run with its own recipe, but {'; '.join(differ)}; "

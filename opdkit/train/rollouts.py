@@ -26,16 +26,43 @@ def sample_groups(
     policy_version: int,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """`group_size` graded answers to every problem.
+    """`group_size` graded answers to every problem."""
+    rollouts = sample_rollouts(
+        [(problem, sample_id) for problem in problems for sample_id in range(group_size)],
+        sampler=sampler,
+        renderer=renderer,
+        task=task,
+        params=params,
+        identity=identity,
+        policy_version=policy_version,
+        progress=progress,
+    )
+    return [
+        Group(problem=problem, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
+        for i, problem in enumerate(problems)
+    ]
+
+
+def sample_rollouts(
+    asked: Sequence[tuple[Problem, int]],
+    *,
+    sampler: Sampler,
+    renderer: Renderer,
+    task: Task,
+    params: SamplingParams,
+    identity: tuple[int | str, ...],
+    policy_version: int,
+    progress: Progress | None = None,
+) -> list[Rollout]:
+    """A graded answer to every (problem, sample id).
 
     The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
     resume. `identity` says which run, which step and what for.
     """
-    prompts = [renderer.prompt_ids(problem.messages) for problem in problems]
-    asked = [(problem, ids, s) for problem, ids in zip(problems, prompts, strict=True) for s in range(group_size)]
+    prompts = {problem.id: renderer.prompt_ids(problem.messages) for problem, _ in asked}
     answers = sampler.sample(
-        [ids for _, ids, _ in asked],
-        [seed_from(*identity, problem.id, sample_id) for problem, _, sample_id in asked],
+        [prompts[problem.id] for problem, _ in asked],
+        [seed_from(*identity, problem.id, sample_id) for problem, sample_id in asked],
         params,
         progress,
     )
@@ -44,19 +71,15 @@ def sample_groups(
             problem_id=problem.id,
             sample_id=sample_id,
             policy_version=policy_version,
-            prompt_ids=ids,
+            prompt_ids=prompts[problem.id],
             answer_ids=answer.answer_ids,
             answer_logprobs=answer.logprobs_T,
             answer_mask=np.ones(len(answer.answer_ids), dtype=np.bool_),
             finish=answer.finish,
         )
-        for (problem, ids, sample_id), answer in zip(asked, answers, strict=True)
+        for (problem, sample_id), answer in zip(asked, answers, strict=True)
     ]
-    graded = grade([problem for problem, _, _ in asked], rollouts, renderer, task)
-    return [
-        Group(problem=problem, rollouts=tuple(graded[i * group_size : (i + 1) * group_size]))
-        for i, problem in enumerate(problems)
-    ]
+    return grade([problem for problem, _ in asked], rollouts, renderer, task)
 
 
 def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Renderer, task: Task) -> list[Rollout]:

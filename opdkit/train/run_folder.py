@@ -58,10 +58,7 @@ class RunFolder:
         living process; the folder is something else than a run. `overwrite` deletes only what a run wrote, and only
         beside a recipe.toml.
         """
-        run = cls(path)
-        if resume and overwrite:
-            raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
-        run._check_existing(resume=resume, overwrite=overwrite)
+        run = cls.check(path, resume=resume, overwrite=overwrite)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run._lock = _Lock(run.path / ".lock")
@@ -77,6 +74,15 @@ class RunFolder:
         except UserError:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], *, resume: bool, overwrite: bool) -> Self:
+        """The refusals of `open`, but for the lock, without touching anything."""
+        if resume and overwrite:
+            raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
+        run = cls(path)
+        run._check_existing(resume=resume, overwrite=overwrite)
         return run
 
     def close(self) -> None:
@@ -200,7 +206,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -220,7 +226,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from opdkit.tasks.rejection import RULES, Rule, rejected_by
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.evaluate import EvaluateOptions, check_identity, check_options, load_engine, weights_digest
 from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.rollouts import sample_groups
+from opdkit.train.rollouts import sample_rollouts
 from opdkit.types import Problem
 
 PROBLEMS_PER_BATCH = 256  # what a crash can cost
@@ -103,9 +103,8 @@ def _attempt(
     files: tuple[Path, Path],
 ) -> None:
     asked = options.model
-    groups = sample_groups(
-        # One rollout to a wanted answer: its own seed says which answer, and which attempt at it.
-        [replace(problem, id=_key(problem.id, number, attempt)) for problem, number in wanted],
+    rollouts = sample_rollouts(
+        wanted,
         sampler=sampler,
         renderer=renderer,
         task=task,
@@ -115,13 +114,11 @@ def _attempt(
             top_k=asked.top_k,
             max_answer_tokens=asked.max_answer_tokens,
         ),
-        group_size=1,
-        identity=(asked.seed, "sample data"),
+        identity=(asked.seed, "sample data", attempt),
         policy_version=0,
     )
     kept_lines, rejected_lines = [], []
-    for (problem, number), group in zip(wanted, groups, strict=True):
-        (rollout,) = group.rollouts
+    for (problem, number), rollout in zip(wanted, rollouts, strict=True):
         text = renderer.answer_text(rollout.answer_ids)
         reason = rejected_by(rollout, text, options.reject)
         done.attempts[problem.id, number] += 1
@@ -181,7 +178,3 @@ def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     del asked["device"]
     digest = weights_digest(Path(options.model.model))
     return {**asked, "reject": options.reject, "fingerprint": fingerprint, "weights": digest}
-
-
-def _key(problem_id: str, number: int, attempt: int) -> str:
-    return f"{problem_id}/{number}/{attempt}"

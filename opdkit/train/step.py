@@ -84,22 +84,21 @@ def asks_teacher(state: State) -> bool:
 
 
 def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | None]:
-    """What the teacher reads for each rollout; None where it has nothing to read, or more than it has positions for."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    """What the teacher reads for each rollout; None where it has nothing to read."""
     if not asks_teacher(state):
-        return [None] * len(rollouts)
+        return [None for group in groups for _ in group.rollouts]
     assert state.teacher is not None
-    renderer, room = state.teacher.renderer, state.teacher.model.max_positions
-    views = build_views(groups, state.context, renderer, identity=(state.seed, state.step, "context"))
-    return [
-        view if view and (room is None or len(view.context_ids) + len(rollout.answer_ids) <= room) else None
-        for view, rollout in zip(views, rollouts, strict=True)
-    ]
+    return build_views(groups, state.context, state.teacher.renderer, identity=(state.seed, state.step, "context"))
 
 
 def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | None]) -> list[TeacherSignal | None]:
-    """What the teacher says of every rollout it has a view of."""
+    """What the teacher says of every rollout it has a view of; None also where that is longer than its positions."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    room = state.teacher.model.max_positions if state.teacher else None
+    views = [
+        view if view and (room is None or len(view.context_ids) + len(rollout.answer_ids) <= room) else None
+        for view, rollout in zip(views, rollouts, strict=True)
+    ]
     read = [(view, rollout) for view, rollout in zip(views, rollouts, strict=True) if view is not None]
     if not read:
         return [None] * len(rollouts)
@@ -112,12 +111,7 @@ def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | N
             temperature=state.method.loss_temperature,
         )
     )
-    # A whole batch of hidden states would fill an accelerator; they wait in host memory until their micro-batch comes.
-    return [None if view is None else _in_host_memory(next(said)) for view in views]
-
-
-def _in_host_memory(signal: TeacherSignal) -> TeacherSignal:
-    return signal if signal.hidden_TH is None else replace(signal, hidden_TH=signal.hidden_TH.cpu())
+    return [None if view is None else next(said) for view in views]
 
 
 def join(

@@ -15,9 +15,10 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     """Load the student ready for training; `resume_from` is a checkpoint's model folder."""
     section = recipe.model
     compute = getattr(torch, section.dtype)
+    is_adapter = section.lora is not None or (Path(section.path) / "adapter_config.json").exists()
     student = LanguageModel.load(
         resume_from or section.path,
-        dtype=compute if section.lora else torch.float32,  # what is trained is float32; a frozen base is not trained
+        dtype=compute if is_adapter else torch.float32,  # what is trained is float32; a frozen base is not trained
         device=pick_device(section.device),
         trust_remote_code=section.trust_remote_code,
         chat_template=section.chat_template,

@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.train.loop import Run, _load_data
+from opdkit.train.loop import Parts, Run, _load_data
 from opdkit.train.optimizer import StepResult
-from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import train_step
 
 FILE = Path(__file__).parent.parent.parent / "examples" / "one_file.py"
@@ -56,16 +55,15 @@ def test_its_gradient_is_the_librarys(one_file: ModuleType, folder: Path, monkey
             "train": {"steps": 1, "problems_per_step": 8, "max_tokens_per_micro_batch": 64},
         }
     )
-    with RunFolder.open(recipe.run_dir) as run_folder:
-        run = Run(recipe, run_folder, Console(quiet=True), _load_data(recipe, None), {})
-        ours: dict[str, torch.Tensor] = {}
+    run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, Console(quiet=True))
+    ours: dict[str, torch.Tensor] = {}
 
-        def catch(step: int) -> StepResult:
-            ours.update({name: p.grad.clone() for name, p in run.optimizer.weights.items() if p.grad is not None})
-            return StepResult(0.0, skipped=False)
+    def catch(step: int) -> StepResult:
+        ours.update({name: p.grad.clone() for name, p in run.parts.optimizer.weights.items() if p.grad is not None})
+        return StepResult(0.0, skipped=False)
 
-        monkeypatch.setattr(run.optimizer, "step", catch)
-        examples, metrics = train_step(run.state, run.problems)
+    monkeypatch.setattr(run.parts.optimizer, "step", catch)
+    examples, metrics = train_step(run.state, run.problems)
     student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
     rows = [(list(e.rollout.prompt_ids), list(e.rollout.answer_ids)) for e in examples]

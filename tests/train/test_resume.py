@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from opdkit import toml
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 from opdkit.recipe import Recipe
 from opdkit.train import checkpoint
+from opdkit.train.console import Interrupt
 from opdkit.train.loop import train
 
 Make = Callable[..., Recipe]
@@ -68,7 +69,7 @@ def uninterrupted() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "die_at",
     [
-        ("opdkit.train.answers.sample_groups", 4),  # while the fourth step samples
+        ("opdkit.train.rollouts.sample_rollouts", 4),  # while the fourth step samples
         ("opdkit.train.step.backward", 6),  # with the checkpoint of step 4 two steps behind
         ("opdkit.train.checkpoint.save_file", 3),  # the second checkpoint half written
     ],
@@ -94,7 +95,7 @@ def test_killed_runs_resume_to_the_same_bits(
 
 def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(recipe: Make) -> None:
     """SIGINT: exit status 130, a checkpoint of a whole step, and the command to continue, which then works."""
-    chosen = recipe(*EMA, "train.steps=2000", "train.save_every=0")
+    chosen = recipe(*EMA, "train.steps=2000", "train.save_every=0", "train.schedule=constant")
     path = Path(chosen.runs_dir).parent / "long.toml"
     path.write_text(toml.dumps(chosen.as_dict()))
     command = [sys.executable, "-m", "opdkit.cli", "train", str(path)]
@@ -137,12 +138,69 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe: Make, console: Console, m
 
 
 def test_a_changed_recipe_is_not_resumed(recipe: Make, console: Console) -> None:
-    """Another learning rate would be another run; more steps are welcome."""
-    train(recipe("sft", "train.steps=2"), console=console)
+    """Another learning rate would be another run, and so would more steps of a schedule that ends with the last one; at
+    a constant rate more steps are welcome, fewer than were taken are not."""
+    constant = "train.schedule=constant"
+    train(recipe("sft", "train.steps=2", constant), console=console)
     with pytest.raises(UserError, match=r"train\.lr was 0\.001, is 0\.5"):
-        train(recipe("sft", "train.steps=4", "train.lr=0.5"), console=console, resume=True)
-    summary = train(recipe("sft", "train.steps=4"), console=console, resume=True)
-    assert summary["steps"] == 4
+        train(recipe("sft", "train.steps=4", "train.lr=0.5", constant), console=console, resume=True)
+    with pytest.raises(UserError, match=r"train\.steps is 1, and 2 are taken"):
+        train(recipe("sft", "train.steps=1", constant), console=console, resume=True)
+    assert train(recipe("sft", "train.steps=4", constant), console=console, resume=True)["steps"] == 4
+    train(recipe("sft", "train.steps=2", "name=cosine"), console=console)
+    with pytest.raises(UserError, match=r"train\.steps was 2, is 4"):
+        train(recipe("sft", "train.steps=4", "name=cosine"), console=console, resume=True)
+
+
+def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
+    recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the evaluation after step 2: step 2 is saved although no checkpoint was due, and the resumed run has
+    every evaluation, with the numbers of a run that was left alone."""
+    keys = ("train.save_every=0", "eval.data=arithmetic:merge-3:test", "eval.limit=4", "eval.samples=2", "eval.every=2")
+    whole = recipe("sft", *keys, "name=whole")
+    train(whole, console=console)
+    chosen, heard = recipe("sft", *keys), []
+    check = Interrupt.check
+
+    def interrupted(self: Interrupt) -> None:
+        heard.append(1)
+        self.asked = len(heard) == 4  # before the run: once; each of two steps: once; then inside the evaluation
+        check(self)
+
+    monkeypatch.setattr(Interrupt, "check", interrupted)
+    with pytest.raises(Interrupted):
+        train(chosen, console=console)
+    saved = checkpoint.latest(chosen.run_dir / "checkpoints")
+    assert saved is not None and saved.step == 2
+    assert not (chosen.run_dir / "eval" / "step_000002.json").exists()
+    monkeypatch.setattr(Interrupt, "check", check)
+    train(chosen, console=console, resume=True)
+    for path in sorted((whole.run_dir / "eval").iterdir()):
+        assert (chosen.run_dir / "eval" / path.name).read_text() == path.read_text()
+
+
+def test_a_mistyped_model_costs_no_run(recipe: Make, console: Console) -> None:
+    """--overwrite with a model that is not there: the old run still is. And a first run that never loaded leaves no
+    folder in the way."""
+    train(recipe("sft", "train.steps=1"), console=console)
+    with pytest.raises(UserError, match="/no/such"):
+        train(recipe("sft", "train.steps=1", "model.path=/no/such"), console=console, overwrite=True)
+    assert checkpoint.latest(recipe("sft").run_dir / "checkpoints") is not None
+    with pytest.raises(UserError, match="/no/such"):
+        train(recipe("sft", "name=fresh", "model.path=/no/such"), console=console)
+    train(recipe("sft", "name=fresh", "train.steps=1"), console=console)
+
+
+def test_a_checkpoint_with_a_missing_file_is_refused(recipe: Make, console: Console) -> None:
+    """Fresh optimizer moments would be another run."""
+    constant = "train.schedule=constant"
+    train(recipe("sft", "train.steps=1", constant), console=console)
+    saved = checkpoint.latest(recipe("sft").run_dir / "checkpoints")
+    assert saved is not None
+    (saved.path / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"optimizer\.safetensors is missing"):
+        train(recipe("sft", "train.steps=2", constant), console=console, resume=True)
 
 
 def test_an_existing_run_is_not_overwritten_unasked(recipe: Make, console: Console) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from opdkit.recipe import Recipe
 from opdkit.train.loop import Parts, Run, _load_data
-from opdkit.train.run_folder import RunFolder
 from opdkit.train.step import State, train_step
 from opdkit.types import Group, Needs, Problem
 
@@ -50,17 +49,8 @@ METHODS = [
 
 
 @pytest.fixture
-def start(console: Console) -> Any:
-    folders = []
-
-    def make(recipe: Recipe) -> Run:
-        folder = RunFolder.open(recipe.run_dir, overwrite=(recipe.run_dir / "recipe.toml").exists())
-        folders.append(folder)
-        return Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
-
-    yield make
-    for folder in folders:
-        folder.close()
+def start(console: Console) -> Callable[[Recipe], Run]:
+    return lambda recipe: Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
 
 
 def gradient(run: Run, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
