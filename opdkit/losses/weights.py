@@ -114,7 +114,8 @@ def quantile(value_A: Tensor, share: float) -> Tensor:
 
 
 def position(row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: bool, dtype: torch.dtype) -> Tensor:
-    """w_min + (1 - w_min) sigmoid((u - tau) / s), u = (i - 1/2) / T for the i-th of T tokens (PW-OPSD, eq. of Sec. 4).
+    """w_min + (1 - w_min) sigmoid((u - tau) / s), u = (i - 1/2) / T for the i-th of T tokens (PW-OPSD, as its code
+    has it).
 
     mean_one: divided by its mean in every row, so that late tokens gain what early ones lose.
     """
