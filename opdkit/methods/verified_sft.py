@@ -3,7 +3,7 @@
     L = -mean over right answers, mean over tokens  log p(y)
 
 An answer is right from a reward of `success_threshold` on; the others, and ungraded ones, leave the mean. A step
-without a right answer changes nothing. `reduction = "sequence_sum"` sums over an answer's tokens.
+without a right answer has no gradient. `reduction = "sequence_sum"` sums over an answer's tokens.
 
 Source: the `verified_sft` baseline of MOPD (arXiv:2605.12652). Where we differ: means are over the whole batch, not
 over each micro-batch.

@@ -19,6 +19,11 @@ from opdkit.train.loop import train
 
 RECORD = Path(__file__).with_name("recorded_steps.json")
 NAMES = ("train/loss", "train/grad_norm", "student/entropy", "student/logprob", "rollout/answer_tokens")
+# The published sentences hold characters that the tiny tokenizer does not know.
+WORDING = {"layout": "{question}{success}{another}{failure}"} | dict.fromkeys(
+    ("success", "another", "failure", "feedback", "summary", "failed_summary"), ";{text}"
+)
+PEERS = {"kind": "peers", "feedback": "never", "wording": WORDING}
 CASES: dict[str, dict[str, Any]] = {
     "opd": {"method": {"name": "opd"}, "teacher": {"kind": "model", "path": "teacher"}},
     "opd sampled": {"method": {"name": "opd", "support": "sampled"}, "teacher": {"kind": "model", "path": "teacher"}},
@@ -57,6 +62,18 @@ CASES: dict[str, dict[str, Any]] = {
         "weights": {"tokens": {"name": "soft_or", "keep": 0.5}},
     },
     "sft": {"method": {"name": "sft"}},
+    "topk_opd advantage": {
+        "method": {"name": "topk_opd", "form": "advantage", "support": "union", "k": 4},
+        "teacher": {"kind": "model", "path": "teacher"},
+    },
+    # Nobody is right here, so the teacher reads failures alone, and the reward's part of a mixture is 0.
+    "mopd": {"method": {"name": "mopd"}, "context": PEERS},
+    "sdpo trust region": {
+        "method": {"name": "sdpo"},
+        "context": {**PEERS, "slots": ["failure"]},
+        "teacher": {"weights": "trust_region", "student_share": 0.2},
+    },
+    "grpo_opd": {"method": {"name": "grpo_opd"}, "teacher": {"kind": "model", "path": "teacher"}},
 }
 
 
@@ -72,7 +89,14 @@ def record(case: dict[str, Any], folder: Path) -> list[dict[str, float]]:
         "model": {"path": str(folder / "student"), "dtype": "float32", "device": "cpu"},
         "data": {"train": "arithmetic:merge-3:train", "task": "arithmetic", "limit": 32},
         "sampling": {"max_answer_tokens": 12, "group_size": 2},
-        "train": {"steps": 2, "problems_per_step": 8, "lr": 1e-2, "schedule": "constant", "save_every": 0},
+        "train": {
+            "steps": 2,
+            "problems_per_step": 8,
+            "lr": 1e-2,
+            "schedule": "constant",
+            "save_every": 0,
+            "warmup_steps": 0,
+        },
         **case,
     }
     if raw.get("teacher", {}).get("path"):
