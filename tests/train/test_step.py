@@ -192,9 +192,32 @@ def test_ungraded_answers_leave_grpo(recipe: Make, start: Any, monkeypatch: pyte
     assert distance(with_ungraded, gradient(run, run.problems[:5], monkeypatch)) < 1e-6
 
 
+def test_an_ungraded_batch_moves_nothing(recipe: Make, start: Any) -> None:
+    """Every answer ungraded: no token counts, and neither momentum nor weight decay moves the student."""
+    run = start(recipe("grpo", "train.weight_decay=0.1"))
+    sample = run.state.sample
+
+    def rewarded(reward: Any) -> Any:
+        return lambda problems, step: [
+            replace(g, rollouts=tuple(replace(r, reward=reward(r)) for r in g.rollouts)) for g in sample(problems, step)
+        ]
+
+    run.state.sample = rewarded(lambda r: float(r.sample_id))
+    train_step(run.state, run.problems[:5])  # so that there is momentum
+    before = {n: p.detach().clone() for n, p in run.parts.optimizer.weights.items()}
+    run.state.sample = rewarded(lambda r: None)
+    _, metrics = train_step(run.state, run.problems[5:10])
+    values = {m.name: m.value for m in metrics}
+    assert values["train/num_skipped_steps"] == 1 and values["rollout/num_ungraded"] == 10
+    assert all(torch.equal(p, before[n]) for n, p in run.parts.optimizer.weights.items())
+
+
 def test_non_finite_gradients_skip_the_step_and_are_counted(recipe: Make, start: Any) -> None:
     """A teacher that says NaN: weights, optimizer state and EMA stay as they were, bit for bit; the metric says so."""
-    run = start(recipe("opd"))
+    run = start(recipe("opsd", "teacher.weights=ema", "teacher.ema_rate=0.5"))
+    train_step(run.state, run.problems[:5])  # so that there is momentum, and an average away from the student
+    state = {**run.parts.optimizer.state(), **{f"ema {k}": v for k, v in run.parts.teacher.state().items()}}
+    state = {k: v.clone() for k, v in state.items()}
     score = run.parts.teacher.score
 
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -205,7 +228,8 @@ def test_non_finite_gradients_skip_the_step_and_are_counted(recipe: Make, start:
     _, metrics = train_step(run.state, run.problems[:5])
     assert {m.name: m.value for m in metrics}["train/num_skipped_steps"] == 1
     assert all(torch.equal(p, before[n]) for n, p in run.parts.optimizer.weights.items())
-    assert not run.parts.optimizer.state()
+    after = {**run.parts.optimizer.state(), **{f"ema {k}": v for k, v in run.parts.teacher.state().items()}}
+    assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
 
 
 def test_bfloat16_computes_but_float32_learns(recipe: Make, start: Any) -> None:
@@ -232,3 +256,48 @@ def test_lora_leaves_the_base_bit_identical(recipe: Make, start: Any) -> None:
         train_step(run.state, run.problems[:5])
     assert all(torch.equal(named[n], p) for n, p in base.items())
     assert any(not torch.equal(named[n], p) for n, p in adapter.items())
+
+
+@pytest.mark.parametrize("method", ["dpo", "simpo"])
+def test_pairs_have_the_gradient_of_their_loss(
+    method: str, recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From sampling to parameters: the step's gradient, from coefficients in small micro-batches, is autograd's of the
+    loss written out on whole answers, and train/loss is that loss. The student has moved away from its reference."""
+    run = start(recipe(method, "sampling.group_size=3", "train.max_grad_norm=1e9"))
+    state, sample = run.state, run.state.sample
+    with torch.no_grad():
+        for p in state.optimizer.weights.values():
+            p.mul_(1.1)
+    groups = [
+        replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id % 2)) for r in g.rollouts))
+        for g in sample(run.problems[:3], 0)
+    ]
+    state.sample = lambda problems, step: groups
+    state.max_tokens_per_micro_batch = 40
+    metrics: list[Any] = []
+    original = train_step
+
+    def keep(state: State, chosen: Sequence[Problem]) -> Any:
+        rows, metrics[:] = original(state, chosen)
+        return rows, metrics
+
+    monkeypatch.setitem(gradient.__globals__, "train_step", keep)
+    got = gradient(run, run.problems[:3], monkeypatch)
+
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    prompts, answers = [r.prompt_ids for r in rollouts], [r.answer_ids for r in rollouts]
+    head, hidden_NH = state.student.head(), state.student.hidden(prompts, answers)
+    logprob_NV = (hidden_NH @ head.weight_VH[: head.num_tokens].T).log_softmax(-1)
+    logprob_N = logprob_NV.gather(-1, torch.tensor([i for a in answers for i in a])[:, None])[:, 0]
+    if state.teacher is not None:
+        said = state.teacher.score(prompts, answers, Needs(teacher="sampled"), temperature=1.0)
+        logprob_N = logprob_N - torch.cat([torch.from_numpy(s.sampled_logprob_T) for s in said])
+    h = [part.sum() if method == "dpo" else part.mean() for part in logprob_N.split([len(a) for a in answers])]
+    beta, margin = (0.1, 0.0) if method == "dpo" else (2.0, 1.0)
+    pairs = [(h[i + 1], h[i + j]) for i in range(0, 9, 3) for j in (0, 2)]  # the answer rewarded 1 against two of 0
+    loss = -torch.stack([torch.nn.functional.logsigmoid(beta * (w - v) - margin) for w, v in pairs]).mean()
+    names = list(state.optimizer.weights)
+    wanted = dict(zip(names, torch.autograd.grad(loss, list(state.optimizer.weights.values())), strict=True))
+    assert distance(wanted, got) < 1e-5
+    assert {m.name: m.value for m in metrics}["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
