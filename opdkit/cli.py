@@ -61,12 +61,17 @@ def quickstart(
     Makes a teacher and a student, trains the student by on-policy distillation and by its baselines, evaluates and
     reports.
     """
-    from opdkit.quickstart import quickstart
+    from opdkit.quickstart import learned, quickstart
 
     try:
-        quickstart(out, seed=seed, console=console)
+        summary = quickstart(out, seed=seed, console=console)
     except Interrupted:
         raise Interrupted("Run it again to start anew.") from None
+    if not learned(summary):
+        errors.print(
+            "The student did not become measurably better: this is a bug, or an unlucky seed.", style="bold red"
+        )
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdkit.data.readers import load_problems
+from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.report import headline_figure, write_report
 from opdkit.train.loop import train
@@ -31,6 +32,7 @@ from opdkit.train.run_folder import RunFolder
 
 RECIPE = Path(__file__).with_suffix(".toml")
 WORLD = "arithmetic:merge-4:train"
+MARKER = ".made-by-opdkit-quickstart"
 TEACHER_STEPS, STUDENT_STEPS = 300, 120
 TEACHER_TRAIN = {"schedule": "linear"}
 STUDENT_TRAIN = {"schedule": "constant"}  # stopped half-way: a student that can already do some of it
@@ -75,6 +77,7 @@ ARMS: Mapping[str, Arm] = {
 def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     """Run all of it; returns the summary of the OPD run with its arms. An earlier quickstart in `out` is replaced."""
     started = time.monotonic()
+    _check_ours(out, out.with_name(f"{out.name}-models"))
     recipes = {arm: _recipe(out, seed, arm) for arm in ("", *ARMS)}
     models = out.with_name(f"{out.name}-models")
     _say(console, "1/3  Two models from nothing: a teacher, and a student that has seen 512 solved problems")
@@ -105,13 +108,33 @@ def _recipe(out: Path, seed: int, arm: str) -> Recipe:
     raw |= {"name": name, "seed": seed, "runs_dir": str(out.parent)}
     raw["model"]["path"], raw["teacher"]["path"] = str(models / "student"), str(models / "teacher")
     if arm:
+        if ARMS[
+            arm
+        ].fresh:  # made on the fly; the recipe that is kept says so, and names no file that would be other data
+            raw["data"]["train"] = f"lessons of {WORLD}"
         for section, change in ARMS[arm].change.items():
             raw[section] = change if section in ("method", "teacher") else {**raw[section], **change}
         raw["eval"] |= {"before": False, "teacher": False}  # the main run has measured both
     return parse_recipe(raw, where="quickstart")
 
 
+def _check_ours(out: Path, models: Path) -> None:
+    """Raises UserError unless what stands there is an earlier quickstart: only that is replaced unasked."""
+    if models.exists() and not (models / MARKER).exists():
+        raise UserError(f"{models} was not made by the quickstart; choose another --out, or remove it")
+    if (out / "recipe.toml").exists() and RunFolder(out).read_recipe()["model"]["path"] != str(models / "student"):
+        raise UserError(f"{out} holds a run that is no quickstart; choose another --out, or remove it")
+
+
+def learned(summary: Mapping[str, Any]) -> bool:
+    """Whether the student is measurably better than before: the 95 % intervals are apart, on every evaluation set."""
+    before, after = summary["eval"]["student_before"], summary["eval"]["student_after"]
+    return all(after[source]["avg_at_n"]["low"] > e["avg_at_n"]["high"] for source, e in before.items())
+
+
 def _make_models(folder: Path, seed: int, console: Console) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
     for name in ("teacher", "student"):
         shutil.rmtree(folder / name, ignore_errors=True)
     pool = load_problems(WORLD, task="arithmetic", limit=512, seed=seed).problems  # what the recipe trains on

@@ -58,7 +58,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "train.lr='fast'", "train.setps=3", "model.lr=1", method={"name": "opdd"}, data={"train": "d", "task": "mth"}
     )
     text = "\n".join(said)
-    assert 'method.name = \'opdd\' does not exist; did you mean "opd"?' in text
+    assert "method.name = 'opdd' does not exist; did you mean \"opd\"?" in text
     assert "data.task = 'mth'" in text and 'did you mean "math"?' in text
     assert 'train.setps is not a key; did you mean "steps"?' in text
     assert "model.lr is not a key; there is train.lr" in text
@@ -94,6 +94,16 @@ def test_all_faults_are_reported_at_once() -> None:
 def test_impossible_combinations_are_refused(overrides: list[str], words: str) -> None:
     """Each sentence names the key and its reason. Does not prove that every impossible recipe is caught."""
     assert words in "\n".join(faults(*overrides))
+
+
+def test_biased_estimates_are_warned_about() -> None:
+    """A sampled-token loss from a truncated or re-tempered sampler works, and is probably not meant."""
+    from opdkit.recipe import warnings
+
+    keys = ("method.support=sampled", "method.divergence=reverse_kl", "method.clip=none")
+    assert any("biased" in sentence for sentence in warnings(recipe(*keys)))
+    honest = ("sampling.top_p=1.0", "sampling.top_k=0")
+    assert not any("biased" in sentence for sentence in warnings(recipe(*keys, *honest)))
 
 
 def test_set_reads_toml_values_and_bare_words() -> None:

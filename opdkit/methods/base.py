@@ -215,5 +215,17 @@ class Distillation(Averaged):
             self.reduction, weight_N=weight_N, divide_by=self.divide_by, dilute=self.without_context == "dilute"
         )
 
+    def warnings(self, recipe: Any) -> Iterator[str]:
+        sampling = recipe.sampling
+        cut = sampling.top_p < 1 or sampling.top_k or sampling.min_p
+        corrected = recipe.weights.importance is not None
+        if self.support == "sampled" and not corrected and (cut or sampling.temperature != self.loss_temperature):
+            yield (
+                'method.support = "sampled" estimates the divergence from tokens of the student at loss_temperature = '
+                f"{self.loss_temperature}, but they are sampled at temperature = {sampling.temperature}, top_p = "
+                f"{sampling.top_p}, top_k = {sampling.top_k}, min_p = {sampling.min_p}: the estimate is biased; sample "
+                "from the whole distribution at that temperature, or add [weights] importance"
+            )
+
     def terms(self, plan: PlanInputs) -> list[Term]:
         return [losses.Term(name=self.divergence, loss=self.loss, coef_N=self.coefficients(plan))]

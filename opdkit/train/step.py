@@ -239,6 +239,8 @@ def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learne
     student, method = state.student, state.method
     teacher_head = head_of_teacher(state)
     learned = Learned()
+    if not any(bool((term.coef_N != 0).any()) for term in terms):
+        return learned  # nothing is counted anywhere: no gradient, and the optimizer will not move on memory alone
     for part in batch.parts(state.max_tokens_per_micro_batch):
         weights = state.optimizer.compute_weights()
         out = losses.head_loss(

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +57,18 @@ def test_resume_after_a_crash_gives_the_same_numbers(
     assert sorted(answers.read_text().splitlines()) == sorted(text.splitlines())
 
 
-def test_more_samples_add_to_what_is_there(options: EvaluateOptions, tmp_path: Path, console: Console) -> None:
-    """n = 2 and then n = 4 is n = 4: sample ids have their own seeds."""
+def test_more_samples_add_to_what_is_there(
+    options: EvaluateOptions, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n = 2 and then n = 4 is n = 4: sample ids have their own seeds, and only the 20 new answers are sampled."""
     evaluate_model(replace(options, num_samples=2), out=tmp_path / "a", console=console)
+    asked: list[Any] = []
+    sample = HFEngine.sample
+    monkeypatch.setattr(
+        HFEngine, "sample", lambda self, prompts, *a, **k: asked.extend(prompts) or sample(self, prompts, *a, **k)
+    )
     grown = evaluate_model(options, out=tmp_path / "a", console=console)
+    assert len(asked) == 20
     assert grown == evaluate_model(options, out=tmp_path / "b", console=console)
     assert json.loads((tmp_path / "a" / "result.json").read_text())["eval"] == grown
 
