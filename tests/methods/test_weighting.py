@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tomllib
+from math import log
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.losses import Divergence
+from opdkit.methods.base import PlanInputs
 from opdkit.methods.weighting import Paced, Weights
+from opdkit.methods.weighting.problems import RewardSoftmax
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Group, Needs, Problem, Rollout
 
@@ -152,3 +156,43 @@ def test_fixed_pass_rates_are_the_first_ones() -> None:
     assert fixed.pass_rates([group("a", 1.0, 1.0), group("b", 0.0, 0.0)], known) == {"a": 0.5, "b": 0.0}
     assert refreshed.pass_rates([group("a", 1.0, 1.0)], known) == {"a": 1.0}
     assert known == {"a": 0.5, "b": 0.0}
+
+
+def plan(row_of_token: list[int], reward: list[float | None], pass_rate: list[float] | None = None) -> PlanInputs:
+    """One problem a row."""
+    unknown = ("sampled_logprob_N", "teacher_logprob_N", "teacher_entropy_N", "student_logprob_N", "student_entropy_N")
+    num_tokens = len(row_of_token)
+    return PlanInputs(
+        **dict.fromkeys(unknown),
+        row_N=torch.tensor(row_of_token),
+        index_N=torch.zeros(num_tokens, dtype=torch.long),
+        group_R=torch.arange(len(reward)),
+        reward_R=torch.tensor([r or 0.0 for r in reward], dtype=torch.float64),
+        graded_R=torch.tensor([r is not None for r in reward]),
+        mask_N=torch.ones(num_tokens, dtype=torch.bool),
+        weight_N=torch.ones(num_tokens),
+        pass_rate_R=None if pass_rate is None else torch.tensor(pass_rate, dtype=torch.float64),
+        step=0,
+        progress=0.0,
+    )
+
+
+def test_paced_by_hand() -> None:
+    """Pass rates 1/2, 0 and unknown: weights 1/4 and 0, the third leaves the mean; a floor of 0.05 keeps the second; at
+    mean one over the two known problems 0.25 and 0.05 become 5/3 and 1/3."""
+    given = plan([0, 0, 1, 2], [1.0, 0.0, None], [0.5, 0.0, float("nan")])
+    weighed = Paced(mean_one=False).apply(given)
+    assert weighed.weight_N.tolist() == [0.25, 0.25, 0.0, 0.0] and weighed.mask_N.tolist() == [True, True, True, False]
+    assert Paced(mean_one=False, floor=0.05).apply(given).weight_N[:3].tolist() == pytest.approx([0.25, 0.25, 0.05])
+    assert Paced(floor=0.05).apply(given).weight_N[:3].tolist() == pytest.approx([5 / 3, 5 / 3, 1 / 3])
+    assert weighed.coefficients("sequence").tolist() == pytest.approx([0.25 / 4, 0.25 / 4, 0, 0])  # mean over two rows
+
+
+def test_ungraded_answers_leave_a_reward_softmax() -> None:
+    """Rewards 1, unknown, 0 over the batch at 1 / ln 3: 3/2 and 1/2 for the graded ones, the other is not counted."""
+    weighed = RewardSoftmax(temperature=1 / log(3), per="batch").apply(plan([0, 1, 2], [1.0, None, 0.0]))
+    assert weighed.weight_N.tolist() == pytest.approx([1.5, 0.0, 0.5]) and weighed.mask_N.tolist() == [
+        True,
+        False,
+        True,
+    ]
