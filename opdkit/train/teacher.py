@@ -128,8 +128,8 @@ class TrustRegionTeacher(Teacher):
     """logits = (1 - share) initial + share live, both reading the teacher's context; the live part is held constant.
 
     SDPO's trust region (arXiv:2601.20802). A mixture of logits is the logits of one head, over the two hidden states
-    side by side, so every loss can ask it whatever it could ask a model. It reads each row twice, keeps twice the hidden
-    states and a copy of both heads while a batch is learned, and cannot sample.
+    side by side, so every loss can ask it whatever it could ask a model. It reads each row twice, keeps twice the
+    hidden states and a copy of both heads while a batch is learned, and cannot sample.
     Raises UserError for a student that soft-caps its logits: the mixture is then no head's.
     """
 
