@@ -130,9 +130,10 @@ class CodeTask:
         by_digest = {problem.digest: problem for problem in problems.values() if isinstance(problem, CodeProblem)}
         known = {key: self._known[key] for key in keys if key in self._known}
         runs = {key: _Run(by_digest[key[0]], key[1]) for key in dict.fromkeys(keys) if key not in known}
-        for done in self._sandbox.run(self._jobs(list(runs.values()))):
-            run, index = done.job.tag
-            run.results[index] = judge(run.problem, index, done)
+        if runs:
+            for done in self._sandbox.run(self._jobs(list(runs.values()))):
+                run, index = done.job.tag
+                run.results[index] = judge(run.problem, index, done)
         known |= {key: self._grade(run) for key, run in runs.items()}
         self._remember(known)
         grades = [reading if isinstance(reading, CodeGrade) else known[reading] for reading in readings]

@@ -89,16 +89,17 @@ def values_match(value: Any, expected: Any, float_tolerance: float | None) -> bo
 
 
 def _compare(problem: CodeProblem, end: End, expected: str) -> TestVerdict:
-    if problem.style == "functional":
-        if not end.stdout:
-            return "runtime_error"  # it left without an answer
+    if problem.style == "functional" and not end.stdout:
+        return "runtime_error"  # it left without an answer
+    if len(end.stdout) > 4 * len(expected.encode(errors="replace")) + _ROOM_FOR_SPACE_BYTES:
+        return "wrong"  # too long to be right, and to be taken apart here
+    if problem.style == "stdin":
+        matches = outputs_match(end.stdout.decode(errors="replace"), expected, problem.float_tolerance)
+    else:
         try:
             matches = values_match(json.loads(end.stdout), json_values(expected)[0], problem.float_tolerance)
         except (ValueError, RecursionError, OverflowError):
             matches = False
-    else:
-        too_long = len(end.stdout) > 4 * len(expected.encode()) + _ROOM_FOR_SPACE_BYTES
-        matches = not too_long and outputs_match(end.stdout.decode(errors="replace"), expected, problem.float_tolerance)
     return "pass" if matches else "wrong"
 
 

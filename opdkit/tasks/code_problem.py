@@ -38,7 +38,7 @@ class CodeProblem:
         """One program on one test. What the output is compared with is not part of it."""
         test = self.tests[index]
         if self.style == "stdin":
-            processes = script(program, test["input"].encode(errors="surrogateescape"))
+            processes = script(program, test["input"].encode(errors="surrogatepass"))
         elif self.style == "functional":
             processes = call(program, self.entry_point, json_values(test["input"]))
         else:

@@ -18,9 +18,12 @@ def _boot() -> None:
         wanted = _MAIN_STACK_BYTES if hard == resource.RLIM_INFINITY else min(_MAIN_STACK_BYTES, hard)
         resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
         os.execv(sys.executable, [sys.executable, "-s", "-P", *sys.argv, _RAISED])
-    sys.path[:] = json.loads(sys.argv[1])
+    standard = list(sys.path)
+    sys.path[:] = trainers = json.loads(sys.argv[1])  # so that this package is the one the trainer uses
     from opdkit.tasks.sandbox import zygote
 
+    # Whatever lies in the trainer's folders, programs get the standard library that its documentation describes.
+    sys.path[:] = standard + [path for path in trainers if path not in standard]
     zygote.serve(int(sys.argv[2]), json.loads(sys.argv[3]))
 
 

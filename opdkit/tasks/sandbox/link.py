@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import reprlib
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,13 @@ from opdkit.tasks.sandbox.values import decode, encode
 LINK = 3  # descriptor
 MAX_FRAME_BYTES = 1 << 24
 _LENGTH = struct.Struct("!I")
-_MAX_SHOWN = 300  # characters of a call in a report
+_MAX_TRACEBACK = 4000
+# How values stand in a report: the cost must not grow with them.
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = _SHORT.maxdeque = 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+# These would end a loop over map(...) in the tests as if there were nothing more to check.
+_NEVER_RAISED = ("StopIteration", "StopAsyncIteration", "GeneratorExit")
 
 
 class CandidateGone(BaseException):
@@ -50,8 +57,8 @@ class Candidate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.num_calls += 1
-        shown = [repr(value) for value in args] + [f"{name}={value!r}" for name, value in kwargs.items()]
-        self.last_call = f"{self.__name__}({', '.join(shown)})"[:_MAX_SHOWN]
+        shown = [_SHORT.repr(value) for value in args] + [f"{n}={_SHORT.repr(value)}" for n, value in kwargs.items()]
+        self.last_call = f"{self.__name__}({', '.join(shown)})"
         try:
             request = {"args": [encode(value) for value in args], "kwargs": {k: encode(v) for k, v in kwargs.items()}}
         except TypeError as error:
@@ -60,7 +67,7 @@ class Candidate:
             _send(request)
             reply = _receive()
             if "error" in reply:
-                self.last_traceback = str(reply["traceback"])
+                self.last_traceback = str(reply["traceback"])[-_MAX_TRACEBACK:]
                 self.last_error = _exception(str(reply["error"]), str(reply["message"]))
             else:
                 result = decode(reply["result"])
@@ -72,7 +79,7 @@ class Candidate:
         if "error" in reply:
             assert self.last_error is not None
             raise self.last_error
-        self.last_call += f" -> {result!r}"[:_MAX_SHOWN]
+        self.last_call += f" -> {_SHORT.repr(result)}"
         return result
 
 
@@ -92,14 +99,15 @@ def serve(function: Callable[..., Any], describe: Callable[[BaseException], str]
             if len(message) > MAX_FRAME_BYTES:
                 raise ValueError(f"the result is over {MAX_FRAME_BYTES:,} bytes")
         except Exception as error:
-            reply = {"error": type(error).__name__, "message": str(error)[:1000], "traceback": describe(error)[-4000:]}
+            reply = {"error": type(error).__name__, "message": str(error)[:1000]}
+            reply["traceback"] = describe(error)[-_MAX_TRACEBACK:]
             message = json.dumps(reply).encode()
         _send_bytes(message)
 
 
 def _exception(name: str, message: str) -> Exception:
     kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and name not in _NEVER_RAISED:
         try:
             return kind(message)
         except TypeError:  # UnicodeDecodeError and its like want five arguments

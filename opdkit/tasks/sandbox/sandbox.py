@@ -6,7 +6,6 @@ The walls are explained in README.md. Nothing of a program is executed, unpickle
 from __future__ import annotations
 
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +15,13 @@ from opdkit.errors import UserError
 from opdkit.tasks.pool import usable_cores
 from opdkit.tasks.sandbox.jobs import TIERS, Done, Job
 from opdkit.tasks.sandbox.start import start_zygote
-from opdkit.tasks.sandbox.zygote_client import ZygoteClient, ZygoteDied
+from opdkit.tasks.sandbox.zygote_client import Flight, ZygoteClient, ZygoteDied, wait_for_answers
 
 DEFAULT_PRELOAD = ("numpy", "sortedcontainers")
 
 _SLOTS_PER_ZYGOTE = 8  # forking is serial within one
 _MAX_DEATHS = 3  # of zygotes, in one call of `run`; more is the machine's fault and must be seen
-_MAX_ATTEMPTS = 2  # of a job whose zygote died
+_MAX_TRIES = 2  # of a job whose zygote died
 _POLL_S = 1.0
 
 
@@ -50,6 +49,7 @@ class Sandbox:
         self._preload = tuple(preload)
         self._allow_unsafe = allow_unsafe
         self._lock = threading.Lock()
+        self._runs_in: int | None = None  # thread
         self._zygotes: list[ZygoteClient] = []
         self._owner_pid = 0
 
@@ -59,20 +59,30 @@ class Sandbox:
         Raises SandboxUnavailable, and RuntimeError if a fork server cannot be kept alive; never for what a program
         does. One caller at a time: another thread waits until this iterator is used up or closed.
         """
+        if self._runs_in == threading.get_ident():
+            raise RuntimeError("this thread is in the middle of another run of this sandbox, and would wait for itself")
         with self._lock:
-            self._start()
+            self._runs_in = threading.get_ident()
             try:
+                self._start()
                 yield from self._run(iter(jobs))
-            finally:
+            except GeneratorExit:
                 if any(zygote.flights for zygote in self._zygotes):
                     self._forget()  # jobs now in flight must not answer the next call
+                raise
+            except BaseException:
+                self._forget()
+                raise
+            finally:
+                self._runs_in = None
 
     def describe(self) -> dict[str, Any]:
         """For the run's record: tier, landlock_abi, user_per_process, refused (tier -> why), absent, num_slots."""
-        with self._lock:
-            self._start()
-            hello = {key: value for key, value in self._zygotes[0].hello.items() if key != "error"}
-            return {**hello, "num_slots": self.num_slots}
+        if not self._zygotes:
+            with self._lock:
+                self._start()
+        hello = {key: value for key, value in self._zygotes[0].hello.items() if key != "error"}
+        return {**hello, "num_slots": self.num_slots}
 
     def close(self) -> None:
         """Ends all processes. Safe to call twice; a later `run` starts afresh."""
@@ -80,18 +90,17 @@ class Sandbox:
             self._forget()
 
     def _run(self, jobs: Iterator[Job]) -> Iterator[Done]:
-        waiting: deque[tuple[Job, int]] = deque()  # jobs to be repeated, and how often they have been tried
-        attempts: dict[int, int] = {}  # by id of the job object, of those that were tried before
+        repeated: deque[Flight] = deque()  # whose zygote died
         num_deaths = 0
         while True:
-            self._fill(waiting, attempts, jobs)
-            busy = {zygote.control: zygote for zygote in self._zygotes if zygote.flights}
+            self._fill(repeated, jobs)
+            busy = [zygote for zygote in self._zygotes if zygote.flights]
             if not busy:
                 return
-            readable = select.select(list(busy), [], [], _POLL_S)[0]
-            for zygote in busy.values():
+            answering = wait_for_answers(busy, _POLL_S)
+            for zygote in busy:
                 try:
-                    if zygote.control in readable:
+                    if zygote in answering:
                         yield zygote.receive()
                     elif zygote.is_late:
                         raise ZygoteDied("it does not answer")
@@ -100,23 +109,23 @@ class Sandbox:
                     if num_deaths > _MAX_DEATHS:
                         raise RuntimeError(f"the sandbox's fork servers died {num_deaths} times: {error}") from error
                     for flight in list(zygote.flights.values()):
-                        tried = attempts.pop(id(flight.job), 0) + 1
-                        if tried < _MAX_ATTEMPTS:
-                            waiting.append((flight.job, tried))
+                        if flight.num_tries < _MAX_TRIES:
+                            repeated.append(flight)
                         else:
-                            yield Done(job=flight.job, error=f"the fork server died {tried} times under it: {error}")
+                            reason = f"the fork server died {flight.num_tries} times under it: {error}"
+                            yield Done(job=flight.job, error=reason)
                     self._replace(zygote)
 
-    def _fill(self, waiting: deque[tuple[Job, int]], attempts: dict[int, int], jobs: Iterator[Job]) -> None:
+    def _fill(self, repeated: deque[Flight], jobs: Iterator[Job]) -> None:
         for zygote in self._zygotes:
             while zygote.is_free:
-                if waiting:
-                    job, attempts[id(job)] = waiting.popleft()
-                else:
-                    following = next(jobs, None)
-                    if following is None:
-                        return
-                    job = following
+                if repeated:
+                    flight = repeated.popleft()
+                    zygote.send(flight.job, num_tries=flight.num_tries + 1)
+                    continue
+                job = next(jobs, None)
+                if job is None:
+                    return
                 zygote.send(job)
 
     def _start(self) -> None:

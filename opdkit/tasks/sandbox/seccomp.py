@@ -27,10 +27,11 @@ _FIRST_X32 = 0x40000000
 _OWN_PID = 0x7EADBEEF  # stands for the pid until `for_process` knows it
 
 # linux/sched.h
-_THREAD_FLAGS = 0x00000100 | 0x00000800 | 0x00010000  # CLONE_VM, CLONE_SIGHAND, CLONE_THREAD: all must be set
+_THREAD_FLAGS = 0x00010F00  # CLONE_VM, _FS, _FILES, _SIGHAND, _THREAD: all must be set, so limits are for all threads
 _NAMESPACE_FLAGS = 0x7E020080  # every CLONE_NEW*: none may be set
 _AT_EMPTY_PATH = 0x1000
 _AF_UNIX = 1
+_MAP_HUGETLB = 0x40000  # pages that neither RLIMIT_AS nor the resident size counts
 _PRCTL_NAMES = (15, 16)  # PR_SET_NAME, PR_GET_NAME
 _FCNTL_DESCRIPTORS = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 _IOCTL_DESCRIPTORS = (0x541B, 0x5421, 0x5450, 0x5451)  # FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
@@ -43,7 +44,7 @@ _ALLOWED = {
         "dup3": 292, "pipe2": 293, "close_range": 436, "recvfrom": 45, "shutdown": 48, "getsockname": 51,
         "getsockopt": 55,
     },
-    "memory": {"mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "mincore": 27, "madvise": 28},
+    "memory": {"mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "mincore": 27, "madvise": 28},
     "threads": {
         "sched_yield": 24, "futex": 202, "sched_getaffinity": 204, "set_tid_address": 218, "set_robust_list": 273,
         "get_robust_list": 274, "getcpu": 309, "membarrier": 324, "rseq": 334,
@@ -100,6 +101,7 @@ def _actions() -> dict[int, Code]:
     actions |= {number: _deny(errno.ENOSYS) for number in _MISSING.values()}
     own = _if_argument_in(0, (_OWN_PID,))
     return actions | {
+        9: _unless_bits(3, _MAP_HUGETLB),  # mmap
         16: _if_argument_in(1, _IOCTL_DESCRIPTORS, otherwise=errno.ENOTTY),  # ioctl
         44: _if_argument_in(4, (0,), also_upper_half=True),  # sendto: what is connected, without an address
         53: _if_argument_in(0, (_AF_UNIX,)),  # socketpair
@@ -108,7 +110,7 @@ def _actions() -> dict[int, Code]:
         72: _if_argument_in(1, _FCNTL_DESCRIPTORS),  # fcntl: F_SETOWN and others would send signals
         157: _if_argument_in(0, _PRCTL_NAMES),  # prctl
         234: own,  # tgkill
-        262: _if_bits(3, _AT_EMPTY_PATH),  # newfstatat: glibc's fstat
+        262: _if_bits(3, _AT_EMPTY_PATH, otherwise=errno.EACCES),  # newfstatat: glibc's fstat
         302: _if_argument_in(0, (0, _OWN_PID)),  # prlimit64
     }
 
@@ -157,8 +159,12 @@ def _if_argument_in(
     return code + _deny(otherwise)
 
 
-def _if_bits(index: int, bits: int) -> Code:
-    return [*_load_argument(index), (_AND, 0, 0, bits), (_JUMP_EQUAL, 0, 1, bits), *_allow(), *_deny(errno.EACCES)]
+def _if_bits(index: int, bits: int, *, otherwise: int) -> Code:
+    return [*_load_argument(index), (_AND, 0, 0, bits), (_JUMP_EQUAL, 0, 1, bits), *_allow(), *_deny(otherwise)]
+
+
+def _unless_bits(index: int, bits: int) -> Code:
+    return [*_load_argument(index), (_AND, 0, 0, bits), (_JUMP_EQUAL, 0, 1, 0), *_allow(), *_deny(errno.EPERM)]
 
 
 def _if_thread() -> Code:
@@ -167,6 +173,5 @@ def _if_thread() -> Code:
         (_AND, 0, 0, _NAMESPACE_FLAGS),
         (_JUMP_EQUAL, 1, 0, 0),
         *_deny(errno.EPERM),
-        *_if_bits(0, _THREAD_FLAGS)[:-1],
-        *_deny(errno.EPERM),
+        *_if_bits(0, _THREAD_FLAGS, otherwise=errno.EPERM),
     ]

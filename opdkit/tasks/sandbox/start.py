@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import select
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from opdkit.errors import UserError
 from opdkit.tasks.sandbox import canary
 from opdkit.tasks.sandbox.jobs import TIERS
-from opdkit.tasks.sandbox.zygote_client import ZygoteClient
+from opdkit.tasks.sandbox.zygote_client import ZygoteClient, wait_for_answers
 
 _CANARY_TIMEOUT_S = 120.0
 
@@ -59,7 +58,7 @@ def _fly_canary(zygote: ZygoteClient) -> list[str]:
     complaints = []
     for job in canary.jobs():
         zygote.send(job)
-        if not select.select([zygote.control], [], [], _CANARY_TIMEOUT_S)[0]:
+        if not wait_for_answers([zygote], _CANARY_TIMEOUT_S):
             return ["the canary never came back"]
         complaint = canary.complaint(zygote.receive())
         if complaint is not None:

@@ -29,22 +29,28 @@ _HANDLED_FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 <<
 _HANDLED_NETWORK, _SCOPED = 3, 3  # bind and connect of TCP (ABI 4); abstract sockets and signals (ABI 6)
 
 
-def strongest(allowed: Collection[str], parent: int, num_processes: int) -> tuple[Walls | None, dict[str, str]]:
+def draw_user_ids(num_processes: int) -> int:
+    """The first of as many ids. Two zygotes that draw the same only share their count of threads: a likely miss is
+    enough."""
+    return _USER_IDS[os.getpid() * num_processes % (len(_USER_IDS) - num_processes)]
+
+
+def strongest(allowed: Collection[str], parent: int, first_uid: int) -> tuple[Walls | None, dict[str, str]]:
     """Enters the strongest allowed tier that holds, and tells why the stronger ones were refused. Irrevocable.
 
-    parent: a pidfd; when that process ends, so does this one. num_processes: user ids to set aside.
+    parent: a pidfd; when that process ends, so does this one. first_uid: see Walls; used if ids can be changed here.
     None: no tier holds. A `namespaces` zygote returns in a new process, and the old one waits for its end.
     """
     refused: dict[str, str] = {}
     for tier in TIERS:
-        reason = _probe(tier, num_processes) if tier in allowed else "not among the allowed tiers"
+        reason = _probe(tier, first_uid) if tier in allowed else "not among the allowed tiers"
         if reason is None:
-            return enter(tier, parent, num_processes), refused
+            return enter(tier, parent, first_uid), refused
         refused[tier] = reason
     return None, refused
 
 
-def enter(tier: str, parent: int, num_processes: int) -> Walls:
+def enter(tier: str, parent: int, first_uid: int) -> Walls:
     if tier == UNSAFE:
         return Walls(
             tier=UNSAFE,
@@ -65,24 +71,24 @@ def enter(tier: str, parent: int, num_processes: int) -> Walls:
     else:
         proc = _open_proc("/proc")
     os.chdir("/")
-    first_uid = _free_user_ids(num_processes)
-    if tier == "chroot" and first_uid is None:
+    can_switch = _in_throw_away_process(lambda: switch_user(first_uid)) is None
+    if tier == "chroot" and not can_switch:
         raise OSError("the user id cannot be changed here, and root could leave the empty folder")
     return Walls(
         tier=tier,
         proc=proc,
-        first_uid=first_uid,
+        first_uid=first_uid if can_switch else None,
         landlock_abi=abi,
         landlock_ruleset=_landlock_ruleset(abi) if abi else None,
         seccomp_template=template,
     )
 
 
-def _probe(tier: str, num_processes: int) -> str | None:
+def _probe(tier: str, first_uid: int) -> str | None:
     """None if the tier holds in a throw-away process, else why not."""
 
     def try_it() -> None:
-        walls = enter(tier, os.pidfd_open(os.getppid()), num_processes)
+        walls = enter(tier, os.pidfd_open(os.getppid()), first_uid)
         if tier in ("namespaces", "chroot") and os.listdir("/"):
             raise OSError("the new root is not empty")
         become_nobody(walls, 0, os.getppid())
@@ -189,14 +195,6 @@ def _landlock_ruleset(abi: int) -> int:
     files = max(bits for first_abi, bits in _HANDLED_FILES.items() if first_abi <= abi)
     handled = [files] + [_HANDLED_NETWORK] * (abi >= 4) + [_SCOPED] * (abi >= 6)
     return linux.landlock_ruleset(handled)
-
-
-def _free_user_ids(num_processes: int) -> int | None:
-    """The first of `num_processes` ids that processes can take; None if ids cannot be changed here."""
-    # Two zygotes that draw the same ids would only share their count of threads, so a likely miss is enough.
-    num_starts = len(_USER_IDS) - num_processes
-    first = _USER_IDS[os.getpid() * num_processes % num_starts]
-    return first if _in_throw_away_process(lambda: switch_user(first)) is None else None
 
 
 def _require_refused(path: str, flags: int) -> None:

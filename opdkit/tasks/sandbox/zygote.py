@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 from opdkit.tasks.sandbox import child, confine, tiers
 from opdkit.tasks.sandbox.confine import MAX_THREADS, Size, Walls
-from opdkit.tasks.sandbox.jobs import UNSAFE
+from opdkit.tasks.sandbox.jobs import TIERS, UNSAFE
 from opdkit.tasks.sandbox.preload import preload
 
 _TICK_S = 0.02  # between two looks at the running processes
@@ -43,34 +43,45 @@ def serve(control_descriptor: int, configuration: Mapping[str, Any]) -> NoReturn
     """configuration: parent (pid of the trainer), preload, num_slots, tiers, allow_unsafe."""
     control = socket.socket(fileno=control_descriptor)
     try:
-        parent = os.pidfd_open(configuration["parent"])
+        try:
+            parent = os.pidfd_open(configuration["parent"])
+        except OSError as error:
+            refused = dict.fromkeys(TIERS, f"pidfd_open: {error.strerror} (Linux 5.3 has it)")
+            _say(control, {"error": None, "tier": None, "refused": refused})
+            os._exit(0)
         if os.getppid() != configuration["parent"]:
             os._exit(1)  # it died while we were starting
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("1000")  # when memory runs out, we and our processes go before the trainer
-        os.environ.clear()
-        absent = preload(configuration["preload"])
-        atexit._clear()  # what the libraries registered is not for programs that end
-        num_tasks = len(os.listdir("/proc/self/task"))
-        if num_tasks != 1:
-            raise RuntimeError(f"an import started {num_tasks - 1} threads; a process that forks must have none")
-        num_processes = 2 * configuration["num_slots"]
-        walls: Walls | None
-        refused: dict[str, str] = {}
-        if configuration["allow_unsafe"]:
-            walls = tiers.enter(UNSAFE, parent, num_processes)
-        else:
-            walls, refused = tiers.strongest(configuration["tiers"], parent, num_processes)
+        hello, walls = _shut_in(parent, configuration)
     except BaseException:
         _say(control, {"error": traceback.format_exc()})
         os._exit(1)
-    hello: dict[str, Any] = {"error": None, "tier": walls.tier if walls else None, "refused": refused, "absent": absent}
-    if walls is not None:
-        hello |= {"landlock_abi": walls.landlock_abi, "user_per_process": walls.first_uid is not None}
     _say(control, hello)
     if walls is not None:
         _Zygote(control, parent, walls).serve()
     os._exit(0)
+
+
+def _shut_in(parent: int, configuration: Mapping[str, Any]) -> tuple[dict[str, Any], Walls | None]:
+    """Imports everything and enters the strongest tier; may return in a new process."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")  # when memory runs out, we and our processes go before the trainer
+    os.environ.clear()
+    absent = preload(configuration["preload"])
+    atexit._clear()  # what the libraries registered is not for programs that end
+    num_tasks = len(os.listdir("/proc/self/task"))
+    if num_tasks != 1:
+        raise RuntimeError(f"an import started {num_tasks - 1} threads; a process that forks must have none")
+    first_uid = tiers.draw_user_ids(2 * configuration["num_slots"])
+    walls: Walls | None
+    refused: dict[str, str] = {}
+    if configuration["allow_unsafe"]:
+        walls = tiers.enter(UNSAFE, parent, first_uid)
+    else:
+        walls, refused = tiers.strongest(configuration["tiers"], parent, first_uid)
+    hello: dict[str, Any] = {"error": None, "tier": walls and walls.tier, "refused": refused, "absent": absent}
+    if walls is not None:
+        hello |= {"landlock_abi": walls.landlock_abi, "user_per_process": walls.first_uid is not None}
+    return hello, walls
 
 
 @dataclass(slots=True, kw_only=True)

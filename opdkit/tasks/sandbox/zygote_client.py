@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,12 +39,13 @@ class ZygoteDied(Exception):
     """With the last words of its standard error."""
 
 
-class _Flight:
+class Flight:
     """One job under way."""
 
-    def __init__(self, job: Job, slot: int) -> None:
+    def __init__(self, job: Job, slot: int, num_tries: int) -> None:
         self.job = job
         self.slot = slot
+        self.num_tries = num_tries  # this one included
         self.outputs: list[tuple[int, int]] = []  # (stdout, stderr) of each process
         wall_s = job.limits.as_message()["wall_s"]
         self.late_at_s = time.monotonic() + _STARVED_FACTOR * wall_s + _LATE_S
@@ -54,7 +56,7 @@ class ZygoteClient:
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         self.num_slots: int = configuration["num_slots"]
-        self.flights: dict[int, _Flight] = {}
+        self.flights: dict[int, Flight] = {}
         self._free_slots = list(range(self.num_slots))
         self._next_id = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -98,9 +100,9 @@ class ZygoteClient:
         now_s = time.monotonic()
         return any(flight.late_at_s < now_s for flight in self.flights.values())
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Job, num_tries: int = 1) -> None:
         """Starts a job; `is_free` must be true. If the zygote is gone, `receive` will say so."""
-        flight = _Flight(job, self._free_slots.pop())
+        flight = Flight(job, self._free_slots.pop(), num_tries)
         message = {"slot": flight.slot, "num_processes": len(job.processes), "limits": job.limits.as_message()}
         ends = [end.detach() for end in socket.socketpair()] if len(job.processes) == 2 else []
         descriptors, lent = [], list(ends)
@@ -155,6 +157,15 @@ class ZygoteClient:
         return _tail(self._log).strip() or "it said nothing"
 
 
+def wait_for_answers(zygotes: Sequence[ZygoteClient], timeout_s: float) -> list[ZygoteClient]:
+    """Those whose `receive` will not block."""
+    poll = select.poll()  # a trainer may have more descriptors than select.select takes
+    for zygote in zygotes:
+        poll.register(zygote.control, select.POLLIN)
+    ready = {descriptor for descriptor, _ in poll.poll(timeout_s * 1000)}
+    return [zygote for zygote in zygotes if zygote.control.fileno() in ready]
+
+
 def _read_end(end: Mapping[str, Any], outputs: tuple[int, int], job: Job, process: Process) -> End:
     stdout, stderr = outputs
     size = min(os.fstat(stdout).st_size, job.limits.output_bytes)
@@ -187,7 +198,7 @@ def _sealed(data: bytes) -> int:
     return descriptor
 
 
-def _close_outputs(flight: _Flight) -> None:
+def _close_outputs(flight: Flight) -> None:
     for outputs in flight.outputs:
         for descriptor in outputs:
             os.close(descriptor)

@@ -59,6 +59,7 @@ for _ in range(5):
         name="memory: files that live in memory",
         source="""
 attempt("memfd_create", os.memfd_create, "x")
+attempt("huge pages", system_call, 9, 0, 2 << 20, 3, 0x40022, -1, 0)
 attempt("memfd_secret", system_call, 447, 0)
 attempt("/dev/shm", open, "/dev/shm/opdkit-attack", "wb")
 attempt("shmget", system_call, 29, 0, 1 << 20, 0o1600)""",

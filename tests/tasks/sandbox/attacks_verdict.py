@@ -11,7 +11,7 @@ from opdkit.tasks.sandbox import End, Process, call, with_tests
 
 # Never sent anywhere: the answer the hunt is for. Built at run time, so that no attack's own source holds it.
 EXPECTED = "-".join(["expected", "answer", "9151"])
-_TESTS = f"assert f(1) == {EXPECTED!r}\nassert f(2) == 2"
+_TESTS = f"for result in map(f, [1]): assert result == {EXPECTED!r}"
 
 
 def _result_is(*answers: object) -> Callable[[tuple[End, ...]], str | None]:
@@ -179,6 +179,7 @@ def f(n): return n"""),
     _forged("exceptions that end the judge", """
 class SystemExit(Exception): pass
 def f(n): raise SystemExit(0)"""),
+    _forged("an exception that ends a loop", "def f(n): raise StopIteration"),
     _forged("the hunt for the tests", _HUNT + """
 def f(n):
     hunt()

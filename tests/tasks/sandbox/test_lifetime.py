@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from opdkit.tasks.sandbox import TIERS, Job, Limits, Sandbox, SandboxUnavailable, script
+from opdkit.tasks.sandbox.zygote_client import ZygoteClient
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox exists on Linux only")
 
@@ -138,6 +140,49 @@ def test_an_iterator_left_early_leaves_nothing_behind(sandbox: Sandbox) -> None:
         assert done.error is None
         break
     assert {done.job.tag for done in sandbox.run(QUICK[3:])} == {3, 4, 5}
+
+
+def test_a_run_inside_a_run_is_refused(sandbox: Sandbox) -> None:
+    """The same thread would wait for itself for ever; describing is allowed."""
+    for _ in sandbox.run(QUICK):
+        assert sandbox.describe()["num_slots"] == 2
+        with pytest.raises(RuntimeError, match="would wait for itself"):
+            next(sandbox.run(QUICK))
+    assert len(list(sandbox.run(QUICK))) == len(QUICK)
+
+
+def test_many_open_descriptors_do_no_harm(sandbox: Sandbox) -> None:
+    """A trainer with over 1024 descriptors, more than select(2) takes, is served like any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this process may not open so many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    fresh = Sandbox(num_slots=1)
+    try:
+        assert [done.ends[0].stdout for done in fresh.run(QUICK[:1])] == [b"0\n"]
+    finally:
+        fresh.close()
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_job_whose_zygote_dies_twice_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with an error, not with a verdict, and the next one is served."""
+    plain_send = ZygoteClient.send
+
+    def send_and_kill(zygote: ZygoteClient, job: Job, num_tries: int = 1) -> None:
+        plain_send(zygote, job, num_tries)
+        if job.tag == "slow":
+            process = zygote._finalizer.peek()[2][0]  # type: ignore[index]
+            process.kill()
+
+    monkeypatch.setattr(ZygoteClient, "send", send_and_kill)
+    slow = Job(processes=script("import time\ntime.sleep(20)", b""), tag="slow")
+    (done,) = sandbox.run([slow])
+    assert "died 2 times" in (done.error or "") and done.ends == ()
+    assert [done.ends[0].stdout for done in sandbox.run(QUICK[:1])] == [b"0\n"]
 
 
 def test_no_descriptor_is_lost(sandbox: Sandbox) -> None:
