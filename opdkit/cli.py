@@ -133,6 +133,8 @@ def methods() -> None:
         keys = [f"{k} = {_toml(v)}" for k, v in example.model_dump().items() if k != "name"]
         paper = [f"{section}.{k} = {_toml(v)}" for section, d in method.defaults.items() for k, v in d.items()]
         table.add_row(name, about, example.needs.teacher, "\n".join(keys), "\n".join(paper))
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut cannot be copied
     console.print(table)
 
 
@@ -154,7 +156,7 @@ def evaluate(
     task: Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Answers per problem.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the answers.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
@@ -212,7 +214,7 @@ def sample(
         "truncated,no_answer,repetition"
     ),
     attempts: Annotated[int, typer.Option(min=1, help="For each wanted answer.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,

@@ -40,7 +40,7 @@ def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -241,7 +241,16 @@ def impossible(recipe: Recipe) -> list[str]:
 
 def warnings(recipe: Recipe) -> list[str]:
     """What works and is probably not meant, each as a sentence."""
-    return list(recipe.method.warnings(recipe))
+    return [*recipe.method.warnings(recipe), *_missing_paths(recipe)]
+
+
+def _missing_paths(recipe: Recipe) -> Iterator[str]:
+    """Local paths where nothing is. They may be made later, and what looks like a hub id may be one."""
+    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path, "data.train": recipe.data.train}
+    for key, path in [*named.items(), *(("eval.data", source) for source in recipe.eval.sources)]:
+        is_local = path and (path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet")))
+        if path and is_local and not Path(path).expanduser().exists():
+            yield f"{key} = {path}: there is no such file or folder yet"
 
 
 def _teacher_faults(recipe: Recipe) -> Iterator[str]:

@@ -51,6 +51,11 @@ class Context(BaseModel, ABC):
         """Whether it only has something to show where a problem has several rollouts."""
         return False
 
+    @property
+    def needs_solutions(self) -> bool:
+        """Whether it only has something to show where a problem has a reference solution."""
+        return False
+
     def read(self, group: Group, rollout: Rollout, cut: Cut) -> Reading | None:
         """None: there is nothing to show for this rollout; it leaves the batch, and is counted."""
         raise NotImplementedError(f"{type(self).__name__} defines neither read nor read_groups")

@@ -28,6 +28,10 @@ class ReferenceSolution(Context):
     max_solution_tokens: Annotated[int, Field(gt=0)] = 8192
     template: Literal["fenced", "prefix"] = "fenced"  # prefix: "(solution)question", for models that read characters
 
+    @property
+    def needs_solutions(self) -> bool:
+        return True
+
     def read(self, group: Group, rollout: Rollout, cut: Cut) -> Reading | None:
         problem = group.problem
         if problem.solution is None:

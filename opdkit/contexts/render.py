@@ -75,7 +75,14 @@ class Renderer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text as it stands: no special token is added in front or behind."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # tokenizers raises plain Exception, e.g. for a character a tokenizer does not know
+            name = self.tokenizer.name_or_path or "the model"
+            raise UserError(
+                f"the tokenizer of {name} cannot read the text {text[:60]!r}... ({error}); use a model that knows its "
+                "characters"
+            ) from error
 
     def _beginning(self) -> tuple[int, ...]:
         """The beginning-of-text id, where the tokenizer puts one in front of every text; a template writes its own."""

@@ -16,7 +16,7 @@ _OF_ANSWERS: Mapping[str, str] = {
     "teacher/num_rows_without_view": "training answers had no teacher context and taught nothing",
 }
 _COUNTED: Mapping[str, str] = {
-    "train/num_skipped_steps": "Steps skipped because their gradient was not finite",
+    "train/num_skipped_steps": "Steps that changed nothing: the gradient was not finite, or nothing was counted",
     "teacher/num_truncated_tokens": "Tokens of teacher contexts cut to fit",
     "metrics/num_non_finite": "Metric values that were not finite, and are gaps in the curves",
 }

@@ -34,7 +34,7 @@ def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric
         metrics += [
             Metric("teacher/tokens", float(sum(read)), "sum"),
             Metric("teacher/num_truncated_tokens", float(sum(v.num_truncated_tokens for v in views)), "sum"),
-            Metric("teacher/num_rows_without_view", float(len(rows) - len(views)), "sum"),
+            Metric("teacher/num_rows_without_view", float(sum(row.view is None for row in rows)), "sum"),
             Metric(
                 "teacher/num_rows_too_long",
                 float(sum(row.view is not None and row.signal is None for row in rows)),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from opdkit.contexts.render import Renderer
+from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
@@ -64,16 +64,17 @@ class Store:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        wanted = json.loads(json.dumps(identity))
+        self._header = {"identity": json.loads(json.dumps(identity))}
         rows = open_lines(path)
+        self._is_new = not rows  # the header is written with the first answers: a refused evaluation leaves nothing
         if rows:
-            check_identity(path, rows[0]["identity"], wanted)
-        else:
-            append_lines(path, [{"identity": wanted}])
+            check_identity(path, rows[0]["identity"], self._header["identity"])
         self.answers = [Answer(**{k: v for k, v in row.items() if k != "text"}) for row in rows[1:]]
 
     def append(self, answers: Sequence[Answer], texts: Sequence[str]) -> None:
-        append_lines(self.path, [{**asdict(a), "text": t} for a, t in zip(answers, texts, strict=True)])
+        rows = [{**asdict(a), "text": t} for a, t in zip(answers, texts, strict=True)]
+        append_lines(self.path, [self._header, *rows] if self._is_new else rows)
+        self._is_new = False
 
 
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -224,22 +225,32 @@ def check_options(options: EvaluateOptions) -> None:
 def _identity(options: EvaluateOptions, source: str, fingerprint: str) -> dict[str, Any]:
     asked = asdict(replace(options, data=(source,)))
     del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
-    return {**asked, "fingerprint": fingerprint, "weights": weights_digest(Path(options.model))}
+    asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
+    return {**asked, "fingerprint": fingerprint, "model_files": model_digest(Path(options.model))}
 
 
-def weights_digest(folder: Path) -> str | None:
-    """Of a local model's weight files: sizes and a MiB at start, middle and end of each. Training moves every weight,
-    so this tells a retrained model at the same path without reading it whole. None for a hub id."""
+def model_digest(folder: Path) -> str | None:
+    """Of what makes a local model's answers: weights, config, tokenizer and template, and an adapter's base.
+
+    Of a weight file: its size and a MiB at start, middle and end. Training moves every weight, so this tells a
+    retrained model at the same path without reading it whole. None for a hub id.
+    """
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            for start in (0, size // 2, max(0, size - (1 << 20))):
+            for start in (0, size // 2, max(0, size - (1 << 20))) if path.suffix == ".safetensors" else (0,):
                 file.seek(start)
-                digest.update(file.read(1 << 20))
+                digest.update(file.read(1 << 20) if path.suffix == ".safetensors" else file.read())
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        digest.update(str(model_digest(Path(base)) if base else None).encode())
     return digest.hexdigest()
 
 

@@ -17,7 +17,10 @@ Row = dict[str, Any]
 def open_lines(path: Path) -> list[Row]:
     """The rows of a file that will be appended to; [] if there is none. A last line that a crash cut is removed."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create {path.parent} ({error.strerror}); choose another folder") from error
         return []
     rows: list[Row] = []
     lines = path.read_text(encoding="utf-8").splitlines()

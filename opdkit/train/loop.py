@@ -26,7 +26,7 @@ from opdkit.tasks.base import Task
 from opdkit.train import checkpoint
 from opdkit.train.answers import Answers
 from opdkit.train.console import Bar, Interrupt
-from opdkit.train.evaluate import weights_digest
+from opdkit.train.evaluate import model_digest
 from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
@@ -69,6 +69,9 @@ def train(
         RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder,
     ):
         return run.go(folder, saved)
+
+
+LOST_SHARE = 0.2  # of the answers; from here on the summary says so
 
 
 class Parts:
@@ -127,6 +130,7 @@ class Run:
         recipe, state = self.recipe, self.state
         if saved:
             self._restore(saved)
+        folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
         folder.write_environment(self._fingerprints())
         self.folder, self.saved_step = folder, state.step
@@ -145,6 +149,7 @@ class Run:
                 if state.step > self.saved_step:
                     self._save()
                 raise
+        self._warn_of_lost_answers()
         summary = self._summary(before, after, teacher)
         folder.write_summary(summary)
         return summary
@@ -218,7 +223,8 @@ class Run:
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
-        self.console.print(f"going on from {saved.path}", highlight=False, soft_wrap=True)
+        done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
+        self.console.print(f"going on from {saved.path}{done}", highlight=False, soft_wrap=True)
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
         if self.state.step and not self.folder.evaluation(0).exists():
@@ -241,7 +247,7 @@ class Run:
         prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
         teacher, lora = self.recipe.teacher.path, self.recipe.model.lora
         for path in filter(None, (teacher, self.recipe.model.path if lora else None)):
-            if (digest := weights_digest(Path(path))) is not None:
+            if (digest := model_digest(Path(path))) is not None:
                 prints[path] = digest
         return prints
 
@@ -286,8 +292,25 @@ class Run:
                 f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
         self._warn_of_rows(data)
+        if recipe.context.needs_solutions and not any(p.solution for p in data.problems):
+            raise UserError(
+                f'context.kind = "{recipe.context.kind}" shows the teacher reference solutions, but no problem of '
+                f"{data.source} has one; use data with a solution column, or another context"
+            )
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
+
+    def _warn_of_lost_answers(self) -> None:
+        counters = self.state.counters
+        for name, why in (
+            ("answers_without_context", "gave the teacher nothing to read"),
+            ("answers_too_long_for_teacher", "were longer, with their context, than the teacher's positions"),
+            ("truncated_answers", "ran into sampling.max_answer_tokens"),
+            ("ungraded_answers", "could not be graded"),
+        ):
+            share = counters.get(name, 0.0) / max(1.0, counters.get("answers", 0.0))
+            if share > LOST_SHARE:
+                self._warn(f"{share:.0%} of the answers {why}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
         if data.dropped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +51,12 @@ def make_model(
         tokenizer = char_tokenizer(arithmetic.ALPHABET)
     else:
         tokenizer = bpe_tokenizer((text for p in problems for text in _texts(p)), vocab_size)
-    with tempfile.TemporaryDirectory(prefix="opdkit-make-model-") as scratch:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".opdkit-make-model-", dir=out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent} ({error.strerror}); choose another folder") from error
+    with scratch_folder as scratch:  # beside `out`, so that the finished model moves there whole
         untrained = Path(scratch) / "untrained"
         make_untrained(
             untrained,
@@ -70,8 +74,7 @@ def make_model(
                 problems=problems,
             )
             made = Path(scratch) / name / summary["model"]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, out)
+        made.rename(out)
     console.print(f"made {out}", highlight=False, soft_wrap=True)
 
 

@@ -109,6 +109,13 @@ class RunFolder:
         """of: the step of the student, or a name ("teacher")."""
         return self.path / "eval" / (f"step_{of:06d}.json" if isinstance(of, int) else f"{of}.json")
 
+    def discard_after(self, step: int) -> None:
+        """Remove rows and evaluations of later steps than the one a run goes on from: they will be made again."""
+        for folder, suffix in (("rows", ".parquet"), ("eval", ".json")):
+            for path in (self.path / folder).glob(f"step_*{suffix}"):
+                if path.stem.removeprefix("step_").isdigit() and int(path.stem.removeprefix("step_")) > step:
+                    path.unlink()
+
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """recipe: nested dicts of str, int, float, bool, lists and dicts; None is not TOML, leave such keys out."""
         atomic_write(self.recipe, toml.dumps(recipe))
@@ -159,7 +166,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a folder: give the run another name")
         if self.recipe.exists():
-            if not resume and not overwrite:
+            if not resume and not overwrite and self._has_begun():
                 raise UserError(
                     f"a run already exists at {self.path}: continue it with --resume, replace it with --overwrite, "
                     "or give this one another name"
@@ -172,6 +179,11 @@ class RunFolder:
         if foreign:
             names = ", ".join(foreign[:3])
             raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything to lose. A run that was refused before its first number is no run."""
+        begun = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return begun or any(any((self.path / name).glob("*")) for name in ("checkpoints", "eval"))
 
     def _delete_run(self) -> None:
         """Only what a run writes; recipe.toml last, so that a half-deleted run is still known as one."""

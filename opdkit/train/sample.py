@@ -24,7 +24,7 @@ from opdkit.tasks import TASKS
 from opdkit.tasks.base import Task
 from opdkit.tasks.rejection import RULES, Rule, rejected_by
 from opdkit.train.console import Bar, Interrupt
-from opdkit.train.evaluate import EvaluateOptions, check_identity, check_options, load_engine, weights_digest
+from opdkit.train.evaluate import EvaluateOptions, check_identity, check_options, load_engine, model_digest
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.train.rollouts import sample_rollouts
 from opdkit.types import Problem
@@ -176,5 +176,5 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     asked = asdict(options.model)
     del asked["device"]
-    digest = weights_digest(Path(options.model.model))
-    return {**asked, "reject": options.reject, "fingerprint": fingerprint, "weights": digest}
+    digest = model_digest(Path(options.model.model))
+    return {**asked, "reject": options.reject, "fingerprint": fingerprint, "model_files": digest}

@@ -97,9 +97,7 @@ def renderer() -> Renderer:
     return Renderer(bpe_tokenizer(["Correctly solve the original question."], vocab_size=300))
 
 
-def views(
-    renderer: Renderer, *, seed: int = 0, step: int = 0, positions: int | None = None
-) -> list[TeacherView | None]:
+def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[TeacherView | None]:
     """What `train/step.py` makes of a group of four successes and three failures, each of 40 bytes or more."""
     team = group("ssssfff")
     rollouts = []
@@ -108,8 +106,8 @@ def views(
         mask = np.ones(len(ids), dtype=np.bool_)
         rollouts.append(replace(rollout, answer_ids=ids, answer_mask=mask))
     state: Any = SimpleNamespace(
-        method=SimpleNamespace(needs=Needs(teacher="distribution")),
-        teacher=SimpleNamespace(renderer=renderer, model=SimpleNamespace(max_positions=positions)),
+        needs=Needs(teacher="distribution"),
+        teacher=SimpleNamespace(renderer=renderer),
         context=Peers(max_tokens_per_peer=8),
         seed=seed,
         step=step,
@@ -141,10 +139,3 @@ def test_the_step_passes_its_identity_and_its_tokenizer(renderer: Renderer) -> N
     assert text == renderer.prompt_text(messages)
     full = sum(len(renderer.encode(name + " " + "says much " * 4)) for name in shown)
     assert view.num_truncated_tokens == full - 3 * 8 > 0
-
-
-def test_a_context_the_teacher_has_no_positions_for_is_none(renderer: Renderer) -> None:
-    """The longest contexts leave the batch, and are counted there, rather than being cut anywhere."""
-    lengths = [view and len(view.context_ids) for view in views(renderer)]
-    assert views(renderer, positions=10) == [None] * 7
-    assert None not in lengths and None not in views(renderer, positions=10_000)

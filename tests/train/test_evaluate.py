@@ -1,6 +1,7 @@
 """`opdkit evaluate`: what is written is not sampled again, and never mixed with answers to another question."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,6 @@ def test_other_answers_are_refused(
 def test_a_retrained_model_at_the_same_path_is_told_apart(
     options: EvaluateOptions, tmp_path: Path, console: Console, models: dict[str, Path]
 ) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "model"
@@ -105,5 +104,27 @@ def test_a_retrained_model_at_the_same_path_is_told_apart(
     save_file(
         {k: v + torch.full_like(v, 1e-3) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UserError, match="another question: weights"):
+    with pytest.raises(UserError, match="another question: model_files"):
         evaluate_model(options, out=tmp_path / "out", console=console)
+
+
+def test_another_chat_template_at_the_same_path_is_told_apart(
+    options: EvaluateOptions, tmp_path: Path, console: Console, models: dict[str, Path]
+) -> None:
+    """The answers would be to another prompt."""
+    folder = tmp_path / "model"
+    shutil.copytree(models["student"], folder)
+    evaluate_model(replace(options, model=str(folder)), out=tmp_path / "out", console=console)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(UserError, match="another question: model_files"):
+        evaluate_model(replace(options, model=str(folder), num_samples=8), out=tmp_path / "out", console=console)
+
+
+def test_a_refused_evaluation_leaves_nothing_in_the_way(
+    options: EvaluateOptions, tmp_path: Path, console: Console
+) -> None:
+    """Too many answer tokens for the model: refused; with fewer the same folder is used."""
+    with pytest.raises(UserError, match="positions"):
+        evaluate_model(replace(options, max_answer_tokens=5000), out=tmp_path, console=console)
+    evaluate_model(options, out=tmp_path, console=console)

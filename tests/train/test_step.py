@@ -158,6 +158,17 @@ def test_rows_without_context_may_dilute_the_mean(
     assert distance({n: g * (present / sum(sizes)) for n, g in leaving.items()}, diluted) < 1e-6
 
 
+def test_contexts_longer_than_the_teachers_positions_leave_and_are_counted(recipe: Make, start: Any) -> None:
+    """They are not cut anywhere: their rows leave the mean, under a count of their own."""
+    run = start(recipe("opsd"))
+    run.parts.teacher.model.max_positions = 40
+    problems = [replace(p, solution=p.solution * (5 if i < 2 else 1)) for i, p in enumerate(run.problems[:5])]
+    rows, metrics = train_step(run.state, problems)
+    values = {m.name: m.value for m in metrics}
+    assert values["teacher/num_rows_too_long"] == 4 and values["teacher/num_rows_without_view"] == 0
+    assert [row.signal is None for row in rows] == [True] * 4 + [False] * 6
+
+
 def test_kept_rows_say_what_the_teacher_said(recipe: Make, start: Any) -> None:
     """The saved log-probs, read in the loss from hidden states, are those the teacher gives when asked directly."""
     run = start(recipe("opd"))
