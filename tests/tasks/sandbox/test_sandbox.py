@@ -13,7 +13,7 @@ import pytest
 from test_lifetime import command_of, descendants, state_of
 
 from opdkit.errors import UserError
-from opdkit.tasks.sandbox import TIERS, UNSAFE, End, Job, Limits, Sandbox, call, script, with_tests
+from opdkit.tasks.sandbox import TIERS, UNSAFE, End, Job, Limits, Sandbox, call, canary, script, with_tests
 
 
 def run_one(sandbox: Sandbox, processes: Any, limits: Limits | None = None) -> tuple[End, ...]:
@@ -35,6 +35,7 @@ ORDINARY = {
     "os.read": ("import os\nprint(os.read(0, 100))", "x", "b'x'\n"),
     "open(0)": ("print(open(0).read())", "whole", "whole\n"),
     "/dev/stdin": ("print(open('/dev/stdin').read())", "whole", "whole\n"),
+    "fstat": ("import os\nprint(os.read(0, os.fstat(0).st_size))", "12", "b'12'\n"),
     "seek": ("import sys\nsys.stdin.read(); sys.stdin.seek(0); print(sys.stdin.read())", "twice", "twice\n"),
     "end of file": ("try: input()\nexcept EOFError: print('none')", "", "none\n"),
     "main guard": ("if __name__ == '__main__': print('main')", "", "main\n"),
@@ -304,6 +305,8 @@ def test_no_walls_only_when_asked_for_by_name() -> None:
         sandbox = Sandbox(allow_unsafe=True, num_slots=1)
         assert sandbox.describe()["tier"] == UNSAFE
     assert printed(sandbox, "print(open('/etc/hostname').read() != '')") == "True\n"
+    walls, _ = sorted(sandbox.run(canary.jobs()), key=lambda done: done.job.tag != "walls")
+    assert canary.complaint(walls) is not None  # the canary can tell walls from none
     sandbox.close()
     for tiers in ([], ["none"], ["docker"]):
         with pytest.raises(UserError, match="sandbox tiers"):
