@@ -34,6 +34,26 @@ Set = Annotated[
 ]
 
 
+# Options of every command that samples answers to a data set.
+Model = Annotated[str, typer.Option(help="A folder in Hugging Face format, a checkpoint's model/, or a hub id.")]
+Task = Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")]
+Temperature = Annotated[float, typer.Option(min=0.0)]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0)]
+TopK = Annotated[int, typer.Option(min=0, help="0: off.")]
+MaxAnswerTokens = Annotated[int, typer.Option(min=1)]
+Seed = Annotated[int, typer.Option(min=0)]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')]
+ChatTemplate = Annotated[str | None, typer.Option(help='A jinja file, or "plain".')]
+TemplateKwargs = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="KEY=VALUE", help="For the chat template, e.g. enable_thinking=false."),
+]
+Instruction = Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code")]
+
+
 def main() -> None:
     """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
     if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
@@ -151,25 +171,23 @@ def tasks() -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="A folder in Hugging Face format, a checkpoint's model/, or a hub id.")],
+    model: Model,
     data: Annotated[list[str], typer.Option(help="A file, folder, hub name or built-in world; may be given again.")],
-    task: Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")],
+    task: Task,
     n: Annotated[int, typer.Option("-n", min=1, help="Answers per problem.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the answers.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    max_answer_tokens: Annotated[int, typer.Option(min=1)] = 1024,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')] = "auto",
-    chat_template: Annotated[str | None, typer.Option(help='A jinja file, or "plain".')] = None,
-    template: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the chat template, e.g. enable_thinking=false.")
-    ] = None,
-    instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+    limit: Limit = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_answer_tokens: MaxAnswerTokens = 1024,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    chat_template: ChatTemplate = None,
+    template: TemplateKwargs = None,
+    instruction: Instruction = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Sample, grade, count; resumes.
 
@@ -205,29 +223,27 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Whose answers: a folder in Hugging Face format, or a hub id.")],
+    model: Model,
     data: Annotated[str, typer.Option(help="A file, folder, hub name or built-in world.")],
-    task: Annotated[str, typer.Option(help="Who grades: see `opdkit tasks`.")],
+    task: Task,
     out: Annotated[Path, typer.Option(help="JSONL to write; `data.train` reads it as it is.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Answers wanted per problem.")] = 1,
     reject: Annotated[str, typer.Option(help="Rules, in commas: truncated,no_answer,wrong,repetition; or none.")] = (
         "truncated,no_answer,repetition"
     ),
     attempts: Annotated[int, typer.Option(min=1, help="For each wanted answer.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    max_answer_tokens: Annotated[int, typer.Option(min=1)] = 1024,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')] = "auto",
-    chat_template: Annotated[str | None, typer.Option(help='A jinja file, or "plain".')] = None,
-    template: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the chat template, e.g. enable_thinking=false.")
-    ] = None,
-    instruction: Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+    limit: Limit = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_answer_tokens: MaxAnswerTokens = 1024,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    chat_template: ChatTemplate = None,
+    template: TemplateKwargs = None,
+    instruction: Instruction = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """A model's answers as training data; resumes.
 

@@ -1,0 +1,20 @@
+"""Recipes: TOML in, one frozen, fully resolved object out. Nothing unknown or impossible gets past this room.
+
+Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Importing this module imports no torch.
+"""
+
+from opdkit.recipe.load import key_values, load_recipe, parse_recipe
+from opdkit.recipe.rules import impossible, warnings
+from opdkit.recipe.sections import EvalSection, Recipe, SamplingSection, TrainSection
+
+__all__ = [
+    "EvalSection",
+    "Recipe",
+    "SamplingSection",
+    "TrainSection",
+    "impossible",
+    "key_values",
+    "load_recipe",
+    "parse_recipe",
+    "warnings",
+]

@@ -1,0 +1,115 @@
+"""What legal values cannot do together, and what they can do that is probably not meant: a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from opdkit.recipe.sections import Recipe
+
+
+def impossible(recipe: Recipe) -> list[str]:
+    """Every combination of legal values that cannot work, each as a sentence with the way out."""
+    return [fault for rule in (_teacher_faults, _method_faults, _data_faults) for fault in rule(recipe)]
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What works and is probably not meant, each as a sentence."""
+    return [*recipe.method.warnings(recipe), *_missing_paths(recipe)]
+
+
+def _missing_paths(recipe: Recipe) -> Iterator[str]:
+    """Local paths where nothing is. They may be made later, and what looks like a hub id may be one."""
+    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path, "data.train": recipe.data.train}
+    for key, path in [*named.items(), *(("eval.data", source) for source in recipe.eval.sources)]:
+        is_local = path and (path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet")))
+        if path and is_local and not Path(path).expanduser().exists():
+            yield f"{key} = {path}: there is no such file or folder yet"
+
+
+def _teacher_faults(recipe: Recipe) -> Iterator[str]:
+    teacher, lora = recipe.teacher, recipe.model.lora
+    if teacher.kind == "model" and teacher.path is None:
+        yield 'teacher.kind = "model" needs teacher.path: a folder in Hugging Face format, or a hub id'
+    if teacher.kind != "model" and teacher.path is not None:
+        yield f'teacher.path = "{teacher.path}" is only read with teacher.kind = "model"; set that, or remove the path'
+    if teacher.kind == "self" and teacher.weights is None:
+        yield (
+            'teacher.kind = "self" needs teacher.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
+            "(LoRA)"
+        )
+    if teacher.kind != "self" and teacher.weights is not None:
+        yield f'teacher.weights = "{teacher.weights}" is only read with teacher.kind = "self"; set that, or remove it'
+    for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
+        if getattr(teacher, key):
+            yield f'teacher.{key} = {getattr(teacher, key)!r} is only read with teacher.kind = "model"; remove it'
+    is_adapter = lora is not None or (Path(recipe.model.path) / "adapter_config.json").exists()
+    if teacher.weights == "adapter_off" and not is_adapter:
+        yield (
+            'teacher.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
+            'add [model] lora = {}, or use teacher.weights = "initial"'
+        )
+    if teacher.weights == "ema" and teacher.ema_rate is None:
+        yield 'teacher.weights = "ema" needs teacher.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
+    if teacher.weights != "ema" and teacher.ema_rate is not None:
+        yield f'teacher.ema_rate = {teacher.ema_rate} is only read with teacher.weights = "ema"; set that, or remove it'
+    if (teacher.weights == "trust_region") != (teacher.student_share is not None):
+        yield (
+            f'teacher.weights = "{teacher.weights}" and teacher.student_share = {teacher.student_share}: '
+            'weights = "trust_region" mixes logits, initial * (1 - student_share) + student * student_share; '
+            "set both (e.g. 0.05) or neither"
+        )
+    if teacher.weights == "trust_region" and recipe.method.answer_source == "teacher":
+        yield (
+            'teacher.weights = "trust_region" scores answers and cannot write them, but method.answers = "teacher"; '
+            'use teacher.weights = "initial" or "ema"'
+        )
+
+
+def _method_faults(recipe: Recipe) -> Iterator[str]:
+    method, teacher = recipe.method, recipe.teacher
+    asks_teacher = recipe.needs.teacher != "none"
+    if (asks_teacher or method.answer_source == "teacher") and teacher.kind == "none":
+        alone = method.needs.teacher == "none" and method.answer_source != "teacher"
+        who = "what [weights] compares" if alone else f'method.name = "{method.name}"'
+        yield (
+            f'{who} needs a teacher, but teacher.kind = "none"; '
+            'set [teacher] kind = "model" and path, or kind = "self" and weights'
+        )
+    if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
+        yield (
+            f'teacher.kind = "{teacher.kind}" would load a teacher that method.name = "{method.name}" never asks; '
+            'remove [teacher], or set kind = "none"'
+        )
+    if recipe.context.kind != "none" and not asks_teacher:
+        yield (
+            f'context.kind = "{recipe.context.kind}" is what the teacher reads while scoring, but method.name = '
+            f'"{method.name}" asks no teacher to score; set context.kind = "none"'
+        )
+    if recipe.context.needs_siblings and recipe.sampling.group_size == 1:
+        yield (
+            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but '
+            "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
+        )
+    if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
+        yield (
+            'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '
+            "give the teacher a context, or other weights"
+        )
+    if method.answer_source == "student" and recipe.sampling.temperature == 0 and recipe.sampling.group_size > 1:
+        yield (
+            f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
+            "answer every time; raise the temperature, or set group_size = 1"
+        )
+    yield from method.faults(recipe)
+    yield from recipe.weights.faults(recipe)
+
+
+def _data_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.eval.every and not recipe.eval.sources:
+        yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
+    if recipe.train.warmup_steps >= recipe.train.steps:
+        yield (
+            f"train.warmup_steps = {recipe.train.warmup_steps} leaves none of train.steps = {recipe.train.steps} at "
+            "the full learning rate; lower it"
+        )

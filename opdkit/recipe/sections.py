@@ -1,0 +1,186 @@
+"""The keys of a recipe: one class a section, with defaults and reasons. A wrong type or an unknown key is refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from opdkit.contexts import Context
+from opdkit.contexts.none import NoContext
+from opdkit.engines.base import SamplingParams
+from opdkit.methods.base import Method
+from opdkit.methods.weighting import Weights
+from opdkit.metrics import SINKS
+from opdkit.tasks import TASKS
+from opdkit.types import Needs
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
+
+
+def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"does not exist{did_you_mean(name, table)}")
+        return name
+
+    return AfterValidator(check)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LoraSection(Section):
+    """No dropout: the policy that samples must be the policy that is trained."""
+
+    r: PositiveInt = 64
+    alpha: PositiveInt = 128
+    target_modules: str | Strings = "all-linear"
+
+
+class ModelSection(Section):
+    """The student."""
+
+    path: str  # a folder in Hugging Face format, or a hub id
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained is kept in float32
+    device: str = "auto"
+    chat_template: str | None = None  # a jinja file, or "plain", for tokenizers that have none
+    template_kwargs: Mapping[str, Any] = {}  # passed to the chat template, e.g. { enable_thinking = false }
+    lora: LoraSection | None = None
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+class TeacherSection(Section):
+    kind: Literal["none", "self", "model"] = "none"
+    weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None  # kind = "self"
+    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # weights = "ema": teacher += rate * (student - teacher)
+    )
+    # weights = "trust_region": logits = (1 - share) initial + share live student
+    student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    path: str | None = None  # kind = "model"
+    dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
+    chat_template: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None  # default: the student's
+    trust_remote_code: bool = False
+
+
+class DataSection(Section):
+    train: str
+    task: Annotated[str, _exists_in(TASKS)]
+    limit: PositiveInt | None = None
+    instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
+    max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
+
+
+class SamplingSection(Section):
+    engine: Literal["hf"] = "hf"
+    group_size: PositiveInt = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    max_answer_tokens: PositiveInt = 1024
+    max_tokens_per_batch: PositiveInt = 65536
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            max_answer_tokens=self.max_answer_tokens,
+        )
+
+
+class TrainSection(Section):
+    steps: PositiveInt
+    problems_per_step: PositiveInt = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
+    max_tokens_per_micro_batch: PositiveInt = 32768
+    save_every: Count = 50  # 0: only at the end
+    keep_checkpoints: PositiveInt = 2
+    save_rows_every: Count = 1  # 0: never
+
+
+class EvalSection(Section):
+    data: str | Strings | None = None  # None: no evaluation
+    limit: PositiveInt | None = None
+    samples: PositiveInt = 8
+    every: Count = 0  # besides before and after training; 0: not
+    before: bool = True
+    teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
+
+    def params(self, sampling: SamplingSection) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_answer_tokens=self.max_answer_tokens or sampling.max_answer_tokens,
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+
+
+class LogSection(Section):
+    sinks: Annotated[
+        tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)
+    ] = ()  # besides metrics.jsonl, which is always written
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Count = 42
+    runs_dir: str = "runs"
+    model: ModelSection
+    teacher: TeacherSection = TeacherSection()
+    context: Context = NoContext()
+    data: DataSection
+    sampling: SamplingSection = SamplingSection()
+    method: Method
+    weights: Weights = Weights()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def needs(self) -> Needs:
+        """What the teacher and the grader must provide for the method and the weights."""
+        return self.method.needs | self.weights.needs
+
+    def as_dict(self) -> dict[str, Any]:
+        """Complete and resolved, for `recipe.toml`; keys that are None are left out, as TOML has no null."""
+        resolved = self.model_dump(mode="json", exclude_none=True)
+        chosen = {"method": self.method, "context": self.context}  # dumped as what they are, not as their base class
+        return resolved | {key: value.model_dump(mode="json", exclude_none=True) for key, value in chosen.items()}
+
+
+def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str], label: str = "choices") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else f" ({label}: {', '.join(known)})"
