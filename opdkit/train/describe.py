@@ -24,7 +24,12 @@ def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric
         Metric("rollout/tokens", float(sum(lengths)), "sum"),
         Metric("rollout/num_rows", float(len(rollouts)), "sum"),
         Metric("rollout/num_truncated", float(sum(r.finish == "length" for r in rollouts)), "sum"),
-        Metric("rollout/num_ungraded", float(len(rollouts) - len(rewards)), "sum"),
+        # A data set's own solution is not an answer that anybody was asked to grade.
+        Metric(
+            "rollout/num_ungraded",
+            float(sum(r.reward is None and r.answer_logprobs is not None for r in rollouts)),
+            "sum",
+        ),
         Metric("rollout/num_no_answer", float(sum(r.reward is not None and r.parsed is None for r in rollouts)), "sum"),
     ]
     if rewards:

@@ -15,7 +15,7 @@ from opdkit.losses import Divergence, Head, TeacherTokens, Term, head_loss
 from opdkit.losses.spec import EntryAdvantage, LossSpec, TeacherAdvantage
 from opdkit.methods import METHODS
 from opdkit.methods.topk_opd import TopkOPD
-from opdkit.recipe import parse_recipe, warnings
+from opdkit.recipe import parse_recipe
 from opdkit.types import Needs
 
 MINIMAL: dict[str, Any] = {
@@ -96,9 +96,8 @@ def test_warnings_say_which() -> None:
         ("divergence", "symmetric_difference", None),
     ):
         keys = {"form": form, "support": support} | ({"entry_weight": weight} if weight else {})
-        said = warnings(
-            parse_recipe({**MINIMAL, "method": {"name": "topk_opd", **keys, **({"k": 4} if weight else {})}})
-        )
+        recipe = parse_recipe({**MINIMAL, "method": {"name": "topk_opd", **keys, **({"k": 4} if weight else {})}})
+        said = list(recipe.method.warnings(recipe))
         doubtful = form == "advantage" and (support == "symmetric_difference" or weight == "none")
         assert len(said) == doubtful
         assert not said or "not always a descent direction" in said[0]
