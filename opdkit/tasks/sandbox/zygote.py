@@ -113,7 +113,6 @@ class _Zygote:
         self.running: dict[int, _Process] = {}  # by pidfd
         gc.collect()
         gc.freeze()  # the collector then leaves the shared pages alone, and forks stay cheap
-        gc.disable()
         self.size = Size.measure(walls.proc)
 
     def serve(self) -> None:
@@ -188,7 +187,6 @@ class _Zygote:
                 task = json.loads(file.read())
             ready, ruleset = confine.arrange_descriptors(kept, ready, self.walls.landlock_ruleset)
             confine.confine(self.walls, self.size, job.limits, number=number, ruleset=ruleset, zygote=self.pid)
-            gc.enable()
             os.write(ready, b"!")
             os.close(ready)
         except BaseException:
@@ -256,6 +254,7 @@ class _Zygote:
         if len(job.ends) == len(job.processes):
             ends = [job.ends[index] for index in range(len(job.processes))]
             _say(self.control, {"id": job.id, "error": job.error, "ends": ends})
+            job.processes.clear()  # a cycle less: whatever piles up here, every process forked later pays for
 
     def _max_resident_bytes(self, job: _Job) -> int:
         return self.size.resident_bytes + int(job.limits["memory_mb"]) * (1 << 20)

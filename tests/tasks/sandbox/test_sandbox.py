@@ -281,6 +281,21 @@ def test_cpu_time_per_test_allows_a_hundred_a_second_on_two_cores(sandbox: Sandb
     assert total_s / len(jobs) < 0.020
 
 
+def test_the_thousandth_program_is_as_cheap_as_the_first(sandbox: Sandbox) -> None:
+    """The zygote does not grow: each process forked from it would pay for every byte. 400 jobs, pairs included."""
+    pair = with_tests("def f(n): return n", "f", starter="", tests="assert f(1) == 1")
+    jobs = [Job(processes=script("print(1)", b""))] * 150 + [Job(processes=pair)] * 50
+    list(sandbox.run(jobs[:100]))
+    before = _resident_pages_of_zygotes()
+    list(sandbox.run(jobs * 2))
+    assert _resident_pages_of_zygotes() - before < 25  # 100 KB
+
+
+def _resident_pages_of_zygotes() -> int:
+    stats = [state_of(pid) for pid in descendants(os.getpid()) if b"boot.py" in command_of(pid)]
+    return sum(int(stat[21]) for stat in stats if stat is not None)
+
+
 def _cpu_s_of_zygotes() -> float:
     """CPU seconds of the zygotes themselves, without their children; a supervisor above one does nothing."""
     ticks = 0
