@@ -23,7 +23,7 @@ _SECCOMP_SET_MODE_FILTER = 1
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
-_SYS_CAPSET, _SYS_PIVOT_ROOT, _SYS_SECCOMP = 126, 155, 317
+_SYS_PIVOT_ROOT, _SYS_SECCOMP = 155, 317
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +77,7 @@ def forbid_new_privileges() -> None:
 
 
 def drop_capabilities() -> None:
-    _syscall("capset", _SYS_CAPSET, _CAPABILITY_HEADER, _NO_CAPABILITIES)
+    _check("capset", _libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES))
 
 
 def install_seccomp(program: bytes) -> None:
