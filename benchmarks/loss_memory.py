@@ -18,11 +18,13 @@ Letters: N tokens, V vocabulary, H hidden width, K top-k entries.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +133,8 @@ class Pass:
     gradients: Tensor  # both, flat
 
 
-def run(step: Callable[[Problem, Divergence], None], problem: Problem, spec: Divergence) -> Pass:
+def run(step: Callable[[Problem, Divergence], None], problem: Problem, spec: Divergence, trace: bool = True) -> Pass:
+    """One pass. Without `trace` a CPU's memory is not followed (peak_mib is NaN): following it slows small steps."""
     output_bytes = 4 * (problem.student_NH.numel() + problem.weight_VH.numel())
     if problem.student_NH.is_cuda:
         torch.cuda.synchronize()
@@ -142,16 +145,23 @@ def run(step: Callable[[Problem, Divergence], None], problem: Problem, spec: Div
         elapsed_s = wall_s = time.perf_counter() - start_s
         peak_bytes = torch.cuda.max_memory_allocated() - before_bytes
     else:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        profile = torch.profiler.profile(activities=activities, profile_memory=True) if trace else None
+        with profile or nullcontext():
             start_s, wall_start_s = time.process_time(), time.perf_counter()
             step(problem, spec)
             elapsed_s, wall_s = time.process_time() - start_s, time.perf_counter() - wall_start_s
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        live_bytes = peak_bytes = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            live_bytes += event.nbytes()
-            peak_bytes = max(peak_bytes, live_bytes)
+        peak_bytes = math.nan if profile is None else traced_peak_bytes(profile)
     return Pass(elapsed_s, wall_s, (peak_bytes - output_bytes) / 2**20, problem.take_gradients())
+
+
+def traced_peak_bytes(profile: torch.profiler.profile) -> int:
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live_bytes = peak_bytes = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live_bytes += event.nbytes()
+        peak_bytes = max(peak_bytes, live_bytes)
+    return peak_bytes
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,10 @@ class Row:
 def measure(name: str, spec: Divergence, device: str, repeats: int) -> Row:
     small_mib, large_mib = (run(opdkit_step, Problem.make(size, device), spec).peak_mib for size in (SMALL, LARGE))
     problem = Problem.make(COMPARED, device)
-    pairs = [(run(opdkit_step, problem, spec), run(dense_step, problem, spec)) for _ in range(repeats)]
+    pairs = [
+        (run(opdkit_step, problem, spec, trace=number == 0), run(dense_step, problem, spec, trace=number == 0))
+        for number in range(repeats)
+    ]
     ours, dense = pairs[0]
     return Row(
         name,
@@ -224,7 +237,7 @@ def hardware(device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=2, help="timed repeats of each side, in turns")
+    parser.add_argument("--repeats", type=int, default=2, help="passes of each side, in turns; memory is of the first")
     parser.add_argument("--loss", choices=list(LOSSES), help="only this one; the page is not written")
     args = parser.parse_args()
     rows = []
@@ -249,8 +262,8 @@ def page(rows: list[Row], device: str, repeats: int) -> str:
 
 V = {VOCABULARY}, H = {WIDTH}, fp32, both heads of that size, the student's is trained. MiB: peak beyond inputs and
 outputs. Dense: full logits, fp32 log-softmax, autograd, returning the same numbers. "s": {clock} seconds of a forward
-and backward pass at N={COMPARED}, minimum of {repeats}, in turns with dense; "wall": wall-clock seconds, opdkit / dense.
-"differ by": both gradients as one vector, relative norm of the difference.
+and backward pass at N={COMPARED}, minimum of {repeats}, in turns with dense; "wall": the same by the clock on the wall,
+opdkit / dense. "differ by": both gradients as one vector, relative norm of the difference.
 Target: MiB does not grow with N (15 %), at most 1/8 of dense, in at most 0.7 of its time.
 
 Four matrix products of N x H x V on either side (two projections, grad_hidden, grad_head) are most of the time, and
