@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdkit.losses import Divergence, Head, Support, TeacherTokens, Term, head_loss
+from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss
 
 VOCABULARY, WIDTH, TOPK = 32768, 256, 100
 SMALL, COMPARED, LARGE = 4096, 8192, 16384  # tokens
@@ -87,7 +87,7 @@ class Problem:
 def opdkit_step(problem: Problem, spec: Divergence, chunk_size: int | None = None) -> None:
     head = Head(weight_VH=problem.weight_VH, num_tokens=VOCABULARY)
     teacher_head = Head(weight_VH=problem.teacher_weight_VH, num_tokens=VOCABULARY)
-    teacher = TeacherTokens(hidden_NH=problem.teacher_NH, head=teacher_head)
+    teacher = ViewTokens(hidden_NH=problem.teacher_NH, head=teacher_head)
     term = Term(name="loss", loss=spec, coef_N=problem.coef_N)
     head_loss(problem.student_NH, head, problem.ids_N, [term], teacher, chunk_size=chunk_size).loss.backward()
 

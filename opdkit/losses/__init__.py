@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opdkit.losses.coefficients import token_coefficients
     from opdkit.losses.compare import Comparison, compare_heads
     from opdkit.losses.head import HeadStats, head_loss, head_stats
-    from opdkit.losses.inputs import Head, TeacherTokens
+    from opdkit.losses.inputs import Head, ViewTokens
     from opdkit.losses.spec import (
         Divergence,
         EntryAdvantage,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NegativeLogLikelihood,
         PolicyGradient,
         Support,
+        Target,
         TeacherAdvantage,
     )
     from opdkit.losses.sums import HeadOutput
@@ -38,7 +39,7 @@ _HOME = {
     "Head": "inputs",
     "HeadOutput": "sums",
     "HeadStats": "head",
-    "TeacherTokens": "inputs",
+    "ViewTokens": "inputs",
     "head_loss": "head",
     "head_stats": "head",
     "Divergence": "spec",
@@ -48,6 +49,7 @@ _HOME = {
     "NegativeLogLikelihood": "spec",
     "PolicyGradient": "spec",
     "Support": "spec",
+    "Target": "spec",
     "TeacherAdvantage": "spec",
     "Term": "terms",
 }
@@ -64,9 +66,10 @@ __all__ = [
     "NegativeLogLikelihood",
     "PolicyGradient",
     "Support",
+    "Target",
     "TeacherAdvantage",
-    "TeacherTokens",
     "Term",
+    "ViewTokens",
     "compare_heads",
     "group_centred",
     "group_return",

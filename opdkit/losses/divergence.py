@@ -1,6 +1,6 @@
 """Divergences between teacher and student: a value per token, and its exact gradient at the student's entries.
 
-Each kind is a sum over entries of d, a function of a = log p (student) and b = log q (teacher) at that entry. Its
+Each kind but `renyi` is a sum over entries of d, a function of a = log p (student) and b = log q (teacher) there. Its
 function returns d and a closure for dd/da, both entrywise; nothing assumes that the entries sum to one, so the same
 code serves the full vocabulary and every support and tail. The chain to the logits is finished in `head.py`:
 
@@ -111,6 +111,12 @@ def _terms(spec: Divergence, sides: Sides) -> tuple[Tensor, Gradient]:
         return forward_kl(sides)
     if kind == "reverse_kl":
         return reverse_kl(sides)
+    if kind == "mixed_kl":
+        assert spec.reverse_share is not None
+        return mixed_kl(sides, spec.reverse_share)
+    if kind == "renyi":
+        assert spec.order is not None
+        return renyi(sides, spec.order)
     assert share is not None
     if kind == "jsd":
         return jsd(sides, share, 1 / (share * (1 - share)) if spec.scale == "continuous" else 1.0)
@@ -128,6 +134,21 @@ def reverse_kl(sides: Sides) -> tuple[Tensor, Gradient]:
     """KL(student || teacher): d = p (log p - log q), dd/da = d + p."""
     term_nE = sides.student_prob_nE * (sides.student_nE - sides.teacher_nE)
     return term_nE, lambda: term_nE.add_(sides.student_prob_nE)
+
+
+def mixed_kl(sides: Sides, reverse_share: float) -> tuple[Tensor, Gradient]:
+    """(1 - b) KL(teacher || student) + b KL(student || teacher): the sum of both terms and of both derivatives."""
+    forward_nE, forward_gradient = forward_kl(sides)
+    reverse_nE, reverse_gradient = reverse_kl(sides)
+    value_nE = torch.lerp(forward_nE, reverse_nE, reverse_share)
+    return value_nE, lambda: torch.lerp(forward_gradient(), reverse_gradient(), reverse_share)
+
+
+def renyi(sides: Sides, order: float) -> tuple[Tensor, Gradient]:
+    """1 / (r - 1) log sum q^r p^(1 - r), as one term [n, 1]; dd/da = -q^r p^(1 - r) / sum. arXiv:2608.09745."""
+    log_weight_nE = order * sides.teacher_nE + (1 - order) * sides.student_nE
+    log_sum_n1 = log_weight_nE.logsumexp(-1, keepdim=True)
+    return log_sum_n1 / (order - 1), lambda: -(log_weight_nE - log_sum_n1).exp()
 
 
 def jsd(sides: Sides, share: float, scale: float) -> tuple[Tensor, Gradient]:

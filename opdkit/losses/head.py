@@ -1,16 +1,17 @@
 """From hidden states to losses. Only here and in `compare.py` do logits exist, [n, V] for a bounded number of tokens.
 
-For a chunk of tokens both sides' logits are formed, every term is scored, and the gradient with respect to the logits
-is turned at once into grad_hidden and grad_head: coefficients are known beforehand, so the whole gradient is made in
-the forward pass and nothing of size [N, V] is ever kept. Gradients are closed-form (`divergence.py`,
-`surrogate.py`); `gradient="autograd"` differentiates the same value code chunk by chunk and is the reference.
+For a chunk of tokens the logits of the student and of each view are formed, every term is scored, and the gradient with
+respect to the logits is turned at once into grad_hidden and grad_head: coefficients are known beforehand, so the whole
+gradient is made in the forward pass and nothing of size [N, V] is ever kept. Gradients are closed-form
+(`divergence.py`, `surrogate.py`); `gradient="autograd"` differentiates the same value code chunk by chunk and is the
+reference.
 
 Letters: N tokens, n tokens of a chunk or block, V vocabulary (`num_tokens`), H hidden width, K length of a top-k list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +20,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opdkit.losses import logprobs
-from opdkit.losses.inputs import Batch, Head, Projector, TeacherTokens, check_ids
+from opdkit.losses.inputs import Batch, Head, Projector, ViewTokens, check_ids
 from opdkit.losses.names import GradientPath
+from opdkit.losses.spec import Target
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
-from opdkit.losses.support import TeacherScores, select
-from opdkit.losses.terms import Term, counted_tokens, token_loss
+from opdkit.losses.support import TargetScores, select
+from opdkit.losses.target import target_scores
+from opdkit.losses.terms import Term, token_loss
 
-__all__ = ["Head", "HeadOutput", "HeadStats", "TeacherTokens", "head_loss", "head_stats"]
+__all__ = ["Head", "HeadOutput", "HeadStats", "ViewTokens", "head_loss", "head_stats"]
 
 # Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
@@ -48,7 +51,7 @@ def head_loss(
     head: Head,
     sampled_ids_N: Tensor,
     terms: Sequence[Term],
-    teacher: TeacherTokens | None = None,
+    views: ViewTokens | Mapping[str, ViewTokens] | None = None,
     *,
     temperature: float = 1.0,
     chunk_size: int | None = None,
@@ -58,19 +61,22 @@ def head_loss(
 
     hidden_NH      the student's hidden states behind its final norm, one per token that is predicted
     sampled_ids_N  long, the token that was predicted there
-    temperature    divides both sides' logits before anything else; top-k and sampled log-probs arrive already at it
+    views          what each view said, by name; one alone is the view "teacher"
+    temperature    divides all sides' logits before anything else; top-k and sampled log-probs arrive already at it
     chunk_size     tokens whose logits exist at one time; None: as many as fit `CHUNK_BYTES`; moves only the rounding
 
     A head's matrix product runs in the dtype of its hidden states (or autocast's), all behind it in fp32 (fp64 for
     fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is missing or wrong.
     """
+    named = {"teacher": views} if isinstance(views, ViewTokens) else views or {}
     with torch.no_grad():
-        batch = Batch(hidden_NH, head, sampled_ids_N, terms, teacher, temperature)
+        batch = Batch(hidden_NH, head, sampled_ids_N, terms, named, temperature)
     gradients, record = Gradients(hidden_NH, head, batch.student.dtype), Record(batch)
     score = {"closed_form": _closed_form, "autograd": _autograd}[gradient]
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        for rows in chunks(batch.counted_rows, head.num_tokens, chunk_size):
-            score(batch, rows, record, gradients)
+        for counted_rows, counting in batch.parts():
+            for rows in chunks(counted_rows, head.num_tokens, chunk_size):
+                score(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
 
@@ -130,32 +136,43 @@ class _WithGradients(torch.autograd.Function):
         return (None, *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None, None)
 
 
-def _score(batch: Batch, rows: Tensor, student_nV: Tensor, prob_nV: Tensor, teacher_output_nV: Tensor | None) -> Scored:
-    """All values, from the student's distribution to terms; shared by both gradient paths."""
+def _score(
+    batch: Batch,
+    rows: Tensor,
+    terms: Sequence[Term],
+    student_nV: Tensor,
+    prob_nV: Tensor,
+    outputs_nV: Mapping[str, Tensor],
+) -> Scored:
+    """All values of tokens that all these terms count, from the student's distribution to terms; shared by both
+    gradient paths. `outputs_nV`: the plain output of the head of each view that is read from hidden states."""
     sampled_ids_n = batch.sampled_ids_N[rows]
-    teacher = _teacher_scores(batch, rows, teacher_output_nV, student_nV.dtype)
-    terms = []
-    for term in (whole.take(rows) for whole in batch.terms):
-        entries = select(term.loss.support, student_nV, prob_nV, teacher if term.asks_teacher else None, sampled_ids_n)
-        terms.append(ScoredTerm(term, entries, *token_loss(term, entries)))
-    teacher_sampled_n = None if teacher is None else teacher.sampled(sampled_ids_n)
-    if teacher_sampled_n is not None:
-        asked_n = counted_tokens([part.term for part in terms if part.term.asks_teacher])
-        teacher_sampled_n = teacher_sampled_n.masked_fill(~asked_n, torch.nan)
-    return Scored(terms, student_nV, prob_nV, sampled_ids_n, teacher_sampled_n)
+    asked = {name for term in terms for name in term.asks}
+    views = {name: _view_scores(batch, name, rows, outputs_nV.get(name), student_nV.dtype) for name in sorted(asked)}
+    targets: dict[tuple[Target, bool], TargetScores] = {}
+    scored = []
+    for term in (whole.take(rows) for whole in terms):
+        target = None
+        if term.asks:
+            form = (term.target, "distribution" in {needs.teacher for needs in term.asks.values()})
+            if form not in targets:
+                targets[form] = target_scores(term.target, term.loss, views, sampled_ids_n)
+            target = targets[form]
+        entries = select(term.loss.support, student_nV, prob_nV, target, sampled_ids_n)
+        scored.append(ScoredTerm(term, entries, *token_loss(term, entries)))
+    said = {name: view.sampled(sampled_ids_n) for name, view in views.items()}
+    return Scored(
+        scored, student_nV, prob_nV, sampled_ids_n, {n: known for n, known in said.items() if known is not None}
+    )
 
 
-def _teacher_scores(
-    batch: Batch, rows: Tensor, teacher_output_nV: Tensor | None, dtype: torch.dtype
-) -> TeacherScores | None:
-    if batch.teacher is None:
-        return None
-    said, logprob_nV, prob_nV = batch.teacher.take(rows), None, None
-    if teacher_output_nV is not None:
+def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None, dtype: torch.dtype) -> TargetScores:
+    said, logprob_nV, prob_nV = batch.views[name].take(rows), None, None
+    if output_nV is not None:
         assert said.head is not None
-        logits_nV = said.head.logits(teacher_output_nV, batch.temperature).to(dtype)
+        logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
         logprob_nV, prob_nV = logprobs.distribution(logits_nV)
-    return TeacherScores(
+    return TargetScores(
         logprob_nV,
         prob_nV,
         said.topk_ids_NK,
@@ -164,15 +181,20 @@ def _teacher_scores(
     )
 
 
-def _closed_form(batch: Batch, rows: Tensor, record: Record, gradients: Gradients) -> None:
+def _view_outputs(batch: Batch, rows: Tensor, terms: Sequence[Term]) -> dict[str, Tensor]:
+    """[n, V] the plain output of each view that these terms read from hidden states."""
+    asked = {name for term in terms for name in term.asks}
+    return {name: project(rows) for name, project in batch.projectors.items() if name in asked}
+
+
+def _closed_form(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record, gradients: Gradients) -> None:
     """Score a chunk block by block; each block of the head's output is overwritten by its gradient."""
-    output_nV = batch.student(rows)
-    teacher_output_nV = None if batch.teacher_projector is None else batch.teacher_projector(rows)
+    output_nV, outputs_nV = batch.student(rows), _view_outputs(batch, rows, terms)
     for block in blocks(output_nV):
         logits_nV = batch.student.head.logits(output_nV[block], batch.temperature)
         student_nV, prob_nV = logprobs.distribution(logits_nV)
-        teacher_block_nV = None if teacher_output_nV is None else teacher_output_nV[block]
-        scored = _score(batch, rows[block], student_nV, prob_nV, teacher_block_nV)
+        seen = {name: view_nV[block] for name, view_nV in outputs_nV.items()}
+        scored = _score(batch, rows[block], terms, student_nV, prob_nV, seen)
         record.add(rows[block], scored)
         if gradients.any_wanted:
             output_nV[block] = _output_gradient(scored, logits_nV, batch.student.head, batch.temperature)
@@ -206,18 +228,18 @@ def _output_gradient(scored: Scored, logits_nV: Tensor, head: Head, temperature:
     return grad_nV
 
 
-def _autograd(batch: Batch, rows: Tensor, record: Record, gradients: Gradients) -> None:
+def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record, gradients: Gradients) -> None:
     """The reference: the same values, differentiated by torch, one chunk at a time."""
     head = batch.student.head
     hidden_nH = batch.student.hidden(rows).detach().requires_grad_()
     weight_VH = head.weight_VH.detach().requires_grad_()
     bias_V = None if head.bias_V is None else head.bias_V.detach().requires_grad_()
     leaves = [leaf for leaf in (hidden_nH, weight_VH, bias_V) if leaf is not None]
-    teacher_output_nV = None if batch.teacher_projector is None else batch.teacher_projector(rows)
+    outputs_nV = _view_outputs(batch, rows, terms)
     with torch.enable_grad():
         output_nV = replace(head, weight_VH=weight_VH, bias_V=bias_V).project(hidden_nH)
         student_nV = logprobs.log_softmax(head.logits(output_nV, batch.temperature))
-        scored = _score(batch, rows, student_nV, student_nV.exp(), teacher_output_nV)
+        scored = _score(batch, rows, terms, student_nV, student_nV.exp(), outputs_nV)
         products = [(part.term.coef_N * part.value_n).sum() for part in scored.terms]
         found = torch.autograd.grad(torch.stack(products).sum(), leaves)
     record.add(rows, scored)

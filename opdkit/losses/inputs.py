@@ -1,11 +1,11 @@
-"""What `head_loss` is given: the student's head, the teacher's word, and the checks that they fit the losses asked for.
+"""What `head_loss` is given: the student's head, what each view says, and the checks that they fit the losses.
 
 Letters: N tokens, V vocabulary (`num_tokens`), H hidden width, K length of the teacher's top-k list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -102,15 +102,15 @@ class Projector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherTokens:
-    """What the teacher said of N tokens. Give what there is; a loss that it cannot answer is refused by name.
+class ViewTokens:
+    """What a view (somebody who read something) said of N tokens. A loss that it cannot answer is refused by name.
 
-    hidden_NH          raw hidden states, with the teacher's `head`: answers every support; its own width H
-    topk_ids_NK        the teacher's likeliest ids, and
+    hidden_NH          raw hidden states, with the `head` they were made for: answers every support; a width of its own
+    topk_ids_NK        the view's likeliest ids, and
     topk_logprob_NK    their log-probabilities in nats, over the full vocabulary and already at the loss temperature
     sampled_logprob_N  the sampled token's, likewise
 
-    Values at tokens that no teacher-asking term counts are never used: they may be NaN.
+    Values at tokens that no term asking this view counts are never used: they may be NaN.
     """
 
     hidden_NH: Tensor | None = None
@@ -121,12 +121,12 @@ class TeacherTokens:
 
     def __post_init__(self) -> None:
         if (self.hidden_NH is None) != (self.head is None):
-            raise ValueError("the teacher's hidden_NH and head belong together; one of them is missing")
+            raise ValueError("a view's hidden_NH and head belong together; one of them is missing")
         if (self.topk_ids_NK is None) != (self.topk_logprob_NK is None):
-            raise ValueError("the teacher's topk_ids_NK and topk_logprob_NK belong together; one of them is missing")
+            raise ValueError("a view's topk_ids_NK and topk_logprob_NK belong together; one of them is missing")
 
-    def take(self, index: Tensor | slice) -> TeacherTokens:
-        """The teacher's word on some of the tokens (LongTensor of positions, bool mask or slice over N)."""
+    def take(self, index: Tensor | slice) -> ViewTokens:
+        """What was said of some of the tokens (LongTensor of positions, bool mask or slice over N)."""
         return replace(self, **{name: array[index] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, Tensor]:
@@ -144,23 +144,36 @@ class Batch:
         head: Head,
         sampled_ids_N: Tensor,
         terms: Sequence[Term],
-        teacher: TeacherTokens | None,
+        views: Mapping[str, ViewTokens],
         temperature: float,
     ) -> None:
-        check_inputs(hidden_NH, head, sampled_ids_N, terms, teacher)
+        check_inputs(hidden_NH, head, sampled_ids_N, terms, views)
         if not temperature > 0:
             raise ValueError(f"temperature = {temperature} must be above 0")
         self.temperature, self.sampled_ids_N = temperature, sampled_ids_N
         self.student = Projector(head, hidden_NH)
-        self.terms, self.teacher = blank_uncounted(terms, teacher)
-        self.teacher_projector = None
-        if needs_teacher_logits(terms, teacher, head.num_tokens):
-            assert self.teacher is not None and self.teacher.head is not None and self.teacher.hidden_NH is not None
-            self.teacher_projector = Projector(self.teacher.head, self.teacher.hidden_NH)
-        self.counted_rows = counted_tokens(terms).nonzero().squeeze(-1)
-        check_ids("sampled_ids_N", sampled_ids_N[self.counted_rows], head.num_tokens)
-        if self.teacher is not None and self.teacher.topk_ids_NK is not None:
-            check_ids("the teacher's topk_ids_NK", self.teacher.topk_ids_NK[self.counted_rows], head.num_tokens)
+        self.terms, self.views = blank_uncounted(terms, views)
+        self.projectors: dict[str, Projector] = {}
+        for name in views_with_logits(terms, views, head.num_tokens):
+            view = self.views[name]
+            assert view.head is not None and view.hidden_NH is not None
+            self.projectors[name] = Projector(view.head, view.hidden_NH)
+        counted_N = counted_tokens(terms)
+        check_ids("sampled_ids_N", sampled_ids_N[counted_N], head.num_tokens)
+        for name, view in self.views.items():
+            if view.topk_ids_NK is not None:
+                check_ids(f"view {name!r}: topk_ids_NK", view.topk_ids_NK[counted_N], head.num_tokens)
+
+    def parts(self) -> Iterator[tuple[Tensor, list[Term]]]:
+        """The counted tokens, in sets that the same terms count: (their positions, those terms). No set asks a view for
+        a token that it did not read."""
+        counted_SN = torch.stack([term.coef_N != 0 for term in self.terms])
+        bit_S1 = (1 << torch.arange(len(self.terms), device=counted_SN.device)).unsqueeze(-1)
+        code_N = (counted_SN * bit_S1).sum(0)
+        for code in code_N.unique().tolist():
+            if code:
+                terms = [term for number, term in enumerate(self.terms) if code >> number & 1]
+                yield (code_N == code).nonzero().squeeze(-1), terms
 
 
 def compute_dtype(hidden_NH: Tensor) -> torch.dtype:
@@ -172,7 +185,7 @@ def compute_dtype(hidden_NH: Tensor) -> torch.dtype:
 
 
 def check_inputs(
-    hidden_NH: Tensor, head: Head, sampled_ids_N: Tensor, terms: Sequence[Term], teacher: TeacherTokens | None
+    hidden_NH: Tensor, head: Head, sampled_ids_N: Tensor, terms: Sequence[Term], views: Mapping[str, ViewTokens]
 ) -> None:
     """Raises ValueError if the arrays do not fit each other."""
     if not terms:
@@ -183,11 +196,11 @@ def check_inputs(
     lengths = {"sampled_ids_N": len(sampled_ids_N)} | {
         f"coef_N of term {term.name!r}": len(term.coef_N) for term in terms
     }
-    if teacher is not None:
-        lengths |= {f"the teacher's {name}": len(array) for name, array in teacher.arrays().items()}
-        if teacher.head is not None and teacher.head.num_tokens != head.num_tokens:
+    for view, said in views.items():
+        lengths |= {f"view {view!r}: {name}": len(array) for name, array in said.arrays().items()}
+        if said.head is not None and said.head.num_tokens != head.num_tokens:
             raise ValueError(
-                f"the teacher's head has num_tokens = {teacher.head.num_tokens}, the student's {head.num_tokens}; "
+                f"view {view!r}: its head has num_tokens = {said.head.num_tokens}, the student's {head.num_tokens}; "
                 "both must be the size of one tokenizer"
             )
     for name, length in lengths.items():
@@ -195,35 +208,40 @@ def check_inputs(
             raise ValueError(f"hidden_NH holds {len(hidden_NH)} tokens, but {name} holds {length}")
 
 
-def needs_teacher_logits(terms: Sequence[Term], teacher: TeacherTokens | None, num_tokens: int) -> bool:
-    """Whether a term can only be answered from the teacher's hidden states. Raises ValueError if those are missing."""
+def views_with_logits(terms: Sequence[Term], views: Mapping[str, ViewTokens], num_tokens: int) -> list[str]:
+    """Views that must be read from their hidden states. Raises ValueError if what a term asks of a view is missing."""
+    found = []
     for term in terms:
-        needs = term.loss.needs
-        if not term.asks_teacher or (teacher is not None and _lists_answer(teacher, needs, num_tokens)):
-            continue
-        if teacher is None or teacher.hidden_NH is None:
-            listed = {
-                "sampled": "sampled_logprob_N or ",
-                "topk": f"topk_ids_NK and topk_logprob_NK with K >= {needs.k}, or ",
-            }
-            raise ValueError(
-                f"term {term.name!r} needs the teacher's {listed.get(needs.teacher, '')}hidden_NH and head: {term.loss}"
-            )
-        return True
-    return False
+        for name, needs in term.asks.items():
+            view = views.get(name, ViewTokens())
+            if _lists_answer(view, needs, num_tokens):
+                continue
+            if view.hidden_NH is None:
+                listed = {
+                    "sampled": "sampled_logprob_N or ",
+                    "topk": f"topk_ids_NK and topk_logprob_NK with K >= {needs.k}, or ",
+                }
+                raise ValueError(
+                    f"term {term.name!r} needs of view {name!r} {listed.get(needs.teacher, '')}hidden_NH and head: "
+                    f"{term.loss}"
+                )
+            if name not in found:
+                found.append(name)
+    return found
 
 
-def _lists_answer(teacher: TeacherTokens, needs: Needs, num_tokens: int) -> bool:
+def _lists_answer(view: ViewTokens, needs: Needs, num_tokens: int) -> bool:
     if needs.teacher == "sampled":
-        return teacher.sampled_logprob_N is not None
-    if needs.teacher == "topk" and teacher.topk_ids_NK is not None:
+        return view.sampled_logprob_N is not None
+    if needs.teacher == "topk" and view.topk_ids_NK is not None:
         assert needs.k is not None
-        return teacher.topk_ids_NK.shape[-1] >= min(needs.k, num_tokens)
+        return view.topk_ids_NK.shape[-1] >= min(needs.k, num_tokens)
     return False
 
 
-def blank_uncounted(terms: Sequence[Term], teacher: TeacherTokens | None) -> tuple[list[Term], TeacherTokens | None]:
-    """Zeros in place of per-token inputs that no coefficient counts, so that an unknown (NaN) there cannot spread."""
+def blank_uncounted(terms: Sequence[Term], views: Mapping[str, ViewTokens]) -> tuple[list[Term], dict[str, ViewTokens]]:
+    """Zeros in place of per-token inputs that no coefficient counts, so that an unknown (NaN) there cannot spread; of
+    the views only those that a term asks."""
     blanked = [
         replace(
             term,
@@ -232,13 +250,14 @@ def blank_uncounted(terms: Sequence[Term], teacher: TeacherTokens | None) -> tup
         )
         for term in terms
     ]
-    asking = [term for term in terms if term.asks_teacher]
-    if teacher is None or not asking:
-        return blanked, None
-    asked_N = counted_tokens(asking)
-    if bool(asked_N.all()):
-        return blanked, teacher
-    return blanked, replace(teacher, **{name: _blank(array, asked_N) for name, array in teacher.arrays().items()})
+    asked = {}
+    for name, view in views.items():
+        asking = [term for term in terms if name in term.asks]
+        if asking:
+            asked_N = counted_tokens(asking)
+            arrays = {} if bool(asked_N.all()) else view.arrays()
+            asked[name] = replace(view, **{array: _blank(values, asked_N) for array, values in arrays.items()})
+    return blanked, asked
 
 
 def check_ids(what: str, ids: Tensor, num_tokens: int) -> None:

@@ -8,7 +8,10 @@ SupportKind = Literal[
     "full", "sampled", "student_topk", "teacher_topk", "union", "intersection", "symmetric_difference"
 ]
 TailKind = Literal["bucket", "renormalise", "renormalise_teacher", "drop"]
-DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl"]
+DivergenceKind = Literal[
+    "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "mixed_kl", "renyi"
+]
+TargetKind = Literal["logits", "mixture"]
 JsdScale = Literal["continuous", "published"]
 Reduction = Literal["token", "sequence", "sequence_sum", "sum", "constant"]
 ClipKind = Literal["none", "token", "entry"]

@@ -7,11 +7,12 @@ Every loss scores one token from two lists of log-probabilities, the student's a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from opdkit.errors import UserError
-from opdkit.losses.names import DivergenceKind, EntryWeight, JsdScale, SupportKind, SurrogateForm, TailKind
+from opdkit.losses.names import DivergenceKind, EntryWeight, JsdScale, SupportKind, SurrogateForm, TailKind, TargetKind
 from opdkit.types import Needs
 
 # What the teacher must be able to answer for each support. Entries chosen by the student can be any id at all, so they
@@ -32,6 +33,58 @@ def _check_name(what: str, value: str, allowed: object) -> None:
     names = get_args(allowed)
     if value not in names:
         raise UserError(f"{what} = {value!r} is not one of {', '.join(names)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a loss compares the student with: a combination of named views.
+
+    logits   softmax of the weighted sum of the views' logits, which is prod q_v^a_v, renormalised. Weights need not sum
+             to one and may be negative: extrapolation (a > 1), contrast (right hint - wrong hint)
+    mixture  the weighted sum of the views' probabilities; weights are above 0 and sum to 1
+    One view of weight 1 is that view. Raises UserError for weights that name no distribution.
+    """
+
+    weights: tuple[tuple[str, float], ...] = (("teacher", 1.0),)  # in the order of names: equal targets compare equal
+    kind: TargetKind = "logits"
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float], kind: TargetKind = "logits") -> Target:
+        return cls(tuple(sorted(weights.items())), kind)
+
+    def __post_init__(self) -> None:
+        _check_name("target", self.kind, TargetKind)
+        shown = "{ " + ", ".join(f"{view} = {weight:g}" for view, weight in self.weights) + " }"
+        if not self.weights or not all(math.isfinite(weight) and weight != 0 for _, weight in self.weights):
+            raise UserError(
+                f"{self.kind} = {shown} must name one view or more, each with a finite weight other than 0."
+            )
+        if self.kind == "mixture":
+            total = sum(weight for _, weight in self.weights)
+            if min(weight for _, weight in self.weights) < 0 or not math.isclose(total, 1, abs_tol=1e-9):
+                raise UserError(
+                    f"mixture = {shown} must have weights above 0 that sum to 1, as probabilities do; they sum to "
+                    f"{total:g}. A weighted sum of logits (target) may have any weights."
+                )
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(view for view, _ in self.weights)
+
+    @property
+    def only(self) -> str | None:
+        """The view that is the whole target; None for a combination."""
+        return self.views[0] if len(self.weights) == 1 and self.weights[0][1] == 1 else None
+
+    def asks(self, loss: LossSpec) -> dict[str, Needs]:
+        """What `loss` must be told by each view of this target."""
+        if loss.needs.teacher == "none":
+            return {}
+        if self.only is not None:
+            return {self.only: loss.needs}
+        mixed_at_sample = self.kind == "mixture" and loss.support.kind == "sampled"
+        answer = Needs(teacher="sampled" if mixed_at_sample or loss.omits_normaliser else "distribution")
+        return dict.fromkeys(self.views, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +133,9 @@ class Divergence:
           jsd                   (1 - a) KL(student || m) + a KL(teacher || m)
           skewed_forward_kl     KL(teacher || m)
           skewed_reverse_kl     KL(student || m)
+          mixed_kl              (1 - b) KL(teacher || student) + b KL(student || teacher), b = `reverse_share`
+          renyi                 1 / (r - 1) log sum teacher^r student^(1 - r), the Renyi divergence of `order` r of the
+                                teacher from the student; forward_kl as r -> 1 (SR-OPSD, arXiv:2608.09745)
     with a = `teacher_share` and m = (1 - a) student + a teacher. DistiLLM (arXiv:2402.03898) writes its skew KL with
     alpha = teacher_share and its skew reverse KL with alpha = 1 - teacher_share.
 
@@ -101,11 +157,14 @@ class Divergence:
     tail: TailKind = "bucket"
     teacher_share: float | None = None
     scale: JsdScale = "continuous"
+    reverse_share: float | None = None
+    order: float | None = None
     token_clip: float | None = None
     entry_clip: float | None = None
     logprob_floor: float | None = None
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
+    omits_normaliser: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_name("divergence", self.kind, DivergenceKind)
@@ -114,6 +173,10 @@ class Divergence:
         self._check_share()
         if self.scale != "continuous" and self.kind != "jsd":
             raise UserError(f"scale = {self.scale!r} concerns jsd only, not {self.kind!r}; leave it out.")
+        self._check_own("reverse_share", "mixed_kl", "the ends are forward_kl and reverse_kl")
+        self._check_own("order", "renyi", "at 1 it is forward_kl")
+        if self.kind == "renyi" and self.entry_clip is not None:
+            raise UserError("entry_clip caps the terms of a sum over entries; 'renyi' is no such sum; use token_clip.")
         if self.tail == "renormalise" and self.support.has_one_entry:
             raise UserError(
                 f"tail = 'renormalise' on the single entry of support {self.support.kind!r} gives both sides "
@@ -129,6 +192,13 @@ class Divergence:
             )
         if self.logprob_floor is not None and not self.logprob_floor < 0:
             raise UserError(f"logprob_floor = {self.logprob_floor} must be below 0: it is a log-probability.")
+
+    def _check_own(self, key: str, kind: DivergenceKind, why: str) -> None:
+        value = getattr(self, key)
+        if self.kind != kind and value is not None:
+            raise UserError(f"{key} = {value} concerns {kind!r} only, not {self.kind!r}; leave it out.")
+        if self.kind == kind and (value is None or not 0 < value < 1):
+            raise UserError(f"divergence {kind!r} needs {key} above 0 and below 1 ({why}); it is {value}.")
 
     def _check_share(self) -> None:
         share = self.teacher_share
@@ -160,6 +230,7 @@ class NegativeLogLikelihood:
     needs: ClassVar[Needs] = Needs()
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
+    omits_normaliser: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +249,7 @@ class PolicyGradient:
     needs: ClassVar[Needs] = Needs()
     uses_advantage: ClassVar[bool] = True
     takes_old_logprob: ClassVar[bool] = True
+    omits_normaliser: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.clip_low is not None and not 0 < self.clip_low <= 1:
@@ -199,8 +271,11 @@ class TeacherAdvantage:
     """Sampled-token on-policy distillation: -A log p with A = log q - log p, teacher minus student, held constant.
 
     Its gradient is an unbiased one-sample estimate of the gradient of KL(student || teacher) at the token's position;
-    its value is not a divergence. form "ratio" is -A r with r = p / p held constant, which is 1: the same gradient with
-    the value -A, as EOPD reports it (its PPO clip of r never acts).
+    its value is not a divergence. For a target that combines logits, log q = sum a_v log q_v(y) without the
+    combination's normaliser, as ExOPD publishes it (arXiv:2602.12125): that is one number for all tokens of a position,
+    so the expected gradient is the same, and each view need only say its log-prob of the sampled token. form "ratio" is
+    -A r with r = p / p held constant, which is 1: the same gradient with the value -A, as EOPD reports it (its PPO clip
+    of r never acts).
     """
 
     form: SurrogateForm = "log_prob"
@@ -208,6 +283,7 @@ class TeacherAdvantage:
     needs: ClassVar[Needs] = Needs(teacher="sampled")
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
+    omits_normaliser: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +301,7 @@ class EntryAdvantage:
     weight: EntryWeight = "student_p"
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
+    omits_normaliser: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_name("entry weight", self.weight, EntryWeight)
@@ -253,6 +330,7 @@ class KLEstimate:
     needs: ClassVar[Needs] = Needs(teacher="sampled")
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
+    omits_normaliser: ClassVar[bool] = False
 
 
 LossSpec = Divergence | NegativeLogLikelihood | PolicyGradient | TeacherAdvantage | EntryAdvantage | KLEstimate

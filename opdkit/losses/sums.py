@@ -27,15 +27,17 @@ class HeadOutput:
     num_empty_support  {term name: counted tokens whose intersection or difference was empty; they score 0}
     unclipped_loss     {term name: [N]}, the token loss before its clip, for terms that clip
 
+    view_sampled_logprob  {view: [N]}, each view's own log-prob of the sampled token; of views that were asked and said
+
     A per-token number that was not computed is NaN: a token's loss under a term that does not count it, everything of a
-    token that was not computed. `teacher_sampled_logprob_N` is None if the teacher was not asked or did not say.
+    token that was not computed, a view's word on a token that no term asking it counts.
     """
 
     loss: Tensor
     token_loss: dict[str, Tensor]
     sampled_logprob_N: Tensor
     entropy_N: Tensor
-    teacher_sampled_logprob_N: Tensor | None
+    view_sampled_logprob: dict[str, Tensor]
     computed_N: Tensor
     num_empty_support: dict[str, int]
     unclipped_loss: dict[str, Tensor]
@@ -55,13 +57,13 @@ class ScoredTerm:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """n tokens, scored by every term; and the student's distribution."""
+    """n tokens, scored by every term that counts them; and the student's distribution."""
 
     terms: list[ScoredTerm]
     student_nV: Tensor
     prob_nV: Tensor
     sampled_ids_n: Tensor
-    teacher_sampled_n: Tensor | None
+    view_sampled: dict[str, Tensor]
 
 
 class Gradients:
@@ -124,25 +126,23 @@ class Record:
         self.unclipped_loss: dict[str, Tensor] = {}
         self._unknown_N = unknown_N
         self.num_empty = {term.name: torch.zeros((), dtype=torch.long, device=device) for term in batch.terms}
-        self.sampled_N, self.entropy_N, self.teacher_sampled_N = unknown_N(), unknown_N(), unknown_N()
-        self.teacher_said = False
+        self.sampled_N, self.entropy_N = unknown_N(), unknown_N()
+        self.view_sampled: dict[str, Tensor] = {}
         self.computed_N = torch.zeros(num_tokens, dtype=torch.bool, device=device)
 
     def add(self, rows: Tensor, scored: Scored) -> None:
         self.computed_N[rows] = True
         self.sampled_N[rows] = logprobs.gather(scored.student_nV, scored.sampled_ids_n).detach()
         self.entropy_N[rows] = logprobs.entropy(scored.student_nV, scored.prob_nV).detach()
-        if scored.teacher_sampled_n is not None:
-            self.teacher_said = True
-            self.teacher_sampled_N[rows] = scored.teacher_sampled_n
+        for view, sampled_n in scored.view_sampled.items():
+            self.view_sampled.setdefault(view, self._unknown_N())[rows] = sampled_n
         for part in scored.terms:
-            name, counted_n, valid_nE = part.term.name, part.term.coef_N != 0, part.entries.valid_nE
-            self.token_loss[name][rows] = torch.where(counted_n, part.value_n.detach(), torch.nan)
+            name, valid_nE = part.term.name, part.entries.valid_nE
+            self.token_loss[name][rows] = part.value_n.detach()
             if part.unclipped_n is not None:
-                unclipped_N = self.unclipped_loss.setdefault(name, self._unknown_N())
-                unclipped_N[rows] = torch.where(counted_n, part.unclipped_n, torch.nan)
+                self.unclipped_loss.setdefault(name, self._unknown_N())[rows] = part.unclipped_n
             if valid_nE is not None:
-                self.num_empty[name] += (counted_n & ~valid_nE.any(-1)).sum()
+                self.num_empty[name] += (~valid_nE.any(-1)).sum()
 
     def loss(self, terms: list[Term]) -> Tensor:
         """sum over terms, sum over tokens: coef_N * token_loss_N."""
@@ -157,7 +157,7 @@ class Record:
             token_loss=self.token_loss,
             sampled_logprob_N=self.sampled_N,
             entropy_N=self.entropy_N,
-            teacher_sampled_logprob_N=self.teacher_sampled_N if self.teacher_said else None,
+            view_sampled_logprob=self.view_sampled,
             computed_N=self.computed_N,
             num_empty_support={name: int(count) for name, count in self.num_empty.items()},
             unclipped_loss=self.unclipped_loss,

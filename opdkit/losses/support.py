@@ -1,7 +1,7 @@
 """Which vocabulary entries a loss compares, and what each side says of them.
 
 The student is always known in full. The teacher is known in full (from hidden states), by its top-k list, or by the
-sampled token's log-probability alone; `TeacherScores` answers what it can and says what is missing otherwise.
+sampled token's log-probability alone; `TargetScores` answers what it can and says what is missing otherwise.
 Letters: n tokens, V vocabulary, K length of a top-k list, E entries of a support.
 """
 
@@ -36,7 +36,7 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherScores:
+class TargetScores:
     """What the teacher said of n tokens, at the loss temperature, in nats over the full vocabulary."""
 
     logprob_nV: Tensor | None = None
@@ -67,7 +67,7 @@ def select(
     support: Support,
     student_nV: Tensor,
     student_prob_nV: Tensor | None,
-    teacher: TeacherScores | None,
+    teacher: TargetScores | None,
     sampled_ids_n: Tensor,
 ) -> Entries:
     """The entries of `support` for n tokens. The choice of entries carries no gradient; the log-probabilities do.

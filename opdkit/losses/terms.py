@@ -16,8 +16,19 @@ from torch import Tensor
 
 from opdkit.losses import surrogate
 from opdkit.losses.divergence import divergence
-from opdkit.losses.spec import Divergence, EntryAdvantage, KLEstimate, LossSpec, NegativeLogLikelihood, PolicyGradient
+from opdkit.losses.spec import (
+    Divergence,
+    EntryAdvantage,
+    KLEstimate,
+    LossSpec,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    Target,
+)
 from opdkit.losses.support import Entries
+from opdkit.types import Needs
+
+TEACHER = Target()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +39,7 @@ class Term:
     coef_N          float; a token whose coefficient is exactly 0 in every term costs nothing: it forms no logits
     advantage_N     float, for losses with an advantage from outside (`PolicyGradient`)
     old_logprob_N   nats, log p of the sampled token before the update, for losses with an importance ratio
+    target          the combination of views that the student is compared with, for losses that ask any
 
     Raises ValueError if the arrays differ in length, or an array is missing or without use for this loss.
     """
@@ -37,6 +49,7 @@ class Term:
     coef_N: Tensor
     advantage_N: Tensor | None = None
     old_logprob_N: Tensor | None = None
+    target: Target = TEACHER
 
     def __post_init__(self) -> None:
         kind = type(self.loss).__name__
@@ -54,8 +67,9 @@ class Term:
             raise ValueError(f"term {self.name!r}: a clipped ratio needs old_logprob_N")
 
     @property
-    def asks_teacher(self) -> bool:
-        return self.loss.needs.teacher != "none"
+    def asks(self) -> dict[str, Needs]:
+        """What each view must have said of the tokens that this term counts."""
+        return self.target.asks(self.loss)
 
     def take(self, index: Tensor | slice) -> Term:
         """The term of some of the tokens: a micro-batch (LongTensor of positions, bool mask or slice over N)."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opdkit.losses import Head, TeacherTokens
+from opdkit.losses import Head, ViewTokens
 from opdkit.methods.base import PlanInputs
 from opdkit.types import Example, FloatArray, Needs, TeacherSignal, seed_from
 
@@ -132,7 +132,7 @@ class Batch:
                 parts.append([i])
         return [self._part(rows) for rows in parts]
 
-    def teacher_tokens(self, part: Part, needs: Needs, head: Head | None) -> TeacherTokens | None:
+    def teacher_tokens(self, part: Part, needs: Needs, head: Head | None) -> ViewTokens | None:
         """What the teacher said about the counted tokens of a part."""
         if needs.teacher == "none":
             return None
@@ -147,11 +147,11 @@ class Batch:
 
         if needs.teacher == "distribution":
             assert head is not None
-            return TeacherTokens(hidden_NH=gather([s.hidden_TH for s in signals], "hidden states"), head=head)
+            return ViewTokens(hidden_NH=gather([s.hidden_TH for s in signals], "hidden states"), head=head)
         sampled = gather([s.sampled_logprob_T for s in signals], "log-probs")
         if needs.teacher == "sampled":
-            return TeacherTokens(sampled_logprob_N=sampled)
-        return TeacherTokens(
+            return ViewTokens(sampled_logprob_N=sampled)
+        return ViewTokens(
             sampled_logprob_N=sampled,
             topk_ids_NK=gather([s.topk_ids_TK for s in signals], "top-k ids"),
             topk_logprob_NK=gather([s.topk_logprob_TK for s in signals], "top-k log-probs"),

@@ -165,8 +165,8 @@ class Learned:
         self.num_empty_support.update(out.num_empty_support)
         seen = {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}
         seen |= {f"{name}/unclipped": value_n for name, value_n in out.unclipped_loss.items()}
-        if out.teacher_sampled_logprob_N is not None:
-            seen["teacher_logprob"] = out.teacher_sampled_logprob_N
+        if "teacher" in out.view_sampled_logprob:
+            seen["teacher_logprob"] = out.view_sampled_logprob["teacher"]
         for name, seen_n in seen.items():
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
 

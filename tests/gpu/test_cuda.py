@@ -43,7 +43,7 @@ def test_head_loss_equals_the_cpu(kind: Any) -> None:
             losses.Head(weight_VH=weight, num_tokens=4990),
             torch.arange(300, device=device),
             [term],
-            losses.TeacherTokens(hidden_NH=teacher_hidden, head=losses.Head(weight_VH=teacher_weight, num_tokens=4990)),
+            losses.ViewTokens(hidden_NH=teacher_hidden, head=losses.Head(weight_VH=teacher_weight, num_tokens=4990)),
         )
         out.loss.backward()
         assert hidden.grad is not None and weight.grad is not None

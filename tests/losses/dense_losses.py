@@ -68,6 +68,14 @@ def _terms(spec: Divergence, p: Tensor, q: Tensor) -> Tensor:
         return q * (q / p).log()
     if spec.kind == "reverse_kl":
         return p * (p / q).log()
+    if spec.kind == "mixed_kl":
+        b = spec.reverse_share
+        assert b is not None
+        return (1 - b) * q * (q / p).log() + b * p * (p / q).log()
+    if spec.kind == "renyi":
+        r = spec.order
+        assert r is not None
+        return ((q**r) * (p ** (1 - r))).sum(-1, keepdim=True).log() / (r - 1)
     assert a is not None
     m = (1 - a) * p + a * q
     if spec.kind == "skewed_forward_kl":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdkit.losses import Head, HeadOutput, TeacherTokens, Term, head_loss
+from opdkit.losses import Head, HeadOutput, Term, ViewTokens, head_loss
 from opdkit.losses.spec import LossSpec
 
 NUM_TOKENS, NUM_IDS = 6, 11  # N, V
@@ -20,7 +20,7 @@ class World:
 
     hidden_NH: Tensor
     head: Head
-    teacher: TeacherTokens
+    teacher: ViewTokens
     ids_N: Tensor
     coef_N: Tensor
     temperature: float = 1.0
@@ -33,7 +33,7 @@ class World:
         return Term(name="loss", loss=loss, coef_N=self.coef_N, **arrays)
 
     def run(self, *terms: Term, **options: Any) -> HeadOutput:
-        options = {"temperature": self.temperature, "teacher": self.teacher, **options}
+        options = {"temperature": self.temperature, "views": self.teacher, **options}
         return head_loss(self.hidden_NH, self.head, self.ids_N, list(terms), **options)
 
     def gradients(self, *terms: Term, **options: Any) -> list[Tensor]:
@@ -63,4 +63,4 @@ def make_world(seed: int = 0, dtype: torch.dtype = torch.float64) -> World:
     coef_N[3] = 0
     coef_N = coef_N.to(torch.float64 if dtype == torch.float64 else torch.float32)
     ids_N = torch.randint(NUM_IDS, (NUM_TOKENS,), generator=random)
-    return World(hidden_NH, head, TeacherTokens(hidden_NH=teacher_NH, head=teacher_head), ids_N, coef_N, 1.3)
+    return World(hidden_NH, head, ViewTokens(hidden_NH=teacher_NH, head=teacher_head), ids_N, coef_N, 1.3)

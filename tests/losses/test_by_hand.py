@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opdkit.losses import Divergence, PolicyGradient, Support, group_centred, logprobs, teacher_minus_student
 from opdkit.losses.divergence import divergence, mixture_gaps
-from opdkit.losses.support import Entries, TeacherScores, select
+from opdkit.losses.support import Entries, TargetScores, select
 from opdkit.losses.surrogate import negative_log_likelihood, policy_gradient, teacher_advantage
 from opdkit.losses.tail import apply_tail
 
@@ -140,14 +140,14 @@ def test_supports() -> None:
         ("intersection", {1}),
         ("symmetric_difference", {0, 2}),
     ):
-        entries = select(Support(kind, 2), student, None, TeacherScores(teacher), torch.tensor([3]))
+        entries = select(Support(kind, 2), student, None, TargetScores(teacher), torch.tensor([3]))
         assert entries.ids_nE is not None and entries.teacher_nE is not None
         valid = torch.ones_like(entries.ids_nE, dtype=torch.bool) if entries.valid_nE is None else entries.valid_nE
         ids = entries.ids_nE[valid].tolist()
         assert len(ids) == len(set(ids)) and set(ids) == expected
         assert entries.student_nE[valid].tolist() == student[0, ids].tolist()
         assert entries.teacher_nE[valid].tolist() == teacher[0, ids].tolist()
-    sampled = select(Support("sampled"), student, None, TeacherScores(teacher), torch.tensor([3]))
+    sampled = select(Support("sampled"), student, None, TargetScores(teacher), torch.tensor([3]))
     assert sampled.student_nE.item() == log(0.05) and sampled.teacher_nE is not None
     assert sampled.teacher_nE.item() == log(0.2)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opdkit.errors import UserError
-from opdkit.losses import Divergence, Head, HeadOutput, Support, TeacherAdvantage, TeacherTokens, Term, head_loss
+from opdkit.losses import Divergence, Head, HeadOutput, Support, TeacherAdvantage, Term, ViewTokens, head_loss
 from opdkit.losses.names import DivergenceKind, SupportKind
 from opdkit.losses.spec import LossSpec
 
@@ -27,7 +27,7 @@ def run(student_NV: Tensor, teacher_NV: Tensor, loss: LossSpec, **options: Any) 
         identity,
         torch.zeros(len(student_NV), dtype=torch.long),
         [Term(name="d", loss=loss, coef_N=ones_N)],
-        TeacherTokens(hidden_NH=teacher_NV, head=identity),
+        ViewTokens(hidden_NH=teacher_NV, head=identity),
         **options,
     )
     return out, torch.autograd.grad(out.loss, student_NV)[0]
@@ -67,10 +67,11 @@ def test_never_turns_the_gradient(kind: str, support: str, gradient: str) -> Non
     without it, times min(1, c / D) token by token; no component changes its sign."""
     student_NV, teacher_NV = random_logits()
     chosen = Support(support) if support in ("full", "sampled") else Support(support, 3)
-    share = None if kind in ("forward_kl", "reverse_kl") else 0.4
+    ends: dict[str, dict[str, float]] = {"forward_kl": {}, "reverse_kl": {}}
+    own = {**ends, "mixed_kl": {"reverse_share": 0.4}, "renyi": {"order": 0.6}}.get(kind, {"teacher_share": 0.4})
     options = {"temperature": 1.3, "gradient": gradient, "chunk_size": 7}
-    plain, expected_NV = run(student_NV, teacher_NV, Divergence(kind, chosen, teacher_share=share), **options)
-    spec = Divergence(kind, chosen, teacher_share=share, token_clip=CLIP)
+    plain, expected_NV = run(student_NV, teacher_NV, Divergence(kind, chosen, **own), **options)
+    spec = Divergence(kind, chosen, **own, token_clip=CLIP)
     clipped, grad_NV = run(student_NV, teacher_NV, spec, **options)
     value_N = plain.token_loss["d"]
     assert (value_N > CLIP).any()

@@ -11,7 +11,7 @@ from loss_world import World
 from torch import Tensor
 
 from opdkit.errors import UserError
-from opdkit.losses import EntryAdvantage, Head, KLEstimate, Support, TeacherTokens, Term, head_loss
+from opdkit.losses import EntryAdvantage, Head, KLEstimate, Support, Term, ViewTokens, head_loss
 from opdkit.losses.names import EntryWeight, SupportKind
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -72,7 +72,7 @@ def one_token(student: list[float], teacher: list[float], loss: object, sampled:
     """(value, gradient with respect to the logits) for probabilities written out."""
     hidden = torch.tensor([student], dtype=torch.float64).log().requires_grad_()
     identity = Head(weight_VH=torch.eye(len(student), dtype=torch.float64), num_tokens=len(student))
-    said = TeacherTokens(hidden_NH=torch.tensor([teacher], dtype=torch.float64).log(), head=identity)
+    said = ViewTokens(hidden_NH=torch.tensor([teacher], dtype=torch.float64).log(), head=identity)
     term = Term(name="loss", loss=loss, coef_N=torch.ones(1, dtype=torch.float64))  # type: ignore[arg-type]
     out = head_loss(hidden, identity, torch.tensor([sampled]), [term], said)
     return out.loss.item(), torch.autograd.grad(out.loss, hidden)[0][0].tolist()

@@ -16,8 +16,8 @@ from opdkit.losses import (
     PolicyGradient,
     Support,
     TeacherAdvantage,
-    TeacherTokens,
     Term,
+    ViewTokens,
     head,
     head_loss,
     head_stats,
@@ -50,7 +50,7 @@ def test_what_is_seen_on_the_way(world: World) -> None:
     for got, wanted in (
         (out.sampled_logprob_N, student_NV.gather(1, at)[:, 0]),
         (out.entropy_N, -(student_NV.exp() * student_NV).sum(-1)),
-        (out.teacher_sampled_logprob_N, teacher_NV.gather(1, at)[:, 0]),
+        (out.view_sampled_logprob["teacher"], teacher_NV.gather(1, at)[:, 0]),
     ):
         assert got is not None and got[3].isnan() and not got.requires_grad
         torch.testing.assert_close(got[seen_N], wanted[seen_N])
@@ -90,11 +90,10 @@ def test_unknown_teacher_of_an_uncounted_token_stays_there(world: World, gradien
     for loss in (REVERSE, Divergence("jsd", Support("union", 3), teacher_share=0.5), TeacherAdvantage()):
         distill = Term(name="teacher", loss=loss, coef_N=with_teacher_N)
         teacher = replace(world.teacher, hidden_NH=unknown_NH)
-        out = world.run(reward, distill, teacher=teacher, gradient=gradient)
+        out = world.run(reward, distill, views=teacher, gradient=gradient)
         assert out.token_loss["teacher"].isnan().equal(with_teacher_N == 0)
         assert out.token_loss["reward"].isnan().equal(with_teacher_N == 1)
-        assert out.teacher_sampled_logprob_N is not None
-        assert out.teacher_sampled_logprob_N.isnan().equal(with_teacher_N == 0)
+        assert out.view_sampled_logprob["teacher"].isnan().equal(with_teacher_N == 0)
         wanted = [a + b for a, b in zip(world.gradients(reward), world.gradients(distill), strict=True)]
         for got, expected in zip(torch.autograd.grad(out.loss, world.leaves), wanted, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
@@ -123,9 +122,9 @@ def test_lists_answer_as_hidden_states_do(world: World, kind: str) -> None:
     teacher_NV = teacher_logprobs(world)
     top = teacher_NV.topk(5, -1)
     shuffled = torch.tensor([3, 0, 4, 2, 1])
-    lists = TeacherTokens(topk_ids_NK=top.indices[:, shuffled], topk_logprob_NK=top.values[:, shuffled])
+    lists = ViewTokens(topk_ids_NK=top.indices[:, shuffled], topk_logprob_NK=top.values[:, shuffled])
     term = world.term(Divergence("jsd", Support(kind, 3), teacher_share=0.4))
-    for got, wanted in zip(world.gradients(term, teacher=lists), world.gradients(term), strict=True):
+    for got, wanted in zip(world.gradients(term, views=lists), world.gradients(term), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
@@ -133,17 +132,17 @@ def test_lists_answer_as_hidden_states_do(world: World, kind: str) -> None:
 def test_sampled_logprobs_answer_as_hidden_states_do(world: World, loss: TeacherAdvantage | Divergence) -> None:
     """The sampled token's teacher log-probability alone is enough for the losses on the sampled token."""
     sampled_N = teacher_logprobs(world).gather(1, world.ids_N[:, None])[:, 0]
-    out = world.run(world.term(loss), teacher=TeacherTokens(sampled_logprob_N=sampled_N))
+    out = world.run(world.term(loss), views=ViewTokens(sampled_logprob_N=sampled_N))
     for got, wanted in zip(torch.autograd.grad(out.loss, world.leaves), world.gradients(world.term(loss)), strict=True):
         torch.testing.assert_close(got, wanted)
-    assert out.teacher_sampled_logprob_N is not None
+    assert out.view_sampled_logprob["teacher"].equal(sampled_N)
 
 
 def test_teacher_that_is_not_asked(world: World) -> None:
-    """A loss without a teacher does not look at one, and reports None rather than a number."""
+    """A loss without a teacher does not look at one, and reports no number of it."""
     out = world.run(world.term(NegativeLogLikelihood()))
-    assert out.teacher_sampled_logprob_N is None
-    alone = world.run(world.term(NegativeLogLikelihood()), teacher=None)
+    assert out.view_sampled_logprob == {}
+    alone = world.run(world.term(NegativeLogLikelihood()), views=None)
     assert alone.loss.equal(out.loss)
 
 
@@ -272,14 +271,14 @@ def test_each_side_keeps_its_dtype(world: World) -> None:
     a bf16 student loses nothing to bf16."""
     assert world.teacher.hidden_NH is not None and world.teacher.head is not None
     single_head = replace(world.teacher.head, weight_VH=world.teacher.head.weight_VH.float())
-    single = TeacherTokens(hidden_NH=world.teacher.hidden_NH.float(), head=single_head)
-    out = world.run(world.term(REVERSE), teacher=single)
-    assert out.loss.dtype == torch.float64 and out.teacher_sampled_logprob_N is not None
+    single = ViewTokens(hidden_NH=world.teacher.hidden_NH.float(), head=single_head)
+    out = world.run(world.term(REVERSE), views=single)
+    assert out.loss.dtype == torch.float64 and out.view_sampled_logprob["teacher"] is not None
     exact_N = teacher_logprobs(world).gather(1, world.ids_N[:, None])[:, 0]
-    close_N = (out.teacher_sampled_logprob_N - exact_N).abs()[out.computed_N]
+    close_N = (out.view_sampled_logprob["teacher"] - exact_N).abs()[out.computed_N]
     assert 0 < close_N.max() < 1e-5
     half = make_world(dtype=torch.bfloat16)
-    kept = half.run(half.term(REVERSE), teacher=world.teacher).teacher_sampled_logprob_N
+    kept = half.run(half.term(REVERSE), views=world.teacher).view_sampled_logprob["teacher"]
     assert kept is not None and (kept - exact_N).abs()[out.computed_N].max() < 1e-5
 
 
@@ -288,13 +287,13 @@ def test_small_divergences_survive_fp32() -> None:
     log-probabilities would err by 3e-3 nats whatever the divergence."""
     world = make_world(dtype=torch.float32)
     nudged_NH = world.hidden_NH.detach() * (1 + 1e-2)
-    same = replace(world, teacher=TeacherTokens(hidden_NH=nudged_NH, head=world.head))
+    same = replace(world, teacher=ViewTokens(hidden_NH=nudged_NH, head=world.head))
     exact = replace(
         make_world(),
         hidden_NH=world.hidden_NH.double(),
         head=replace(world.head, weight_VH=world.head.weight_VH.double(), bias_V=world.head.bias_V.double()),
     )
-    exact = replace(exact, teacher=TeacherTokens(hidden_NH=nudged_NH.double(), head=exact.head))
+    exact = replace(exact, teacher=ViewTokens(hidden_NH=nudged_NH.double(), head=exact.head))
     for loss in (REVERSE, Divergence("forward_kl"), Divergence("jsd", teacher_share=0.5)):
         got, wanted = (w.run(w.term(loss)).token_loss["loss"][w.coef_N != 0].mean() for w in (same, exact))
         assert 1e-6 < wanted < 1e-4
@@ -310,7 +309,7 @@ def test_memory_does_not_grow_with_tokens(monkeypatch: pytest.MonkeyPatch) -> No
     for num_tokens in (64, 512):
         hidden_NH, weight_VH = torch.randn(num_tokens, 8, requires_grad=True), torch.randn(size, 8, requires_grad=True)
         both = Head(weight_VH=weight_VH, num_tokens=size)
-        teacher = TeacherTokens(
+        teacher = ViewTokens(
             hidden_NH=torch.randn(num_tokens, 8), head=Head(weight_VH=torch.randn(size, 8), num_tokens=size)
         )
         terms = [Term(name="loss", loss=REVERSE, coef_N=torch.ones(num_tokens))]

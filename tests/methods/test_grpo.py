@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opdkit.errors import UserError
-from opdkit.losses import Head, TeacherTokens, head_loss
+from opdkit.losses import Head, ViewTokens, head_loss
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method, PlanInputs
 from opdkit.recipe import parse_recipe
@@ -47,7 +47,7 @@ def learn(method: Method, inputs: PlanInputs) -> tuple[float, Tensor, dict[str, 
     """(loss, gradient with respect to the logits, loss per token of each term)."""
     hidden_NV = STUDENT_NV.log().requires_grad_()
     head = Head(weight_VH=torch.eye(3, **F64), num_tokens=3)
-    teacher = TeacherTokens(hidden_NH=TEACHER_NV.log(), head=head)
+    teacher = ViewTokens(hidden_NH=TEACHER_NV.log(), head=head)
     out = head_loss(hidden_NV, head, IDS_N, method.terms(inputs), teacher)
     return out.loss.item(), torch.autograd.grad(out.loss, hidden_NV)[0], out.token_loss
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from opdkit import toml
 from opdkit.cli import training
 from opdkit.errors import UserError
-from opdkit.losses import Divergence, Head, TeacherTokens, Term, head_loss
+from opdkit.losses import Divergence, Head, Term, ViewTokens, head_loss
 from opdkit.losses.spec import EntryAdvantage, LossSpec, TeacherAdvantage
 from opdkit.methods import METHODS
 from opdkit.methods.topk_opd import TopkOPD
@@ -64,7 +64,7 @@ def gradient() -> Any:
 
     def of(loss: LossSpec) -> Tensor:
         term = Term(name="loss", loss=loss, coef_N=torch.ones(pairs, dtype=torch.float64))
-        teacher = TeacherTokens(hidden_NH=teacher_NV, head=head)
+        teacher = ViewTokens(hidden_NH=teacher_NV, head=head)
         out = head_loss(student_NV, head, torch.zeros(pairs, dtype=torch.long), [term], teacher)
         return torch.autograd.grad(out.loss, student_NV)[0]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opdkit.losses import Head, HeadOutput, TeacherTokens, Term, head_loss, head_stats
+from opdkit.losses import Head, HeadOutput, Term, ViewTokens, head_loss, head_stats
 from opdkit.methods.base import PlanInputs
 
 
@@ -69,7 +69,7 @@ class CaseBatch:
         self,
         terms: list[Term],
         student_BTV: Any,
-        teacher: TeacherTokens | None = None,
+        teacher: ViewTokens | None = None,
         *,
         ids_N: Tensor | None = None,
         temperature: float = 1.0,
@@ -82,9 +82,9 @@ class CaseBatch:
         out = head_loss(student_NV, head, ids_N, terms, teacher, temperature=temperature, gradient=gradient)
         return out, self.padded(torch.autograd.grad(out.loss, student_NV)[0])
 
-    def teacher(self, logits_BTV: Any) -> TeacherTokens:
+    def teacher(self, logits_BTV: Any) -> ViewTokens:
         logits_NV = self.flat(logits_BTV)
-        return TeacherTokens(hidden_NH=logits_NV, head=identity(logits_NV.shape[-1]))
+        return ViewTokens(hidden_NH=logits_NV, head=identity(logits_NV.shape[-1]))
 
 
 def identity(size: int) -> Head:

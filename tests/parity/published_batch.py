@@ -13,7 +13,7 @@ import torch
 from case_batch import CaseBatch, identity
 from torch import Tensor
 
-from opdkit.losses import HeadOutput, HeadStats, TeacherTokens, Term, head_stats
+from opdkit.losses import HeadOutput, HeadStats, Term, ViewTokens, head_stats
 from opdkit.losses.spec import NegativeLogLikelihood
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method, PlanInputs
@@ -66,12 +66,12 @@ class PublishedBatch(CaseBatch):
             gradient=gradient,
         )
 
-    def teacher_tokens(self, method: Method) -> TeacherTokens:
+    def teacher_tokens(self, method: Method) -> ViewTokens:
         """What the method asks of the teacher, and nothing else."""
         if method.needs.teacher == "distribution":
             return self.teacher(self.teacher_BTV)
         said = self._teacher_stats(method)
-        return TeacherTokens(
+        return ViewTokens(
             sampled_logprob_N=said.sampled_logprob_N,
             topk_ids_NK=said.topk_ids_NK,
             topk_logprob_NK=said.topk_logprob_NK,

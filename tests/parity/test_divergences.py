@@ -19,8 +19,8 @@ from opdkit.losses import (
     Head,
     Support,
     TeacherAdvantage,
-    TeacherTokens,
     Term,
+    ViewTokens,
     head_loss,
     token_coefficients,
 )
@@ -77,7 +77,7 @@ def score(case: Case, spec: LossSpec, gradient: str) -> tuple[Tensor, Tensor, Te
         identity,
         torch.tensor(case.inputs["tokens"]).flatten().long(),
         [Term(name="loss", loss=spec, coef_N=coef_N)],
-        TeacherTokens(hidden_NH=teacher_NV, head=identity),
+        ViewTokens(hidden_NH=teacher_NV, head=identity),
         temperature=temperature,
         chunk_size=case.config.get("chunk_size"),
         gradient=gradient,

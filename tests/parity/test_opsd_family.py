@@ -73,7 +73,7 @@ def test_sampled_token_form(gradient: str) -> None:
     batch, method = batch_of(case), method_of("opsd", support="sampled", divergence="reverse_kl", **common_keys(case))
     out = check(case, method, batch, gradient)
     case.check("per_token", batch.padded(out.token_loss["reverse_kl"]), where=batch.mask_BT)
-    advantage_N = out.teacher_sampled_logprob_N - out.sampled_logprob_N
+    advantage_N = out.view_sampled_logprob["teacher"] - out.sampled_logprob_N
     case.check("advantage", batch.padded(advantage_N), where=batch.mask_BT)
 
 

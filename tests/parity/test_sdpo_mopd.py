@@ -19,7 +19,7 @@ from case_batch import CaseBatch, identity, of_lengths
 from torch import Tensor
 from vectors import Case, load
 
-from opdkit.losses import TeacherTokens, weights
+from opdkit.losses import ViewTokens, weights
 from opdkit.losses.inputs import mixed_head
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method, PlanInputs
@@ -76,12 +76,12 @@ def batch_of(case: Case) -> tuple[CaseBatch, PlanInputs]:
     return batch, batch.plan(**known)
 
 
-def teacher_of(case: Case, batch: CaseBatch) -> TeacherTokens:
+def teacher_of(case: Case, batch: CaseBatch) -> ViewTokens:
     reference_NV, student_NV = batch.flat(case.inputs["teacher_logits"]), batch.flat(case.inputs["student_logits"])
     head, share = identity(reference_NV.shape[-1]), case.config["teacher_mix"]
     if share is None:
-        return TeacherTokens(hidden_NH=reference_NV, head=head)
-    return TeacherTokens(hidden_NH=torch.cat([reference_NV, student_NV], -1), head=mixed_head(head, head, share))
+        return ViewTokens(hidden_NH=reference_NV, head=head)
+    return ViewTokens(hidden_NH=torch.cat([reference_NV, student_NV], -1), head=mixed_head(head, head, share))
 
 
 @pytest.mark.parametrize("gradient", ["closed_form", "autograd"])

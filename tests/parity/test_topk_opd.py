@@ -17,8 +17,8 @@ from case_batch import CaseBatch
 from torch import Tensor
 from vectors import Case, load
 
-from opdkit.losses import PolicyGradient, TeacherTokens, Term, logprobs
-from opdkit.losses.support import Entries, TeacherScores, select
+from opdkit.losses import PolicyGradient, Term, ViewTokens, logprobs
+from opdkit.losses.support import Entries, TargetScores, select
 from opdkit.losses.surrogate import entry_advantages
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method, PlanInputs
@@ -75,7 +75,7 @@ class Published:
         self.batch = CaseBatch(mask_BT, torch.tensor(case.inputs["tokens"]).long())
         # One temperature serves both sides; where the published ones differ, the teacher's logits make up for it.
         ratio = self.config["student_temperature"] / self.config["teacher_temperature"]
-        self.teacher: TeacherTokens = self.batch.teacher(torch.tensor(case.inputs["teacher_logits"]) * ratio)
+        self.teacher: ViewTokens = self.batch.teacher(torch.tensor(case.inputs["teacher_logits"]) * ratio)
 
     def logprob(self, side: str) -> Tensor:
         """[N, V] at the loss temperature."""
@@ -97,7 +97,7 @@ class Published:
         assert self.teacher.hidden_NH is not None
         teacher_NV = logprobs.log_softmax(self.teacher.hidden_NH / self.method.loss_temperature)
         student_NV, support = self.logprob("student"), self.method.loss.support
-        entries = select(support, student_NV, None, TeacherScores(teacher_NV), self.batch.ids_N)
+        entries = select(support, student_NV, None, TargetScores(teacher_NV), self.batch.ids_N)
         if support.kind == "sampled":
             assert entries.teacher_nE is not None
             return entries, entries.teacher_nE - entries.student_nE
