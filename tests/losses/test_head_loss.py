@@ -135,7 +135,8 @@ def test_sampled_logprobs_answer_as_hidden_states_do(world: World, loss: Teacher
     out = world.run(world.term(loss), views=ViewTokens(sampled_logprob_N=sampled_N))
     for got, wanted in zip(torch.autograd.grad(out.loss, world.leaves), world.gradients(world.term(loss)), strict=True):
         torch.testing.assert_close(got, wanted)
-    assert out.view_sampled_logprob["teacher"].equal(sampled_N)
+    said_N = out.view_sampled_logprob["teacher"]
+    assert said_N[out.computed_N].equal(sampled_N[out.computed_N].to(said_N.dtype))
 
 
 def test_teacher_that_is_not_asked(world: World) -> None:
