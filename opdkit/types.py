@@ -87,8 +87,8 @@ class TeacherView:
 class TeacherSignal:
     """What the teacher said about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
 
-    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor in host memory, never saved) gives the
-    exact full distribution through `head`, the `losses.Head` it was made with: the teacher's own may have moved since.
+    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor in host memory, never saved) gives
+    the exact full distribution through `head`, the `losses.Head` it was made with: the teacher's own may have moved.
     """
 
     sampled_logprob_T: FloatArray | None = None

@@ -43,7 +43,7 @@ def update(state: State, groups: Sequence[Group], rows: list[Example]) -> tuple[
     result = state.optimizer.step(state.step)
     metrics = [
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
-        *(describe_weights(inputs) if terms and state.weights.parts else ()),
+        *(describe_weights(inputs, state.weights) if terms and state.weights.parts else ()),
         *(Metric(f"method/{name}", number) for name, number in report.numbers.items()),
         Metric("train/loss", learned.loss if report.loss is None else report.loss),
         Metric("train/grad_norm", result.grad_norm),

@@ -29,8 +29,8 @@ def test_reductions_by_hand() -> None:
 
 
 def test_a_weight_of_0_dilutes() -> None:
-    """2 more tokens of weight 0 in 2 more rows make 3 tokens into 5, and 2 rows into 4: what is here counts less, in the
-    same proportions."""
+    """2 more tokens of weight 0 in 2 more rows make 3 tokens into 5, and 2 rows into 4: what is here counts less, in
+    the same proportions."""
     mask, weight = torch.cat([MASK, torch.tensor([True, True])]), torch.cat([WEIGHT, torch.zeros(2)])
     row = torch.cat([ROW, torch.tensor([3, 4])])
     for per, expected in (
