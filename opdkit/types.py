@@ -87,8 +87,8 @@ class TeacherView:
 class TeacherSignal:
     """What the teacher said about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
 
-    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor on the training device, never saved)
-    gives the exact full distribution through the teacher's head.
+    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor in host memory, never saved) gives
+    the exact full distribution through `head`, the `losses.Head` it was made with: the teacher's own may have moved.
     """
 
     sampled_logprob_T: FloatArray | None = None
@@ -96,6 +96,7 @@ class TeacherSignal:
     topk_logprob_TK: FloatArray | None = None  # true log-probs, not renormalised
     entropy_T: FloatArray | None = None
     hidden_TH: torch.Tensor | None = None
+    head: Any = None  # one object for all answers scored together; None without hidden states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

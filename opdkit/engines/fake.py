@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from opdkit.engines.base import Progress, Sampled, SamplingParams
+from opdkit.losses import Head
 from opdkit.types import Needs, TeacherSignal, seed_from
 
 Script = Callable[[tuple[int, ...], int], Sequence[int]]  # (prompt ids, seed) -> answer ids
@@ -70,14 +71,16 @@ class FakeEngine:
     def _signal(self, context: Sequence[int], answer: Sequence[int], needs: Needs) -> TeacherSignal:
         length, k = len(answer), needs.k if needs.teacher == "topk" else None
         logprob_T = np.full(length, self.logprob, dtype=np.float32)
-        hidden_TH = None
+        hidden_TH = head = None
         if needs.teacher == "distribution":
             generator = torch.Generator().manual_seed(seed_from("fake hidden", *context, "answer", *answer))
             hidden_TH = torch.randn(length, self.hidden_width, generator=generator)
+            head = Head(weight_VH=torch.eye(self.hidden_width), num_tokens=self.hidden_width)
         return TeacherSignal(
             sampled_logprob_T=None if needs.teacher == "distribution" else logprob_T,
             topk_ids_TK=None if k is None else np.tile(np.arange(k, dtype=np.int64), (length, 1)),
             topk_logprob_TK=None if k is None else np.full((length, k), self.logprob, dtype=np.float32),
             entropy_T=-logprob_T if needs.entropy else None,
             hidden_TH=hidden_TH,
+            head=head,
         )

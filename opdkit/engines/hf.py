@@ -5,7 +5,7 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ class HFEngine:
         """What this model says of every answer token, given the context, in order: what `needs.teacher` asks for.
 
         "sampled": log-probs of the answer tokens. "topk": also the k likeliest ids and their log-probs.
-        "distribution": hidden states, to be read through `model.head(weights)`; the head is not applied here. They are
-        in host memory: a whole batch of them would fill an accelerator, and each is wanted in one micro-batch only.
+        "distribution": hidden states, and the head to read them through; it is not applied here. The states are in host
+        memory: a whole batch of them would fill an accelerator, and each is wanted in one micro-batch only.
         With `needs.entropy` also each token's entropy.
         Raises UserError for a row longer than the model's positions.
         """
@@ -94,33 +94,31 @@ class HFEngine:
         results: dict[int, TeacherSignal] = {}
         # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
         with torch.no_grad():
+            head = self.model.head(self.weights)
             for part in _parts([lengths[row] for row in order], self.max_tokens_per_batch, len(order)):
                 rows = order[part]
-                signals = self._score_batch([contexts[r] for r in rows], [answers[r] for r in rows], needs, temperature)
+                said = [answers[r] for r in rows]
+                hidden_NH = self.model.hidden([contexts[r] for r in rows], said, weights=self.weights)
+                signals = signals_of(hidden_NH, head, said, needs, temperature)
                 results.update(zip(rows, signals, strict=True))
                 if progress is not None:
                     progress(len(results), len(lengths))
         return [results[row] for row in range(len(lengths))]
 
-    def _score_batch(
-        self, contexts: Sequence[Ids], answers: Sequence[Ids], needs: Needs, temperature: float
-    ) -> list[TeacherSignal]:
-        hidden_NH = self.model.hidden(contexts, answers, weights=self.weights)
-        return signals_of(hidden_NH, lambda: self.model.head(self.weights), answers, needs, temperature)
-
 
 def signals_of(
-    hidden_NH: Tensor, head: Callable[[], Head], answers: Sequence[Ids], needs: Needs, temperature: float
+    hidden_NH: Tensor, head: Head, answers: Sequence[Ids], needs: Needs, temperature: float
 ) -> list[TeacherSignal]:
     """What hidden states say of the answer tokens they predict, rows one after another: what `needs` asks for."""
     ends = np.cumsum([len(answer) for answer in answers])[:-1]
     columns: dict[str, Sequence[Any]] = {}
     if needs.teacher == "distribution":
         columns["hidden_TH"] = hidden_NH.cpu().tensor_split(ends.tolist())
+        columns["head"] = [head] * len(answers)
     if needs.teacher != "distribution" or needs.entropy:
         stats = head_stats(
             hidden_NH,
-            head(),
+            head,
             sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
             k=needs.k if needs.teacher == "topk" else None,
             entropy=needs.entropy,

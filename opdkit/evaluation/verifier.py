@@ -142,11 +142,10 @@ class Verifier:
         letters = letter_ids(self.renderer)
         signals = self.engine.score(prompts, [[letters[0]]] * len(prompts), Needs(teacher="distribution"))
         hidden_NH = torch.cat([signal.hidden_TH for signal in signals if signal.hidden_TH is not None])
-        head = self.engine.model.head(self.engine.weights)
         found = []
         for letter in letters:
             ids_N = torch.full((len(prompts),), letter, device=self.engine.model.device)
-            stats = head_stats(hidden_NH.to(self.engine.model.device), head, sampled_ids_N=ids_N)
+            stats = head_stats(hidden_NH.to(self.engine.model.device), signals[0].head, sampled_ids_N=ids_N)
             assert stats.sampled_logprob_N is not None
             found.append([float(x) for x in stats.sampled_logprob_N.cpu()])
         return found[0], found[1]

@@ -22,7 +22,6 @@ def token_coefficients(
     *,
     per: Reduction,
     divide_by: float | None = None,
-    num_absent: int = 0,
     total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> Tensor:
     """[N] float32 (float64 if weight_N is): what each token's loss is multiplied by; 0 where the mask is False.
@@ -35,7 +34,6 @@ def token_coefficients(
               sequence_sum  sum over a row's counted tokens, then mean over the rows that have any
               sum       plain sum
               constant  sum / `divide_by`, a number fixed in advance (Dr. GRPO, arXiv:2503.20783)
-    num_absent  counted beside what is here, as if with loss 0: tokens for "token", rows for the two sequence means
     total     sums a 0-dimensional tensor over ranks; the identity on one
 
     All zeros if nothing is counted anywhere. Raises ValueError if `divide_by` is missing or given without use.
@@ -57,11 +55,11 @@ def token_coefficients(
             raise ValueError(f"divide_by = {divide_by} must be above 0")
         return counted_N / divide_by
     if per == "token":
-        return counted_N / total(mask_N.sum() + num_absent).clamp(min=1)
+        return counted_N / total(mask_N.sum()).clamp(min=1)
     if per in ("sequence", "sequence_sum"):
         num_rows = int(row_N.max()) + 1 if row_N.numel() else 0
         tokens_R = torch.bincount(row_N[mask_N], minlength=num_rows)
-        num_counted_rows = total((tokens_R > 0).sum() + num_absent).clamp(min=1)
+        num_counted_rows = total((tokens_R > 0).sum()).clamp(min=1)
         if per == "sequence_sum":
             return counted_N / num_counted_rows
         return counted_N / (tokens_R[row_N].clamp(min=1) * num_counted_rows)

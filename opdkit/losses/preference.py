@@ -63,9 +63,9 @@ def pair_loss(
     )
 
 
-def better_in_group(reward_R: Tensor, group_R: Tensor, graded_R: Tensor) -> Tensor:
-    """[R, R] bool: row i has a higher reward than row j of the same group, both graded."""
-    both_RR = graded_R.unsqueeze(1) & graded_R.unsqueeze(0) & (group_R.unsqueeze(1) == group_R.unsqueeze(0))
+def better_in_group(reward_R: Tensor, group_R: Tensor, comparable_R: Tensor) -> Tensor:
+    """[R, R] bool: row i has a higher reward than row j of the same group, and both are comparable (graded)."""
+    both_RR = comparable_R.unsqueeze(1) & comparable_R.unsqueeze(0) & (group_R.unsqueeze(1) == group_R.unsqueeze(0))
     return both_RR & (reward_R.unsqueeze(1) > reward_R.unsqueeze(0))
 
 

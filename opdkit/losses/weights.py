@@ -138,13 +138,15 @@ def importance(
 ) -> Tensor:
     """min(cap, p / p_sampled) of every token, or of its whole row: truncated importance weights, held constant.
 
-    log_ratio_N: log p - log p_sampled, nats. mean_one: divided by its mean over the batch's tokens, or rows.
+    log_ratio_N: log p - log p_sampled, nats. mean_one: divided by its mean over the batch's tokens, or over the rows
+    that have any.
     """
     of_token = level == "token"
     log_ratio = log_ratio_N if of_token else _sum_of_row(log_ratio_N, row_N)
     weight = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
     if mean_one:
-        weight = weight / (total(weight.sum()) / total(torch.tensor(len(weight), device=weight.device)))
+        averaged = weight if of_token else weight[row_N.unique()]
+        weight = weight / (total(averaged.sum()) / total(torch.tensor(len(averaged), device=weight.device)))
     return weight if of_token else weight[row_N]
 
 

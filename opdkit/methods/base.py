@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,7 +35,7 @@ class PlanInputs:
     group_R: Tensor  # long: which problem the row answers
     reward_R: Tensor  # float64; only meaningful where graded_R
     graded_R: Tensor  # bool: the grader gave a score
-    mask_N: Tensor  # bool: which tokens are counted at all ([weights] selection); changes denominators
+    mask_N: Tensor  # bool: which tokens are counted at all; changes denominators. At first `countable_N`
     weight_N: Tensor  # how much each counts ([weights]); changes none
     sampled_logprob_N: Tensor | None  # nats, under the sampling distribution; None: the answers were not sampled
     # The rest is None unless the method's `needs` ask for it. Nats, at the loss temperature.
@@ -49,10 +49,30 @@ class PlanInputs:
     num_ids: int | None = None  # of the vocabulary
     step: int  # optimizer steps taken so far
     progress: float  # step / steps of the run, in [0, 1)
-    num_absent_rows: int = 0  # rows with a counted token that left the batch: the teacher had nothing to read
-    num_absent_tokens: int = 0  # their counted tokens
+    # [N] bool by name: which tokens a view says something of; of the others its numbers are NaN. Not listed: of all.
+    has_view: Mapping[str, Tensor] = field(default_factory=dict)
+    required_views: tuple[str, ...] = ()  # `Method.required_views`
     total: Callable[[Tensor], Tensor] = lambda counts: counts  # sums counts over all ranks
     gather: Callable[[Tensor], Tensor] = lambda values: values  # the values of all ranks, one after the other
+
+    def said_by(self, view: str) -> Tensor:
+        """[N] bool: the tokens that a view says something of."""
+        return self.has_view[view] if view in self.has_view else self.mask_N.new_ones(len(self.mask_N))
+
+    @property
+    def countable_N(self) -> Tensor:
+        """[N] bool: the tokens that some term can count. Of the others nobody asks what the student says."""
+        countable_N = self.mask_N.new_ones(len(self.mask_N))
+        for view in self.required_views:
+            countable_N = countable_N & self.said_by(view)
+        return countable_N
+
+    def take(self, keep_N: Tensor) -> PlanInputs:
+        """The same rows with only these of their tokens: what a view said nothing of must be in no sum over tokens."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_N")}
+        taken: dict[str, Any] = {name: None if x_N is None else x_N[keep_N] for name, x_N in arrays.items()}
+        scores, views = ({name: x_N[keep_N] for name, x_N in d.items()} for d in (self.student_scores, self.has_view))
+        return replace(self, **taken, student_scores=scores, has_view=views)
 
     def coefficients(
         self,
@@ -61,18 +81,21 @@ class PlanInputs:
         mask_N: Tensor | None = None,
         weight_N: Tensor | None = None,
         divide_by: float | None = None,
+        view: str | None = None,
         dilute: bool = False,
     ) -> Tensor:
         """[N] coefficients of the method's own mask and weight together with those of the recipe's [weights].
 
-        dilute: rows that left the batch stay in the denominator, as if their loss were 0.
+        view    the one whose word the term needs: tokens without it leave the term, and its mean
+        dilute  they leave the term but stay in the denominator, as if their loss were 0
         """
         mask_N = self.mask_N if mask_N is None else self.mask_N & mask_N
         weight_N = self.weight_N if weight_N is None else self.weight_N * weight_N
-        num_absent = (self.num_absent_tokens if per == "token" else self.num_absent_rows) if dilute else 0
-        return losses.token_coefficients(
-            mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, num_absent=num_absent, total=self.total
-        )
+        if view is not None and dilute:
+            weight_N = weight_N.masked_fill(~self.said_by(view), 0.0)
+        elif view is not None:
+            mask_N = mask_N & self.said_by(view)
+        return losses.token_coefficients(mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, total=self.total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +136,12 @@ class Method(BaseModel, ABC):
     @abstractmethod
     def needs(self) -> Needs:
         """What the teacher and the grader must provide."""
+
+    @property
+    def required_views(self) -> tuple[str, ...]:
+        """Views without whose word a token is in no term of the loss and in no denominator. A row that lacks another
+        view leaves the terms that need it (`PlanInputs.coefficients`), and stays in all others."""
+        return () if self.needs.teacher == "none" else ("teacher",)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         """What cannot work for this method in a recipe whose keys are each legal; a sentence each, with the way out."""
@@ -176,7 +205,7 @@ class Distillation(Averaged):
     tail: TailKind = "bucket"
     clip: ClipKind = "none"  # token: no token's loss above clip_at, its gradient never turned; entry: as OPSD published
     clip_at: float = Field(0.05, gt=0)  # nats
-    # Rows the teacher has nothing to read for: they leave the mean, or stay in its denominator (as SDPO published).
+    # Rows the teacher says nothing of: they leave the mean, or stay in its denominator (as SDPO published).
     without_context: Literal["leave", "dilute"] = "leave"
 
     @property
@@ -190,6 +219,10 @@ class Distillation(Averaged):
     @property
     def needs(self) -> Needs:
         return self.loss.needs
+
+    @property
+    def required_views(self) -> tuple[str, ...]:
+        return () if self.without_context == "dilute" else super().required_views
 
     @model_validator(mode="before")
     @classmethod
@@ -231,7 +264,11 @@ class Distillation(Averaged):
     def coefficients(self, plan: PlanInputs, weight_N: Tensor | None = None) -> Tensor:
         """[N] of the method's mean; `weight_N` beside the recipe's own."""
         return plan.coefficients(
-            self.reduction, weight_N=weight_N, divide_by=self.divide_by, dilute=self.without_context == "dilute"
+            self.reduction,
+            weight_N=weight_N,
+            divide_by=self.divide_by,
+            view="teacher",
+            dilute=self.without_context == "dilute",
         )
 
     @property

@@ -4,6 +4,7 @@
     L = mean over pairs  -log sigmoid(beta (h_better - h_worse))
 
 The reference is the teacher, asked for the log-probs of the sampled tokens: by default the student's initial weights.
+An answer that the reference says nothing of (too long for its positions) is in no pair.
 
 Sources: DPO (arXiv:2305.18290, eq. 7), on-policy as in MOPD's baselines (arXiv:2605.12652). Where we differ: pairs are
 formed over the whole batch (see `preference.py`), and sums over tokens are in float64.
@@ -42,6 +43,10 @@ class DPO(Preference):
     @property
     def pair_margin(self) -> float:
         return 0.0
+
+    def comparable_R(self, plan: PlanInputs) -> Tensor:
+        silent_R = plan.row_N[~plan.said_by("teacher")].bincount(minlength=len(plan.reward_R)) > 0
+        return super().comparable_R(plan) & ~silent_R
 
     def logprob(self, plan: PlanInputs) -> Tensor:
         assert plan.student_logprob_N is not None and plan.teacher_logprob_N is not None

@@ -67,4 +67,6 @@ class EOPD(Averaged):
         ]
 
     def report(self, plan: PlanInputs) -> Report:
-        return Report(numbers={"share_of_tokens_gated": float(self.gated_N(plan).double().mean())})
+        return Report(
+            numbers={"share_of_tokens_gated": float(self.gated_N(plan)[plan.said_by("teacher")].double().mean())}
+        )

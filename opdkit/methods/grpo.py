@@ -44,6 +44,10 @@ class GroupReward(Averaged):
 
     corrects_for_sampler: ClassVar[bool] = True
 
+    @property
+    def required_views(self) -> tuple[str, ...]:
+        return ()  # an answer without a teacher's word has its reward all the same
+
     def reward_term(self, plan: PlanInputs, weight: float = 1.0) -> Term:
         graded, group_R = plan.graded_R, plan.group_R
         size_G = group_R[graded].bincount(minlength=int(group_R.max()) + 1)
@@ -98,6 +102,6 @@ class GRPO(GroupReward):
     def terms(self, plan: PlanInputs) -> list[Term]:
         terms = [self.reward_term(plan)]
         if self.kl_weight:
-            coef_N = self.kl_weight * plan.coefficients(self.reduction, divide_by=self.divide_by)
+            coef_N = self.kl_weight * plan.coefficients(self.reduction, divide_by=self.divide_by, view="teacher")
             terms.append(losses.Term(name="reference_kl", loss=self.kl, coef_N=coef_N))
         return terms

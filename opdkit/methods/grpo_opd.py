@@ -42,6 +42,10 @@ class GRPOOPD(TopkDistillation, GroupReward):
     def needs(self) -> Needs:
         return self.loss.needs | Needs(reward=True)
 
+    @property
+    def required_views(self) -> tuple[str, ...]:
+        return ()  # the reward's part is of every answer, also of one that the teacher says nothing of
+
     def terms(self, plan: PlanInputs) -> list[Term]:
         teacher = [replace(term, coef_N=self.teacher_weight * term.coef_N) for term in super().terms(plan)]
         return [*teacher, self.reward_term(plan, self.reward_weight)]

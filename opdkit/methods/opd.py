@@ -96,7 +96,10 @@ class OPD(Distillation):
         assert plan.teacher_logprob_N is not None and own_N is not None
         advantage_N = losses.teacher_minus_student(plan.teacher_logprob_N, own_N)
         if self.credit == "group_return":
-            advantage_N = losses.group_return(advantage_N, plan.row_N, plan.group_R, self.credit_std)
+            said_N = plan.said_by("teacher")
+            advantage_N[said_N] = losses.group_return(
+                advantage_N[said_N], plan.row_N[said_N], plan.group_R, self.credit_std
+            )
         return [
             losses.Term(name=self.divergence, loss=self.loss, coef_N=self.coefficients(plan), advantage_N=advantage_N)
         ]

@@ -50,6 +50,10 @@ class Preference(Method):
     def logprob(self, plan: PlanInputs) -> Tensor:
         """[N] whose weighted sum over an answer is its score h."""
 
+    def comparable_R(self, plan: PlanInputs) -> Tensor:
+        """[R] bool: the answers that can be in a pair."""
+        return plan.graded_R
+
     def terms(self, plan: PlanInputs) -> list[Term]:
         pairs, share_N = self._pairs(plan)
         coef_N = -pairs.slope_R[plan.row_N] * share_N
@@ -79,7 +83,7 @@ class Preference(Method):
         num_rows = len(plan.reward_R)
         share_N = preference.token_shares(plan.mask_N, plan.weight_N, plan.row_N, num_rows, mean=self.scores_mean)
         score_R = preference.answer_scores(self.logprob(plan), share_N, plan.row_N, num_rows)
-        better_RR = preference.better_in_group(plan.reward_R, plan.group_R, plan.graded_R)
+        better_RR = preference.better_in_group(plan.reward_R, plan.group_R, self.comparable_R(plan))
         pairs = preference.pair_loss(
             score_R,
             better_RR,

@@ -76,7 +76,8 @@ class Reopold(Averaged):
         ]
 
     def report(self, plan: PlanInputs) -> Report:
-        floored_N, kept_N = self.reward_N(plan) < self.floor, self.kept_N(plan)
+        said_N = plan.said_by("teacher")
+        floored_N, kept_N = (self.reward_N(plan) < self.floor)[said_N], self.kept_N(plan)[said_N]
         return Report(
             numbers={
                 "share_of_tokens_kept": float(kept_N.double().mean()),

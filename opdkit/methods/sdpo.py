@@ -65,7 +65,8 @@ class FromSiblings(Distillation):
     def report(self, plan: PlanInputs) -> Report:
         if self.importance_cap is None:
             return Report()
-        capped = float((self._ratios(plan)[plan.mask_N] >= self.importance_cap).double().mean())
+        counted_N = plan.mask_N & plan.said_by("teacher")
+        capped = float((self._ratios(plan)[counted_N] >= self.importance_cap).double().mean())
         return Report(numbers={"share_of_ratios_capped": capped})
 
     def is_corrected(self, recipe: Any) -> bool:

@@ -56,9 +56,10 @@ def teacher_side(score: Callable[..., list[TeacherSignal]], head: Head) -> Side:
     return Side(hidden=hidden, head=head)
 
 
-def known_side(head: Head) -> Side:
-    """A teacher whose hidden states the rows' signals already hold."""
-    return Side(hidden=lambda rows: _hidden_states([row.signal for row in rows if row.signal]), head=head)
+def known_side(rows: Sequence[Example]) -> Side:
+    """A teacher whose hidden states the signals of these rows already hold."""
+    assert rows[0].signal is not None
+    return Side(hidden=lambda some: _hidden_states([r.signal for r in some if r.signal]), head=rows[0].signal.head)
 
 
 def compare_rows(

@@ -7,15 +7,15 @@ Letters: N counted answer tokens, R rows, K support entries, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opdkit.losses import Head, ViewTokens
+from opdkit.losses import ViewTokens
 from opdkit.methods.base import PlanInputs
-from opdkit.types import Example, FloatArray, Needs, TeacherSignal, seed_from
+from opdkit.types import Example, FloatArray, Needs, seed_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +27,8 @@ class Part:
     counted_n: Tensor | None  # long: indices of the counted tokens among all answer tokens of the part; None: all
 
 
-@dataclass(frozen=True, slots=True)
-class StudentStats:
-    """What the student says of its own tokens before the update, at the loss temperature. Nats.
-
-    scores             {name: [N]}: losses asked for by [weights]
-    teacher_logprob_N  of the sampled tokens, where that pass read the teacher's hidden states
-    """
-
-    logprob_N: Tensor
-    entropy_N: Tensor
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    teacher_logprob_N: Tensor | None = None
-
-
 class Batch:
-    """The rows of one optimizer step."""
+    """The rows of one optimizer step, also those that the teacher says nothing of."""
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
         self.examples = list(examples)
@@ -70,18 +56,19 @@ class Batch:
         progress: float,
         seed: int,
         num_ids: int,
-        student: StudentStats | None = None,
+        needs: Needs,
+        required_views: tuple[str, ...],
         pass_rates: Mapping[str, float | None] | None = None,
-        absent: Sequence[Example] = (),
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
-        """All that a method may know. `absent`: rows of the step that are not in the batch; `num_ids`: vocabulary."""
+        """All that a method may know but what the student says. `num_ids`: of the vocabulary; `needs`: what the teacher
+        was asked; `required_views`: the method's."""
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
-        teacher_logprob_N = self._per_token([e.signal.sampled_logprob_T if e.signal else None for e in self.examples])
-        absent_tokens = [int(np.count_nonzero(e.rollout.answer_mask)) for e in absent]
-        return PlanInputs(
+        asked = needs.teacher != "none"
+        scored_R = torch.tensor([e.signal is not None for e in self.examples], dtype=torch.bool, device=self.device)
+        inputs = PlanInputs(
             row_N=self.row_N,
             index_N=self.index_N,
             group_R=torch.tensor(groups, dtype=torch.long, device=self.device),
@@ -90,20 +77,20 @@ class Batch:
             mask_N=torch.ones(self.num_tokens, dtype=torch.bool, device=self.device),
             weight_N=torch.ones(self.num_tokens, dtype=torch.float32, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
-            teacher_logprob_N=student.teacher_logprob_N if student and teacher_logprob_N is None else teacher_logprob_N,
-            teacher_entropy_N=self._per_token([e.signal.entropy_T if e.signal else None for e in self.examples]),
-            student_logprob_N=student.logprob_N if student else None,
-            student_entropy_N=student.entropy_N if student else None,
-            student_scores=student.scores if student else {},
+            teacher_logprob_N=self._said("sampled_logprob_T") if asked else None,
+            teacher_entropy_N=self._said("entropy_T") if needs.entropy else None,
+            student_logprob_N=None,
+            student_entropy_N=None,
             pass_rate_R=self._pass_rates(pass_rates) if pass_rates else None,
             seed_R=[seed_from(seed, step, *e.rollout.key, "plan") for e in self.examples],
             num_ids=num_ids,
             step=step,
             progress=progress,
-            num_absent_rows=sum(n > 0 for n in absent_tokens),
-            num_absent_tokens=sum(absent_tokens),
+            has_view={"teacher": scored_R[self.row_N]} if asked else {},
+            required_views=required_views,
             total=total,
         )
+        return replace(inputs, mask_N=inputs.countable_N)
 
     def new_per_token(self) -> Tensor:
         """[N] NaN: unknown until it is written."""
@@ -119,11 +106,11 @@ class Batch:
             rows.append((example, array_T))
         return rows
 
-    def parts(self, max_tokens: int) -> list[Part]:
-        """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone."""
+    def parts(self, max_tokens: int, wanted_N: Tensor) -> list[Part]:
+        """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone. Rows without a wanted
+        token would only cost time, and are left out."""
         lengths = [len(e.rollout.prompt_ids) + len(e.rollout.answer_ids) for e in self.examples]
-        # Rows without a counted token would only cost time.
-        order = sorted((i for i in range(len(lengths)) if len(self._counted[i])), key=lambda i: lengths[i])
+        order = sorted(self.row_N[wanted_N].unique().tolist(), key=lambda i: lengths[i])
         parts: list[list[int]] = []
         for i in order:
             if parts and lengths[i] * (len(parts[-1]) + 1) <= max_tokens:
@@ -132,29 +119,33 @@ class Batch:
                 parts.append([i])
         return [self._part(rows) for rows in parts]
 
-    def teacher_tokens(self, part: Part, needs: Needs, head: Head | None) -> ViewTokens | None:
-        """What the teacher said about the counted tokens of a part."""
-        if needs.teacher == "none":
-            return None
-        signals = [signal_of(e) for e in part.rows]
+    def teacher_tokens(self, part: Part, needs: Needs) -> ViewTokens:
+        """What the teacher said about the counted tokens of a part, at least one of whose rows it scored. Of the other
+        rows: NaN, and the id 0."""
+        signals = [e.signal for e in part.rows]
         masks = [torch.from_numpy(np.asarray(e.rollout.answer_mask)) for e in part.rows]
 
-        def gather(arrays: Sequence[np.ndarray | Tensor | None], name: str) -> Tensor:
-            for array, example in zip(arrays, part.rows, strict=True):
-                assert array is not None, f"rollout {example.rollout.key}: the teacher's {name} is missing"
-            tensors = [torch.as_tensor(array) for array in arrays]
+        def gather(name: str) -> Tensor:
+            known = [None if s is None else torch.as_tensor(getattr(s, name)) for s in signals]
+            like = next(array for array in known if array is not None)
+            unknown = torch.nan if like.is_floating_point() else 0
+            tensors = [
+                like.new_full((len(m), *like.shape[1:]), unknown) if array is None else array
+                for array, m in zip(known, masks, strict=True)
+            ]
             return torch.cat([t[m.to(t.device)] for t, m in zip(tensors, masks, strict=True)]).to(self.device)
 
         if needs.teacher == "distribution":
-            assert head is not None
-            return ViewTokens(hidden_NH=gather([s.hidden_TH for s in signals], "hidden states"), head=head)
-        sampled = gather([s.sampled_logprob_T for s in signals], "log-probs")
+            heads = {id(s.head): s.head for s in signals if s is not None}
+            assert len(heads) == 1, "the rows of a part were scored apart: their hidden states belong to several heads"
+            return ViewTokens(hidden_NH=gather("hidden_TH"), head=next(iter(heads.values())))
+        sampled = gather("sampled_logprob_T")
         if needs.teacher == "sampled":
             return ViewTokens(sampled_logprob_N=sampled)
         return ViewTokens(
             sampled_logprob_N=sampled,
-            topk_ids_NK=gather([s.topk_ids_TK for s in signals], "top-k ids"),
-            topk_logprob_NK=gather([s.topk_logprob_TK for s in signals], "top-k log-probs"),
+            topk_ids_NK=gather("topk_ids_TK"),
+            topk_logprob_NK=gather("topk_logprob_TK"),
         )
 
     def _part(self, rows: list[int]) -> Part:
@@ -182,7 +173,11 @@ class Batch:
         kept = [np.asarray(a)[c] for a, c in zip(arrays, self._counted, strict=True)]
         return torch.from_numpy(np.concatenate(kept)).to(self.device)
 
-
-def signal_of(example: Example) -> TeacherSignal:
-    assert example.signal is not None, f"rollout {example.rollout.key} was not scored by the teacher"
-    return example.signal
+    def _said(self, name: str) -> Tensor | None:
+        """[N] an array of the teacher's signals, NaN for the rows it said nothing of; None: it was not asked for it."""
+        return self._per_token(
+            [
+                getattr(e.signal, name) if e.signal else np.full(len(e.rollout.answer_ids), np.nan, dtype=np.float32)
+                for e in self.examples
+            ]
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opdkit import losses
 from opdkit.methods.base import PlanInputs
+from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
 from opdkit.types import Example
 
@@ -64,16 +65,20 @@ def describe_batch(
     return [*metrics, *(Metric(f"student/{name}", _mean(tokens, name)) for name in ("entropy", "logprob"))]
 
 
-def describe_weights(inputs: PlanInputs) -> list[Metric]:
-    """What [weights] made of the batch: whom it counts, and how much. The method may count fewer."""
-    counted_N, num_rows = inputs.mask_N, len(inputs.group_R)
-    weight_N = inputs.weight_N[counted_N]
+def describe_weights(inputs: PlanInputs, weights: Weights) -> list[Metric]:
+    """What [weights] made of the tokens that some term can count: whom it counts, and how much. The method may count
+    fewer."""
+    countable_N, counted_N = inputs.countable_N, inputs.mask_N
+    num_rows, weight_N = len(inputs.row_N[countable_N].unique()), inputs.weight_N[counted_N]
     trained_rows = inputs.row_N[counted_N & (inputs.weight_N != 0)].unique()
+    compares = weights.needs.teacher != "none"
+    silent_rows = inputs.row_N[countable_N & ~inputs.said_by("teacher")].unique()
     return [
-        Metric("weights/share_of_tokens_counted", float(counted_N.double().mean())),
+        Metric("weights/share_of_tokens_counted", float(counted_N[countable_N].double().mean())),
         Metric("weights/mean", float(weight_N.double().mean()) if len(weight_N) else None),
         Metric("weights/max", float(weight_N.max()) if len(weight_N) else None, "max"),
         Metric("weights/num_rows_without_weight", float(num_rows - len(trained_rows)), "sum"),
+        *([Metric("weights/num_rows_not_compared", float(len(silent_rows)), "sum")] if compares else ()),
     ]
 
 

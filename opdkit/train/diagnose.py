@@ -19,7 +19,7 @@ from opdkit.train.agreement import Side, compare_rows, known_side, student_side,
 from opdkit.types import Example, seed_from
 
 if TYPE_CHECKING:
-    from opdkit.train.step import State
+    from opdkit.train.state import State
 
 # Of every bucket of positions, and of all tokens.
 BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "forward_kl", "reverse_kl")
@@ -41,7 +41,7 @@ def diagnose(state: State, rows: Sequence[Example]) -> list[Metric]:
     table = compare_rows(
         chosen,
         student_side(engine.score, state.student.head(weights)),
-        _teacher(state),
+        _teacher(state, chosen),
         k=section.k or default_k(state.student.num_tokens),
         temperature=state.method.loss_temperature,
         device=state.student.device,
@@ -59,10 +59,10 @@ def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
     return sorted(scored, key=lambda row: seed_from(state.seed, state.step, *row.rollout.key, "diagnostics"))[:num]
 
 
-def _teacher(state: State) -> Side:
+def _teacher(state: State, rows: Sequence[Example]) -> Side:
     assert state.teacher is not None
     if state.needs.teacher == "distribution":
-        return known_side(state.teacher.head())
+        return known_side(rows)
     return teacher_side(state.teacher.score, state.teacher.head())
 
 

@@ -35,7 +35,8 @@ from opdkit.train.resume import check_same_recipe
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.stages import Stages
-from opdkit.train.step import State, train_step
+from opdkit.train.state import State
+from opdkit.train.step import train_step
 from opdkit.train.student import load_student
 from opdkit.train.teacher import make_teacher
 from opdkit.types import Problem

@@ -12,7 +12,7 @@ from rich.markup import escape
 from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, recipe_at, scheduled_at, stage_starts
 from opdkit.train.answers import Answers
-from opdkit.train.step import State
+from opdkit.train.state import State
 
 
 @dataclass(slots=True)

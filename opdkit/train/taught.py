@@ -15,26 +15,32 @@ from torch import Tensor
 from opdkit.losses.spec import PolicyGradient
 from opdkit.losses.surrogate import policy_gradient
 from opdkit.losses.terms import Term
+from opdkit.methods.base import PlanInputs
 from opdkit.train.batch import Batch
 from opdkit.types import Example, Taught
 
 
 def with_taught(
-    rows: Sequence[Example], batch: Batch, terms: Sequence[Term], tokens: Mapping[str, Tensor]
+    rows: Sequence[Example], batch: Batch, terms: Sequence[Term], tokens: Mapping[str, Tensor], inputs: PlanInputs
 ) -> list[Example]:
-    """The rows, each with what it was taught; None for rows outside the batch, or if the loss read nothing at all.
+    """The rows, each with what it was taught; None for rows that no term can count a token of, or if the loss read
+    nothing at all.
 
-    tokens: [N] by name, as the pass that learned has seen them (`step.Learned.tokens`); NaN where not computed.
+    tokens: [N] by name, as the pass that learned has seen them (`backward.Learned.tokens`); NaN where not computed.
     """
-    if not all(term.name in tokens for term in terms) or not terms:
+    if not any(term.name in tokens for term in terms):
         return list(rows)
+    tokens = {**{term.name: batch.new_per_token() for term in terms}, **tokens}
+    countable = set(inputs.row_N[inputs.countable_N].tolist())
     clipped_N = torch.zeros_like(tokens["logprob"], dtype=torch.bool)
     for term in terms:
         clipped_N |= _clipped(term, tokens)
     per_token = [*(term.coef_N for term in terms), *(tokens[term.name] for term in terms)]
     columns = [batch.per_row(x_N) for x_N in (*per_token, clipped_N, tokens["logprob"], tokens["entropy"])]
     taught: dict[tuple[str, int], Taught] = {}
-    for of_row in zip(*columns, strict=True):
+    for number, of_row in enumerate(zip(*columns, strict=True)):
+        if number not in countable:
+            continue
         *arrays, clipped_T, logprob_T, entropy_T = (array_T for _, array_T in of_row)
         coef_ST, loss_ST = np.stack(arrays[: len(terms)]), np.stack(arrays[len(terms) :])
         taught[of_row[0][0].rollout.key] = Taught(
@@ -46,6 +52,21 @@ def with_taught(
             student_entropy_T=entropy_T,
         )
     return [replace(row, taught=taught.get(row.rollout.key)) for row in rows]
+
+
+def without_hidden_states(rows: Sequence[Example], batch: Batch, tokens: Mapping[str, Tensor]) -> list[Example]:
+    """The rows as they are kept: the teacher's hidden states give way to its log-probs of the sampled tokens, which the
+    loss has just read from them (NaN for tokens it did not compute)."""
+    known_N = tokens.get("teacher_logprob")
+    said = {} if known_N is None else {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(known_N)}
+    return [
+        row
+        if row.signal is None or row.signal.hidden_TH is None
+        else replace(
+            row, signal=replace(row.signal, hidden_TH=None, head=None, sampled_logprob_T=said.get(row.rollout.key))
+        )
+        for row in rows
+    ]
 
 
 def _clipped(term: Term, tokens: Mapping[str, Tensor]) -> Tensor:

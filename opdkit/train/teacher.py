@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,31 @@ class Teacher:
         assert not state
 
 
+class LiveTeacher(Teacher):
+    """The student itself, of the moment it is asked."""
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, several_updates: bool
+    ) -> None:
+        self._copies_head = several_updates
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        needs: Needs,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[TeacherSignal]:
+        signals = super().score(contexts, answers, needs, temperature=temperature, progress=progress)
+        if not self._copies_head or not signals or signals[0].head is None:
+            return signals
+        head = _copy(signals[0].head)  # the first update of the step moves the student's own in place
+        return [replace(signal, head=head) for signal in signals]
+
+
 class InitialTeacher(Teacher):
     """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
 
@@ -143,7 +168,7 @@ class TrustRegionTeacher(Teacher):
             )
         self.student_share = student_share
         self.initial = InitialTeacher(model, renderer, optimizer, max_tokens)
-        self.live = Teacher(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
+        self.live = LiveTeacher(model, renderer, optimizer, max_tokens, several_updates=False)  # mixing copies
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens)
 
     def engine(self) -> HFEngine:
@@ -162,8 +187,9 @@ class TrustRegionTeacher(Teacher):
             teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
             for teacher in (self.initial, self.live)
         ]
-        head = cache(self.head)
-        signals = []
+        if not answers:
+            return []
+        head, signals = mixed_head(both[0][0].head, both[1][0].head, self.student_share), []
         for initial, live, answer in zip(*both, answers, strict=True):
             assert initial.hidden_TH is not None and live.hidden_TH is not None
             hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
@@ -198,7 +224,7 @@ def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -
         return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
     if section.weights == "adapter_off":
         return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
-    return Teacher(student, own, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
+    return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 
 def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
@@ -239,6 +265,11 @@ def _kwargs(recipe: Recipe) -> Mapping[str, object]:
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _copy(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
+    return replace(head, weight_VH=head.weight_VH.detach().clone(), bias_V=bias_V)
 
 
 def _live(optimizer: Optimizer) -> Weights:

@@ -28,14 +28,17 @@ def test_reductions_by_hand() -> None:
     assert token_coefficients(MASK, None, ROW, per="token").tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3, 0, 0])
 
 
-def test_absent_rows_dilute() -> None:
-    """2 more tokens make 3 into 5, 2 more rows make 2 into 4: what is here counts less, in the same proportions."""
+def test_a_weight_of_0_dilutes() -> None:
+    """2 more tokens of weight 0 in 2 more rows make 3 tokens into 5, and 2 rows into 4: what is here counts less, in
+    the same proportions."""
+    mask, weight = torch.cat([MASK, torch.tensor([True, True])]), torch.cat([WEIGHT, torch.zeros(2)])
+    row = torch.cat([ROW, torch.tensor([3, 4])])
     for per, expected in (
-        ("token", [2 / 5, 0, 4 / 5, 1 / 5, 0, 0]),
-        ("sequence", [2 / 8, 0, 4 / 8, 1 / 4, 0, 0]),
-        ("sequence_sum", [2 / 4, 0, 4 / 4, 1 / 4, 0, 0]),
+        ("token", [2 / 5, 0, 4 / 5, 1 / 5, 0, 0, 0, 0]),
+        ("sequence", [2 / 8, 0, 4 / 8, 1 / 4, 0, 0, 0, 0]),
+        ("sequence_sum", [2 / 4, 0, 4 / 4, 1 / 4, 0, 0, 0, 0]),
     ):
-        assert token_coefficients(MASK, WEIGHT, ROW, per=per, num_absent=2).tolist() == pytest.approx(expected)
+        assert token_coefficients(mask, weight, row, per=per).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("per", ["token", "sequence", "sequence_sum", "sum", "constant"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opdkit import losses
 from opdkit.recipe import Recipe
-from opdkit.train import checkpoint
+from opdkit.train import checkpoint, plan
 from opdkit.train import step as module
 from opdkit.train.loop import Parts, Run, _load_data
 from opdkit.train.optimizer import StepResult
@@ -77,7 +77,7 @@ def test_logits_with_gradient_are_formed_for_kept_tokens_only(
         formed[phase[0]] += len(hidden)
         return project(head, hidden, out)
 
-    def named(name: str) -> None:
+    def named(module: Any, name: str) -> None:
         inner = getattr(module, name)
 
         def entered(*args: Any) -> Any:
@@ -88,13 +88,13 @@ def test_logits_with_gradient_are_formed_for_kept_tokens_only(
 
     project = losses.Head.project
     monkeypatch.setattr(losses.Head, "project", counted)
-    named("student_stats")
-    named("backward")
+    named(plan, "ask_student")
+    named(module, "backward")
     rows, metrics, _ = step(run, monkeypatch)
     lengths = [len(row.rollout.answer_ids) for row in rows]
     kept = sum(max(1, int(keep * n)) for n in lengths)
     assert formed["backward"] == 2 * kept  # student and teacher
-    assert formed["student_stats"] == 2 * sum(lengths)
+    assert formed["ask_student"] == 2 * sum(lengths)
     assert metrics["weights/share_of_tokens_counted"] == pytest.approx(kept / sum(lengths))
     assert metrics["loss/reverse_kl_tokens"] == kept
 

@@ -55,7 +55,10 @@ class Weights(BaseModel):
         return self.problems.pass_rates(groups, known) if isinstance(self.problems, Paced) else {}
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
-        return reduce(lambda changed, part: part.apply(changed), self.parts, plan)
+        for part in self.parts:
+            if part.known_N(plan).any():
+                plan = part.apply(plan)
+        return plan
 
     def faults(self, recipe: Any) -> Iterator[str]:
         for part in self.parts:

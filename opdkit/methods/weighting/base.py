@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from opdkit.losses.spec import LossSpec
 from opdkit.methods.base import PlanInputs
 from opdkit.types import Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -31,6 +34,10 @@ class Weighting(BaseModel, ABC):
     def scores(self) -> Mapping[str, LossSpec]:
         """Losses to be known of every token before the update, by name: `PlanInputs.student_scores`."""
         return {}
+
+    def known_N(self, plan: PlanInputs) -> Tensor:
+        """[N] bool: countable tokens of which all that is compared here is known. It leaves the others as they are."""
+        return plan.countable_N if self.needs.teacher == "none" else plan.countable_N & plan.said_by("teacher")
 
     @abstractmethod
     def apply(self, plan: PlanInputs) -> PlanInputs:

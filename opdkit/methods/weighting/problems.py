@@ -60,10 +60,9 @@ class Paced(Named):
         weight_R = losses.weights.beta_kernel(plan.pass_rate_R.nan_to_num(), self.alpha, self.beta).clamp(
             min=self.floor
         )
-        if self.mean_one:
-            weight_R[known_R] = losses.weights.mean_one_per_problem(
-                weight_R[known_R], plan.group_R[known_R], plan.total
-            )
+        if self.mean_one:  # over the problems that the loss can count a token of
+            mean_R = known_R & (plan.row_N[self.known_N(plan)].bincount(minlength=len(known_R)) > 0)
+            weight_R[mean_R] = losses.weights.mean_one_per_problem(weight_R[mean_R], plan.group_R[mean_R], plan.total)
         return _weigh_rows(plan, known_R, weight_R)
 
     def faults(self, recipe: Any) -> Iterator[str]:

@@ -29,11 +29,12 @@ class Importance(Weighting):
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.student_logprob_N is not None and plan.sampled_logprob_N is not None
-        log_ratio_N = plan.student_logprob_N - plan.sampled_logprob_N
-        weight_N = losses.weights.importance(
-            log_ratio_N, plan.row_N, self.level, self.cap, mean_one=self.mean_one, total=plan.total
+        known_N, weight_N = self.known_N(plan), plan.weight_N.clone()
+        log_ratio_N = (plan.student_logprob_N - plan.sampled_logprob_N)[known_N]
+        weight_N[known_N] *= losses.weights.importance(
+            log_ratio_N, plan.row_N[known_N], self.level, self.cap, mean_one=self.mean_one, total=plan.total
         )
-        return replace(plan, weight_N=plan.weight_N * weight_N)
+        return replace(plan, weight_N=weight_N)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "importance")
@@ -51,7 +52,8 @@ class Importance(Weighting):
 
 
 class Prefix(Weighting):
-    """IW-OPD (TRL): 1 + gamma (1 - share of the answer's disagreement with the teacher that lies before the token)."""
+    """IW-OPD (TRL): 1 + gamma (1 - share of the answer's disagreement with the teacher that lies before the token).
+    An answer that the teacher says nothing of keeps weight 1."""
 
     gamma: Positive = 1.0
 
@@ -61,8 +63,10 @@ class Prefix(Weighting):
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.teacher_logprob_N is not None and plan.sampled_logprob_N is not None
-        weight_N = losses.weights.prefix(plan.teacher_logprob_N - plan.sampled_logprob_N, plan.row_N, self.gamma)
-        return replace(plan, weight_N=plan.weight_N * weight_N)
+        known_N, weight_N = self.known_N(plan), plan.weight_N.clone()
+        gap_N = (plan.teacher_logprob_N - plan.sampled_logprob_N)[known_N]
+        weight_N[known_N] *= losses.weights.prefix(gap_N, plan.row_N[known_N], self.gamma)
+        return replace(plan, weight_N=weight_N)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "prefix")

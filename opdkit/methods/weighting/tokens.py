@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Selection(Named, ABC):
-    """Some tokens of every answer, at least one. The others are not counted, and cost no logits."""
+    """Some tokens of every answer, at least one. The others are not counted, and cost no logits. An answer that cannot
+    be compared (the teacher says nothing of it) is kept whole."""
 
     keep: Share
 
@@ -31,10 +32,12 @@ class Selection(Named, ABC):
 
     @abstractmethod
     def kept_N(self, plan: PlanInputs) -> Tensor:
-        """[N] bool."""
+        """[N] bool. All that it compares is known of every token of `plan`."""
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
-        return replace(plan, mask_N=plan.mask_N & self.kept_N(plan))
+        known_N, mask_N = self.known_N(plan), plan.mask_N.clone()
+        mask_N[known_N] &= self.kept_N(plan.take(known_N))
+        return replace(plan, mask_N=mask_N)
 
 
 class SoftOr(Selection):
