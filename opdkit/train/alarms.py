@@ -48,7 +48,7 @@ def _why_no_gradient(seen: Seen, recipe: Recipe) -> str:
     if num_rows == seen.get("rollout/num_ungraded") and recipe.method.needs.reward:
         return "no answer could be graded"
     silent = (seen.get("teacher/num_rows_without_view") or 0) + (seen.get("teacher/num_rows_too_long") or 0)
-    if recipe.method.required_views and num_rows == silent:
+    if num_rows == silent and (recipe.method.required_views or not recipe.method.compares_rewards):
         return "the teacher had nothing to read for any answer, or more than its positions"
     if recipe.method.compares_rewards and seen.get("rollout/share_of_groups_with_one_reward", 1) == 1:
         return _one_reward(seen)

@@ -55,12 +55,11 @@ class Optimizer:
         return s.lr * factor
 
     def step(self, step: int) -> StepResult:
-        """Clip and apply the gathered gradients, then clear them. None at all, all zero, or one not finite: nothing
-        moves, also not by momentum or weight decay."""
+        """Clip and apply the gathered gradients, then clear them. None at all, or one not finite, changes nothing."""
         grads = [p.grad for p in self.weights.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
         grad_norm = float(norm)
-        skipped = grad_norm == 0 or not math.isfinite(grad_norm)
+        skipped = not grads or not math.isfinite(grad_norm)
         if not skipped:
             if self.section.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(list(self.weights.values()), self.section.max_grad_norm, norm)
