@@ -53,6 +53,8 @@ class Rollout:
     reward: float | None = None  # None: not graded. Never 0.0 for "unknown"
     parsed: str | None = None  # what the grader read as the final answer
     feedback: str | None = None
+    # [T] nats, from the same forward before top-k, top-p and min-p cut; None: none of them did. Not saved.
+    uncut_logprobs: FloatArray | None = None
 
     def __post_init__(self) -> None:
         num_tokens = len(self.answer_ids)
@@ -81,6 +83,7 @@ class TeacherView:
     context_ids: tuple[int, ...]
     sources: tuple[tuple[str, int], ...] = ()  # (problem_id, sample_id) of each peer shown
     num_truncated_tokens: int = 0
+    shown: tuple[str, ...] = ()  # kinds of what is shown beside the problem, in order: success, failure, solution, ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ class Reading:
     messages: tuple[Message, ...]
     sources: tuple[tuple[str, int], ...] = ()
     num_truncated_tokens: int = 0
+    shown: tuple[str, ...] = ()  # see `TeacherView.shown`
 
 
 # Cuts a text to a number of tokens; returns the text and how many tokens were cut.
@@ -56,8 +57,17 @@ class Context(BaseModel, ABC):
         """Whether it only has something to show where a problem has a reference solution."""
         return False
 
+    @property
+    def shows_successes(self) -> bool:
+        """Whether it means to show right answers of the group (`is_success`)."""
+        return False
+
+    def is_success(self, rollout: Rollout) -> bool | None:
+        """Whether it would show this answer as a right one. None: not known."""
+        return None
+
     def read(self, group: Group, rollout: Rollout, cut: Cut) -> Reading | None:
-        """None: there is nothing to show for this rollout; it leaves the batch, and is counted."""
+        """None: there is nothing to show for this rollout; it leaves the teacher's part of the loss, and is counted."""
         raise NotImplementedError(f"{type(self).__name__} defines neither read nor read_groups")
 
     def read_groups(
@@ -86,6 +96,7 @@ def build_views(
             context_ids=context_ids(tuple(tuple(message.items()) for message in reading.messages)),
             sources=reading.sources,
             num_truncated_tokens=reading.num_truncated_tokens,
+            shown=reading.shown,
         )
         for reading in context.read_groups(groups, reader, identity)
     ]

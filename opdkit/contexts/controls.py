@@ -2,7 +2,7 @@
 
 A control answers "was it the verified peer, or just more text?" for each rollout: it takes the blocks the rollout would
 have been shown (the baseline) and fills as many, or as long ones, differently. Where that cannot be done the rollout is
-shown nothing and leaves the batch, so that what remains is matched.
+shown nothing and leaves the teacher's terms of the loss, so that what remains is matched.
 """
 
 from __future__ import annotations

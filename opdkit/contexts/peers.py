@@ -81,6 +81,10 @@ class Peers(Context):
         return bool(self.slots)  # feedback alone is a rollout's own
 
     @property
+    def shows_successes(self) -> bool:
+        return "success" in self.slots
+
+    @property
     def kinds(self) -> list[PeerKind]:
         """What each slot is shown as."""
         first = next((place for place, slot in enumerate(self.slots) if slot != "failure"), None)
@@ -152,7 +156,14 @@ class Peers(Context):
             messages=self.wording.compose(group.problem.messages, blocks),
             sources=tuple(block.source for block in blocks if block.source is not None),
             num_truncated_tokens=sum(block.num_truncated_tokens for block in blocks),
+            shown=tuple(self._shown_as(block.kind) for block in blocks),
         )
+
+    def _shown_as(self, kind: BlockKind) -> str:
+        """A control's peers are what the control is called: their verdict is not what chose them."""
+        if self.control is not None and kind in ("success", "another", "failure"):
+            return self.control.kind
+        return "success" if kind == "another" else kind
 
     def _ordered(self, rollouts: Sequence[Rollout], identity: Identity) -> list[Rollout]:
         if self.order == "published":

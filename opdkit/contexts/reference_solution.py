@@ -46,4 +46,5 @@ class ReferenceSolution(Context):
         else:
             shown = f"Here is a reference solution to this problem:\n{BEGIN}\n{solution}\n{END}"
             content = "\n\n".join(part for part in (question, shown, TRANSITION, closing) if part)
-        return Reading(messages=(*earlier, {**last, "content": content}), num_truncated_tokens=num_cut)
+        turns = (*earlier, {**last, "content": content})
+        return Reading(messages=turns, num_truncated_tokens=num_cut, shown=("solution",))

@@ -30,6 +30,7 @@ class Sampled:
     answer_ids: tuple[int, ...]
     logprobs_T: FloatArray  # nats, under the distribution that was sampled (after temperature, top-k, top-p, min-p)
     finish: Finish
+    uncut_logprobs_T: FloatArray | None = None  # before top-k, top-p and min-p; None: none of them cut, or greedy
 
 
 class Sampler(Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.draw import Uniforms, draw
+from opdkit.engines.draw import Uniforms, cuts, draw, uncut_logprob
 from opdkit.engines.model import Ids, LanguageModel
 
 FINISHED_SHARE = 1 / 8  # finished rows leave once they are more than this share of the batch: leaving copies the cache
@@ -48,6 +48,7 @@ def decode(
     is_stop_V[[token for token in model.stop_ids if token < model.num_tokens]] = True
     token_TB = torch.zeros(limit, num_rows, dtype=torch.long, device=device)
     logprob_TB = torch.zeros(limit, num_rows, device=device)
+    uncut_TB = torch.zeros_like(logprob_TB) if cuts(params, model.num_tokens) else None
     row_B = torch.arange(num_rows, device=device)  # the rows that are still in the batch
     stopped_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
     for step in range(limit):
@@ -56,6 +57,8 @@ def decode(
         token_B, logprob_B = draw(scores_BV, uniforms.next(), params)
         token_TB[step].index_copy_(0, row_B, token_B)
         logprob_TB[step].index_copy_(0, row_B, logprob_B)
+        if uncut_TB is not None:
+            uncut_TB[step].index_copy_(0, row_B, uncut_logprob(scores_BV, token_B))
         stopped_B |= is_stop_V[token_B]
         num_stopped = int(stopped_B.sum())
         on_finished(num_rows - len(row_B) + num_stopped)
@@ -68,7 +71,8 @@ def decode(
             batch.keep(going_on)
         batch.advance(token_B)
     on_finished(num_rows)
-    return _answers(token_TB[: step + 1], logprob_TB[: step + 1], is_stop_V)
+    uncut_TB = None if uncut_TB is None else uncut_TB[: step + 1]
+    return _answers(token_TB[: step + 1], logprob_TB[: step + 1], uncut_TB, is_stop_V)
 
 
 class _Batch:
@@ -157,9 +161,10 @@ def _cache(model: LanguageModel) -> DynamicCache:
     return cache
 
 
-def _answers(token_TB: Tensor, logprob_TB: Tensor, is_stop_V: Tensor) -> list[Sampled]:
+def _answers(token_TB: Tensor, logprob_TB: Tensor, uncut_TB: Tensor | None, is_stop_V: Tensor) -> list[Sampled]:
     """Each row up to its first stop token; what follows it was drawn for nobody."""
     ids_TB, logprobs_TB = token_TB.cpu().numpy(), logprob_TB.cpu().numpy()
+    uncut = None if uncut_TB is None else uncut_TB.cpu().numpy()
     stop_TB = is_stop_V.cpu().numpy()[ids_TB]
     stopped_B = stop_TB.any(0)
     length_B = np.where(stopped_B, stop_TB.argmax(0) + 1, len(ids_TB))
@@ -168,6 +173,7 @@ def _answers(token_TB: Tensor, logprob_TB: Tensor, is_stop_V: Tensor) -> list[Sa
             answer_ids=tuple(ids_TB[:length, row].tolist()),
             logprobs_T=logprobs_TB[:length, row].copy(),
             finish="stop" if stopped_B[row] else "length",
+            uncut_logprobs_T=None if uncut is None else uncut[:length, row].copy(),
         )
         for row, length in enumerate(length_B)
     ]

@@ -40,7 +40,7 @@ def check_params(params: SamplingParams) -> None:
 def draw(scores_BV: Tensor, uniform_B1: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token per row and its log-prob (nats, float32) under the distribution it was drawn from: ([B], [B]).
 
-    scores_BV   logits / temperature; overwritten
+    scores_BV   logits / temperature; overwritten unless `cuts(params, V)`
     uniform_B1  float64 in [0, 1)
     The distribution is softmax(scores), cut by top-k, then by top-p of what is left, then by min-p relative to the
     likeliest (the order of transformers' `generate`), and renormalised. At temperature 0 all mass is on the likeliest
@@ -54,6 +54,17 @@ def draw(scores_BV: Tensor, uniform_B1: Tensor, params: SamplingParams) -> tuple
     logprob_B1 = (mass_BK.gather(1, index_B1) / total_B1).log()
     token_B1 = index_B1 if ids_BK is None else ids_BK.gather(1, index_B1)
     return token_B1[:, 0], logprob_B1[:, 0].float()
+
+
+def cuts(params: SamplingParams, num_tokens: int) -> bool:
+    """Whether some of the vocabulary may not be drawn."""
+    return params.temperature > 0 and (0 < params.top_k < num_tokens or params.top_p < 1 or params.min_p > 0)
+
+
+def uncut_logprob(scores_BV: Tensor, token_B: Tensor) -> Tensor:
+    """[B] nats, float32: log-prob of tokens under the whole distribution, softmax(scores)."""
+    scores_BV = scores_BV.float()
+    return scores_BV.gather(1, token_B[:, None])[:, 0] - scores_BV.logsumexp(-1)
 
 
 def kept_entries(scores_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:

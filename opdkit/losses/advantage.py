@@ -17,14 +17,20 @@ def group_centred(reward_R: Tensor, group_R: Tensor, std: AdvantageStd) -> Tenso
     """[R] reward minus the mean of its group, divided by the group's standard deviation if `std` asks for it.
 
     group_R: long, which group (0, 1, ...) each rollout belongs to. std "none" is Dr. GRPO (arXiv:2503.20783);
-    "unbiased" is GRPO (arXiv:2402.03300) with the n - 1 estimator plus 1e-6. A group of one has nothing to compare
-    with: as in the published code its mean counts as 0 and its deviation as 1, so its advantage is its reward.
+    "unbiased" is GRPO (arXiv:2402.03300) with the n - 1 estimator plus 1e-6. Equal rewards give 0 exactly, whatever
+    their mean is rounded to. A group of one has nothing to compare with: as in the published code its mean counts as 0
+    and its deviation as 1, so its advantage is its reward.
     """
     num_groups = int(group_R.max()) + 1 if group_R.numel() else 0
     count_G = torch.bincount(group_R, minlength=num_groups).to(reward_R.dtype)
     alone_R = count_G[group_R] == 1
     mean_G = reward_R.new_zeros(num_groups).index_add_(0, group_R, reward_R) / count_G.clamp(min=1)
     centred_R = torch.where(alone_R, reward_R, reward_R - mean_G[group_R])
+    low_G, high_G = (
+        reward_R.new_zeros(num_groups).scatter_reduce_(0, group_R, reward_R, how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    centred_R = torch.where(~alone_R & (low_G == high_G)[group_R], 0.0, centred_R)
     if std == "none":
         return centred_R
     variance_G = reward_R.new_zeros(num_groups).index_add_(0, group_R, centred_R**2) / (count_G - 1).clamp(min=1)

@@ -122,6 +122,7 @@ class Method(BaseModel, ABC):
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     weighs_position: ClassVar[bool] = False  # what [weights] would then do a second time
     corrects_for_sampler: ClassVar[bool] = False  # likewise
+    compares_rewards: ClassVar[bool] = False  # answers to one problem, by reward: equal rewards teach nothing
     name: str
     loss_temperature: float = Field(
         1.0, gt=0

@@ -43,6 +43,7 @@ class GroupReward(Averaged):
     dual_clip: float | None = None
 
     corrects_for_sampler: ClassVar[bool] = True
+    compares_rewards: ClassVar[bool] = True
 
     @property
     def required_views(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class Preference(Method):
     beta: float = Field(gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # share of pairs that are believed to be the wrong way round
     scores_mean: ClassVar[bool]  # h is the mean over tokens, not their sum
+    compares_rewards: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:

@@ -10,6 +10,7 @@ from typing import Any
 from opdkit.measure.intervals import Difference
 from opdkit.report.answers import answers, tokenizer_decode
 from opdkit.report.document import document, facts, small, write_page
+from opdkit.report.happened import what_happened
 from opdkit.report.headline import explain, headline
 from opdkit.report.heatmap import Decode
 from opdkit.report.held_out import Moved, held_out, moved
@@ -76,7 +77,7 @@ def _who(run: Run) -> Html | None:
     weights, context = run.setting("teacher", "weights"), run.setting("context", "kind")
     teachers = {"model": run.setting("teacher", "path"), "self": f"the student itself, {weights} weights"}
     said = {
-        "Method": _method(run.setting("method", "name")),
+        "Method": _method(run.setting("method", "name"), context),
         "Student": run.setting("model", "path"),
         "Teacher": teachers.get(run.setting("teacher", "kind")),
         "It also reads": None if context == "none" else context,
@@ -88,33 +89,17 @@ def _who(run: Run) -> Html | None:
 
 
 def _how(run: Run) -> Html | None:
-    """A step in words, for a reader who meets the method here for the first time."""
-    from pydantic import ValidationError
-
-    from opdkit.methods import METHODS
-
-    try:
-        method = METHODS[run.setting("method", "name")].model_validate(dict(run.recipe["method"]))
-    except (KeyError, TypeError, ValidationError):  # of another opdkit; the recipe is shown below
-        return None
-    scored = ["a teacher scored every token of them"] if method.needs.teacher != "none" else []
-    graded = ["a grader rewarded them"] if method.needs.reward else []
-    words = {
-        "student": ", ".join(["In each step the student wrote answers", *scored, *graded])
-        + f", and it learned from the {' and the '.join(['scores'] * len(scored) + ['rewards'] * len(graded))}.",
-        "dataset": "In each step the student learned from answers that came with the problems.",
-        "teacher": "In each step the student learned from answers that the teacher had written.",
-    }
-    return tag("p", words[method.answer_source], class_="quiet")
+    words = what_happened(run)
+    return None if words is None else tag("p", words, class_="quiet")
 
 
-def _method(name: object) -> str | None:
-    """What its file says it is."""
+def _method(name: object, context: object) -> str | None:
+    """What its file says it is; of what peers a teacher reads, the page says what this run showed."""
     from opdkit.methods import METHODS
 
     method = METHODS.get(name) if isinstance(name, str) else None
     about = (sys.modules[method.__module__].__doc__ or "").strip().splitlines() if method else []
-    return f"{name}: {about[0]}" if about else None
+    return f"{name}: {about[0].partition(':')[0] if context == 'peers' else about[0]}" if about else None
 
 
 def _leads(run: Run, by_problem: Mapping[str, Moved]) -> list[Html]:

@@ -52,13 +52,15 @@ class Learned:
 
 
 def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learned:
-    """Gradients of the whole batch. If no term counts a token there are none at all (not zeros), so that the optimizer
-    does not move on memory alone."""
+    """Gradients of the whole batch. Where nothing is to be learned (no token counted, or every gradient exactly 0, as
+    of equal rewards) there are none at all, not zeros, so that the optimizer does not move on memory alone."""
     learned = Learned()
     for part, of_part in parts_of_terms(state, batch, terms):
         out = read(state, batch, part, of_part, state.optimizer.compute_weights())
         out.loss.backward()
         learned.add(out, part.tokens_n, batch.num_tokens)
+    if not any(weight.grad is not None and weight.grad.any() for weight in state.optimizer.weights.values()):
+        state.optimizer.zero_grad()
     return learned
 
 

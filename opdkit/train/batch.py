@@ -49,6 +49,12 @@ class Batch:
     def num_tokens(self) -> int:
         return int(self._offsets[-1])
 
+    @property
+    def uncut_logprob_N(self) -> Tensor | None:
+        """The sampler's log-probs over the whole vocabulary; None: some row was not sampled by us."""
+        rollouts = [e.rollout for e in self.examples]
+        return self._per_token([r.answer_logprobs if r.uncut_logprobs is None else r.uncut_logprobs for r in rollouts])
+
     def plan_inputs(
         self,
         *,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from opdkit import losses
+from opdkit.contexts import Context
 from opdkit.methods.base import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
-from opdkit.types import Example
+from opdkit.types import Example, Group
 
 
-def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric]:
+def describe_rows(rows: Sequence[Example]) -> list[Metric]:
     rollouts = [row.rollout for row in rows]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     lengths = [len(r.answer_ids) for r in rollouts]
-    views = [row.view for row in rows if row.view and row.signal]
     metrics = [
         Metric("rollout/answer_tokens", float(np.mean(lengths))),
         Metric("rollout/max_answer_tokens", float(max(lengths)), "max"),
@@ -34,19 +35,37 @@ def describe_rows(rows: Sequence[Example], *, asks_teacher: bool) -> list[Metric
         Metric("rollout/num_no_answer", float(sum(r.reward is not None and r.parsed is None for r in rollouts)), "sum"),
     ]
     if rewards:
-        metrics += [Metric("rollout/reward", float(np.mean(rewards))), *_group_metrics(rows)]
-    if asks_teacher:
-        read = [len(row.view.context_ids) + len(row.rollout.answer_ids) for row in rows if row.view and row.signal]
         metrics += [
-            Metric("teacher/tokens", float(sum(read)), "sum"),
-            Metric("teacher/num_truncated_tokens", float(sum(v.num_truncated_tokens for v in views)), "sum"),
-            Metric("teacher/num_rows_without_view", float(sum(row.view is None for row in rows)), "sum"),
-            Metric(
-                "teacher/num_rows_too_long",
-                float(sum(row.view is not None and row.signal is None for row in rows)),
-                "sum",
-            ),
+            Metric("rollout/reward", float(np.mean(rewards))),
+            Metric("rollout/max_reward", max(rewards), "max"),
         ]
+        metrics += _group_metrics(rows)
+    return metrics
+
+
+def describe_teacher(rows: Sequence[Example]) -> list[Metric]:
+    """How much a teacher read, and of which rows it says nothing."""
+    read = [(row.view, row.rollout) for row in rows if row.view and row.signal]
+    counts = {
+        "tokens": sum(len(view.context_ids) + len(rollout.answer_ids) for view, rollout in read),
+        "num_truncated_tokens": sum(view.num_truncated_tokens for view, _ in read),
+        "num_rows_without_view": sum(row.view is None for row in rows),
+        "num_rows_too_long": sum(row.view is not None and row.signal is None for row in rows),
+    }
+    return [Metric(f"teacher/{name}", float(count), "sum") for name, count in counts.items()]
+
+
+def describe_context(context: Context, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
+    """What the teacher was shown beside the problem, as shares of all answers, by the kinds in order; a combination
+    that no answer of the step was shown has no metric."""
+    if context.kind == "none":
+        return []
+    shown = Counter("_".join(row.view.shown if row.view and row.signal else ()) or "nothing" for row in rows)
+    shares = {"nothing": 0, **dict(sorted(shown.items()))}
+    metrics = [Metric(f"context/share_{kinds}", count / len(rows)) for kinds, count in shares.items()]
+    if context.shows_successes:
+        solved = [any(context.is_success(rollout) for rollout in group.rollouts) for group in groups]
+        metrics.append(Metric("context/share_of_groups_with_success", float(np.mean(solved))))
     return metrics
 
 

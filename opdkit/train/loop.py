@@ -21,12 +21,14 @@ from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
-from opdkit.metrics import Metric, MetricsLog
+from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.recipe import Recipe, warnings
 from opdkit.tasks.guard import make_task
 from opdkit.train import checkpoint
+from opdkit.train.alarms import alarms
 from opdkit.train.answers import Answers
 from opdkit.train.console import Bar, Interrupt
+from opdkit.train.counters import count, lost_answers
 from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
@@ -78,9 +80,6 @@ def train(
         return run.go(folder, saved)
 
 
-LOST_SHARE = 0.2  # of the answers; from here on the summary says so
-
-
 class Parts:
     """What a run is made of: the models, and what moves them."""
 
@@ -110,6 +109,7 @@ class Run:
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
+        self.alarmed: set[str] = set()
         for sentence in warnings(recipe):
             self._warn(sentence)
         self.problems = self._fitting(data)
@@ -132,6 +132,7 @@ class Run:
             updates_per_step=recipe.train.updates_per_step,
             num_steps=recipe.train.steps,
             seed=recipe.seed,
+            temperature=recipe.sampling.temperature,
         )
 
     def close(self) -> None:
@@ -161,7 +162,8 @@ class Run:
                 if state.step > self.saved_step:
                     self._save()
                 raise
-        self._warn_of_lost_answers()
+        for sentence in lost_answers(state.counters):
+            self._warn(sentence)
         summary = self._summary(before, after, teacher)
         folder.write_summary(summary)
         return summary
@@ -196,8 +198,8 @@ class Run:
         rows, metrics = train_step(state, chosen)
         metrics += self.task.drain()
         seconds = time.monotonic() - started
-        seen = {metric.name: metric.value for metric in metrics}
-        self._count(seen, seconds)
+        seen = reduce_metrics(metrics)
+        count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
         metrics += [*scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
         if train.save_rows_every and state.step % train.save_rows_every == 0:
@@ -206,24 +208,8 @@ class Run:
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
         self._warn_of_crashes()
+        self._raise_alarms(seen)
         bar.update(state.step, note=_note(seen, speed))
-
-    def _count(self, seen: Mapping[str, float | None], seconds: float) -> None:
-        counters = self.state.counters
-        for name, value in (
-            ("seconds", seconds),
-            ("answer_tokens", seen["rollout/tokens"]),
-            ("teacher_tokens", seen.get("teacher/tokens", 0.0)),
-            ("answers", seen["rollout/num_rows"]),
-            ("truncated_answers", seen["rollout/num_truncated"]),
-            ("ungraded_answers", seen["rollout/num_ungraded"]),
-            ("answers_without_context", seen.get("teacher/num_rows_without_view", 0.0)),
-            ("answers_too_long_for_teacher", seen.get("teacher/num_rows_too_long", 0.0)),
-            ("grader_crashes", seen.get("grading/num_crashes", 0.0)),
-            ("skipped_steps", seen["train/num_skipped_steps"]),
-        ):
-            assert value is not None
-            counters[name] = counters.get(name, 0.0) + value
 
     def _save(self) -> None:
         parts, state = self.parts, self.state
@@ -324,23 +310,16 @@ class Run:
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
 
-    def _warn_of_lost_answers(self) -> None:
-        counters = self.state.counters
-        for name, why in (
-            ("answers_without_context", "gave the teacher nothing to read"),
-            ("answers_too_long_for_teacher", "were longer, with their context, than the teacher's positions"),
-            ("truncated_answers", "ran into sampling.max_answer_tokens"),
-            ("ungraded_answers", "could not be graded"),
-        ):
-            share = counters.get(name, 0.0) / max(1.0, counters.get("answers", 0.0))
-            if share > LOST_SHARE:
-                self._warn(f"{share:.0%} of the answers {why}")
-        if crashes := counters.get("grader_crashes"):
-            self._warn(f"the grader failed on {crashes:.0f} answers, which stayed ungraded")
-
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
             self._warn(sentence)
+
+    def _raise_alarms(self, seen: Mapping[str, float | None]) -> None:
+        """Each kind once; how often it happened is in the metrics, and on the page."""
+        for kind, sentence in alarms(seen, self.answers.recipe):
+            if kind not in self.alarmed:
+                self.alarmed.add(kind)
+                self._warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
         if data.dropped:

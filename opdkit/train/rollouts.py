@@ -74,6 +74,7 @@ def sample_rollouts(
             prompt_ids=prompts[problem.id],
             answer_ids=answer.answer_ids,
             answer_logprobs=answer.logprobs_T,
+            uncut_logprobs=answer.uncut_logprobs_T,
             answer_mask=np.ones(len(answer.answer_ids), dtype=np.bool_),
             finish=answer.finish,
         )

@@ -20,8 +20,9 @@ terms of the loss. Version 1 lacks the columns from `taught_terms` on, and is st
 
 What was taught costs about 10 bytes a token (4 more for each further term), the rest about 8.
 
-Null is "unknown" or "not there", never 0. Everything comes back equal, bit for bit, but one thing: a teacher's hidden
-states are not saved (they are as large as all the rest a hundred times over); such a signal comes back without them.
+Null is "unknown" or "not there", never 0. Everything comes back equal, bit for bit, but what only the step itself reads
+and is not saved: a teacher's hidden states (as large as all the rest a hundred times over), the sampler's log-probs
+before a cut (`rollout/sampler_gap_...`), and what a view showed (`context/...`).
 """
 
 from __future__ import annotations

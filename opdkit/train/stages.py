@@ -30,6 +30,7 @@ class Stages:
             return []
         now = recipe_at(self.recipe, state.step)
         state.method, state.weights, answers.recipe = now.method, now.weights, now
+        state.temperature = now.sampling.temperature
         starts, values = stage_starts(self.recipe), scheduled_at(self.recipe, state.step)
         number = sum(start <= state.step for start in starts)
         if number != self._said:

@@ -31,6 +31,7 @@ class State:
     updates_per_step: int
     num_steps: int
     seed: int
+    temperature: float  # that answers are sampled at
     weights: Weights = field(default_factory=Weights)
     diagnostics: DiagnosticsSection | None = None
     step: int = 0  # steps taken

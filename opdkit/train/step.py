@@ -8,9 +8,12 @@ from opdkit.contexts import build_views
 from opdkit.metrics import Metric
 from opdkit.train.backward import backward
 from opdkit.train.batch import Batch
-from opdkit.train.describe import describe_batch, describe_rows, describe_weights
+from opdkit.train.describe import describe_batch, describe_context, describe_rows, describe_teacher, describe_weights
 from opdkit.train.diagnose import diagnose
+from opdkit.train.optimizer import StepResult
 from opdkit.train.plan import plan
+from opdkit.train.resources import Resources
+from opdkit.train.sampler_gap import sampler_gap
 from opdkit.train.state import State
 from opdkit.train.taught import with_taught, without_hidden_states
 from opdkit.types import Example, Group, Problem, TeacherSignal, TeacherView
@@ -18,23 +21,33 @@ from opdkit.types import Example, Group, Problem, TeacherSignal, TeacherView
 
 def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
     """Sample, score, learn. Returns every row of the step, also those that taught nothing, and the step's metrics."""
-    groups = state.sample(problems, state.step)
-    views = view_groups(state, groups)
-    signals = score(state, groups, views)
+    resources = Resources(state.student.device)
+    with resources.during("sample"):
+        groups = state.sample(problems, state.step)
+    with resources.during("score"):
+        views = view_groups(state, groups)
+        signals = score(state, groups, views)
     rows = join(groups, views, signals)
     agreement = diagnose(state, rows)
-    updates = [update(state, part, own_rows) for part, own_rows in parts_of(groups, rows, state.updates_per_step)]
-    if state.teacher is not None and any(moved for _, _, moved in updates):
-        state.teacher.after_step()
+    with resources.during("update"):
+        parts = enumerate(parts_of(groups, rows, state.updates_per_step))
+        updates = [update(state, part, own_rows, first=number == 0) for number, (part, own_rows) in parts]
+        if state.teacher is not None and any(not result.skipped for _, _, result in updates):
+            state.teacher.after_step()
     state.step += 1
     rows = [row for own_rows, _, _ in updates for row in own_rows]
     told = [metric for _, metrics, _ in updates for metric in metrics]
-    return rows, [*describe_rows(rows, asks_teacher=state.needs.teacher != "none"), *agreement, *told]
+    if state.needs.teacher != "none":
+        told = [*describe_teacher(rows), *describe_context(state.context, groups, rows), *agreement, *told]
+    no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
+    return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
 
-def update(state: State, groups: Sequence[Group], rows: list[Example]) -> tuple[list[Example], list[Metric], bool]:
+def update(
+    state: State, groups: Sequence[Group], rows: list[Example], *, first: bool
+) -> tuple[list[Example], list[Metric], StepResult]:
     """One movement of the weights: coefficients of all these rows, gradients, the optimizer. Returns the rows with what
-    they were taught, the metrics, and whether the weights moved."""
+    they were taught, and the metrics. first: of the step."""
     batch = Batch(rows, state.student.device)
     terms, report, inputs = plan(state, batch, groups)
     learned = backward(state, batch, terms)
@@ -42,6 +55,7 @@ def update(state: State, groups: Sequence[Group], rows: list[Example]) -> tuple[
     rows = with_taught(without_hidden_states(rows, batch, learned.tokens), batch, terms, learned.tokens, inputs)
     result = state.optimizer.step(state.step)
     metrics = [
+        *sampler_gap(state, batch, learned.tokens.get("logprob"), first=first),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
         *(describe_weights(inputs, state.weights) if terms and state.weights.parts else ()),
         *(Metric(f"method/{name}", number) for name, number in report.numbers.items()),
@@ -50,7 +64,7 @@ def update(state: State, groups: Sequence[Group], rows: list[Example]) -> tuple[
         Metric("train/lr", state.optimizer.lr(state.step), "last"),
         Metric("train/num_skipped_steps", float(result.skipped), "sum"),
     ]
-    return rows, metrics, not result.skipped
+    return rows, metrics, result
 
 
 def parts_of(

@@ -82,7 +82,7 @@ def bits(pipeline: Pipeline) -> dict[str, Any]:
             found[key] = path.read_bytes()
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[key] = [{k: v for k, v in line.items() if not k.startswith("time")} for line in lines]
+            found[key] = [{k: v for k, v in line.items() if not k.startswith(("time", "memory"))} for line in lines]
     assert len(found) >= 7
     return found
 

@@ -57,7 +57,7 @@ def everything(run_dir: Path, step: int) -> dict[str, Any]:
     tensors = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
     assert len(tensors) >= 3, "model, optimizer and teacher"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{k: v for k, v in line.items() if not k.startswith("time")} for line in lines]
+    metrics = [{k: v for k, v in line.items() if not k.startswith(("time", "memory"))} for line in lines]
     return {"tensors": tensors, "metrics": metrics}
 
 

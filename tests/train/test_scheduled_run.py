@@ -34,7 +34,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def without_clocks(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if not key.startswith("time")}
+    return {key: value for key, value in line.items() if not key.startswith(("time", "memory"))}
 
 
 def crash_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
