@@ -108,22 +108,18 @@ class Renderer:
     def end_of_turn(self) -> int | None:
         """The id that the chat template writes behind an assistant's words, read off a rendered turn.
 
-        Of several side by side (Cohere) the last; where none follows (GLM), the first of the next turn. None: it writes
-        no token of its own, or there is no template.
+        Of several side by side (Cohere) the last. None: it writes none (GLM), or there is no template.
         """
         if self.template is None:
             return None
-        asked, said = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}
+        turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
         try:
-            for turns in ([asked, said], [asked, said, asked]):
-                rendered = self._rendered(turns, add_generation_prompt=False)
-                behind = rendered.rpartition(_SAID)[2].partition(_ASKED)[0] if _SAID in rendered else ""
-                runs = groupby(self.encode(behind), self._is_markup)
-                if run := next((list(ids) for is_markup, ids in runs if is_markup), None):
-                    return run[-1]
+            rendered = self._rendered(turns, add_generation_prompt=False)
         except UserError:
-            pass  # a template without assistant turns says nothing of their end
-        return None
+            return None  # a template without assistant turns says nothing of their end
+        behind = rendered.rpartition(_SAID)[2] if _SAID in rendered else ""
+        runs = groupby(self.encode(behind), self._is_markup)
+        return next((list(ids)[-1] for is_markup, ids in runs if is_markup), None)
 
     def _is_markup(self, token: int) -> bool:
         """Whether it is one that was added to the vocabulary by name; Gemma's runs of line breaks are none."""

@@ -1,6 +1,7 @@
 """What a chat template says about itself, read from its text: the variables it takes, and whether it prints the date.
 
-A template is jinja, which gives an unknown keyword to nobody: `enable_thinkin = false` would change no prompt. No torch.
+A template is jinja, which gives an unknown keyword to nobody: `enable_thinkin = false` would change no prompt.
+No torch.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -38,11 +39,12 @@ from opdkit.analysis.signal.parts import (
 )
 from opdkit.analysis.signal.sampling import SamplingOptions, load_data, sample_into
 from opdkit.analysis.signal.scores import pairs_of, score
-from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.render import Renderer, read_chat_template, read_kwargs
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, model_digest, task_files
+from opdkit.evaluation.results import clock_of
 from opdkit.tasks.guard import task_named
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import open_lines
@@ -148,7 +150,7 @@ class ModelSteps:
         else:
             self._check_vocabulary(found.vocabulary or self._teacher.vocabulary)
         template = self._template(asdict(found.template) if found.template else None)
-        lines, counts = complete(found, self._teacher.renderer(template), self._teacher.model.stop_ids)
+        lines, counts = complete(found, self._teacher.renderer(template), self._teacher.model.end_id)
         header = {
             "identity": as_json(identity),
             "num_lines": len(lines),
@@ -163,7 +165,9 @@ class ModelSteps:
         options = self.options
         data = load_data(sampling, limit=options.limit, seed=options.seed)
         student = self._teacher if sampling.student is None else Model(sampling.student, options)
-        template = self._template(None)
+        begun = open_lines(path)
+        clock = begun[0].get("template", {}).get("clock") if begun else None
+        template = replace(self._template(None), clock=clock or clock_of(None).isoformat())
         identity = {
             "rollouts": "sampled",
             **asdict(sampling),
@@ -212,6 +216,9 @@ class ModelSteps:
         return Template(
             chat_template=read_chat_template(asked.chat_template) if asked.chat_template else found.chat_template,
             template_kwargs=as_json(dict(asked.template_kwargs or found.template_kwargs)),
+            close_thinking=asked.close_thinking or found.close_thinking,
+            system=found.system if asked.system is None else asked.system,
+            clock=found.clock or clock_of(None).isoformat(),
         )
 
     def _reading(self, template: Template) -> dict[str, Any]:
@@ -271,6 +278,7 @@ class Model:
             dtype=getattr(torch, self._options.dtype),
             device=pick_device(self._options.device),
             trust_remote_code=self._options.trust_remote_code,
+            stop_tokens=self._options.stop_tokens,
         )
 
     @cached_property
@@ -282,12 +290,21 @@ class Model:
         return {"model": self.name, "model_files": model_digest(Path(self.name)), "dtype": self._options.dtype}
 
     def renderer(self, template: Template) -> Renderer:
-        return Renderer(
-            self.model.tokenizer, chat_template=template.chat_template, template_kwargs=template.template_kwargs
+        kwargs, bare = template.template_kwargs, Renderer(self.model.tokenizer, template.chat_template)
+        return replace(
+            bare,
+            # What was found beside the answers was for another model's template, which may read more.
+            template_kwargs=kwargs if self._options.template_kwargs else read_kwargs(bare, kwargs),
+            close_thinking=template.close_thinking,
+            system=template.system,
+            now=None if template.clock is None else datetime.fromisoformat(template.clock),
+            stop_ids=self.model.stop_ids,
         )
 
     def reading(self, template: Template) -> dict[str, Any]:
         """What makes token ids of chat turns."""
         text = template.chat_template or self.model.tokenizer.chat_template or ""
         digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        return {"text": digest, "kwargs": dict(template.template_kwargs), "vocabulary": self.vocabulary}
+        how = {"close_thinking": template.close_thinking, "system": template.system}
+        chosen = {key: value for key, value in how.items() if value}  # what opdkit 0.1 wrote has neither
+        return {"text": digest, "kwargs": dict(template.template_kwargs), "vocabulary": self.vocabulary, **chosen}
