@@ -306,7 +306,8 @@ def _sample_set(
         )
 
 
-def load_engine(options: EvaluateOptions, now: datetime) -> tuple[HFEngine, Renderer]:
+def load_engine(options: EvaluateOptions, now: datetime | None = None) -> tuple[HFEngine, Renderer]:
+    """now: the date for a chat template that prints it; None: today's."""
     model = LanguageModel.load(
         options.model,
         dtype=getattr(torch, options.dtype),

@@ -16,7 +16,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Template:
     close_thinking: bool = False
     system: str | None = None
     clock: str | None = None  # what the date was to a template that prints it
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a header, without what is not set: as opdkit 0.1 wrote it."""
+        said = asdict(self)
+        return {key: said[key] for key in said if said[key] or key in ("chat_template", "template_kwargs")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +86,10 @@ def find_answers(path: Path) -> Found:
     return _of_evaluation(path)
 
 
-def complete(found: Found, renderer: Renderer, end_id: int) -> tuple[list[Row], Counter[str]]:
+def complete(found: Found, renderer: Renderer, stop_ids: Iterable[int]) -> tuple[list[Row], Counter[str]]:
     """One line for every answer, with ids and text, and counts of what was left out or was read back otherwise."""
     counts = Counter(found.dropped)
+    stop_id = _stop_id(renderer, stop_ids)
     prompts: dict[str, list[int]] = {}
     lines = []
     for problem, row in found.answers:
@@ -93,7 +99,7 @@ def complete(found: Found, renderer: Renderer, end_id: int) -> tuple[list[Row], 
                 prompts[problem.id] = list(renderer.prompt_ids(problem.messages))
             counts["answers_whose_prompt_reads_otherwise"] += prompts[problem.id] != row["prompt_ids"]
         if ids is None:
-            ids = [*renderer.encode(text), *([end_id] if row["finish"] == "stop" else [])]
+            ids = [*renderer.encode(text), *([stop_id] if row["finish"] == "stop" else [])]
             counts["answers_read_back_from_text"] += 1
             counts["answers_read_back_to_another_length"] += row["num_tokens"] not in (None, len(ids))
         elif text is None:
@@ -345,6 +351,12 @@ def _of_analysis(path: Path) -> Found:
         vocabulary=header["vocabulary"],
         dropped=Counter(header["counts"]),
     )
+
+
+def _stop_id(renderer: Renderer, stop_ids: Iterable[int]) -> int:
+    """The id that closes an answer read back from text: the chat template's own, the tokenizer's, or the smallest."""
+    ids = sorted(stop_ids)
+    return next((int(end) for end in (renderer.end_of_turn(), renderer.tokenizer.eos_token_id) if end in ids), ids[0])
 
 
 def _asked_how(asked: Mapping[str, Any]) -> dict[str, Any]:

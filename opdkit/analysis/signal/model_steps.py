@@ -75,7 +75,7 @@ class ModelSteps:
         header, lines = read_whole(self.folder / ROLLOUTS, "rollouts")
         self._check_vocabulary(header["vocabulary"])
         groups, counts = usable_groups(lines)
-        template = self._template(header["template"])
+        template = self._template(Template(**header["template"]) if header["template"] else None)
         settings = {key: value for key, value in header["context"].items() if key not in CHOSEN_BY_CONDITION}
         peers = peers_of({**settings, **self.options.context})
         conditions, missing = showable(conditions_of(self.options.conditions), peers)
@@ -99,7 +99,7 @@ class ModelSteps:
         said = {
             "identity": as_json(identity),
             "num_lines": len(shown),
-            "template": asdict(template),
+            "template": template.as_dict(),
             "shows": {condition.name: condition.shows for condition in conditions},
             "answers": header["identity"],
             "counts": {**header["counts"], **counts},
@@ -149,13 +149,13 @@ class ModelSteps:
                       "compared with the teacher's")  # fmt: skip
         else:
             self._check_vocabulary(found.vocabulary or self._teacher.vocabulary)
-        template = self._template(asdict(found.template) if found.template else None)
-        lines, counts = complete(found, self._teacher.renderer(template), self._teacher.model.end_id)
+        template = self._template(found.template)
+        lines, counts = complete(found, self._teacher.renderer(template), self._teacher.model.stop_ids)
         header = {
             "identity": as_json(identity),
             "num_lines": len(lines),
             "vocabulary": self._teacher.vocabulary,
-            "template": asdict(template),
+            "template": template.as_dict(),
             "context": as_json(found.context),
             "counts": dict(counts),
         }
@@ -165,9 +165,9 @@ class ModelSteps:
         options = self.options
         data = load_data(sampling, limit=options.limit, seed=options.seed)
         student = self._teacher if sampling.student is None else Model(sampling.student, options)
-        begun = open_lines(path)
-        clock = begun[0].get("template", {}).get("clock") if begun else None
-        template = replace(self._template(None), clock=clock or clock_of(None).isoformat())
+        template = self._template(None)
+        if begun := open_lines(path):  # the date it was begun on
+            template = replace(template, clock=begun[0].get("template", {}).get("clock"))
         identity = {
             "rollouts": "sampled",
             **asdict(sampling),
@@ -185,7 +185,7 @@ class ModelSteps:
             "identity": as_json(identity),
             "num_lines": num_lines,
             "vocabulary": student.vocabulary,
-            "template": asdict(template),
+            "template": template.as_dict(),
             "context": {},
             "counts": {"rows_dropped_by_the_reader": len(data.dropped)},
         }
@@ -209,16 +209,17 @@ class ModelSteps:
         assert self.options.model is not None  # `_check` has seen to it
         return Model(self.options.model, self.options)
 
-    def _template(self, saved: Mapping[str, Any] | None) -> Template:
+    def _template(self, saved: Template | None) -> Template:
         """What was asked for, else what the answers were sampled or trained on, else the tokenizer's own."""
-        asked = self.options
-        found = Template(**saved) if saved else Template()
+        asked, found = self.options, saved or Template()
+        chat_template = read_chat_template(asked.chat_template) if asked.chat_template else found.chat_template
+        dated = Renderer(self._teacher.model.tokenizer, chat_template).reads_clock
         return Template(
-            chat_template=read_chat_template(asked.chat_template) if asked.chat_template else found.chat_template,
+            chat_template=chat_template,
             template_kwargs=as_json(dict(asked.template_kwargs or found.template_kwargs)),
             close_thinking=asked.close_thinking or found.close_thinking,
             system=found.system if asked.system is None else asked.system,
-            clock=found.clock or clock_of(None).isoformat(),
+            clock=(found.clock or clock_of(None).isoformat()) if dated else None,
         )
 
     def _reading(self, template: Template) -> dict[str, Any]:
