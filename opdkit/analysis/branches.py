@@ -191,7 +191,7 @@ def _branched(
     # Neighbours in length together: a part is sampled as far as its shortest prefix allows.
     missing = sorted((f for f in forks if _key(f) not in kept), key=lambda f: f.branch.index)
     engine = HFEngine(pair.student, max_tokens_per_batch=MAX_TOKENS_PER_BATCH)
-    renderer = Renderer(pair.student.tokenizer, chat_template=pair.student.chat_template)
+    renderer = pair.student.renderer()
     with Bar(console, "branches", len(forks), done=len(forks) - len(missing)) as bar:
         for start in range(0, len(missing), BRANCHES_PER_PART):
             some = missing[start : start + BRANCHES_PER_PART]

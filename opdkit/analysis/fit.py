@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from opdkit.analysis.fit_answers import Asker
+from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
 from opdkit.contexts import build_views
@@ -26,6 +26,7 @@ from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.hf import HFEngine
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import model_digest
+from opdkit.evaluation.results import clock_of
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
@@ -35,6 +36,7 @@ from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.loop import Parts
 from opdkit.train.run_folder import atomic_write
+from opdkit.train.sides import read_sides
 from opdkit.train.teacher import Teacher
 from opdkit.types import Example, Group, Problem, seed_from
 
@@ -70,7 +72,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
     interrupt = Interrupt(console)
-    parts = Parts(recipe, None)
+    now = clock_of(asked_before(folder))
+    sides = read_sides(recipe, now=now)
+    for sentence in sides.warnings:
+        _note(console, sentence)
+    parts = Parts(recipe, None, now=now)
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
@@ -81,13 +87,13 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
                 _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
-            asker.open(_asked(recipe, options, data))
+            asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
             answered = Answered(problems, limit, share_long, rows, read, went_on)
             table = _compare(recipe, k, parts, answered, console, interrupt)
     finally:
         task.close()
-    facts = facts_of(recipe, parts, answered, table, k)
+    facts = facts_of(recipe, parts, sides, answered, table, k)
     advice = advise(facts, limits)
     written = folder / "fit.json"
     atomic_write(written, json.dumps(_as_json(recipe, options, facts, limits, advice, table), indent=1) + "\n")

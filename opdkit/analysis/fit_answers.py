@@ -27,6 +27,17 @@ from opdkit.train.rows import load_rows, save_rows
 from opdkit.train.run_folder import atomic_write
 from opdkit.types import Example, Problem, Rollout, seed_from
 
+
+def asked_before(folder: Path) -> dict[str, Any] | None:
+    """What the answers in a folder are answers to; None: there are none."""
+    path = folder / "asked.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() and _has_answers(folder) else None
+
+
+def _has_answers(folder: Path) -> bool:
+    return any(folder.glob("*/*.parquet"))
+
+
 PROBLEMS_PER_PART = 16  # what a crash can cost
 
 Done = Callable[[int], None]  # how many answers have just become available; may raise Interrupted
@@ -44,9 +55,8 @@ class Asker:
     def open(self, asked: Mapping[str, Any]) -> None:
         """Raises UserError for a folder that holds answers to another question, or something else."""
         path, wanted = self.folder / "asked.json", json.loads(json.dumps(asked))
-        has_answers = any(self.folder.glob("*/*.parquet"))
-        if path.exists() and has_answers:
-            check_identity(path, json.loads(path.read_text(encoding="utf-8")), wanted)
+        if (found := asked_before(self.folder)) is not None:
+            check_identity(path, found, wanted)
             return
         if self.folder.exists() and not path.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a folder of opdkit fit; choose another --out")

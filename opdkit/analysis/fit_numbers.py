@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from opdkit.measure.overlap import TokenTable, summary
 from opdkit.measure.signal import METRICS, problem_metrics
 from opdkit.recipe import Recipe
 from opdkit.train.loop import Parts
+from opdkit.train.sides import Sides
 from opdkit.types import Example, Problem
 
 MASSES_AT = (4, 16, 64)  # Rethinking OPD: a list of 1 is worst, lists of 4, 16 and 64 are about equal
@@ -35,7 +35,7 @@ class Answered:
     went_on: Mapping[int, tuple[Sequence[Example], Sequence[Example]]]
 
 
-def facts_of(recipe: Recipe, parts: Parts, answered: Answered, table: TokenTable, k: int) -> Facts:
+def facts_of(recipe: Recipe, parts: Parts, sides: Sides, answered: Answered, table: TokenTable, k: int) -> Facts:
     """`table` is of `answered.read`, with lists of k and the masses of `MASSES_AT`."""
     rows = answered.rows
     lengths = [len(row.rollout.answer_ids) for row in rows]
@@ -67,7 +67,7 @@ def facts_of(recipe: Recipe, parts: Parts, answered: Answered, table: TokenTable
         share_truncated=sum(row.rollout.finish == "length" for row in rows) / len(rows),
         share_unread=1 - len(answered.read) / len(rows),
         share_long_prompts=answered.share_long_prompts,
-        pattern=_pattern(parts, answered, table),
+        pattern=_pattern(parts, sides, answered, table),
         context=recipe.context.kind,
         divergence=getattr(method, "divergence", None),
         support=getattr(method, "support", None),
@@ -127,9 +127,9 @@ def _reward_auc(read: Sequence[Example], table: TokenTable) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _pattern(parts: Parts, answered: Answered, table: TokenTable) -> Pattern:
+def _pattern(parts: Parts, sides: Sides, answered: Answered, table: TokenTable) -> Pattern:
     teacher, student = parts.teacher, parts.renderer
-    assert teacher is not None
+    assert teacher is not None and sides.teacher is not None
     prompts = [problem.messages for problem in answered.problems]
     finished = np.array([row.rollout.finish == "stop" for row in answered.read])
     last_N = (table.index_N == table.length_N - 1) & finished[table.row_N]
@@ -139,21 +139,15 @@ def _pattern(parts: Parts, answered: Answered, table: TokenTable) -> Pattern:
     ]
     theirs = answered.went_on[0][1] if 0 in answered.went_on else []
     return Pattern(
-        student_opening=_opening(student, prompts[0]),
-        teacher_opening=_opening(teacher.renderer, prompts[0]),
+        student_opening=sides.student.opening(prompts[0]),
+        teacher_opening=sides.teacher.opening(prompts[0]),
         same_prompts=all(student.prompt_ids(m) == teacher.renderer.prompt_ids(m) for m in prompts),
-        same_stop_ids=parts.student.stop_ids == teacher.model.stop_ids,
+        same_stop_ids=sides.student.stops.ids == sides.teacher.stops.ids,
         student_think=_think_share(student, answered.rows),
         teacher_think=_think_share(teacher.renderer, theirs) if theirs else None,
         student_stop=stops[0],
         teacher_stop=stops[1],
     )
-
-
-def _opening(renderer: Renderer, messages: Any) -> str:
-    """What the template writes behind the last turn's words: the end of the turn, the role, perhaps a think tag."""
-    text = renderer.prompt_text(messages)
-    return text.rpartition(messages[-1]["content"].strip())[2][-120:]
 
 
 def _think_share(renderer: Renderer, rows: Sequence[Example]) -> float:

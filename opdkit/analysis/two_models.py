@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from opdkit.contexts.render import Renderer
+from opdkit.contexts.render import read_kwargs
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.train import checkpoint
 from opdkit.train.rows import load_rows
-from opdkit.train.run_folder import RunFolder
+from opdkit.train.run_folder import RunFolder, teacher_reading_of
 from opdkit.train.student import pick_device
-from opdkit.train.teacher import check_same_tokens
+from opdkit.train.teacher import limit_to_common
 from opdkit.types import Example, TeacherView, seed_from
 
 
@@ -56,7 +56,7 @@ class Source:
     temperature: float
     dtype: str
     chat_template: str | None
-    template_kwargs: Mapping[str, Any]
+    reading: Mapping[str, Any]  # how its teacher is asked, as `Renderer` takes it
     recipe: Mapping[str, Any] | None
 
 
@@ -90,7 +90,7 @@ class Models:
             raise UserError(f"{source.name}: {source.no_teacher}; name one with --teacher")
         student = self.load(source.student, source.dtype, None)
         teacher = self.load(source.teacher, source.dtype, source.chat_template)
-        check_same_tokens(student, teacher)
+        limit_to_common(student, teacher)
         rows = _readable(source, student, teacher)
         order = sorted(
             rows, key=lambda row: seed_from(reading.seed, "reading", row.rollout.policy_version, *row.rollout.key)
@@ -128,7 +128,7 @@ def read_source(path: Path, name: str, reading: Reading) -> Source:
             temperature=1.0,
             dtype=reading.dtype or "bfloat16",
             chat_template=None,
-            template_kwargs={},
+            reading={},
             recipe=None,
         )
     if path.is_file():
@@ -155,7 +155,7 @@ def read_source(path: Path, name: str, reading: Reading) -> Source:
         temperature=recipe["method"]["loss_temperature"],
         dtype=reading.dtype or recipe["model"]["dtype"],
         chat_template=None if reading.teacher else section.get("chat_template"),
-        template_kwargs=section.get("template_kwargs", recipe["model"].get("template_kwargs", {})),
+        reading={**teacher_reading_of(recipe), "now": folder.clock()},
         recipe=recipe,
     )
 
@@ -182,7 +182,10 @@ def _teacher_of(recipe: Mapping[str, Any], student: str) -> tuple[str | None, st
 
 def _readable(source: Source, student: LanguageModel, teacher: LanguageModel) -> list[Example]:
     """A context's view is the saved one; without a context the teacher's own template is rendered."""
-    renderer = Renderer(teacher.tokenizer, template_kwargs=source.template_kwargs, chat_template=teacher.chat_template)
+    reading = dict(source.reading)
+    if "template_kwargs" in reading:  # another teacher than the run's may not read them all
+        reading["template_kwargs"] = read_kwargs(teacher.renderer(), reading["template_kwargs"])
+    renderer = teacher.renderer(**reading)
     saved = source.context not in (None, "none")
     rows = []
     for row in source.rows:

@@ -63,8 +63,6 @@ def signal(
     from opdkit.analysis.signal.parts import STEPS
     from opdkit.recipe import key_values
 
-    if asked.close_thinking:
-        raise UserError("--close-thinking is a student's: sample with `opdkit sample`, and give its file as --rollouts")
     options = SignalOptions(
         folder=folder,
         steps=tuple(steps.replace(" ", "").split(",")) if steps else STEPS if model else STEPS[3:],
@@ -77,6 +75,9 @@ def signal(
         context=key_values(context or [], flag="--context"),
         chat_template=asked.chat_template,
         template_kwargs=key_values(asked.template or [], flag="--template"),
+        close_thinking=asked.close_thinking,
+        system=asked.system,
+        stop_tokens=tuple(asked.stop_token) if asked.stop_token else None,
         dtype=asked.dtype,
         device=asked.device,
         trust_remote_code=asked.trust_remote_code,

@@ -134,6 +134,8 @@ def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num
         chat_template=asked.chat_template,
         template_kwargs=key_values(asked.template or [], flag="--template"),
         close_thinking=asked.close_thinking,
+        system=asked.system,
+        stop_tokens=tuple(asked.stop_token) if asked.stop_token else None,
         instruction=asked.instruction,
         trust_remote_code=asked.trust_remote_code,
     )

@@ -49,6 +49,11 @@ TemplateKwargs = Annotated[
 CloseThinking = Annotated[
     bool, typer.Option("--close-thinking", help="Close the <think> that the template opens, as model.close_thinking.")
 ]
+System = Annotated[str | None, typer.Option(help="A system prompt, in place of the data's own; as model.system.")]
+StopToken = Annotated[
+    list[str] | None,
+    typer.Option("--stop-token", help="What ends an answer, as model.stop_tokens; may be given again."),
+]
 Instruction = Annotated[str, typer.Option(help="auto, boxed, answer_line or none.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code")]
 
@@ -69,6 +74,8 @@ class Sampling:
     chat_template: ChatTemplate = None
     template: TemplateKwargs = None
     close_thinking: CloseThinking = False
+    system: System = None
+    stop_token: StopToken = None
     trust_remote_code: TrustRemoteCode = False
 
 

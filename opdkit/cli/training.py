@@ -132,6 +132,10 @@ def fit(
 def check(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes and pipelines (TOML).")],
     set_: Set = None,
+    models: Annotated[
+        bool,
+        typer.Option("--models", help="Also read the models' tokenizers and chat templates, and compare them."),
+    ] = False,
 ) -> None:
     """Say what is wrong with recipes, and what is doubtful; loads no weights."""
     from opdkit.recipe.check import check_file
@@ -140,12 +144,18 @@ def check(
     for path in recipes:
         try:
             doubts = check_file(path, set_ or [])
+            if models:
+                from opdkit.train.sides import check_models
+
+                doubts += check_models(path, set_ or [])
         except UserError as error:
             faults += str(error).splitlines()
         else:
             console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
             for sentence in doubts:
                 console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+    if not models:
+        console.print("no model was looked at: --models compares tokenizers, chat templates and stop tokens")
     if faults:
         raise UserError("\n".join(faults))
 

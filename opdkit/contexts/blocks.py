@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from opdkit.tasks.final_text import final_channel
 from opdkit.types import Message
 
 BlockKind = Literal["success", "another", "failure", "summary", "failed_summary", "feedback"]
@@ -93,8 +94,11 @@ WORDINGS = {
 def without_thinking(text: str) -> str:
     """The text without each `<think>...</think>` and the white space behind it. A thought never closed stays.
 
+    Of an answer in gpt-oss's format, what it says to the reader (`final_channel`).
+
     A scan, not one regular expression: an answer of nothing but `<think>` would take quadratic time.
     """
+    text = final_channel(text)
     kept, at = [], 0
     while (start := text.find("<think>", at)) >= 0 and (end := text.find("</think>", start)) >= 0:
         kept.append(text[at:start])

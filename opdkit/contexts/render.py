@@ -7,17 +7,24 @@ is made from answer ids for graders and peers only, and never turned back into t
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.template_text import Variables, reads_clock, variables_of, with_date
 from opdkit.errors import UserError
+from opdkit.tasks.final_text import HARMONY_CHANNEL, final_channel
 from opdkit.types import Message
 
 # At the end of a rendered prompt only, so that no message's own text is taken for it.
 OPENED_THINKING = re.compile(r"<think\s*>\s*\Z")
+
+_ASKED, _SAID = "Xasked", "Xsaid"  # words that no template writes itself
 
 PLAIN = "plain"  # chat_template = "plain": message contents and no chat markup, for models without chat training
 
@@ -35,49 +42,128 @@ class LongPrompt:
 class Renderer:
     """How one model reads and writes. `template_kwargs` go to the template (`enable_thinking`, ...).
 
-    Student and teacher have one each, with their own tokenizer, template and kwargs.
+    Student and teacher have one each, with their own tokenizer, template and kwargs. Raises UserError for a keyword
+    that the template does not read: jinja would swallow it.
     """
 
     tokenizer: Any
     chat_template: str | None = None  # None: the tokenizer's own; "plain"; or jinja text
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     close_thinking: bool = False  # a template that opens <think> in every prompt: close it, so that the answer follows
+    system: str | None = None  # takes the place of the messages' own system turn; None or "": theirs stays
+    now: datetime | None = None  # what the clock says to a template that prints the date; None: the real one
+    stop_ids: frozenset[int] = frozenset()  # left out of answers' texts, where the tokenizer does not call them special
+
+    def __post_init__(self) -> None:
+        unread = sorted(self.template_kwargs.keys() - read_kwargs(self, self.template_kwargs).keys())
+        if unread and self.template is None and self.chat_template is None:
+            return  # nothing can be rendered at all, which rendering says better
+        if unread:
+            known = variables_of(self.template) if self.template else Variables(frozenset(), frozenset())
+            near = difflib.get_close_matches(unread[0], known.read, n=1)
+            listed = ", ".join(sorted(known.settings)) or "none"
+            hint = f'did you mean "{near[0]}"?' if near else f"it reads {listed}"
+            raise UserError(
+                f"template_kwargs: the chat template of {self.name} reads no {', '.join(unread)} ({hint}), so it would "
+                "change nothing; correct or remove it"
+            )
+
+    @property
+    def name(self) -> str:
+        return str(self.tokenizer.name_or_path or "the model")
+
+    @property
+    def template(self) -> str | None:
+        """Its jinja text; None: there is none, or it is "plain"."""
+        if self.chat_template is not None:
+            return None if self.chat_template == PLAIN else self.chat_template
+        own = self.tokenizer.chat_template
+        if not isinstance(own, dict):
+            return None if own is None else str(own)
+        chosen = own.get("tool_use" if "tools" in self.template_kwargs else "default", own.get("default"))
+        if chosen is None:
+            raise UserError(
+                f"the tokenizer of {self.name} has the chat templates {', '.join(own)} and none named default; set "
+                "chat_template to the path of a jinja file"
+            )
+        return str(chosen)
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether prompts hold today's date."""
+        return self.template is not None and reads_clock(self.template)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the messages, followed by what opens the assistant's answer.
 
-        Raises UserError if there is no chat template, or the template refuses the messages.
+        Raises UserError if there is no chat template, or the template refuses the messages or drops a system turn.
         """
         ids = self.encode(self.prompt_text(messages))
         return (*self._beginning(), *ids) if self.chat_template == PLAIN else ids
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
+        text = self._rendered(self._turns(messages), add_generation_prompt=True)
+        return f"{text}</think>\n\n" if self.close_thinking and OPENED_THINKING.search(text) else text
+
+    def end_of_turn(self) -> int | None:
+        """The id that the chat template writes behind an assistant's words, read off a rendered turn.
+
+        Of several side by side (Cohere) the last. None: it writes none (GLM), or there is no template.
+        """
+        if self.template is None:
+            return None
+        turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
+        try:
+            rendered = self._rendered(turns, add_generation_prompt=False)
+        except UserError:
+            return None  # a template without assistant turns says nothing of their end
+        behind = rendered.rpartition(_SAID)[2] if _SAID in rendered else ""
+        runs = groupby(self.encode(behind), self._is_markup)
+        return next((list(ids)[-1] for is_markup, ids in runs if is_markup), None)
+
+    def _is_markup(self, token: int) -> bool:
+        """Whether it is one that was added to the vocabulary by name; Gemma's runs of line breaks are none."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return added is not None and bool(added.content.strip())
+
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        turns = [dict(message) for message in messages]
+        if not self.system:
+            return turns
+        return [{"role": "system", "content": self.system}, *(turn for turn in turns if turn["role"] != "system")]
+
+    def _rendered(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> str:
         if self.chat_template == PLAIN:
-            return "\n\n".join([*(message["content"] for message in messages), ""])
-        template = self.chat_template or self.tokenizer.chat_template
+            return "\n\n".join([*(turn["content"] for turn in turns), ""])
+        template = self.template
         if template is None:
-            name = self.tokenizer.name_or_path or "the model"
             raise UserError(
-                f"the tokenizer of {name} has no chat template, so no prompt can be rendered; "
+                f"the tokenizer of {self.name} has no chat template, so no prompt can be rendered; "
                 f'set chat_template to the path of a jinja file, or to "{PLAIN}" for a base model.'
             )
-        from jinja2 import TemplateError  # what transformers renders with; only needed where there is a template
-
         try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=False,
-                **self.template_kwargs,
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    list(turns),
+                    chat_template=with_date(template, self.now) if self.now and self.reads_clock else template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **self.template_kwargs,
+                )
             )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+        except Exception as error:  # a template is a program of somebody else's: it raises anything
+            roles = ", ".join(turn["role"] for turn in turns)
             raise UserError(
                 f"the chat template refuses messages with the roles {roles} ({error}); "
                 "change the messages or set chat_template to another template."
             ) from error
-        return f"{text}</think>\n\n" if self.close_thinking and OPENED_THINKING.search(text) else text
+        for role in ("system", "user"):
+            if any(turn["role"] == role and turn["content"].strip() not in text for turn in turns):
+                raise UserError(
+                    f"the chat template of {self.name} drops the {role} turn or changes its words; change the messages "
+                    "or set chat_template to another template."
+                )
+        return text
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text as it stands: no special token is added in front or behind."""
@@ -106,8 +192,25 @@ class Renderer:
         return text[:end], num_cut
 
     def answer_text(self, answer_ids: Sequence[int]) -> str:
-        """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up."""
-        return self.tokenizer.decode(answer_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up.
+
+        Of an answer in gpt-oss's format, the message on its channel `final`.
+        """
+        ids = [token for token in answer_ids if token not in self.stop_ids]
+        decode, plain = self.tokenizer.decode, {"clean_up_tokenization_spaces": False}
+        if self.tokenizer.convert_tokens_to_ids(HARMONY_CHANNEL) in ids:
+            text = decode(ids, skip_special_tokens=False, **plain)
+            if HARMONY_CHANNEL in text:  # not another token of a tokenizer that does not know it
+                return final_channel(text)
+        return str(decode(ids, skip_special_tokens=True, **plain))
+
+
+def read_kwargs(renderer: Renderer, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that a renderer's template reads."""
+    if not kwargs:
+        return {}
+    read = variables_of(renderer.template).read if renderer.template else frozenset()
+    return {name: value for name, value in kwargs.items() if name in read}
 
 
 def read_chat_template(value: str | None) -> str | None:

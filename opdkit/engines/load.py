@@ -27,8 +27,7 @@ def load_checkpoint(
 
 def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     folder = Path(path)
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
+    _check_folder(path)
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(folder, options)
     return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
@@ -63,20 +62,63 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
-    from peft import PeftConfig, PeftModel
+def load_generation_config(path: str, trust_remote_code: bool = False) -> Any:
+    """What a checkpoint says ends its answers: its generation config or, as transformers does, its config."""
+    from transformers import AutoConfig, GenerationConfig
+
+    with _one_sentence(f"{path} has no configuration that can be loaded"):
+        try:
+            return GenerationConfig.from_pretrained(path)
+        except OSError:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            return GenerationConfig.from_model_config(config)
+
+
+def load_words(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """(tokenizer, generation config) that `load_checkpoint` would find at the same path. No weight is read."""
+    folder = Path(path)
+    _check_folder(path)
+    if not (folder / "adapter_config.json").is_file():
+        return load_tokenizer(path, trust_remote_code), load_generation_config(path, trust_remote_code)
+    tokenizer, generation = None, None
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(path, trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        generation = load_generation_config(path)
+    if tokenizer is None or generation is None:
+        of_base = load_words(_base_of(folder), trust_remote_code)
+        tokenizer, generation = tokenizer or of_base[0], generation or of_base[1]
+    return tokenizer, generation
+
+
+def _base_of(folder: Path) -> str:
+    from peft import PeftConfig
 
     with _one_sentence(f"{folder} holds no readable adapter"):
         base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_path:
         raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
+    return str(base_path)
+
+
+def _check_folder(path: str) -> None:
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
+
+
+def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
+    from peft import PeftModel
+
+    base_path = _base_of(folder)
     base, tokenizer = _load(base_path, options)
     with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
         module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(str(folder), options["trust_remote_code"])
+    if (folder / "generation_config.json").is_file():
+        base.generation_config = load_generation_config(str(folder))
     return module, tokenizer
 
 

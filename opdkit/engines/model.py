@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opdkit.contexts.render import PLAIN, read_chat_template
+from opdkit.contexts.render import PLAIN, Renderer, read_chat_template
 from opdkit.engines.load import load_checkpoint
+from opdkit.engines.stops import find_stops
+from opdkit.engines.vocabulary import CommonIds, num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
@@ -39,21 +41,32 @@ class LanguageModel:
     """A module, its tokenizer, and what must be known to sample from it, score with it and train it.
 
     Attributes: `module` (as given, possibly a PEFT wrapper), `tokenizer`, `name` (for messages), `chat_template` (None:
-    the tokenizer's own; else "plain" or jinja text, see `contexts.render`), `num_tokens` (ids >= it do not exist),
-    `stop_ids` (any of them ends an answer), `pad_id` (fills unread places), `max_positions` (None: no limit known).
+    the tokenizer's own; else "plain" or jinja text, see `contexts.render`), `num_tokens` (ids >= it are neither sampled
+    nor scored), `stop_ids` (any of them ends an answer), `end_id` (closes an answer that is written down), `pad_id`
+    (fills unread places), `max_positions` (None: no limit known).
     """
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, *, name: str | None = None, chat_template: str | None = None
+        self,
+        module: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        chat_template: str | None = None,
+        stop_tokens: Sequence[str | int] | None = None,
     ) -> None:
-        """Raises UserError if the module is no causal language model we can score exactly."""
+        """stop_tokens: None, or what ends an answer in place of what `find_stops` finds. Raises UserError if the module
+        is no causal language model we can score exactly."""
         self.module = module
         self.tokenizer = tokenizer
         self.name = name or type(module).__name__
         self.chat_template = chat_template
         self._base = module.get_base_model() if hasattr(module, "get_base_model") else module
-        self.num_tokens = _num_tokens(tokenizer)
-        self.stop_ids = _stop_ids(self._base, tokenizer, self.name)
+        self.num_tokens = self._num_readable = num_tokens(tokenizer)
+        self._absent_ids: Tensor | None = None
+        generation = getattr(self._base, "generation_config", None)
+        stops = find_stops(Renderer(tokenizer, chat_template), generation, stop_tokens, name=self.name)
+        self.stop_ids, self.end_id = stops.ids, stops.end
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
         self.max_positions: int | None = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
         self._stand_ins: tuple[_Slot, ...] = ()
@@ -74,6 +87,7 @@ class LanguageModel:
         trust_remote_code: bool = False,
         chat_template: str | None = None,
         attn_implementation: str | None = None,
+        stop_tokens: Sequence[str | int] | None = None,
     ) -> LanguageModel:
         """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged.
 
@@ -86,7 +100,30 @@ class LanguageModel:
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it
-        return cls(module.to(device), tokenizer, name=str(path), chat_template=template)
+        return cls(module.to(device), tokenizer, name=str(path), chat_template=template, stop_tokens=stop_tokens)
+
+    def renderer(self, **how: Any) -> Renderer:
+        """How the model reads and writes: its tokenizer, template and stops, and `how` (the other fields)."""
+        return Renderer(self.tokenizer, self.chat_template, stop_ids=self.stop_ids, **how)
+
+    def limit_to(self, common: CommonIds | None) -> None:
+        """From now on answers are made of these ids alone, and compared on them alone; None: of all of them.
+
+        Prompts may hold any id of the tokenizer: they are read, not scored.
+        """
+        self.num_tokens = self._num_readable if common is None else common.end
+        absent = () if common is None else common.absent
+        self._absent_ids = torch.tensor(absent, device=self.device) if absent else None
+
+    def save(self, path: Path) -> None:
+        """Weights as they are trained (float32), tokenizer and stops, as transformers or peft load them."""
+        generation = getattr(self._base, "generation_config", None)
+        if generation is not None:
+            generation.eos_token_id = sorted(self.stop_ids)
+        self.module.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        if generation is not None and self._base is not self.module:  # peft saves the adapter alone
+            generation.save_pretrained(path)
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +147,12 @@ class LanguageModel:
             head = self._head_module
             bias_V = getattr(head, "bias", None)
             return Head(
-                weight_VH=head.weight, bias_V=bias_V, num_tokens=self.num_tokens, logit_scale=scale, softcap=softcap
+                weight_VH=head.weight,
+                bias_V=bias_V,
+                num_tokens=self.num_tokens,
+                absent_ids=self._absent_ids,
+                logit_scale=scale,
+                softcap=softcap,
             )
 
     def hidden(
@@ -152,9 +194,9 @@ class LanguageModel:
         for row, ids in enumerate(rows):
             start = longest - len(ids) if side == "left" else 0
             ids_BT[row, start : start + len(ids)] = ids
-        if not 0 <= ids_BT.min() <= ids_BT.max() < self.num_tokens:
+        if not 0 <= ids_BT.min() <= ids_BT.max() < self._num_readable:
             raise ValueError(
-                f"ids from {ids_BT.min()} to {ids_BT.max()}, but the tokenizer has {self.num_tokens} tokens"
+                f"ids from {ids_BT.min()} to {ids_BT.max()}, but the tokenizer has {self._num_readable} tokens"
             )
         return torch.from_numpy(ids_BT).to(self.device)
 
@@ -282,24 +324,6 @@ def _swapped(slots: tuple[_Slot, ...]) -> Iterator[None]:
     finally:
         for owner, leaf, parameter in originals:
             owner._parameters[leaf] = parameter
-
-
-def _num_tokens(tokenizer: Any) -> int:
-    """One more than the largest id. len(tokenizer) is smaller where added tokens leave gaps."""
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
-
-
-def _stop_ids(base: Any, tokenizer: Any, name: str) -> frozenset[int]:
-    """The tokenizer's end-of-text id and those of the generation config (chat models often stop on several)."""
-    configured = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
-    several = configured if isinstance(configured, list | tuple) else [configured]
-    ids = {int(token) for token in [*several, tokenizer.eos_token_id] if token is not None}
-    if not ids:
-        raise UserError(
-            f"{name} names no end-of-text token, so no answer could ever end; "
-            "set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json."
-        )
-    return frozenset(ids)
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

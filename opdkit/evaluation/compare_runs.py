@@ -17,7 +17,7 @@ from opdkit.tasks.math_votes import math_votes
 # How the answers were sampled. The model, the seed and the data are what may differ.
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "max_answer_tokens", "instruction", "chat_template", "template_kwargs",
-    "close_thinking",
+    "close_thinking", "system", "stop_tokens",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from opdkit.evaluation.results import (
     RESULT,
     Store,
     StoredAnswer,
+    clock_of,
     interval,
     locked,
     measure,
@@ -45,6 +47,7 @@ from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
 from opdkit.train.console import Bar, Interrupt
+from opdkit.train.jsonl import open_lines
 from opdkit.train.rollouts import sample_rollouts
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
@@ -76,6 +79,8 @@ class EvaluateOptions:
     instruction: str = "auto"
     trust_remote_code: bool = False
     close_thinking: bool = False
+    system: str | None = None
+    stop_tokens: tuple[str | int, ...] | None = None
 
     @property
     def params(self) -> SamplingParams:
@@ -161,12 +166,13 @@ def _evaluate(
     with_published: bool,
     verifier: str | None,
 ) -> dict[str, Accuracy]:
-    loaded = _load_all(options, sets, folder)
+    clock = _clock(sets, folder)
+    loaded = _load_all(options, sets, folder, clock)
     result: dict[str, Any] = {"options": asdict(options), "sets": {}, "eval": {}, "missing": dict(missing)}
     answers: dict[str, list[StoredAnswer]] = {}
     interrupt = Interrupt(console)
     with _tasks({set_.task for set_ in sets}) as tasks, interrupt.listening():
-        _sample_all(loaded, options, tasks, result, answers, with_published, console, interrupt)
+        _sample_all(loaded, options, clock, tasks, result, answers, with_published, console, interrupt)
         if verifier is not None:
             from opdkit.evaluation.verifier import verify_sets
 
@@ -183,6 +189,7 @@ def _evaluate(
 def _sample_all(
     loaded: Sequence[Loaded],
     options: EvaluateOptions,
+    clock: datetime,
     tasks: Mapping[str, GuardedTask],
     result: dict[str, Any],
     answers: dict[str, list[StoredAnswer]],
@@ -191,7 +198,7 @@ def _sample_all(
     interrupt: Interrupt,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
-    engine, renderer = load_engine(options)
+    engine, renderer = load_engine(options, clock)
     _check_fit(loaded, engine, renderer, options)
     for one in loaded:
         tasks[one.set.task].try_out(one.data.problems[0])
@@ -208,7 +215,13 @@ def _sample_all(
         console.print(f"{name}: {sentence(ours)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path) -> list[Loaded]:
+def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:
+    """One for all data sets of a folder."""
+    begun = (open_lines(folder / f"{slug(set_.name)}.jsonl") for set_ in sets)
+    return clock_of(next((rows[0].get("identity") for rows in begun if rows), None))
+
+
+def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path, clock: datetime) -> list[Loaded]:
     """Raises UserError with a sentence for every data set that cannot be evaluated."""
     loaded, faults = [], []
     names = [slug(set_.name) for set_ in sets]
@@ -217,7 +230,7 @@ def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path) -
             faults.append(f"two data sets would be written to {slug(set_.name)}.jsonl; give {set_.name} another --out")
             continue
         try:
-            loaded.append(_load(options, set_, folder))
+            loaded.append(_load(options, set_, folder, clock))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -225,7 +238,7 @@ def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path) -
     return loaded
 
 
-def _load(options: EvaluateOptions, set_: EvalSet, folder: Path) -> Loaded:
+def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime) -> Loaded:
     task = task_named(set_.task).main
     data = load_problems(
         set_.source,
@@ -234,7 +247,7 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path) -> Loaded:
         instruction=options.instruction,
         require_gold=task.needs_gold,
     )
-    store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint))
+    store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint, clock))
     return Loaded(set=set_, data=data, store=store)
 
 
@@ -293,19 +306,21 @@ def _sample_set(
         )
 
 
-def load_engine(options: EvaluateOptions) -> tuple[HFEngine, Renderer]:
+def load_engine(options: EvaluateOptions, now: datetime | None = None) -> tuple[HFEngine, Renderer]:
+    """now: the date for a chat template that prints it; None: today's."""
     model = LanguageModel.load(
         options.model,
         dtype=getattr(torch, options.dtype),
         device=pick_device(options.device),
         trust_remote_code=options.trust_remote_code,
         chat_template=options.chat_template,
+        stop_tokens=options.stop_tokens,
     )
-    renderer = Renderer(
-        model.tokenizer,
-        chat_template=model.chat_template,
+    renderer = model.renderer(
         template_kwargs=options.template_kwargs,
         close_thinking=options.close_thinking,
+        system=options.system,
+        now=now,
     )
     return HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH), renderer
 
@@ -327,12 +342,13 @@ def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
         )
 
 
-def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str) -> dict[str, Any]:
+def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
     task = task_named(set_.task).main
     asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
     del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
-    return {**asked, "fingerprint": fingerprint, "model_files": model_digest(Path(options.model))}
+    digest = model_digest(Path(options.model))
+    return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
 
 
 def task_files(task: TaskOptions) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -107,9 +108,16 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def clock_of(identity: Mapping[str, Any] | None) -> datetime:
+    """What the date is to chat templates that print it: when the first answers were asked for, so that a later call
+    asks in the same words. identity: of answers that are there already."""
+    said = (identity or {}).get("clock")
+    return datetime.fromisoformat(said) if said else datetime.now().replace(microsecond=0)
+
+
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError unless what is in the file and what is to be added answer the same question."""
-    differ = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    differ = sorted(key for key in {*found, *wanted} - {"clock"} if found.get(key) != wanted.get(key))
     if differ:
         said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in differ)
         raise UserError(f"{path} holds answers to another question: {said}; choose another --out")

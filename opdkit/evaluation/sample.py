@@ -22,7 +22,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions, check_options, load_engine, model_digest, task_files
-from opdkit.evaluation.results import check_identity
+from opdkit.evaluation.results import check_identity, clock_of
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.rejection import RULES, Rule, rejected_by
@@ -65,8 +65,9 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
         require_gold=chosen.needs_gold,
     )
     rejected = out.with_name(f"{out.name}.rejected.jsonl")
-    done = _open(out, rejected, _identity(options, data.fingerprint))
-    engine, renderer = load_engine(asked)
+    clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))
+    done = _open(out, rejected, _identity(options, data.fingerprint) | {"clock": clock.isoformat()})
+    engine, renderer = load_engine(asked, clock)
     task, interrupt, counts = make_task(chosen, data.problems[:1]), Interrupt(console), Counter[str]()
     try:
         with interrupt.listening(), Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar:

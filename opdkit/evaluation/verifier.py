@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from opdkit.contexts.render import Renderer
+from opdkit.contexts.render import Renderer, read_kwargs
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import load_tokenizer
 from opdkit.engines.model import LanguageModel
@@ -245,5 +245,5 @@ def letter_ids(renderer: Renderer) -> tuple[int, int]:
 
 
 def _renderer(tokenizer: Any) -> Renderer:
-    """Templates that know no such switch ignore it: a model that begins to think has not given its verdict."""
-    return Renderer(tokenizer, template_kwargs={"enable_thinking": False})
+    """Without thinking, where the template knows the switch: a model that begins to think has not given its verdict."""
+    return Renderer(tokenizer, template_kwargs=read_kwargs(Renderer(tokenizer), {"enable_thinking": False}))

@@ -16,6 +16,9 @@ from opdkit.losses.logprobs import math_dtype
 from opdkit.losses.terms import Term, counted_tokens
 from opdkit.types import Needs
 
+# Far below any logit and finite: its probability is exactly 0, and 0 times its log-probability is 0 and not NaN.
+ABSENT_LOGIT = -1e5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
@@ -23,6 +26,7 @@ class Head:
 
     weight_VH    may have more rows than the tokenizer has ids (a padded vocabulary), and so may bias_V
     num_tokens   V, how many ids the tokenizer knows; rows from there on take no part, on either side
+    absent_ids   ids below V that do not exist either (only one of two models knows them): their probability is 0
     logit_scale  multiplied (Cohere's logit_scale; 1 / Granite's logits_scaling)
     softcap      c tanh(. / c), after the scale (Gemma's final_logit_softcapping); None: no cap
     """
@@ -30,6 +34,7 @@ class Head:
     weight_VH: Tensor
     num_tokens: int
     bias_V: Tensor | None = None
+    absent_ids: Tensor | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
 
@@ -55,10 +60,12 @@ class Head:
     def logits(self, output_nV: Tensor, temperature: float) -> Tensor:
         """[n, V] logits / temperature from the plain output, in `math_dtype`."""
         output_nV = output_nV.to(math_dtype(output_nV.dtype))
-        if self.softcap is not None:
-            return torch.tanh(output_nV * (self.logit_scale / self.softcap)) * (self.softcap / temperature)
         factor = self.logit_scale / temperature
-        return output_nV if factor == 1 else output_nV * factor
+        if self.softcap is not None:
+            output_nV = torch.tanh(output_nV * (self.logit_scale / self.softcap)) * (self.softcap / temperature)
+        elif factor != 1:
+            output_nV = output_nV * factor
+        return output_nV if self.absent_ids is None else output_nV.index_fill(-1, self.absent_ids, ABSENT_LOGIT)
 
 
 def mixed_head(reference: Head, other: Head, share: float) -> Head:

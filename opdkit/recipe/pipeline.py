@@ -38,7 +38,7 @@ from opdkit.errors import UserError
 from opdkit.recipe.build import sentences
 from opdkit.recipe.load import key_values, merge, parse_recipe, read_toml
 from opdkit.recipe.rules import missing_paths, paths_of
-from opdkit.recipe.sections import Count, PositiveInt, Recipe, Section, Strings, did_you_mean
+from opdkit.recipe.sections import Count, PositiveInt, Recipe, Section, StopTokens, Strings, did_you_mean
 from opdkit.tasks.options import resolve_task
 from opdkit.tasks.rejection import RULES
 
@@ -65,6 +65,8 @@ class Asked(Section):
     chat_template: str | None = None
     template_kwargs: Mapping[str, Any] = {}
     close_thinking: bool = False
+    system: str | None = None
+    stop_tokens: StopTokens | None = None
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     trust_remote_code: bool = False
 

@@ -89,6 +89,9 @@ def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
     for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
         if getattr(teacher, key):
             yield f'teacher.{key} = {getattr(teacher, key)!r} is only read with teacher.kind = "model"; remove it'
+    for key in ("close_thinking", "system") if teacher.kind == "none" else ():
+        if getattr(teacher, key) is not None:
+            yield f'teacher.{key} = {getattr(teacher, key)!r} is not read with teacher.kind = "none"; remove it'
     if teacher.weights == "adapter_off" and not is_adapter and recipe.model.lora is None:
         yield (
             'teacher.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '

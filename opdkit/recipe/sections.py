@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
 
+StopTokens = Annotated[tuple[str | int, ...], Field(strict=False, min_length=1)]
+
 
 def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
     def check(name: str) -> str:
@@ -55,6 +57,10 @@ class ModelSection(Section):
     chat_template: str | None = None  # a jinja file, or "plain", for tokenizers that have none
     template_kwargs: Mapping[str, Any] = {}  # passed to the chat template, e.g. { enable_thinking = false }
     close_thinking: bool = False  # where the template opens <think> in every prompt (R1, Olmo-Think), close it again
+    system: str | None = None  # a system prompt, in place of the data's own
+    # What ends an answer, as tokens or ids. Default: the chat template's end of turn, the tokenizer's end of text and
+    # the generation config's ids, together.
+    stop_tokens: StopTokens | None = None
     lora: LoraSection | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
@@ -72,7 +78,11 @@ class TeacherSection(Section):
     path: str | None = None  # kind = "model"
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None
-    template_kwargs: Mapping[str, Any] | None = None  # default: the student's
+    template_kwargs: Mapping[str, Any] | None = (
+        None  # default: the student's, as far as the teacher's template reads them
+    )
+    close_thinking: bool | None = None  # default: as the student. false beside the student's true: OPSD's asymmetry
+    system: str | None = None  # default: the student's; "" is none
     trust_remote_code: bool = False
 
 

@@ -7,11 +7,29 @@ from collections import deque
 
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+HARMONY_CHANNEL, _HARMONY_MESSAGE = "<|channel|>", "<|message|>"
+_HARMONY_END = re.compile(r"<\|(?:end|return|call|start|channel|endoftext)\|>")
+_FINAL = re.compile(r"\s*final\b")
+
+
+def final_channel(text: str) -> str:
+    """What an answer in gpt-oss's format (harmony) says to the reader: its last message on the channel `final`.
+
+    "" where it has none: it was cut while it thought, or called a tool. Any other text comes back as it is.
+    """
+    if HARMONY_CHANNEL not in text or _HARMONY_MESSAGE not in text:
+        return text
+    said = ""
+    for message in text.split(HARMONY_CHANNEL)[1:]:
+        header, opened, body = message.partition(_HARMONY_MESSAGE)
+        if opened and _FINAL.match(header) and not _HARMONY_END.search(header):
+            said = _HARMONY_END.split(body, maxsplit=1)[0]
+    return said
 
 
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`; of thinking that never ends, what stands before it."""
-    final = text.rpartition(_THINK_CLOSE)[2]
+    final = final_channel(text).rpartition(_THINK_CLOSE)[2]
     return final.partition(_THINK_OPEN)[0]
 
 

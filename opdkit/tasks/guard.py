@@ -18,6 +18,7 @@ from typing import Any
 from opdkit.errors import UserError
 from opdkit.metrics import Metric
 from opdkit.tasks.base import VERDICTS, Grade, GraderDown, Task
+from opdkit.tasks.final_text import final_channel
 from opdkit.tasks.options import TaskOptions, resolve_task
 from opdkit.tasks.sandbox import SandboxUnavailable
 from opdkit.types import Problem
@@ -123,8 +124,8 @@ class GuardedTask:
             return Grade(score=None, verdict="error", feedback=f"the grader failed: {crash}")
 
     def _checked(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        """Raises for what a grader must not return."""
-        grades = self._task.grade(items)
+        """Raises for what a grader must not return. Graders read what the answer says to its reader."""
+        grades = self._task.grade([(problem, final_channel(text)) for problem, text in items])
         if len(grades) != len(items):
             raise ValueError(f"{len(grades)} grades for {len(items)} answers")
         for grade in grades:

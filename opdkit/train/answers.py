@@ -39,7 +39,7 @@ class Answers:
             return dataset_groups(
                 problems,
                 renderer=self.renderer,
-                stop_id=self.student.tokenizer.eos_token_id,
+                stop_id=self.student.end_id,
                 max_answer_tokens=self.recipe.sampling.max_answer_tokens,
                 policy_version=step,
             )

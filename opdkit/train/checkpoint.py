@@ -74,7 +74,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        save_model(model, unfinished / "model")
+        model.save(unfinished / "model")
         files = [name for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors]
         for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
             if tensors:
@@ -99,12 +99,6 @@ def save(
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return target
-
-
-def save_model(model: LanguageModel, path: Path) -> None:
-    """The weights as they are trained (float32) and the tokenizer, as transformers or peft load any checkpoint."""
-    model.module.save_pretrained(path)
-    model.tokenizer.save_pretrained(path)
 
 
 def latest(folder: Path) -> Saved | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from opdkit.contexts.render import Renderer, long_prompts
+from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
@@ -36,6 +37,7 @@ from opdkit.train.pass_rates import grades_the_student, measure_pass_rates
 from opdkit.train.resume import check_same_recipe
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
+from opdkit.train.sides import read_sides, student_reading
 from opdkit.train.stages import Stages
 from opdkit.train.state import State
 from opdkit.train.step import train_step
@@ -72,9 +74,11 @@ def train(
     saved = checkpoint.latest(existing.checkpoints) if resume else None
     if resume:
         check_same_recipe(existing.read_recipe(), recipe.as_dict(), steps_taken=saved.step if saved else 0)
-    parts = Parts(recipe, saved)
+    now = existing.clock(anew=overwrite)
+    sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
+    parts = Parts(recipe, saved, now=now)
     with (
-        closing(Run(recipe, parts, data, eval_sets, console)) as run,
+        closing(Run(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run,
         RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder,
     ):
         return run.go(folder, saved)
@@ -83,16 +87,13 @@ def train(
 class Parts:
     """What a run is made of: the models, and what moves them."""
 
-    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None) -> None:
+    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None) -> None:
+        """now: the date for templates that print it; None: today's."""
+        self.now = now
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
-        self.renderer = Renderer(
-            self.student.tokenizer,
-            chat_template=self.student.chat_template,
-            template_kwargs=recipe.model.template_kwargs,
-            close_thinking=recipe.model.close_thinking,
-        )
+        self.renderer = self.student.renderer(**student_reading(recipe, now))
         self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-        self.teacher = make_teacher(recipe, self.student, self.optimizer)
+        self.teacher = make_teacher(recipe, self.student, self.optimizer, now)
         if saved:
             self.optimizer.load_state(saved.tensors("optimizer"))
             if self.teacher:
@@ -103,14 +104,21 @@ class Run:
     """One run while it lasts."""
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, data: Dataset, eval_sets: dict[str, Dataset], console: Console
+        self,
+        recipe: Recipe,
+        parts: Parts,
+        data: Dataset,
+        eval_sets: dict[str, Dataset],
+        console: Console,
+        doubts: Sequence[str] = (),
     ) -> None:
+        """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
         self.recipe, self.parts, self.console = recipe, parts, console
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
-        for sentence in warnings(recipe):
+        for sentence in [*warnings(recipe), *doubts]:
             self._warn(sentence)
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
@@ -145,7 +153,7 @@ class Run:
             self._restore(saved)
         folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
-        folder.write_environment(self._fingerprints(), task=self.task.describe())
+        folder.write_environment(self._fingerprints(), task=self.task.describe(), clock=self.parts.now)
         self.folder, self.saved_step = folder, state.step
         self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
         log = MetricsLog(
@@ -325,6 +333,9 @@ class Run:
         if data.dropped:
             where, why = data.dropped[0]
             self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
+        own = sum(any(turn["role"] == "system" for turn in problem.messages) for problem in data.problems)
+        if self.recipe.model.system and own:
+            self._warn(f"{own} problems of {data.source} have a system turn, which model.system takes the place of")
         if data.num_duplicate_ids:
             self._warn(
                 f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"

@@ -21,6 +21,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,13 +124,33 @@ class RunFolder:
     def read_recipe(self) -> dict[str, Any]:
         return tomllib.loads(self._read(self.recipe))
 
-    def write_environment(self, fingerprints: Mapping[str, str], *, task: Mapping[str, Any] | None = None) -> None:
+    def clock(self, *, anew: bool = False) -> datetime:
+        """What the date is to chat templates that print it: the day the run began, whenever it is resumed.
+
+        anew: the run that is there will be replaced.
+        """
+        began = {} if anew or not self.environment.exists() else self.read_environment()
+        if "clock" in began:
+            return datetime.fromisoformat(began["clock"])
+        if "time" in began:  # by opdkit 0.1: when it was first written, in UTC
+            return datetime.fromisoformat(began["time"]).astimezone().replace(tzinfo=None)
+        return datetime.now().replace(microsecond=0)
+
+    def write_environment(
+        self,
+        fingerprints: Mapping[str, str],
+        *,
+        task: Mapping[str, Any] | None = None,
+        clock: datetime | None = None,
+    ) -> None:
         """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades.
 
+        clock: what its prompts say the date is, where a chat template prints it.
         A resumed run keeps the first record and appends what it resumes on. Raises UserError when the data changed.
         """
         now = describe_environment() | ({} if task is None else {"task": task})
         if not self.environment.exists():
+            now |= {} if clock is None else {"clock": clock.isoformat()}
             _write_json(self.environment, {**now, "data": dict(fingerprints), "resumed": []})
             return
         first = json.loads(self._read(self.environment))
@@ -204,6 +225,13 @@ class RunFolder:
             for entry in folder.iterdir():
                 if _is_unfinished(entry) and entry.is_file():
                     entry.unlink()
+
+
+def teacher_reading_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """How a saved run's teacher was asked: what its [teacher] does not say was as for the student."""
+    model, teacher = recipe.get("model", {}), recipe.get("teacher", {})
+    defaults = {"template_kwargs": {}, "close_thinking": False, "system": None}
+    return {key: teacher.get(key, model.get(key, default)) for key, default in defaults.items()}
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
         trust_remote_code=section.trust_remote_code,
         chat_template=section.chat_template,
         attn_implementation=section.attn_implementation,
+        stop_tokens=section.stop_tokens,
     )
     if section.lora and resume_from is None:
         student = _with_lora(student, recipe)
@@ -71,4 +72,10 @@ def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
     base = Path(recipe.model.path)
     if base.exists():  # a relative path would be lost as soon as somebody evaluates from another folder
         module.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    return LanguageModel(module, student.tokenizer, name=student.name, chat_template=student.chat_template)
+    return LanguageModel(
+        module,
+        student.tokenizer,
+        name=student.name,
+        chat_template=student.chat_template,
+        stop_tokens=recipe.model.stop_tokens,
+    )

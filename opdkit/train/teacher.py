@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import datetime
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
 from opdkit.engines.hf import HFEngine, signals_of
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.vocabulary import common_ids
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe
 from opdkit.train.optimizer import Optimizer
+from opdkit.train.sides import teacher_reading
 from opdkit.types import Needs, TeacherSignal
 
 Weights = Callable[[], Mapping[str, Tensor] | None]
@@ -206,14 +209,20 @@ class TrustRegionTeacher(Teacher):
         self.initial.load_state(state)
 
 
-def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -> Teacher | None:
-    """The recipe's teacher; None where the method asks none. Raises UserError for a teacher that cannot be compared."""
+def make_teacher(
+    recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
+) -> Teacher | None:
+    """The recipe's teacher; None where the method asks none. now: the date that its template prints, if it does.
+
+    Raises UserError for a teacher that cannot be compared.
+    """
     section, max_tokens = recipe.teacher, recipe.sampling.max_tokens_per_batch
     if section.kind == "none":
         return None
+    model = _other_model(recipe, student) if section.kind == "model" else student
+    own = model.renderer(**teacher_reading(recipe, model.renderer(), now))
     if section.kind == "model":
-        return _other_model(recipe, student)
-    own = Renderer(student.tokenizer, template_kwargs=_kwargs(recipe), chat_template=student.chat_template)
+        return Teacher(model, own, max_tokens_per_batch=max_tokens)
     if section.weights == "initial":
         return InitialTeacher(student, own, optimizer, max_tokens)
     if section.weights == "ema":
@@ -227,21 +236,14 @@ def make_teacher(recipe: Recipe, student: LanguageModel, optimizer: Optimizer) -
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 
-def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
-    """Raises UserError unless both read the same ids as the same text (only padding of the vocabulary may differ)."""
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if ours == theirs:
-        return
-    differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    examples = ", ".join(f"{token!r} ({ours.get(token)} / {theirs.get(token)})" for token in differ[:3])
-    raise UserError(
-        f"teacher.path = {teacher.name}: its tokenizer is not the student's ({student.name}): {len(differ)} tokens "
-        f"have other ids, e.g. {examples} (student / teacher). A teacher scores the student's token ids, so the "
-        "vocabularies must be equal; choose a teacher of the same family."
-    )
+def limit_to_common(student: LanguageModel, teacher: LanguageModel) -> None:
+    """From now on both say and hear only the ids that mean the same to both. Raises UserError if those are too few."""
+    common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
+    for model in (student, teacher):
+        model.limit_to(common)
 
 
-def _other_model(recipe: Recipe, student: LanguageModel) -> Teacher:
+def _other_model(recipe: Recipe, student: LanguageModel) -> LanguageModel:
     section = recipe.teacher
     assert section.path is not None
     model = LanguageModel.load(
@@ -252,15 +254,9 @@ def _other_model(recipe: Recipe, student: LanguageModel) -> Teacher:
         chat_template=section.chat_template,
         attn_implementation=recipe.model.attn_implementation,
     )
-    check_same_tokens(student, model)
+    limit_to_common(student, model)
     model.module.requires_grad_(False)
-    own = Renderer(model.tokenizer, template_kwargs=_kwargs(recipe), chat_template=model.chat_template)
-    return Teacher(model, own, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch)
-
-
-def _kwargs(recipe: Recipe) -> Mapping[str, object]:
-    chosen = recipe.teacher.template_kwargs
-    return recipe.model.template_kwargs if chosen is None else chosen
+    return model
 
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,9 @@ class SignalOptions:
     context: Mapping[str, Any]  # keys of [context] that say how peers are shown, not who
     chat_template: str | None = None  # None, and no kwargs: as the answers were sampled or trained on
     template_kwargs: Mapping[str, Any]
+    close_thinking: bool = False
+    system: str | None = None
+    stop_tokens: tuple[str, ...] | None = None
     dtype: str = "bfloat16"
     device: str = "auto"
     trust_remote_code: bool = False

@@ -16,7 +16,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.options import TaskOptions
 from opdkit.train.rows import load_rows
+from opdkit.train.run_folder import RunFolder, teacher_reading_of
 from opdkit.types import Group, Problem, Rollout, seed_from
 
 ROLLOUTS = "rollouts.jsonl"
@@ -42,6 +43,14 @@ class Template:
 
     chat_template: str | None = None  # None: the tokenizer's own; "plain"; or jinja text
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    close_thinking: bool = False
+    system: str | None = None
+    clock: str | None = None  # what the date was to a template that prints it
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a header, without what is not set: as opdkit 0.1 wrote it."""
+        said = asdict(self)
+        return {key: said[key] for key in said if said[key] or key in ("chat_template", "template_kwargs")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +213,7 @@ def _of_rows(files: Sequence[Path], run: Path) -> Found:
             for row in kept
         ],
         origin={"rollouts": "rows", "path": str(run), "digest": _digest(files)},
-        template=_template_of(recipe) if recipe else None,
+        template=_template_of(recipe, run) if recipe else None,
         context=context,
         vocabulary=_vocabulary(run, recipe),
         dropped=Counter({"answers_of_older_policies": len(rows) - len(kept)}),
@@ -235,13 +244,13 @@ def vocabulary_digest(vocabulary: Mapping[str, int]) -> str:
     return hashlib.blake2b(json.dumps(sorted(vocabulary.items())).encode(), digest_size=16).hexdigest()
 
 
-def _template_of(recipe: Mapping[str, Any]) -> Template:
+def _template_of(recipe: Mapping[str, Any], run: Path) -> Template:
     """What the run's teacher reads through: another model has its own chat template, and kwargs of its own or the
     student's."""
     model, teacher = recipe.get("model", {}), recipe.get("teacher", {})
     chosen = teacher if teacher.get("kind") == "model" else model
-    kwargs = teacher.get("template_kwargs", model.get("template_kwargs", {}))
-    return Template(chat_template=read_chat_template(chosen.get("chat_template")), template_kwargs=kwargs)
+    template = read_chat_template(chosen.get("chat_template"))
+    return Template(chat_template=template, **teacher_reading_of(recipe), clock=RunFolder(run).clock().isoformat())
 
 
 def _of_evaluation(path: Path) -> Found:
@@ -266,7 +275,7 @@ def _of_evaluation(path: Path) -> Found:
     asked = answers.asked
     template = None
     if "template_kwargs" in asked:
-        template = Template(chat_template=asked["chat_template"], template_kwargs=asked["template_kwargs"])
+        template = Template(chat_template=asked["chat_template"], **_asked_how(asked))
     origin = {
         "rollouts": "evaluate",
         "path": str(path),
@@ -315,9 +324,7 @@ def _of_sample(path: Path) -> Found:
         pairs.append((problem, {**row, "answer_ids": None, "not_written": ()}))
         number[problem.id] += 1
         dropped["answers_whose_end_is_unknown"] += finish is None
-    template = Template(
-        chat_template=read_chat_template(asked["chat_template"]), template_kwargs=asked["template_kwargs"]
-    )
+    template = Template(chat_template=read_chat_template(asked["chat_template"]), **_asked_how(asked))
     origin = {"rollouts": "sample", "path": str(path), "digest": _digest_of_rows(row for _, row in pairs)}
     return Found(answers=pairs, origin=origin, template=template, dropped=dropped)
 
@@ -347,10 +354,15 @@ def _of_analysis(path: Path) -> Found:
 
 
 def _stop_id(renderer: Renderer, stop_ids: Iterable[int]) -> int:
-    """The id that closes an answer read back from text: the tokenizer's own end, or else the smallest that stops."""
+    """The id that closes an answer read back from text: the chat template's own, the tokenizer's, or the smallest."""
     ids = sorted(stop_ids)
-    eos = renderer.tokenizer.eos_token_id
-    return int(eos) if eos in ids else ids[0]
+    return next((int(end) for end in (renderer.end_of_turn(), renderer.tokenizer.eos_token_id) if end in ids), ids[0])
+
+
+def _asked_how(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an identity that `opdkit evaluate` or `sample` wrote: how its prompts were made, but for the template."""
+    keys = ("template_kwargs", "close_thinking", "system", "clock")
+    return {key: asked[key] for key in keys if key in asked}
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -38,11 +39,12 @@ from opdkit.analysis.signal.parts import (
 )
 from opdkit.analysis.signal.sampling import SamplingOptions, load_data, sample_into
 from opdkit.analysis.signal.scores import pairs_of, score
-from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.render import Renderer, read_chat_template, read_kwargs
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, model_digest, task_files
+from opdkit.evaluation.results import clock_of
 from opdkit.tasks.guard import task_named
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import open_lines
@@ -73,7 +75,7 @@ class ModelSteps:
         header, lines = read_whole(self.folder / ROLLOUTS, "rollouts")
         self._check_vocabulary(header["vocabulary"])
         groups, counts = usable_groups(lines)
-        template = self._template(header["template"])
+        template = self._template(Template(**header["template"]) if header["template"] else None)
         settings = {key: value for key, value in header["context"].items() if key not in CHOSEN_BY_CONDITION}
         peers = peers_of({**settings, **self.options.context})
         conditions, missing = showable(conditions_of(self.options.conditions), peers)
@@ -97,7 +99,7 @@ class ModelSteps:
         said = {
             "identity": as_json(identity),
             "num_lines": len(shown),
-            "template": asdict(template),
+            "template": template.as_dict(),
             "shows": {condition.name: condition.shows for condition in conditions},
             "answers": header["identity"],
             "counts": {**header["counts"], **counts},
@@ -147,13 +149,13 @@ class ModelSteps:
                       "compared with the teacher's")  # fmt: skip
         else:
             self._check_vocabulary(found.vocabulary or self._teacher.vocabulary)
-        template = self._template(asdict(found.template) if found.template else None)
+        template = self._template(found.template)
         lines, counts = complete(found, self._teacher.renderer(template), self._teacher.model.stop_ids)
         header = {
             "identity": as_json(identity),
             "num_lines": len(lines),
             "vocabulary": self._teacher.vocabulary,
-            "template": asdict(template),
+            "template": template.as_dict(),
             "context": as_json(found.context),
             "counts": dict(counts),
         }
@@ -164,6 +166,8 @@ class ModelSteps:
         data = load_data(sampling, limit=options.limit, seed=options.seed)
         student = self._teacher if sampling.student is None else Model(sampling.student, options)
         template = self._template(None)
+        if begun := open_lines(path):  # the date it was begun on
+            template = replace(template, clock=begun[0].get("template", {}).get("clock"))
         identity = {
             "rollouts": "sampled",
             **asdict(sampling),
@@ -181,7 +185,7 @@ class ModelSteps:
             "identity": as_json(identity),
             "num_lines": num_lines,
             "vocabulary": student.vocabulary,
-            "template": asdict(template),
+            "template": template.as_dict(),
             "context": {},
             "counts": {"rows_dropped_by_the_reader": len(data.dropped)},
         }
@@ -205,13 +209,17 @@ class ModelSteps:
         assert self.options.model is not None  # `_check` has seen to it
         return Model(self.options.model, self.options)
 
-    def _template(self, saved: Mapping[str, Any] | None) -> Template:
+    def _template(self, saved: Template | None) -> Template:
         """What was asked for, else what the answers were sampled or trained on, else the tokenizer's own."""
-        asked = self.options
-        found = Template(**saved) if saved else Template()
+        asked, found = self.options, saved or Template()
+        chat_template = read_chat_template(asked.chat_template) if asked.chat_template else found.chat_template
+        dated = Renderer(self._teacher.model.tokenizer, chat_template).reads_clock
         return Template(
-            chat_template=read_chat_template(asked.chat_template) if asked.chat_template else found.chat_template,
+            chat_template=chat_template,
             template_kwargs=as_json(dict(asked.template_kwargs or found.template_kwargs)),
+            close_thinking=asked.close_thinking or found.close_thinking,
+            system=found.system if asked.system is None else asked.system,
+            clock=(found.clock or clock_of(None).isoformat()) if dated else None,
         )
 
     def _reading(self, template: Template) -> dict[str, Any]:
@@ -271,6 +279,7 @@ class Model:
             dtype=getattr(torch, self._options.dtype),
             device=pick_device(self._options.device),
             trust_remote_code=self._options.trust_remote_code,
+            stop_tokens=self._options.stop_tokens,
         )
 
     @cached_property
@@ -282,12 +291,21 @@ class Model:
         return {"model": self.name, "model_files": model_digest(Path(self.name)), "dtype": self._options.dtype}
 
     def renderer(self, template: Template) -> Renderer:
-        return Renderer(
-            self.model.tokenizer, chat_template=template.chat_template, template_kwargs=template.template_kwargs
+        kwargs, bare = template.template_kwargs, Renderer(self.model.tokenizer, template.chat_template)
+        return replace(
+            bare,
+            # What was found beside the answers was for another model's template, which may read more.
+            template_kwargs=kwargs if self._options.template_kwargs else read_kwargs(bare, kwargs),
+            close_thinking=template.close_thinking,
+            system=template.system,
+            now=None if template.clock is None else datetime.fromisoformat(template.clock),
+            stop_ids=self.model.stop_ids,
         )
 
     def reading(self, template: Template) -> dict[str, Any]:
         """What makes token ids of chat turns."""
         text = template.chat_template or self.model.tokenizer.chat_template or ""
         digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        return {"text": digest, "kwargs": dict(template.template_kwargs), "vocabulary": self.vocabulary}
+        how = {"close_thinking": template.close_thinking, "system": template.system}
+        chosen = {key: value for key, value in how.items() if value}  # what opdkit 0.1 wrote has neither
+        return {"text": digest, "kwargs": dict(template.template_kwargs), "vocabulary": self.vocabulary, **chosen}

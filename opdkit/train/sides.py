@@ -1,0 +1,265 @@
+"""Student and teacher side by side, before a weight is loaded: how each is asked, how it ends, which ids both know.
+
+`opdkit train`, `opdkit fit` and `opdkit check --models` say the same sentences, and this is where they come from. What
+would ruin a run is refused; what is probably not meant is a warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
+from opdkit.engines.load import load_words
+from opdkit.engines.stops import Stops, find_stops, texts_of
+from opdkit.engines.vocabulary import CommonIds, common_ids
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe, load_recipe
+from opdkit.recipe.load import read_toml
+from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
+from opdkit.types import Message
+
+QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
+_CLOSED_THINKING = re.compile(r"<think\s*>\s*</think\s*>\s*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One model as it reads and ends."""
+
+    label: str  # the section of the recipe
+    name: str
+    renderer: Renderer
+    stops: Stops
+
+    def opening(self, messages: Sequence[Message] = QUESTION) -> str:
+        """What the template writes behind the last turn's words: the end of the turn, the role, perhaps a think tag."""
+        return self.renderer.prompt_text(messages).rpartition(messages[-1]["content"].strip())[2][-120:]
+
+    @property
+    def thinking(self) -> str:
+        """How an answer begins."""
+        opening = self.opening()
+        if OPENED_THINKING.search(opening):
+            return "inside a thought"
+        return "behind an empty thought" if _CLOSED_THINKING.search(opening) else "without a thought"
+
+    @property
+    def bos(self) -> str | None:
+        """The beginning-of-text token its prompts begin with."""
+        bos: str | None = self.renderer.tokenizer.bos_token
+        if bos is None:
+            return None
+        written = self.renderer.prompt_text(QUESTION).startswith(bos)
+        return bos if written or (self.renderer.chat_template == PLAIN and self.adds_bos) else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether its tokenizer puts one in front of every text of its own accord."""
+        tokenizer = self.renderer.tokenizer
+        return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """What a recipe's models are to each other. common: None where they know the same ids, or there is one model."""
+
+    student: Side
+    teacher: Side | None
+    common: CommonIds | None
+    warnings: tuple[str, ...]
+
+
+def student_reading(recipe: Recipe, now: datetime | None) -> dict[str, Any]:
+    """How the student's renderer is made (`LanguageModel.renderer`)."""
+    section = recipe.model
+    return {
+        "template_kwargs": section.template_kwargs,
+        "close_thinking": section.close_thinking,
+        "system": section.system,
+        "now": now,
+    }
+
+
+def teacher_reading(recipe: Recipe, bare: Renderer, now: datetime | None) -> dict[str, Any]:
+    """How the teacher's renderer is made: what [teacher] does not say is as for the student. bare: without kwargs."""
+    model, section = recipe.model, recipe.teacher
+    kwargs = section.template_kwargs
+    return {
+        "template_kwargs": read_kwargs(bare, model.template_kwargs) if kwargs is None else kwargs,
+        "close_thinking": model.close_thinking if section.close_thinking is None else section.close_thinking,
+        "system": model.system if section.system is None else section.system,
+        "now": now,
+    }
+
+
+def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: datetime | None = None) -> Sides:
+    """Load both tokenizers and compare. student: its folder, where a run goes on from a checkpoint.
+
+    Raises UserError with a line for each thing that would ruin the run.
+    """
+    model, section = recipe.model, recipe.teacher
+    ours = _words(str(student or model.path), model.trust_remote_code, model.chat_template)
+    stops = find_stops(ours.bare, ours.generation_config, model.stop_tokens, name=str(model.path))
+    pupil = Side(
+        label="model", name=model.path, renderer=ours.renderer(stops, student_reading(recipe, now)), stops=stops
+    )  # fmt: skip
+    pupil.opening()  # what cannot be rendered shows here
+    if section.kind == "none":
+        return Sides(student=pupil, teacher=None, common=None, warnings=tuple(_own_warnings(pupil, recipe)))
+    name = model.path
+    if section.kind == "model":
+        assert section.path is not None
+        name = section.path
+        ours = _words(name, section.trust_remote_code, section.chat_template)
+        stops = find_stops(ours.bare, ours.generation_config, name=name)
+    reading = teacher_reading(recipe, ours.bare, now)
+    tutor = Side(label="teacher", name=name, renderer=ours.renderer(stops, reading), stops=stops)
+    tutor.opening()
+    common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
+    if faults := list(_faults(pupil, tutor, common)):
+        raise UserError("\n".join(faults))
+    unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
+    said = [*_own_warnings(pupil, recipe), *_pair_warnings(pupil, tutor, recipe)]
+    if section.kind == "model" or section.close_thinking:
+        said += _own_warnings(tutor, recipe)
+    if unread and section.template_kwargs is None:
+        said.append(
+            f"the teacher's chat template reads no {', '.join(unread)}, which model.template_kwargs sets for the "
+            "student; say what the teacher reads with teacher.template_kwargs"
+        )
+    if common is not None:
+        said.append(common.sentence)
+    return Sides(student=pupil, teacher=tutor, common=common, warnings=tuple(said))
+
+
+def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What is doubtful about the models of a recipe or of a pipeline's stages, a sentence each.
+
+    Models that a stage is yet to make are named, not looked at. Raises UserError with a line for every fault.
+    """
+    if not is_pipeline(read_toml(path)):
+        with _in_front(f"{path}: "):
+            return list(read_sides(load_recipe(path, overrides)).warnings)
+    pipeline, said, faults = load_pipeline(path, overrides), [], []
+    made = {str(stage.result) for stage in pipeline.stages}
+    for stage in pipeline.stages:
+        asked = stage.does
+        paths = [asked.model.path, asked.teacher.path] if isinstance(asked, Recipe) else [getattr(asked, "model", None)]
+        if missing := [one for one in paths if one in made and not Path(one).exists()]:
+            said.append(f"stage {stage.name}: {missing[0]} is not made yet, so its models were not looked at")
+            continue
+        try:
+            with _in_front(f"{path}: stage {stage.name}: "):
+                if isinstance(asked, Recipe):
+                    said += [f"stage {stage.name}: {sentence}" for sentence in read_sides(asked).warnings]
+                elif isinstance(asked, Asked):
+                    _check_asked(asked)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    return said
+
+
+def _check_asked(asked: Asked) -> None:
+    words = _words(asked.model, asked.trust_remote_code, asked.chat_template)
+    find_stops(words.bare, words.generation_config, asked.stop_tokens, name=asked.model)
+    renderer = Renderer(words.tokenizer, words.chat_template, asked.template_kwargs, system=asked.system)
+    renderer.prompt_text(QUESTION)
+
+
+@contextmanager
+def _in_front(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError("\n".join(where + line for line in str(error).splitlines())) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    tokenizer: Any
+    generation_config: Any
+    chat_template: str | None
+
+    @property
+    def bare(self) -> Renderer:
+        return Renderer(self.tokenizer, self.chat_template)
+
+    def renderer(self, stops: Stops, reading: Mapping[str, Any]) -> Renderer:
+        return Renderer(self.tokenizer, self.chat_template, stop_ids=stops.ids, **reading)
+
+
+def _words(path: str, trust_remote_code: bool, chat_template: str | None) -> _Words:
+    return _Words(*load_words(path, trust_remote_code), read_chat_template(chat_template))
+
+
+def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]:
+    ends, ours, theirs = teacher.stops.end, student.renderer.tokenizer, teacher.renderer.tokenizer
+    faults = []
+    if ends not in student.stops.ids:
+        wanted = texts_of(theirs, {*student.stops.ids, ends} & {*theirs.get_vocab().values()})
+        faults.append(
+            f"the teacher ends its answers with {texts_of(theirs, [ends])}, which does not stop the student (it stops "
+            f"at {texts_of(ours, student.stops.ids)}): it would learn to write it and go on. Give both one chat "
+            f"template (model.chat_template), or set model.stop_tokens = [{wanted}]"
+        )
+    if common is not None and (student.stops.end >= common.end or student.stops.end in common.absent):
+        shared = [token for token in student.stops.ids if token < common.end and token not in common.absent]
+        way = f"set model.stop_tokens = [{texts_of(ours, shared)}]" if shared else "choose another teacher"
+        faults.append(
+            f"the student ends its answers with {texts_of(ours, [student.stops.end])}, which the teacher's vocabulary "
+            f"lacks, so no answer could be taught to end; {way}"
+        )
+    return faults
+
+
+def _own_warnings(side: Side, recipe: Recipe) -> list[str]:
+    said, section = [], recipe.model if side.label == "model" else recipe.teacher
+    if side.adds_bos and side.bos is None:
+        said.append(
+            f"{side.label}: its tokenizer begins every text with {side.renderer.tokenizer.bos_token!r}, but its chat "
+            f"template does not, so no prompt has one; write it into the template ({side.label}.chat_template)"
+        )
+    if side.renderer.reads_clock and side.renderer.now is not None:
+        said.append(f"{side.label}: its chat template prints the date, which stays {side.renderer.now:%Y-%m-%d}")
+    if section.close_thinking and not OPENED_THINKING.search(_left_open(side)):
+        said.append(f"{side.label}.close_thinking = true closes nothing: its chat template opens no <think>; remove it")
+    return said
+
+
+def _left_open(side: Side) -> str:
+    return replace(side.renderer, close_thinking=False).prompt_text(QUESTION)
+
+
+def _pair_warnings(student: Side, teacher: Side, recipe: Recipe) -> list[str]:
+    said, section = [], recipe.teacher
+    chosen = [
+        key for key in ("chat_template", "template_kwargs", "close_thinking") if getattr(section, key) is not None
+    ]
+    if student.opening() != teacher.opening() and not chosen:  # a difference that the recipe names is meant
+        how = f"{student.opening()!r}, for the teacher with {teacher.opening()!r}"
+        if student.thinking != teacher.thinking:
+            how += f" (the student begins {student.thinking}, the teacher {teacher.thinking})"
+        said.append(
+            f"the student's answers open with {how}; ask both alike (chat_template, template_kwargs, close_thinking of "
+            "[model] and [teacher]), or name the difference in [teacher]"
+        )
+    if student.bos != teacher.bos:
+        said.append(
+            f"the student's prompts begin with {student.bos or 'no beginning of text'}, the teacher's with "
+            f"{teacher.bos or 'none'}; make their chat templates agree, unless the models were trained so"
+        )
+    if student.stops.end not in teacher.stops.ids:
+        ours, theirs = student.renderer.tokenizer, teacher.renderer.tokenizer
+        said.append(
+            f"the student ends its answers with {texts_of(ours, [student.stops.end])}, the teacher with "
+            f"{texts_of(theirs, [teacher.stops.end])}: the student will learn to end as the teacher does"
+        )
+    return said
