@@ -13,6 +13,11 @@ Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
+def whole_text(text: str) -> str:
+    """JSON of a model or a data set can name half a character ("\\ud800"), which no file can hold: it is escaped."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
     """One graded answer.
@@ -25,6 +30,11 @@ class Grade:
     verdict: Verdict
     parsed: str | None = None  # the final answer as the grader read it; equal strings count as one vote in maj@n
     feedback: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("parsed", "feedback"):
+            if isinstance(text := getattr(self, name), str):
+                object.__setattr__(self, name, whole_text(text))
 
     @property
     def accuracy(self) -> float | None:

@@ -11,13 +11,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.metrics import Metric
-from opdkit.tasks.base import VERDICTS, Grade, GraderDown, Task
+from opdkit.tasks.base import VERDICTS, Grade, GraderDown, Task, whole_text
 from opdkit.tasks.options import TaskOptions, resolve_task
 from opdkit.tasks.sandbox import SandboxUnavailable
 from opdkit.types import Problem
@@ -79,8 +79,8 @@ class GuardedTask:
             raise
         except _FAILURES as error:
             raise UserError(
-                f"the task {self.name} fails on an empty answer to problem {problem.id}: {_where(error)}; a grader "
-                "must take any text"
+                f"the task {self.name} fails on an empty answer to problem {whole_text(problem.id)}: {_where(error)}; "
+                "a grader must take any text"
             ) from error
 
     def drain(self) -> list[Metric]:
@@ -137,7 +137,7 @@ class GuardedTask:
             for text in (grade.parsed, grade.feedback):
                 if not isinstance(text, str | None):
                     raise TypeError(f"parsed or feedback is {type(text).__name__}, not text")
-        return [_written(grade) for grade in grades]
+        return grades
 
     def _count(self, grades: Sequence[Grade], before: Mapping[str, float], seconds: float) -> None:
         counts = self._counts
@@ -173,18 +173,6 @@ def task_named(line: str, *, flag: str = "--task") -> TaskOptions:
         raise UserError(f"{flag} {line}: {error}") from None
 
 
-def _written(grade: Grade) -> Grade:
-    """JSON that a model wrote can name half a character ("\\ud800"), which no file can hold: it is kept escaped."""
-    changed = {}
-    for name in ("parsed", "feedback"):
-        text = getattr(grade, name)
-        if text is not None and not text.isascii():
-            whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
-            if whole != text:
-                changed[name] = whole
-    return replace(grade, **changed) if changed else grade
-
-
 def _numbers(task: Task) -> dict[str, float]:
     """The task's own counts, flat, without those that are counted here."""
     return dict(_flat(getattr(task, "stats", None), ""))
@@ -209,4 +197,4 @@ def _where(error: BaseException) -> str:
     place = next((f for f in reversed(frames) if f.filename != __file__), None)
     text = " ".join(str(error).split())[:300]
     where = f" ({Path(place.filename).name}:{place.lineno})" if place else ""
-    return f"{type(error).__name__}: {text}{where}"
+    return whole_text(f"{type(error).__name__}: {text}{where}")
