@@ -6,6 +6,8 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import Field
@@ -129,7 +131,7 @@ def _type_from_json(said: Any) -> Any:
         return Literal[tuple(parts)]
     kinds = tuple(map(_type_from_json, parts))
     if name == "union":
-        return Union[kinds]
+        return reduce(or_, kinds)
     return _KINDS[name][kinds] if kinds else _KINDS[name]
 
 

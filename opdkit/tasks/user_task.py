@@ -7,7 +7,7 @@
 
 The name stands for a function `grade(problem, text, *, options...)` that returns a `Grade` or a number, or for a class
 made with its options whose objects have `grade(items) -> list[Grade]`. It runs in a process of its own
-(`_user_worker.py`), with your rights and environment, since it is your code. But it may loop, exit or crash: so it has a
+(`_user_worker.py`), with your rights and environment, since it is your code. It may loop, exit or crash, so it has a
 time limit, is killed with everything it started, and only JSON comes back from it.
 """
 
@@ -16,49 +16,22 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
-from opdkit.tasks._worker import send_frame, take_frame
 from opdkit.tasks.arguments import OptionArgument, argument_from_json, value_as_json
-from opdkit.tasks.base import Crash, Grade, GraderDown, Task
+from opdkit.tasks.base import Crash, Grade, GraderDown, Task, checked
+from opdkit.tasks.user_process import Failed, Lost, TooLong, UserProcess
 from opdkit.types import Problem
 
 START_LIMIT_S = 60.0  # of importing what the recipe names
 _MAX_BATCH_TIMES = 10  # a class gets a batch at once, and for it so many times the limit of one answer, or fewer
 _MAX_LOST_IN_A_ROW = 10  # answers on which the process was lost; then it grades nothing, and waiting costs hours
 _CLOSE_LIMIT_S = 5.0
-_LOOK_S = 0.2  # a process that has ended may have left the channel open in one it forked
-_MAX_REPLY_BYTES = 1 << 28
-_BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from opdkit.tasks._user_worker import serve; serve(int(sys.argv[2]))"
-)
-
-
-class _Failed(Exception):
-    """No answer to a request; one sentence says why."""
-
-
-class _Lost(_Failed):
-    """And the process is gone."""
-
-
-class _TooLong(_Lost):
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,7 +94,7 @@ def load_user_task(reference: str, known: Sequence[str]) -> UserTask:
 
 
 def _describe(reference: str, path: Path | None, content: bytes | None) -> UserTask:
-    process = _Process()
+    process = UserProcess()
     try:
         said = process.ask(_import_request(reference, path, content), START_LIMIT_S)
         return UserTask(
@@ -140,11 +113,11 @@ def _describe(reference: str, path: Path | None, content: bytes | None) -> UserT
                 for part, (file, digest) in said["files"].items()
             },
         )
-    except _Lost as error:
+    except Lost as error:
         raise ValueError(
             f"{path or reference} cannot be imported: {error}; what is slow or may not return belongs into a function"
         ) from None
-    except (_Failed, GraderDown, UserError) as error:
+    except (Failed, GraderDown, UserError) as error:
         raise ValueError(str(error)) from None
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path or reference} was imported by a process that answers nonsense: {error!r}") from None
@@ -163,7 +136,7 @@ class WorkerTask:
         self.name = user_task.reference
         self._user_task, self._options = user_task, value_as_json(options)
         self._lock = threading.Lock()
-        self._process: _Process | None = None
+        self._process: UserProcess | None = None
         self._num_lost_in_a_row = 0
         self._stats: dict[str, float] = {}  # of the process that is there
         self._stats_before: dict[str, float] = {}  # of those that are gone
@@ -191,7 +164,7 @@ class WorkerTask:
         """Lets the task close itself, and ends its process. Safe to call twice."""
         with self._lock:
             if self._process is not None:
-                with contextlib.suppress(_Failed, GraderDown, UserError):
+                with contextlib.suppress(Failed, GraderDown, UserError):
                     self._process.ask({"do": "close"}, _CLOSE_LIMIT_S)
                 self._forget()
 
@@ -205,20 +178,20 @@ class WorkerTask:
         try:
             with self._lock:
                 return self._ask({"do": "describe"}, self._user_task.time_limit_s)["said"]
-        except (_Failed, KeyError) as error:
+        except (Failed, KeyError) as error:
             raise UserError(f"the task {self.name} cannot describe itself: {error}") from None
 
     def _grade(self, items: Sequence[tuple[Problem, str]], *, main: bool) -> list[Grade]:
         with self._lock:
             if self._user_task.takes_batches and len(items) > 1:
-                with contextlib.suppress(_Failed):
+                with contextlib.suppress(Failed):
                     return self._grades(items, main)
             return [self._alone(item, main) for item in items]  # so that a failure costs one answer
 
     def _alone(self, item: tuple[Problem, str], main: bool) -> Grade:
         try:
             return self._grades([item], main)[0]
-        except _Failed as error:
+        except Failed as error:
             return Crash.because(str(error))
 
     def _grades(self, items: Sequence[tuple[Problem, str]], main: bool) -> list[Grade]:
@@ -232,28 +205,29 @@ class WorkerTask:
         }
         reply = self._ask(request, self._user_task.time_limit_s * min(len(items), _MAX_BATCH_TIMES))
         try:
-            grades: list[Grade] = [WorkerGrade(**said) for said in reply["grades"]]
+            grades = [_grade_from_json(said) for said in reply["grades"]]
             self._stats = {str(name): float(number) for name, number in reply["stats"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _Failed(f"its process answers nonsense: {error!r}") from None
+            self._forget()
+            raise Failed(f"its process answered nonsense, and was ended: {error!r}") from None
         return grades
 
     def _ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-        """Raises _Failed; GraderDown where the task says so, or its process is lost again and again."""
+        """Raises Failed; GraderDown where the task says so, or its process is lost again and again."""
         process = self._start()
         try:
             reply = process.ask(request, limit_s)
-        except _Lost as error:
+        except Lost as error:
             self._forget()
             self._num_lost_in_a_row += 1
             if self._num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
                 times = f"{self._num_lost_in_a_row} times in a row"
                 raise GraderDown(f"the task {self.name} graded nothing {times}; the last time {error}") from None
-            hint = "; if it needs longer, give what grades a time_limit_s" if isinstance(error, _TooLong) else ""
-            raise _Lost(f"{error}, and another started, without what it kept in memory{hint}") from None
-        except (_Failed, UserError) as error:
+            hint = "; if it needs longer, give what grades a time_limit_s" if isinstance(error, TooLong) else ""
+            raise Lost(f"{error}, and another started, without what it kept in memory{hint}") from None
+        except (Failed, UserError) as error:
             self._num_lost_in_a_row = 0
-            raise _Failed(str(error)) from None
+            raise Failed(str(error)) from None
         except GraderDown:
             raise
         except BaseException:
@@ -262,11 +236,11 @@ class WorkerTask:
         self._num_lost_in_a_row = 0
         return reply
 
-    def _start(self) -> _Process:
+    def _start(self) -> UserProcess:
         """The process, with the task in it. Raises UserError if the first cannot be made, GraderDown if a later one."""
         if self._process is not None and self._process.is_ours:
             return self._process
-        task, process = self._user_task, _Process()
+        task, process = self._user_task, UserProcess()
         try:
             said = process.ask(_import_request(task.reference, task.path, task.content), START_LIMIT_S)
             for part, (file, digest) in task.files.items():
@@ -276,7 +250,7 @@ class WorkerTask:
                     )
             limit_s = max(START_LIMIT_S, task.time_limit_s)
             self._has = process.ask({"do": "make", "options": self._options}, limit_s)
-        except (_Failed, UserError) as error:
+        except (Failed, UserError) as error:
             process.end()
             sentence = f"the task {self.name} cannot be made: {error}"
             raise (GraderDown(sentence) if self._has is not None else UserError(sentence)) from None
@@ -306,95 +280,23 @@ class _Main:
         self._task.close()
 
 
-class _Process:
-    """One process of `_user_worker.py` and the channel to it."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        paths = json.dumps([os.path.abspath(path) for path in sys.path])  # "" is the folder we are in
-        # No preexec_fn: that would run Python between fork and exec, in a copy of a multi-threaded trainer.
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-P", "-c", _BOOT, paths, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # the trainer's own standard output may be read by a program
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # Ctrl-C is for the trainer; and all that the task starts can be ended with it
-        )
-        theirs.close()
-        ours.setblocking(False)
-        self._channel, self._owner_pid = ours, os.getpid()
-        self.end = weakref.finalize(self, _end, self._process, ours, self._owner_pid)
-
-    @property
-    def is_ours(self) -> bool:
-        """Not in a process forked from the owner, which shares the channel and must not use it."""
-        return self._owner_pid == os.getpid()
-
-    def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-        """The reply. Raises _Failed, UserError or GraderDown, whichever the other side says; _Lost if it is gone, or was
-        ended after `limit_s`."""
-        until_s = time.monotonic() + limit_s
-        try:
-            payload = json.dumps(request).encode()
-        except (TypeError, ValueError) as error:
-            raise _Failed(f"the problem cannot be handed to its process: {error}") from None
-        try:
-            self._channel.settimeout(limit_s)
-            send_frame(self._channel, payload)
-            reply = json.loads(self._frame(until_s))
-            fault, said = reply.get("fault"), str(reply.get("said"))
-        except TimeoutError:
-            self.end()
-            raise _TooLong(f"there was no answer within {limit_s:g} s, so its process was ended") from None
-        except (EOFError, OSError):
-            raise _Lost(self._how_it_ended()) from None
-        except (ValueError, AttributeError, RecursionError):
-            self.end()
-            raise _Lost("its process sent something else than an answer, and was ended") from None
-        if fault is not None:
-            raise {"user": UserError, "down": GraderDown}.get(fault, _Failed)(said)
-        return dict(reply)
-
-    def _frame(self, until_s: float) -> bytes:
-        received = bytearray()
-        while (frame := take_frame(received)) is None:
-            left_s = until_s - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
-            if len(received) > _MAX_REPLY_BYTES:
-                raise ValueError("an endless reply")
-            poll = select.poll()
-            poll.register(self._channel, select.POLLIN)
-            if poll.poll(min(left_s, _LOOK_S) * 1000):
-                data = self._channel.recv(1 << 20)
-                if not data:
-                    raise EOFError
-                received += data
-            elif self._process.poll() is not None:
-                raise EOFError
-        return frame
-
-    def _how_it_ended(self) -> str:
-        self.end()
-        code = self._process.returncode
-        if code >= 0:
-            return f"its process ended with status {code}, as by os._exit"
-        name = signal.Signals(-code).name
-        return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _end(process: subprocess.Popen[bytes], channel: socket.socket, owner_pid: int) -> None:
-    channel.close()
-    if owner_pid != os.getpid():
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # its session: with all that the task has started
-    process.wait()
-
-
 def _import_request(reference: str, path: Path | None, content: bytes | None) -> dict[str, Any]:
     encoded = None if content is None else base64.b64encode(content).decode()
     return {"do": "import", "reference": reference, "path": None if path is None else str(path), "content": encoded}
+
+
+def _grade_from_json(said: Mapping[str, Any]) -> Grade:
+    accuracy, numbers = said["said_accuracy"], said["said_numbers"]
+    return checked(
+        WorkerGrade(
+            score=said["score"],
+            verdict=said["verdict"],
+            parsed=said["parsed"],
+            feedback=said["feedback"],
+            said_accuracy=None if accuracy is None else float(accuracy),
+            said_numbers={str(name): float(number) for name, number in numbers.items()},
+        )
+    )
 
 
 def _problem_as_json(problem: Problem) -> dict[str, Any]:
