@@ -34,7 +34,7 @@ SCHEDULES = {"moderate": {"w_min": 0.25, "tau": 0.30, "s": 0.10}}
 class PWOPSD(OPSD):
     name: Literal["pw_opsd"] = "pw_opsd"  # type: ignore[assignment]
     schedule: Literal["moderate", "aggressive"] = "moderate"
-    w_min: float = Field(gt=0, le=1)  # the schedule's, as are the next two, unless they are set
+    w_min: float = Field(ge=0, le=1)  # the schedule's, as are the next two, unless they are set
     tau: float
     s: float = Field(ge=0)
     mean_one: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from opdkit.tasks.base import whole_text
 from opdkit.tasks.code_judge import TestResult
 from opdkit.tasks.code_problem import CodeProblem
 
@@ -38,7 +39,7 @@ def feedback(problem: CodeProblem, results: Sequence[TestResult], *, reveal: boo
     not_run = f", {num_not_run} not run" if num_not_run else ""
     parts = [f"{num_passed} of {len(results)} tests passed{not_run}."]
     parts += [_describe(problem, index, results[index], reveal=reveal) for index in shown]
-    text = "\n\n".join(parts)
+    text = whole_text("\n\n".join(parts))
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 4] + " ..."
 
 

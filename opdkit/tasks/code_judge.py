@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from opdkit.tasks.base import whole_text
 from opdkit.tasks.code_problem import CodeProblem, json_values
 from opdkit.tasks.sandbox import Done, End
 
@@ -33,6 +34,10 @@ class TestResult:
     output: str = ""  # the beginning of what it printed or returned
     detail: str = ""  # the end of its error text, or what the test program says
     cpu_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("output", "detail"):
+            object.__setattr__(self, name, whole_text(getattr(self, name)))
 
     @property
     def is_blocked(self) -> bool:

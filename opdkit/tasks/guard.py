@@ -6,18 +6,15 @@ counted since the last `drain` becomes metrics `grading/...`.
 
 from __future__ import annotations
 
-import math
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.metrics import Metric
-from opdkit.tasks.base import VERDICTS, Grade, GraderDown, Task
+from opdkit.tasks.base import VERDICTS, Crash, Grade, GraderDown, Task, checked, place_and_fault, whole_text
 from opdkit.tasks.final_text import final_channel
 from opdkit.tasks.options import TaskOptions, resolve_task
 from opdkit.tasks.sandbox import SandboxUnavailable
@@ -49,7 +46,7 @@ class GuardedTask:
 
     def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """In order. Raises GraderDown and SandboxUnavailable alone: then the machine is at fault."""
-        started, before = time.monotonic(), _numbers(self._task)
+        started, before = time.monotonic(), numbers_of(self._task)
         try:
             grades = self._checked(items)
         except (GraderDown, SandboxUnavailable):
@@ -75,14 +72,16 @@ class GuardedTask:
     def try_out(self, problem: Problem) -> None:
         """Grades an empty answer. Raises UserError if that fails: better now than in the first step."""
         try:
-            self._checked([(problem, "")])
+            (grade,) = self._checked([(problem, "")])
         except (GraderDown, UserError):
             raise
         except _FAILURES as error:
+            grade = Crash.because(place_and_fault(error, skip=__file__))
+        if isinstance(grade, Crash):
             raise UserError(
-                f"the task {self.name} fails on an empty answer to problem {problem.id}: {_where(error)}; a grader "
-                "must take any text"
-            ) from error
+                f"the task {self.name} fails on an empty answer to problem {whole_text(problem.id)}: {grade.why}; "
+                "a grader must take any text"
+            )
 
     def drain(self) -> list[Metric]:
         """What was counted since the last call."""
@@ -118,35 +117,25 @@ class GuardedTask:
         except (GraderDown, SandboxUnavailable):
             raise
         except _FAILURES as error:
-            crash = _where(error)
-            self._crashes[crash] += 1
-            self._counts.num_crashes += 1
-            return Grade(score=None, verdict="error", feedback=f"the grader failed: {crash}")
+            return Crash.because(place_and_fault(error, skip=__file__))
 
     def _checked(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Raises for what a grader must not return. Graders read what the answer says to its reader."""
         grades = self._task.grade([(problem, final_channel(text)) for problem, text in items])
         if len(grades) != len(items):
             raise ValueError(f"{len(grades)} grades for {len(items)} answers")
-        for grade in grades:
-            if not isinstance(grade, Grade):
-                raise TypeError(f"a grade is {type(grade).__name__}, not a Grade")
-            if grade.score is not None and not math.isfinite(grade.score):
-                raise ValueError(f"a score is {grade.score}")
-            if (grade.score is None) != (grade.verdict == "error") or grade.verdict not in VERDICTS:
-                raise ValueError(f'score {grade.score} with verdict "{grade.verdict}"; None goes with "error" alone')
-            for text in (grade.parsed, grade.feedback):
-                if not isinstance(text, str | None):
-                    raise TypeError(f"parsed or feedback is {type(text).__name__}, not text")
-        return [_written(grade) for grade in grades]
+        return [checked(grade) for grade in grades]
 
     def _count(self, grades: Sequence[Grade], before: Mapping[str, float], seconds: float) -> None:
         counts = self._counts
         counts.seconds += seconds
-        for name, number in _numbers(self._task).items():
+        for name, number in numbers_of(self._task).items():
             counts.stats[name] = counts.stats.get(name, 0.0) + number - before.get(name, 0.0)
         for grade in grades:
             counts.verdicts[grade.verdict] += 1
+            if isinstance(grade, Crash):
+                counts.num_crashes += 1
+                self._crashes[grade.why] += 1
             known = dict(grade.numbers)
             if grade.accuracy is not None:
                 known["accuracy"] = grade.accuracy
@@ -174,19 +163,7 @@ def task_named(line: str, *, flag: str = "--task") -> TaskOptions:
         raise UserError(f"{flag} {line}: {error}") from None
 
 
-def _written(grade: Grade) -> Grade:
-    """JSON that a model wrote can name half a character ("\\ud800"), which no file can hold: it is kept escaped."""
-    changed = {}
-    for name in ("parsed", "feedback"):
-        text = getattr(grade, name)
-        if text is not None and not text.isascii():
-            whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
-            if whole != text:
-                changed[name] = whole
-    return replace(grade, **changed) if changed else grade
-
-
-def _numbers(task: Task) -> dict[str, float]:
+def numbers_of(task: Task) -> dict[str, float]:
     """The task's own counts, flat, without those that are counted here."""
     return dict(_flat(getattr(task, "stats", None), ""))
 
@@ -202,12 +179,3 @@ def _flat(stats: Any, prefix: str) -> Iterator[tuple[str, float]]:
                 yield f"{prefix}{name}", value
         else:
             yield from _flat(value, f"{prefix}{name}/")
-
-
-def _where(error: BaseException) -> str:
-    """The exception in one line, with the place in the grader."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = next((f for f in reversed(frames) if f.filename != __file__), None)
-    text = " ".join(str(error).split())[:300]
-    where = f" ({Path(place.filename).name}:{place.lineno})" if place else ""
-    return f"{type(error).__name__}: {text}{where}"

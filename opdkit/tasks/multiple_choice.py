@@ -11,14 +11,14 @@ The options are those of `problem.meta["options"]`, else the lettered lines of t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 from opdkit.tasks.base import Grade, Option
 from opdkit.tasks.final_text import after_thinking, last_tagged, unclosed_tag
-from opdkit.tasks.math_text import answer_line, last_boxed
+from opdkit.tasks.math_text import answer_line, enclosed, last_boxed
 from opdkit.types import Problem
 
 Style = Literal["tags", "boxed", "answer_line"]
@@ -28,13 +28,29 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARACTERS = 10_000  # of what is read as an option; a longer one is none
 _MAX_SHOWN = 100  # characters of an answer that is no option
 _LINE = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S[^\n]*)$", re.MULTILINE)
-_WRAPPED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_COMMAND = re.compile(r"\\(?:boxed|text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|emph)(?=\{)")
+_MARKS = "*$`\"'"  # of emphasis, mathematics, code and quotation, the same on both sides
+_PAIRS = [
+    *((mark, mark) for mark in _MARKS),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("\u201c", "\u201d"),
+    ("\u2018", "\u2019"),
+]
+_MAX_LAYERS = 16
 _LEAD = re.compile(
     r"(?:the )?(?:(?:final|correct|right|best|most likely) ){0,3}(?:answer|option|choice)(?: is)?[:=]? ?(?:option )?",
     re.IGNORECASE,
 )
-_LETTER_FIRST = re.compile(r"[(\[]?([A-Za-z])[)\]]?(?P<separator> ?[.:),\-\u2013\u2014] ?)?")
-_OTHER_LETTER = re.compile(r"(?<![A-Za-z])([A-Z])(?= ?[:).,;]| (?:and|or) |$)")
+_LETTER_FIRST = re.compile(
+    r"(?P<open>[(\[*$`\"']{0,6})(?P<letter>[A-Za-z])(?P<close>[)\]*$`\"']{0,6})"
+    r"(?P<separator> ?[.:),\u2013\u2014]\** ?| - ?|- )?"  # a hyphen alone is part of a word: D-glucose
+)
+# Mathematics and units ("5 \mu C", "$x = C$", "37 C") hold no letter of an option.
+_OTHER_LETTER = re.compile(
+    r"\$(?!\s*[A-Z]\s*\$)[^$]*\$|\\[A-Za-z]+ ?[A-Za-z]?"
+    r"|(?<![^\s,;&|])(?<![\d\u00b0=+/^}] )[(\[*$]{0,4}([A-Z])(?=[)\]*$]{0,4} ?(?:[:).,;]|$)| (?:and|or) )"
+)
 _PHRASE = re.compile(r"\b(?:answer|option|choice)\**(?: is\b|:)\**:?[ \t]*", re.IGNORECASE)
 _PHRASE_LETTER = re.compile(r"[(\[*]{0,3}([A-Z])[)\]*]{0,3}(?=$|[.,;:!]| (?:because|since|as)\b)", re.MULTILINE)
 
@@ -120,44 +136,62 @@ def _lettered(question: str) -> tuple[tuple[str, str], ...]:
 
 def read_option(text: str, options: Options) -> str | None:
     """The letter of the one option that the text names, by its letter, its text, or both; None if it names none, or
-    more than one."""
-    text = _one_line(_unwrapped(text))
+    more than one. An option's own text, as it stands, is never read as anything else."""
+    text = _one_line(text)
     if len(text) > MAX_CHARACTERS:
         return None
     if text in options:
         return text
-    return _by_text(text, options) or _by_letter(text, options)
+    named, bare = _as_it_stands(text, options), _bare(text)
+    if bare in options and all(_one_line(options[letter] or "") == bare for letter in named):
+        return bare  # also where some option's text is this letter
+    named = named or _by_text(text, options)
+    if len(named) == 1:
+        return named[0]
+    return next((letter for layer in _layers(text) if (letter := _by_letter(layer, options))), None)
 
 
-def _by_text(text: str, options: Options) -> str | None:
-    """Exactly, else without case and full stop if that leaves one option: molecules are spelled with case."""
-    for spell in (_one_line, lambda text: _one_line(text).rstrip(".").casefold()):
-        same = [letter for letter, option in options.items() if option is not None and spell(option) == spell(text)]
-        if len(same) == 1:
-            return same[0]
-    return None
+def _as_it_stands(text: str, options: Options) -> list[str]:
+    """The options whose text this is, or is within marks: of "x" and "$x$" each is itself."""
+    known = {letter: _one_line(option) for letter, option in options.items() if option is not None}
+    found = ([letter for letter, option in known.items() if option == layer] for layer in _layers(text))
+    return next(filter(None, found), [])
+
+
+def _by_text(text: str, options: Options) -> list[str]:
+    """As it stands, else without the marks around either, else without case as well: molecules are spelled with it."""
+    if same := _as_it_stands(text, options):
+        return same
+    for spell in (_bare, lambda text: _bare(text).casefold()):
+        said = spell(_one_line(text))
+        same = [letter for letter, option in options.items() if option is not None and spell(_one_line(option)) == said]
+        if said and same:
+            return same
+    return []
 
 
 def _by_letter(text: str, options: Options) -> str | None:
     lead = _LEAD.match(text)
-    start = lead.end() if lead else 0
-    first = _LETTER_FIRST.match(text, start)
-    letter = first[1].upper() if first else ""
+    first = _LETTER_FIRST.match(text, lead.end() if lead else 0)
+    letter = first["letter"].upper() if first else ""
     if first is None or letter not in options:
         return None
     rest = text[first.end() :]
     if not rest:
         return letter
-    if first["separator"] is None and text[first.end() - 1] not in ")]":
+    is_marked = bool(first["close"]) and (first["close"][-1] in ")]" or first["close"][0] == first["open"][-1:])
+    if first["separator"] is None and not is_marked:
         if not (rest.startswith(" (") and rest.endswith(")")):
             return None  # a word
         rest = rest[2:-1]  # C (the liver)
-    option = options[letter]
-    if option is not None and _one_line(option) == rest.strip():
-        return letter
-    other = _by_text(rest.strip(), options)
+    rest = rest.strip()
+    if _bare(rest) == _bare(_one_line(options[letter] or "")):
+        return letter  # marks alone do not make it another's
+    named = _by_text(rest, options)
+    if named:
+        return letter if letter in named else None
     others = {match[1] for match in _OTHER_LETTER.finditer(rest)} & set(options)
-    return None if other not in (None, letter) or others - {letter} else letter
+    return None if others - {letter} else letter
 
 
 def _final_answer(text: str, style: Style, options: Options) -> str | None:
@@ -201,14 +235,36 @@ def _how_to_write(style: Style, options: Options) -> str:
     return f"The answer must be one letter out of {letters}, alone, {where}."
 
 
-def _unwrapped(text: str) -> str:
-    """Without commands, marks of emphasis, mathematics and quotation around the whole."""
-    while True:
-        text = text.strip("*$`\"' \n\t")
-        wrapped = _WRAPPED.fullmatch(text)
-        if wrapped is None:
-            return text.strip()
-        text = wrapped[1]
+def _layers(text: str) -> Iterator[str]:
+    """The text, and what is left of it as marks around the whole and full stops are taken off, one after another."""
+    yield text
+    for _ in range(_MAX_LAYERS):
+        inner = _peeled(text)
+        if inner is None:
+            return
+        yield (text := inner)
+
+
+def _peeled(text: str) -> str | None:
+    """Without the outermost pair of marks, command, or full stop; None if there is none, or nothing in it."""
+    command = _COMMAND.match(text)
+    if command is not None and enclosed(text[command.end() :]):
+        return text[command.end() + 1 : -1].strip() or None
+    for opening, closing in _PAIRS:
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+            return text[len(opening) : -len(closing)].strip() or None
+    return text[:-1].rstrip() or None if text.endswith(".") else None
+
+
+def _bare(text: str) -> str:
+    """Without marks at either end, whether they are pairs or not, and without a full stop."""
+    for _ in range(_MAX_LAYERS):
+        stripped = text.strip(_MARKS + " ").rstrip(". ")
+        stripped = _peeled(stripped) or stripped
+        if stripped == text:
+            break
+        text = stripped
+    return text
 
 
 def _one_line(text: str) -> str:

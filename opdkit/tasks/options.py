@@ -2,7 +2,7 @@
 
     task = "math"                                           one of TASKS, with its defaults
     task = { name = "tool_use", feedback = "reveal" }       with options: the keyword arguments it is made with
-    task = "my_task.py"    task = "my_pkg.my_task:Grader"   your own (`user_task.py`); imported because you named it
+    task = "my_task.py"    task = "my_pkg.my_task:Grader"   your own (`user_task.py`); read because you named it
 
 On a command line, and wherever a task is one line of text: `tool_use`, `tool_use feedback=reveal`, or the table.
 What an option may be is said by the type of the argument, and by an `Option` beside it.
@@ -11,18 +11,17 @@ What an option may be is said by the type of the argument, and by an `Option` be
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import tomllib
-import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
 from opdkit.tasks import TASKS
-from opdkit.tasks.base import Option, Task
+from opdkit.tasks.arguments import OptionArgument, option_arguments
+from opdkit.tasks.base import Task
 from opdkit.tasks.user_task import UserTask, load_user_task
 from opdkit.tasks.weighted import WeightedTask, WeightedTerm
 
@@ -59,9 +58,9 @@ class TaskOptions(BaseModel):
 
     @property
     def user_files(self) -> dict[str, str]:
-        """{name: sha256} of the files that the user's own tasks are defined in, also of terms."""
+        """{name: sha256} of the user's own tasks and of what they import from beside them, also of terms."""
         own = type(self).user_task
-        found = {self.name: own.digest} if own is not None and own.digest is not None else {}
+        found = {} if own is None else {f"{self.name}{part}": digest for part, digest in own.digests.items()}
         for term in self.options["terms"].values() if self.factory is WeightedTask else ():
             found |= term.task.user_files
         return found
@@ -138,14 +137,15 @@ def options_model(name: str) -> type[TaskOptions]:
     if near := difflib.get_close_matches(name, TASKS, n=1, cutoff=0.75):
         raise ValueError(f'does not exist; did you mean "{near[0]}"?')
     user_task = load_user_task(name, known=tuple(TASKS))
-    return _model(name, user_task.factory, user_task)
+    return _model(name, user_task, user_task)
 
 
 @lru_cache(maxsize=256)
 def _model(name: str, factory: Callable[..., Task], user_task: UserTask | None) -> type[TaskOptions]:
+    arguments: Sequence[OptionArgument] = option_arguments(factory) if user_task is None else user_task.arguments
     fields: dict[str, Any] = {
         argument.name: (argument.annotation, ... if argument.is_required else argument.default)
-        for argument in option_arguments(factory if user_task is None else user_task.described)
+        for argument in arguments
     }
     for taken in fields.keys() & {*dir(TaskOptions), "name"}:
         raise ValueError(f"its option {taken} has a name that every task has; rename it")
@@ -156,47 +156,6 @@ def _model(name: str, factory: Callable[..., Task], user_task: UserTask | None) 
     model.factory = staticmethod(factory)  # else a function would become a method
     model.user_task = user_task
     return model
-
-
-class OptionArgument(NamedTuple):
-    name: str
-    annotation: Any  # with the limits of its Option
-    default: Any
-    choices: tuple[str, ...]
-    help: str
-
-    @property
-    def is_required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-
-def option_arguments(described: Callable[..., Any]) -> list[OptionArgument]:
-    """The arguments that a recipe can set: those of plain types. Others are for callers in Python."""
-    try:
-        signature = inspect.signature(described, eval_str=True)
-    except (NameError, TypeError, ValueError) as error:
-        raise ValueError(f"the arguments of {described!r} cannot be read: {error}") from None
-    found = []
-    takes_an_answer = not inspect.isclass(described)  # a user's function: (problem, text, options...)
-    for argument in list(signature.parameters.values())[2 if takes_an_answer else 0 :]:
-        if argument.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue
-        default, annotation = argument.default, argument.annotation
-        if annotation is inspect.Parameter.empty:
-            annotation = Any if default in (inspect.Parameter.empty, None) else type(default)
-        said = [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, Option)]
-        kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-        if not _is_plain(kind):
-            if default is inspect.Parameter.empty:
-                raise ValueError(f"its argument {argument.name} has no default and a type that a recipe cannot say")
-            continue
-        option = said[0] if said else Option("")
-        if option.above is not None or option.at_least is not None:
-            annotation = Annotated[annotation, Field(gt=option.above, ge=option.at_least)]
-        if kind is tuple or get_origin(kind) is tuple:
-            annotation = Annotated[annotation, Field(strict=False)]  # TOML's arrays arrive as lists
-        found.append(OptionArgument(argument.name, annotation, default, _choices(kind), option.help))
-    return found
 
 
 def task_table(line: str) -> dict[str, Any]:
@@ -234,22 +193,6 @@ def _made(value: Any) -> Any:
 
 def _is_terms(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(term, Term) for term in value.values())
-
-
-def _is_plain(kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return all(_is_plain(part) for part in get_args(kind))
-    if origin is Literal:
-        return True
-    plain = (str, int, float, bool, list, tuple, dict, Mapping, type(None), Any, Ellipsis)
-    if origin is not None:
-        return origin in (list, tuple, dict, Mapping, Sequence)
-    return kind in plain
-
-
-def _choices(kind: Any) -> tuple[str, ...]:
-    return tuple(str(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else ()
 
 
 def _sentence(fault: Mapping[str, Any], model: type[TaskOptions]) -> str:

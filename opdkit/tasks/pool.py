@@ -125,7 +125,8 @@ class WorkerPool:
     def map(self, requests: Sequence[Any]) -> list[Outcome]:
         """One outcome per request, in order; workers take the next request as soon as they are free.
 
-        Raises GraderDown if the server cannot be started (with its traceback) or kept alive; never for a request.
+        Raises GraderDown if the server cannot be started (with its traceback) or kept alive; never for a request. A
+        server that dies is started again, also if it dies while it starts.
         """
         with self._lock:
             return _Batch(self, requests).run()
@@ -177,9 +178,15 @@ class WorkerPool:
         ours.settimeout(_START_TIMEOUT_S)
         try:
             hello = json.loads(_worker.receive_frame(ours))
+        except TimeoutError as error:
+            self._forget()
+            raise GraderDown(
+                f"the worker server for {self.handler} did not start within {_START_TIMEOUT_S:g} s; is the disk that "
+                "Python is installed on too slow, or the machine overloaded?"
+            ) from error
         except (EOFError, OSError) as error:
             self._forget()
-            raise GraderDown(f"the worker server for {self.handler} did not start ({error!r})") from error
+            raise _ServerDied("while it started") from error
         if hello["error"] is not None:
             self._forget()
             raise GraderDown(f"the worker server for {self.handler} did not start:\n{hello['error']}")
@@ -234,7 +241,11 @@ class _Batch:
                 num_deaths += 1
                 if num_deaths > _MAX_SERVER_DEATHS:
                     self.pool._forget()
-                    raise GraderDown(f"the worker server for {self.pool.handler} died {num_deaths} times") from error
+                    when = f" ({error}, the last time)" if str(error) else ""
+                    raise GraderDown(
+                        f"the worker server for {self.pool.handler} died {num_deaths} times{when}; is the machine out "
+                        "of memory?"
+                    ) from error
                 in_flight = [worker.request for worker in self.pool._workers if worker.request is not None]
                 self.pool._forget()
                 for index in in_flight:

@@ -25,13 +25,20 @@ MAX_NAME_CHARACTERS = 200
 _MAX_DIGITS = 400  # of an integer; Python's own limit is an error in the middle of a text
 _MAX_ATTEMPTS = 64  # at finding JSON in an answer without marks
 
-_ACTION = re.compile(r"(?<!\w)Action(?P<input>[ _]Input)?\**:\**")
-_TOOL_CALL = re.compile(r"<(/?)tool_call>")
+_MARK = r"Action(?P<input>[ _]Input)?\**:\**"
+_INLINE_MARK = re.compile(rf"(?<!\w){_MARK}")
+_NEXT_MARK = re.compile(rf"[^\w\n]{{0,40}}{_MARK}")
+_LINE_START = r"^[^\w\n]{0,40}(?:\d{1,3}[.)][^\w\n]{0,40})?"  # "- ", "2. **"
+_WHOLE_CALL = r"(?<!\w)(?=Action\**:\**[ \t]*\S{1,200}+\s[^\w{]{0,40}Action[ _]Input\**:[^\w{]{0,40}(?:json\s)?\s*\{)"
+_MARK_THAT_COUNTS = re.compile(rf"(?:{_LINE_START}|{_WHOLE_CALL}){_MARK}", re.MULTILINE)
+# A tag that only a sentence names opens nothing: it begins its line, or JSON follows.
+_OPEN_TAG = r"(?:^[ \t]{0,40}<tool_call>|<tool_call>(?=\s{0,40}[{\[]))"
+_TOOL_CALL = re.compile(rf"{_OPEN_TAG}|(?P<close></tool_call>)", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _INLINE_FENCE = re.compile(r"```[\w-]*\s*")
 _JSON_START = re.compile(r"^[ \t]*(?=[{\[])|(?=\{\s*\"(?:name|function)\"\s*:)", re.MULTILINE)
 _SPACE = re.compile(r"\s*")
-_NAME_MARKS = "`*\"' \t"
+_NAME_MARKS = "`*\"' \t\r"
 _NAMES, _ARGUMENTS = ("name", "Action", "action"), ("arguments", "Action_Input", "Action Input", "parameters", "args")
 
 
@@ -50,7 +57,7 @@ class Unreadable(ValueError):
 
 def calls_in(text: str) -> list[Call]:
     """The calls of an answer, in order, however it writes them. Empty if there are none."""
-    if _TOOL_CALL.search(text):
+    if any(not tag["close"] for tag in _TOOL_CALL.finditer(text)):
         return list(islice(_tagged_calls(text), MAX_CALLS))
     return list(islice(_action_calls(text), MAX_CALLS)) or _json_calls(text)
 
@@ -92,10 +99,10 @@ def _tagged_calls(text: str) -> Iterator[Call]:
     """What stands in `<tool_call>` tags; one that is left open at the end was cut off, unless its JSON is whole."""
     start: int | None = None
     for tag in _TOOL_CALL.finditer(text):
-        if tag[1] and start is not None:
+        if tag["close"] and start is not None:
             yield from _block_calls(text[start : tag.start()])
             start = None
-        elif not tag[1]:
+        elif not tag["close"]:
             start = tag.end()
     if start is not None:
         yield from _block_calls(text[start:])
@@ -110,16 +117,20 @@ def _block_calls(block: str) -> list[Call]:
 
 
 def _action_calls(text: str) -> Iterator[Call]:
-    """`Action: NAME`, each with the `Action Input:` that follows it; without one, it has no arguments."""
+    """`Action: NAME`, each with the `Action Input:` that follows it; without one, it has no arguments.
+
+    A mark begins its line, or follows the name or input before it; inside a sentence only a whole call is one, not what
+    is thought about ("Thought: Action: guess would be risky")."""
     position, name = 0, None
-    while mark := _ACTION.search(text, position):
+    while mark := _NEXT_MARK.match(text, position) or _MARK_THAT_COUNTS.search(text, position):
         position = mark.end()
         if not mark["input"]:
             if name is not None:
                 yield Call(name, {})
-            line = text[position : position + MAX_NAME_CHARACTERS].partition("\n")[0]
-            inline = _ACTION.search(line)
+            line = _rest_of_line(text, position)
+            inline = _INLINE_MARK.search(line)
             name = line[: inline.start() if inline else None].strip(_NAME_MARKS)
+            position += inline.start() if inline else len(line)
         elif name is not None:
             call, position = _with_input(name, text, position)
             yield call
@@ -128,11 +139,15 @@ def _action_calls(text: str) -> Iterator[Call]:
         yield Call(name, {})
 
 
+def _rest_of_line(text: str, start: int) -> str:
+    return text[start : start + MAX_NAME_CHARACTERS].partition("\n")[0]
+
+
 def _with_input(name: str, text: str, start: int) -> tuple[Call, int]:
     """The call, and where its input ends."""
     position = _after(_INLINE_FENCE, text, _after(_SPACE, text, start))
     if text[position : position + 1] != "{":
-        line = text[start : start + MAX_NAME_CHARACTERS].partition("\n")[0].strip(_NAME_MARKS)
+        line = _rest_of_line(text, start).strip(_NAME_MARKS)
         is_empty = not line or line in ("None", "null")
         return (Call(name, {}) if is_empty else Call(name, None, "it is not a JSON object")), start
     try:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from opdkit.errors import UserError
-from opdkit.tasks.base import Grade, Option
+from opdkit.tasks.base import Grade, Option, whole_text
 from opdkit.tasks.final_text import after_thinking
 from opdkit.tasks.tool_calls import Call, Unreadable, calls_in, gold_calls, same
 from opdkit.types import Problem
@@ -131,7 +131,7 @@ def _fits_in_order(keys: Sequence[Hashable], gold: Sequence[_Gold]) -> bool:
 def _parsed(calls: Sequence[Call]) -> str:
     written = [{"name": call.name, "arguments": call.arguments, "fault": call.fault} for call in calls]
     kept = [{key: value for key, value in call.items() if value is not None} for call in written]
-    return json.dumps(kept, sort_keys=True, ensure_ascii=False)[:_MAX_PARSED_CHARACTERS]
+    return whole_text(json.dumps(kept, sort_keys=True, ensure_ascii=False))[:_MAX_PARSED_CHARACTERS]
 
 
 def _feedback(calls: Sequence[Call], keys: Sequence[Hashable], gold: Sequence[_Gold]) -> str:
@@ -178,4 +178,5 @@ def _revealed(calls: Sequence[Call], gold: Sequence[_Gold]) -> str:
 
 
 def _cut(text: str) -> str:
+    text = whole_text(text)
     return text if len(text) <= MAX_FEEDBACK_CHARACTERS else text[: MAX_FEEDBACK_CHARACTERS - 4] + " ..."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from opdkit.errors import UserError
-from opdkit.tasks.base import Grade, Option, Task
+from opdkit.tasks.base import Crash, Grade, Option, Task
 from opdkit.types import Problem
 
 
@@ -86,6 +86,8 @@ class WeightedTask:
         if len(known) < len(scores):
             name = next(name for name, score in scores.items() if score is None)
             reason = f"the term {name} is not graded: {grades[name].feedback or 'no reason given'}"
+            if isinstance(grade := grades[name], Crash):
+                return Crash.because(f"the term {name}: {grade.why}", main.parsed)
             return Grade(score=None, verdict="error", parsed=main.parsed, feedback=reason)
         return WeightedGrade(
             score=sum(self._terms[name].weight * score for name, score in known.items()),

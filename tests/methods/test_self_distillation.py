@@ -12,6 +12,7 @@ from opdkit.errors import UserError
 from opdkit.losses import Divergence, TeacherAdvantage
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Needs
 
@@ -111,6 +112,20 @@ def test_pw_opsd_by_hand() -> None:
     assert term.coef_N.tolist() == pytest.approx([0.6 / 3, 0.2 / 3, 1.0 / 3])
 
 
+def test_pw_opsd_without_a_floor() -> None:
+    """w_min = 0, which the published code runs with: tokens before the step weigh nothing and are still counted. In a
+    row that the schedule leaves nothing, `mean_one` has a limit all the same: a lone token weighs 1, of two the last 2."""
+    keys = {"w_min": 0.0, "tau": 0.5, "s": 0.0}
+    (term,) = method("pw_opsd", **keys).terms(plan([1, 2]))
+    assert term.coef_N.tolist() == pytest.approx([0.5 / 2, 0.0, 1.0 / 4])
+    (term,) = method("pw_opsd", **{**keys, "tau": 9.0}, mean_one=True).terms(plan([1, 2]))
+    assert term.coef_N.tolist() == pytest.approx([1 / 2, 0.0, 2 / 4])
+    (term,) = method("pw_opsd", **{**keys, "tau": 9.0}).terms(plan([1, 2]))
+    assert term.coef_N.tolist() == [0.0, 0.0, 0.0]
+    weighting = Position(w_min=0.0, tau=0.5, s=0.0).apply(plan([1, 2]))
+    assert weighting.weight_N.tolist() == pytest.approx([0.5, 0.0, 1.0])
+
+
 def test_eopd_gate_is_a_weight() -> None:
     """Entropies 0.5, 0.8, 0.81: the gate is strict, one token of three passes, and its forward KL is still divided by
     three. The surrogate counts all."""
@@ -175,7 +190,7 @@ def test_weights_compose_with_masks() -> None:
         ("eopd", {"k": 0}, "greater than or equal to 1"),
         ("reopold", {"floor_lambda": 1.0}, "less than 1"),
         ("reopold", {"refine_keep": 0.0}, "greater than 0"),
-        ("pw_opsd", {"w_min": 0.0}, "greater than 0"),
+        ("pw_opsd", {"w_min": -0.1}, "greater than or equal to 0"),
         ("opd", {"credit": "group_return"}, "concern the advantage of the sampled token"),
     ],
 )

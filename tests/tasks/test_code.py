@@ -342,3 +342,38 @@ def test_the_task_is_known_and_says_what_it_runs_behind(task: CodeTask) -> None:
     task.close()
     task.close()
     assert grade(task, ECHO, "print(input())  # after close").score == 1.0
+
+
+HALF = "\ud800"  # half a character, as JSON of a model or a data set can name it
+
+
+@pytest.mark.parametrize(
+    ("asked", "program"),
+    [
+        (problem("stdin", io(f"a{HALF}", f"b{HALF}")), "print(input())"),
+        (problem("stdin", io("a", "b")), f"print('{HALF}')"),
+        (problem("stdin", io("a", "b")), "raise ValueError('\\ud800')"),
+        (problem("functional", io(f'"{HALF}"', '"b"'), entry_point="f"), "def f(x): return x"),
+        (problem("functional", io('"a"', f'"{HALF}"'), entry_point="f"), "def f(x): return '\\ud801'"),
+        (
+            problem("program", {"program": "assert f('a') == 'a', f('b')"}, entry_point="f"),
+            "def f(x): return '\\ud800'",
+        ),
+        (problem("program", {"program": "assert f('\\ud800') == 'a'"}, entry_point="f"), "def f(x): return x"),
+        (problem("program", {"program": "f('a')"}, entry_point="f"), "def f(x): raise ValueError('\\ud800')"),
+        (problem(f"style {HALF}"), "pass"),
+    ],
+)
+@on_linux
+def test_no_text_that_goes_out_holds_half_a_character(task: CodeTask, asked: Problem, program: str) -> None:
+    """Feedback, the program, outputs and error texts of tests: all can be written to a file."""
+    with_reveal = CodeTask(feedback="reveal", sandbox=task._sandbox)
+    for one in (task, with_reveal):
+        result = grade(one, asked, program)
+        assert result.verdict in ("wrong", "error") and result.feedback
+        texts = [
+            result.feedback,
+            result.parsed or "",
+            *(text for test in result.tests for text in (test.output, test.detail)),
+        ]
+        assert all(text.encode("utf-8") is not None for text in texts)

@@ -43,6 +43,8 @@ class Fragile:
             self.stats.pool["num_timeouts"] += 2
             if text == "raise":
                 raise IndexError("list index out of range")
+            if text == "raise half":
+                raise ValueError("\ud800 cannot be written")
             if text == "exit":
                 raise SystemExit(3)
             if text == "down":
@@ -110,6 +112,13 @@ def test_a_crash_says_what_and_where(guarded: GuardedTask) -> None:
     (sentence,) = guarded.new_crashes()
     assert sentence.startswith("the task arithmetic failed on an answer, which stays ungraded: IndexError: list index")
     assert "(test_guard.py:" in sentence
+
+
+def test_a_crash_with_half_a_character_can_be_written(guarded: GuardedTask) -> None:
+    """Its sentence and the answer's feedback."""
+    (result,) = grade(guarded, "raise half")
+    for text in (result.feedback or "", *guarded.new_crashes()):
+        assert text.encode("utf-8") and "ValueError: \\ud800 cannot be written" in text
 
 
 def test_a_broken_machine_stops_the_run(guarded: GuardedTask) -> None:

@@ -184,6 +184,90 @@ def test_a_megabyte_of_anything_takes_a_moment(text: str) -> None:
     assert time.monotonic() - started < 5.0
 
 
+MARKUP = [
+    "{}",
+    "${}$",
+    "$${}$$",
+    "**{}**",
+    "*{}*",
+    "`{}`",
+    '"{}"',
+    "'{}'",
+    "\u201c{}\u201d",
+    "\\({}\\)",
+    "\\text{{{}}}",
+    "**{}.**",
+]
+PHYSICS = [  # as such data have it: mathematics, units that are letters, primes, quotations, emphasis
+    ["$5 \\mu C$", "$-5 \\mu C$", "5 \\mu A", "zero"],
+    ["$x$ and $y$", "$y$ and $x$", "$x$", "x"],
+    ["$C$", "$\\mu C$", "the charge $C$", "25 C"],
+    ["*E. coli*", "*C. elegans*", "D-glucose", "**both** A and B"],
+    ["5'-ATG-3'", "3'-ATG-5'", "5'", "5"],
+    ["`a`", "a", "`a` or `b`", '"a"'],
+    ["$\\frac{1}{2} m v^{2}$", "$m g h$.", "\\(k T\\)", "\\textbf{none} of them"],
+    ["the so-called 'heat death'", "'heat' death", 'a "cold" start', '"cold"'],
+    ["37 C", "37 D", "$37^\\circ C$", "$37^\\circ D$"],
+    ["$\\vec{A} \\cdot \\vec{B}$", "$A$, $B$ and $C$", "$A B$", "f(x) = A + D"],
+]
+
+
+def clashes(texts: list[str], said: str, own: str) -> bool:
+    """Whether these words are, within marks, those of another option too, or a letter: then nobody can tell."""
+    others = [text for text in texts if own in text and text in said and text != own]
+    return bool(others) or (said.strip("*$`\"'.") in tuple("ABCD") and said != own)
+
+
+def assert_own_texts_are_accepted(asked: list[Problem]) -> int:
+    """Every option of every problem, in all markup, by its text alone and after its letter: right where it is the gold,
+    wrong where any other is. Returns the number of answers."""
+    items: list[tuple[Problem, str]] = []
+    wanted: list[tuple[str, str]] = []
+    for one in asked:
+        options = {letter: " ".join(str(text).split()) for letter, text in options_of(one).items()}
+        texts = list(options.values())
+        for letter, text in options.items():
+            if texts.count(text) > 1:
+                continue
+            written = [markup.format(text) for markup in MARKUP]
+            said = [words for words in written if not clashes(texts, words, text)]
+            said += [f"{letter}: {words}" for words in written] + [f"**{letter}**: {text}", f"({letter}) {text}"]
+            items += [(one, f"<answer>{words}</answer>") for words in said]
+            wanted += [(letter, words) for words in said]
+    results = MultipleChoiceTask().grade(items)
+    for (one, _), (letter, words), result in zip(items, wanted, results, strict=True):
+        assert (result.parsed, words, one.meta) == (letter, words, one.meta)
+        assert result.score == float(letter == one.gold)
+    return len(items)
+
+
+@pytest.mark.parametrize("options", PHYSICS, ids=str)
+def test_an_option_s_own_text_is_its_name_whatever_it_begins_or_ends_with(options: list[str]) -> None:
+    """`$`, `*`, backticks, quotes and primes at an end belong to the text; the C of \\mu C is no letter."""
+    for gold in "ABCD":
+        assert assert_own_texts_are_accepted([problem(gold, options=options)]) > 4 * len(MARKUP)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("A: about 5 \\mu C", "A"),
+        ("A: it is $Q = C$", "A"),
+        ("A: 37 C", "A"),
+        ("A: 37 \u00b0C.", "A"),
+        ("A: CC(C)C", "A"),
+        ("A (the charge is 5 \\mu C)", "A"),
+        ("A: the charge, not $D$", None),
+        ("A: the charge, or **D**", None),
+        ("5 \\mu C", None),
+        ("D-fructose", None),  # no option, and no letter
+    ],
+)
+def test_units_and_mathematics_hold_no_letter(said: str, letter: str | None) -> None:
+    asked = problem("A", options=["$5 \\mu F$", "x", "y", "D-glucose"])
+    assert grade(f"<answer>{said}</answer>", asked).parsed == letter
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_gold_of_sciknoweval_is_won_by_letter_and_by_text(split: str) -> None:
     """All golds against themselves, and every other option refused. The data lie beside the repository."""
@@ -198,3 +282,4 @@ def test_every_gold_of_sciknoweval_is_won_by_letter_and_by_text(split: str) -> N
     assert [result.score for result in by_letter] == [float(asked.gold == letter) for asked, letter, _ in items]
     by_text = task.grade([(asked, f"<answer>{letter}: {text}</answer>") for asked, letter, text in items])
     assert [result.score for result in by_text] == [result.score for result in by_letter]
+    assert assert_own_texts_are_accepted(list(problems)) > 20 * len(items)

@@ -278,3 +278,37 @@ def test_a_server_that_cannot_start_says_why() -> None:
     """The traceback of the failed import reaches the trainer, instead of ungraded answers."""
     with pytest.raises(RuntimeError, match="ModuleNotFoundError: No module named 'no_such_handler'"):
         WorkerPool("no_such_handler").map([["echo", 1]])
+
+
+DIES_AT_START = """
+import os
+from pathlib import Path
+
+def warm_up():
+    mark = Path(__file__).with_suffix(".deaths")
+    left = int(mark.read_text())
+    if left:
+        mark.write_text(str(left - 1))
+        os.kill(os.getpid(), 9)
+
+def handle(request):
+    return request
+"""
+
+
+@pytest.mark.parametrize("num_deaths", [1, 3, 4])
+def test_a_server_that_dies_while_it_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_deaths: int
+) -> None:
+    """Up to three times in a batch, as one that dies later; a machine on which it never lives is told of."""
+    (tmp_path / "dying_handler.py").write_text(DIES_AT_START)
+    mark = tmp_path / "dying_handler.deaths"
+    mark.write_text(str(num_deaths))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = WorkerPool("dying_handler", num_workers=1)
+    if num_deaths > 3:
+        with pytest.raises(RuntimeError, match="dying_handler died 4 times \\(while it started, the last time\\)"):
+            pool.map([["echo", 1]])
+    assert pool.map([1, 2]) == [ok(1), ok(2)]
+    assert (mark.read_text(), pool.stats.num_servers_started) == ("0", 1)
+    pool.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -40,7 +39,6 @@ def test_the_file_of_ones_own_grades(tmp_path: Path, monkeypatch: pytest.MonkeyP
         task = make_task(chosen, [problem])
         assert [g.score for g in task.grade([(problem, word) for word in ("Anna", "anna", "Bob's", "")])] == scores
         assert task.num_crashes == 0
-    sys.modules.pop("opdkit_user_task_palindrome")
 
 
 def test_the_sum_of_terms_is_a_recipe(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Position(Named):
     """Late tokens count more (PW-OPSD, arXiv:2605.21606), with any method. The defaults are its Moderate schedule."""
 
     name: Literal["position"] = "position"
-    w_min: Share = 0.25
+    w_min: Annotated[float, Field(ge=0, le=1)] = 0.25
     tau: float = 0.30
     s: NotNegative = 0.10
     mean_one: bool = False  # divide the weights of every answer by their mean

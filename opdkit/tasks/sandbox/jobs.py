@@ -15,7 +15,9 @@ Reason = Literal["exit", "cpu", "wall", "memory", "threads", "stopped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of each process. memory_mb counts beyond an idle interpreter with everything imported."""
+    """Of a job: its processes together have cpu_s and memory_mb, and each the same wall time and its own outputs.
+
+    memory_mb counts beyond an idle interpreter with everything imported."""
 
     cpu_s: float = 6.0
     wall_s: float | None = None  # None: 2 * cpu_s + 2, for programs that sleep or wait

@@ -6,15 +6,17 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opdkit.errors import UserError
+from opdkit.tasks.base import GraderDown
 from opdkit.tasks.sandbox import canary
 from opdkit.tasks.sandbox.jobs import TIERS
-from opdkit.tasks.sandbox.zygote_client import ZygoteClient, wait_for_answers
+from opdkit.tasks.sandbox.zygote_client import ZygoteClient, ZygoteDied, wait_for_answers
 
 _CANARY_TIMEOUT_S = 120.0
+_MAX_DEATHS = 3  # while it starts; more is the machine's fault
 
 
 class SandboxUnavailable(UserError):
@@ -26,7 +28,8 @@ def start_zygote(
 ) -> ZygoteClient:
     """A zygote behind the strongest of `tiers` that holds, here and against the canary.
 
-    `hello["refused"]`: tier -> why it was not used. Raises SandboxUnavailable; RuntimeError if Python itself fails.
+    `hello["refused"]`: tier -> why it was not used. Raises SandboxUnavailable, and GraderDown if it does not start. One
+    that dies while it starts is started again: when memory is short, it goes first.
     """
     if sys.platform != "linux":
         raise SandboxUnavailable(_refusal({tier: f"needs Linux, this is {platform.system()}" for tier in TIERS}))
@@ -37,21 +40,37 @@ def start_zygote(
             "and end your processes",
             stacklevel=2,
         )
-        return ZygoteClient({**configuration, "tiers": []})
+        return _proven({**configuration, "tiers": []}, fly=lambda zygote: [])[0]
     failed: dict[str, str] = {}
     while True:
         remaining = [tier for tier in TIERS if tier in tiers and tier not in failed]
-        zygote = ZygoteClient({**configuration, "tiers": remaining})
+        zygote, complaints = _proven({**configuration, "tiers": remaining}, fly=_fly_canary)
         zygote.hello["refused"] |= failed
         tier = zygote.hello["tier"]
-        if tier is None:
-            zygote.close()
-            raise SandboxUnavailable(_refusal(zygote.hello["refused"]))
-        complaints = _fly_canary(zygote)
-        if not complaints:
+        if tier is not None and not complaints:
             return zygote
         zygote.close()
+        if tier is None:
+            raise SandboxUnavailable(_refusal(zygote.hello["refused"]))
         failed[tier] = "; ".join(complaints)
+
+
+def _proven(
+    configuration: Mapping[str, Any], fly: Callable[[ZygoteClient], list[str]]
+) -> tuple[ZygoteClient, list[str]]:
+    """A zygote and what the canary complains of."""
+    num_deaths = 0
+    while True:
+        zygote = None
+        try:
+            zygote = ZygoteClient(configuration)
+            return zygote, fly(zygote) if zygote.hello["tier"] is not None else []
+        except ZygoteDied as error:
+            if zygote is not None:
+                zygote.close()
+            num_deaths += 1
+            if num_deaths > _MAX_DEATHS or isinstance(error.__cause__, TimeoutError):
+                raise GraderDown(f"the sandbox's fork server did not start ({num_deaths} tries): {error}") from error
 
 
 def _fly_canary(zygote: ZygoteClient) -> list[str]:

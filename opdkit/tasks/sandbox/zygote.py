@@ -23,11 +23,11 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from opdkit.tasks.sandbox import child, confine, tiers
-from opdkit.tasks.sandbox.confine import MAX_THREADS, Size, Walls
+from opdkit.tasks.sandbox.confine import MAX_THREADS, MIB, Size, Walls
 from opdkit.tasks.sandbox.jobs import TIERS, UNSAFE
 from opdkit.tasks.sandbox.preload import preload
 
@@ -104,6 +104,16 @@ class _Job:
     error: str | None = None  # why it could not be started
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """What a process uses now, or its threads share."""
+
+    state: bytes  # R: it runs, or would if a core were free. Z: its main thread is gone
+    cpu_s: float
+    num_threads: int
+    resident_bytes: int
+
+
 class _Zygote:
     def __init__(self, control: socket.socket, parent: int, walls: Walls) -> None:
         self.control = control
@@ -132,8 +142,8 @@ class _Zygote:
                         os.kill(process.pid, signal.SIGKILL)
                     return
             if self.running and time.monotonic() >= next_look_s:
-                for process in self.running.values():
-                    self._look_at(process)
+                for job in {process.job.id: process.job for process in self.running.values()}.values():
+                    self._look_at(job)
                 next_look_s = time.monotonic() + _TICK_S
 
     def _take_job(self) -> bool:
@@ -195,27 +205,59 @@ class _Zygote:
             os._exit(1)
         child.run(task)
 
-    def _look_at(self, process: _Process) -> None:
-        """Kills what is over a limit."""
+    def _look_at(self, job: _Job) -> None:
+        """Kills what is over a limit. CPU time and memory are the job's: the process that uses most of it goes."""
+        found = [(process, self._use(process)) for process in job.processes if process.index not in job.ends]
+        uses = [(process, use) for process, use in found if use is not None]
+        if not uses:
+            return  # their ends are in the next poll
+        cpu_s = sum(use.cpu_s for _, use in uses) + sum(end["cpu_s"] for end in job.ends.values())
+        memory_bytes = sum(max(0, use.resident_bytes - self.size.resident_bytes) for _, use in uses)
+        if cpu_s >= job.limits["cpu_s"]:
+            self._kill(max(uses, key=lambda item: item[1].cpu_s)[0], "cpu")
+        elif memory_bytes > int(job.limits["memory_mb"]) * MIB:
+            self._kill(max(uses, key=lambda item: item[1].resident_bytes)[0], "memory")
+        for process, use in uses:
+            wall_s = time.monotonic() - process.started_s
+            starved = use.state == b"R" and wall_s < _STARVED_FACTOR * job.limits["wall_s"]
+            if use.num_threads > MAX_THREADS:
+                self._kill(process, "threads")
+            elif wall_s >= job.limits["wall_s"] and not starved:
+                self._kill(process, "wall")
+
+    def _use(self, process: _Process) -> _Use | None:
+        """None: it has ended."""
+        use = self._read_use(f"{process.pid}/stat")
+        if use is None or use.state != b"Z":
+            return use
+        # Its main thread left by a system call of its own; for /proc the memory went along, but the others hold it.
+        threads: list[_Use | None] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            folder = os.open(f"{process.pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.walls.proc)
+            try:
+                threads = [self._read_use(f"{process.pid}/task/{thread}/stat") for thread in os.listdir(folder)]
+            finally:
+                os.close(folder)
+        return replace(use, resident_bytes=max((one.resident_bytes for one in threads if one is not None), default=0))
+
+    def _read_use(self, path: str) -> _Use | None:
+        """path: below /proc; of a process or a thread. None: it has ended."""
         try:
-            stat = os.open(f"{process.pid}/stat", os.O_RDONLY, dir_fd=self.walls.proc)
+            stat = os.open(path, os.O_RDONLY, dir_fd=self.walls.proc)
         except FileNotFoundError:
-            return  # its end is in the next poll
-        fields = os.read(stat, 4096).rpartition(b")")[2].split()
-        os.close(stat)
-        state, user_ticks, system_ticks = fields[0], int(fields[11]), int(fields[12])
-        num_threads, resident_bytes = int(fields[17]), int(fields[21]) * _PAGE
-        limits = process.job.limits
-        wall_s = time.monotonic() - process.started_s
-        starved = state == b"R" and wall_s < _STARVED_FACTOR * limits["wall_s"]
-        if (user_ticks + system_ticks) / _CLOCK_TICKS >= limits["cpu_s"]:
-            self._kill(process, "cpu")
-        elif resident_bytes > self._max_resident_bytes(process.job):
-            self._kill(process, "memory")
-        elif num_threads > MAX_THREADS:
-            self._kill(process, "threads")
-        elif wall_s >= limits["wall_s"] and not starved:
-            self._kill(process, "wall")
+            return None
+        try:
+            fields = os.read(stat, 4096).rpartition(b")")[2].split()
+        except ProcessLookupError:
+            return None
+        finally:
+            os.close(stat)
+        return _Use(
+            state=fields[0],
+            cpu_s=(int(fields[11]) + int(fields[12])) / _CLOCK_TICKS,
+            num_threads=int(fields[17]),
+            resident_bytes=int(fields[21]) * _PAGE,
+        )
 
     def _kill(self, process: _Process, reason: str) -> None:
         process.reason = process.reason or reason
@@ -233,7 +275,7 @@ class _Zygote:
         cpu_s = usage.ru_utime + usage.ru_stime
         if not was_ready and reason is None:
             reason = "setup"
-        elif reason is None and cpu_s >= job.limits["cpu_s"]:
+        elif reason is None and cpu_s + sum(end["cpu_s"] for end in job.ends.values()) >= job.limits["cpu_s"]:
             reason = "cpu"
         elif reason is None and usage.ru_maxrss * 1024 > self._max_resident_bytes(job):
             reason = "memory"
@@ -242,7 +284,7 @@ class _Zygote:
             "code": code,
             "cpu_s": cpu_s,
             "wall_s": time.monotonic() - process.started_s,
-            "peak_mb": max(0.0, (usage.ru_maxrss * 1024 - self.size.resident_bytes) / (1 << 20)),
+            "peak_mb": max(0.0, (usage.ru_maxrss * 1024 - self.size.resident_bytes) / MIB),
         }
         if process.index == 0:
             for other in job.processes[1:]:
@@ -257,7 +299,7 @@ class _Zygote:
             job.processes.clear()  # a cycle less: whatever piles up here, every process forked later pays for
 
     def _max_resident_bytes(self, job: _Job) -> int:
-        return self.size.resident_bytes + int(job.limits["memory_mb"]) * (1 << 20)
+        return self.size.resident_bytes + int(job.limits["memory_mb"]) * MIB
 
 
 def _say(control: socket.socket, message: dict[str, Any]) -> None:

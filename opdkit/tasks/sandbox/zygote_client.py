@@ -53,7 +53,7 @@ class Flight:
 
 
 class ZygoteClient:
-    """One zygote. OSError or RuntimeError if it cannot be started. `hello`: tier, landlock_abi, refused, ..."""
+    """One zygote. ZygoteDied if it dies while it starts, GraderDown if it cannot. `hello`: tier, landlock_abi, ..."""
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         self.num_slots: int = configuration["num_slots"]
@@ -86,8 +86,6 @@ class ZygoteClient:
             self.hello = self._receive()
             if self.hello["error"] is not None:
                 raise GraderDown(f"the sandbox's fork server failed to start:\n{self.hello['error']}")
-        except ZygoteDied as error:
-            raise GraderDown(f"the sandbox's fork server did not start: {error}") from error
         except BaseException:
             self.close()
             raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attack import FAST, Attack
 
-from opdkit.tasks.sandbox import End, Limits
+from opdkit.tasks.sandbox import End, Limits, Process, with_tests
 
 _CPU = ("cpu",)
 
@@ -22,6 +24,26 @@ def _bounded_memory(ends: tuple[End, ...]) -> str | None:
     (end,) = ends
     return None if end.reason == "memory" or "MemoryError" in end.stderr else f"ended with {end.reason} {end.code}"
 
+
+def _one_of_two(ends: tuple[End, ...]) -> str | None:
+    """The test program and the tested one together are over the limit, and neither alone."""
+    return None if any(end.reason == "memory" for end in ends) else f"{[(end.reason, end.peak_mb) for end in ends]}"
+
+
+def _two_that_hold(program_mb: int, tests_mb: int) -> Callable[[str], tuple[Process, ...]]:
+    tests = f"held = bytearray({tests_mb} << 20)\nassert f(1) == 1"
+    return lambda source: with_tests(f"MB = {program_mb}\n{source}", "f", starter="", tests=tests)
+
+
+# The rest of the program after its main thread has left by the system call that ends a thread alone.
+_WITHOUT_MAIN = """
+def live_on():
+    time.sleep(0.1)
+{body}
+for _ in range({threads}):
+    threading.Thread(target=live_on).start()
+libc.syscall(60, 0)
+harm("it came back")"""
 
 RESOURCES = [
     Attack(name="memory: 2 GB at once", source="x = bytearray(2 << 30)\nharm(len(x))", complaint=_bounded_memory),
@@ -54,6 +76,25 @@ for _ in range(5):
         held = bytearray(100 << 20)
         time.sleep(1)
         os._exit(0)""",
+    ),
+    Attack(
+        name="memory: without its main thread",
+        source=_WITHOUT_MAIN.format(
+            threads=1,
+            body="""
+    held = []
+    for _ in range(60):
+        held.append(bytearray(b"x" * (10 << 20)))
+        time.sleep(0.02)
+    harm("600 MB")""",
+        ),
+        reasons=("memory",),
+    ),
+    Attack(
+        name="memory: program and tests together",
+        source="def f(x):\n    held = bytearray(MB << 20)\n    time.sleep(1)\n    harm('both held')\n    return x",
+        processes=_two_that_hold(90, 90),
+        complaint=_one_of_two,
     ),
     Attack(
         name="memory: files that live in memory",
@@ -117,6 +158,37 @@ for _ in range(4):
     threading.Thread(target=lambda: all(repeat(True))).start()""",
         limits=FAST,
         reasons=_CPU,
+    ),
+    Attack(
+        name="time: without its main thread",
+        source=_WITHOUT_MAIN.format(threads=2, body="    while True: pass"),
+        limits=FAST,
+        reasons=_CPU,
+    ),
+    Attack(
+        name="time: asleep without its main thread",
+        source=_WITHOUT_MAIN.format(threads=2, body="    time.sleep(100)"),
+        limits=Limits(cpu_s=1.0, wall_s=0.5),
+        reasons=("wall",),
+    ),
+    Attack(
+        name="time: program and tests together",
+        source="""
+def f(x):
+    end = time.process_time() + 0.3
+    while time.process_time() < end: pass""",
+        processes=lambda source: with_tests(
+            source,
+            "f",
+            starter="import time",
+            tests="for _ in range(9):\n    f(1)\n    end = time.process_time() + 0.3\n"
+            "    while time.process_time() < end: pass",
+        ),
+        complaint=lambda ends: (
+            None
+            if any(end.reason == "cpu" for end in ends) and sum(end.cpu_s for end in ends) < 4.0  # of ROOMY's 3
+            else f"{[(end.reason, end.cpu_s) for end in ends]}"
+        ),
     ),
     Attack(
         name="time: raised limits and timers put off",
@@ -196,6 +268,28 @@ except RuntimeError:
 time.sleep(0.5)
 harm(f"{num} threads") if num > 64 else None
 os._exit(3)""",
+        complaint=lambda ends: (
+            None if ends[0].reason == "threads" or ends[0].code == 3 else f"{ends[0].reason} {ends[0].code}"
+        ),
+    ),
+    Attack(
+        name="processes: 1500 threads without their main thread",
+        source="""
+threading.stack_size(1 << 15)
+gate = threading.Event()
+def breed():
+    num = 0
+    try:
+        while num < 1500:
+            threading.Thread(target=gate.wait, daemon=True).start()
+            num += 1
+    except RuntimeError:
+        pass
+    time.sleep(0.5)
+    harm(f"{num} threads") if num > 64 else None
+    os._exit(3)
+threading.Thread(target=breed).start()
+libc.syscall(60, 0)""",
         complaint=lambda ends: (
             None if ends[0].reason == "threads" or ends[0].code == 3 else f"{ends[0].reason} {ends[0].code}"
         ),

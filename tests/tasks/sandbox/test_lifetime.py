@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from opdkit.tasks.base import GraderDown
 from opdkit.tasks.sandbox import TIERS, Job, Limits, Sandbox, SandboxUnavailable, script
 from opdkit.tasks.sandbox.zygote_client import ZygoteClient
 
@@ -223,3 +224,26 @@ def test_a_wall_that_lets_the_canary_through_is_not_used(monkeypatch: pytest.Mon
     monkeypatch.setattr(start, "_fly_canary", lambda zygote: ["a program forked"])
     with pytest.raises(SandboxUnavailable, match="a program forked"):
         Sandbox(tiers=["seccomp"]).describe()
+
+
+@pytest.mark.parametrize("num_deaths", [1, 4])
+def test_a_zygote_that_dies_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch, num_deaths: int) -> None:
+    """The canary finds it dead, as when memory is short: another is started behind the same walls, three times over."""
+    from opdkit.tasks.sandbox import start
+
+    plain_flight, flown = start._fly_canary, []
+
+    def kill_first(zygote: ZygoteClient) -> list[str]:
+        flown.append(zygote.hello["tier"])
+        if len(flown) <= num_deaths:
+            zygote._finalizer.peek()[2][0].kill()  # type: ignore[index]
+        return plain_flight(zygote)
+
+    monkeypatch.setattr(start, "_fly_canary", kill_first)
+    sandbox = Sandbox(num_slots=1, tiers=["seccomp"])
+    if num_deaths > 3:
+        with pytest.raises(GraderDown, match="did not start \\(4 tries\\)"):
+            sandbox.describe()
+    else:
+        assert sandbox.describe()["tier"] == "seccomp" and flown == ["seccomp"] * 2
+    sandbox.close()
