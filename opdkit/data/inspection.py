@@ -95,7 +95,7 @@ def inspect_data(source: str, *, task: str | None = None, progress: Progress | N
         if found is None:
             said = task or _task_of(row)
             found = Inspection(source=source, task=said or "math", is_guessed=said is None, findings=findings)
-            schema = Schema(task=found.task, require_gold=task_named(found.task).needs_gold)
+            schema = Schema(task=found.task, require_gold=task_named(found.task).needs_gold_or_tests)
         found.num_rows += 1
         if progress is not None:
             progress(found.num_rows)

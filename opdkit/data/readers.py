@@ -138,7 +138,7 @@ def _why_nothing(source: str, dropped: Sequence[tuple[str, str]]) -> str:
     where = next(place for place, reason in dropped if reason == why)
     rows = "its only row cannot be used" if len(dropped) == 1 else f"none of its {len(dropped)} rows can be used"
     times = "" if len(dropped) == 1 else f", {count} times"
-    return f"{source}: {rows}: {why} (first at {where}{times}); `columns` can name other columns for them"
+    return f"{source}: {rows}: {why} (first at {where}{times}); `data.columns` can name other columns for them"
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

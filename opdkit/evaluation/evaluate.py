@@ -232,7 +232,7 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path) -> Loaded:
         task=task.name,
         limit=options.limit,
         instruction=options.instruction,
-        require_gold=task.needs_gold,
+        require_gold=task.needs_gold_or_tests,
     )
     store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint))
     return Loaded(set=set_, data=data, store=store)

@@ -62,7 +62,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
         task=chosen.main.name,
         limit=asked.limit,
         instruction=asked.instruction,
-        require_gold=chosen.needs_gold,
+        require_gold=chosen.needs_gold_or_tests,
     )
     rejected = out.with_name(f"{out.name}.rejected.jsonl")
     done = _open(out, rejected, _identity(options, data.fingerprint))

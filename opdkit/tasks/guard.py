@@ -58,6 +58,10 @@ class GuardedTask:
         self._count(grades, before, time.monotonic() - started)
         return grades
 
+    def can_grade(self, problem: Problem) -> bool:
+        """Whether the problem holds what the task grades by."""
+        return self.options.can_grade(problem)
+
     def close(self) -> None:
         close = getattr(self._task, "close", None)
         if close is not None:

@@ -60,7 +60,7 @@ def train(
             task=recipe.data.task.main.name,
             limit=recipe.eval.limit,
             instruction=recipe.data.instruction,
-            require_gold=recipe.data.task.needs_gold,
+            require_gold=recipe.data.task.needs_gold_or_tests,
         )
         for source in recipe.eval.sources
     }
@@ -387,7 +387,7 @@ def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
         limit=section.limit,
         seed=recipe.seed,
         instruction=section.instruction,
-        require_gold=grades_the_student(recipe) and section.task.needs_gold,
+        require_gold=grades_the_student(recipe) and section.task.needs_gold_or_tests,
     )
 
 
