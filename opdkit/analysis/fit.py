@@ -29,7 +29,7 @@ from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, needs_rewards
 from opdkit.tasks.guard import make_task
 from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
@@ -66,6 +66,8 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         limit=section.limit,
         seed=recipe.seed,
         instruction=section.instruction,
+        columns=section.columns or None,
+        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))

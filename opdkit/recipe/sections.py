@@ -16,13 +16,14 @@ from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import SINKS
 from opdkit.recipe.points import Points
-from opdkit.tasks.options import ChosenTask
+from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
+Role = Literal["prompt", "answer", "solution", "system", "id", "meta"]  # of a column (`data/schema.py`)
 
 
 def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
@@ -78,7 +79,10 @@ class TeacherSection(Section):
 
 class DataSection(Section):
     train: str
-    task: ChosenTask  # a name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`
+    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
+    # unknown, and prompts alone are enough; for methods that need no reward.
+    task: ChosenTask = resolve_task("none")
+    columns: Mapping[Role, str | Strings] = {}  # where data.train keeps things under other names, e.g. { prompt = "q" }
     limit: PositiveInt | None = None
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted

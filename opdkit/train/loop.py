@@ -22,15 +22,16 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
-from opdkit.recipe import Recipe, warnings
-from opdkit.tasks.guard import make_task
+from opdkit.recipe import Recipe, needs_rewards, warnings
+from opdkit.tasks.guard import GuardedTask, make_task
+from opdkit.tasks.options import resolve_task
 from opdkit.train import checkpoint
 from opdkit.train.answers import Answers
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
-from opdkit.train.pass_rates import grades_the_student, measure_pass_rates
+from opdkit.train.pass_rates import measure_pass_rates
 from opdkit.train.resume import check_same_recipe
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
@@ -114,8 +115,7 @@ class Run:
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()
-        first_ones = [self.problems[0], *(data.problems[0] for data in eval_sets.values())]
-        self.task = make_task(recipe.data.task, first_ones)
+        self.task = self._start_task()
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -323,6 +323,20 @@ class Run:
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
 
+    def _start_task(self) -> GuardedTask:
+        """Who grades, tried out; nobody where there is nothing to grade by: a sandbox need not start for prompts."""
+        chosen, sets = self.recipe.data.task, [self.problems, *(data.problems for data in self.eval_sets.values())]
+        graded = [next(problems, None) for problems in (filter(chosen.can_grade, problems) for problems in sets)]
+        first_ones = [problem for problem in graded if problem is not None]
+        unknown = sum(not chosen.can_grade(problem) for problem in self.problems)
+        if unknown:
+            why = "data.task names nobody who grades" if chosen.is_none else "they have no gold answer"
+            self._warn(
+                f"the rewards of {unknown} of {len(self.problems)} problems are unknown: {why}; "
+                f"{self.recipe.method.name} learns from them all the same"
+            )
+        return make_task(chosen, first_ones) if first_ones else make_task(resolve_task("none"))
+
     def _warn_of_lost_answers(self) -> None:
         counters = self.state.counters
         for name, why in (
@@ -387,12 +401,15 @@ def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
         limit=section.limit,
         seed=recipe.seed,
         instruction=section.instruction,
-        require_gold=grades_the_student(recipe) and section.task.needs_gold_or_tests,
+        columns=section.columns or None,
+        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
     )
 
 
 def _note(seen: Mapping[str, float | None], speed: float) -> str:
     parts = [f"loss {seen['train/loss']:.4f}"]
-    if seen.get("rollout/reward") is not None:
-        parts.append(f"reward {seen['rollout/reward']:.3f}")
+    if (reward := seen.get("rollout/reward")) is not None:
+        parts.append(f"reward {reward:.3f}")
+    elif seen.get("rollout/num_ungraded"):
+        parts.append("reward unknown")
     return "  ".join([*parts, f"{speed:,.0f} tok/s"])
