@@ -180,7 +180,7 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.eval.sources and recipe.data.task.is_none:
-        yield 'eval.data is graded by data.task, which names nobody; set it, e.g. data.task = "math", or remove eval.data'
+        yield 'eval.data is graded by data.task, which names nobody; set it, e.g. data.task = "math"'
     if recipe.train.updates_per_step > recipe.train.problems_per_step:
         yield (
             f"train.updates_per_step = {recipe.train.updates_per_step} cannot divide train.problems_per_step = "

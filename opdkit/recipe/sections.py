@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
+from opdkit.data.schema import COLUMNS
 from opdkit.engines.base import SamplingParams
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
@@ -23,7 +24,6 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
-Role = Literal["prompt", "answer", "solution", "system", "id", "meta"]  # of a column (`data/schema.py`)
 
 
 def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
@@ -33,6 +33,13 @@ def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+    for role in columns:
+        if role not in COLUMNS:
+            raise ValueError(f"{role} is no role of a column{did_you_mean(role, COLUMNS)}")
+    return columns
 
 
 class Section(BaseModel):
@@ -82,7 +89,8 @@ class DataSection(Section):
     # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
     # unknown, and prompts alone are enough; for methods that need no reward.
     task: ChosenTask = resolve_task("none")
-    columns: Mapping[Role, str | Strings] = {}  # where data.train keeps things under other names, e.g. { prompt = "q" }
+    # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
+    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
     limit: PositiveInt | None = None
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted

@@ -60,7 +60,7 @@ def test_a_prompt_is_enough(recipe: Any, console: Console, tmp_path: Path, layou
     assert "reward unknown" in captured.get()
     rows = load_rows(chosen.run_dir / "rows/step_000002.parquet")
     assert all(row.rollout.reward is None and row.taught is not None for row in rows)
-    assert "unknown" in Path(write_report(chosen.run_dir)).read_text()
+    assert "reward <bdi>unknown</bdi>" in Path(write_report(chosen.run_dir)).read_text()
 
 
 @pytest.mark.parametrize("task", ["math", "code", "multiple_choice", "tool_use"])
@@ -107,7 +107,7 @@ def test_who_needs_rewards_needs_a_task(recipe: Any, method: str, keys: tuple[st
 
 
 def test_who_needs_rewards_needs_golds(recipe: Any, console: Console, tmp_path: Path) -> None:
-    """Of a file of prompts, before a model is loaded; of a mixed file, the rows without gold are dropped and counted."""
+    """A file of prompts is refused before a model is loaded."""
     source = prompts(tmp_path / "p.jsonl", LAYOUTS["prompt"])
     keys = (f"data.train={source}", "data.task=math", "model.path=/no/such")
     with pytest.raises(UserError, match="none of its 10 rows can be used: no answer column"):
