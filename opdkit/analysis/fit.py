@@ -105,7 +105,7 @@ def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[li
     limit = recipe.data.max_prompt_tokens
     if room is not None:
         limit = min(limit, room - recipe.sampling.max_answer_tokens)
-    prompts = ((p.id, parts.renderer.prompt_ids(p.messages)) for p in data.problems)
+    prompts = ((p.id, parts.renderer.prompt_ids_within(p.messages, limit)) for p in data.problems)
     left_out = {long.problem_id for long in long_prompts(prompts, limit)}
     fitting = [p for p in data.problems if p.id not in left_out]
     if not fitting:

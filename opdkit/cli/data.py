@@ -108,6 +108,7 @@ def dedup_file(
     """Remove from a file what is, or nearly is, in other sets; --dry-run only says what is (contamination)."""
     from opdkit.data.dedup import DedupOptions, check_report, dedup, write_report
     from opdkit.data.similar import DEFAULT_THRESHOLD
+    from opdkit.data.sources import files_left_out
 
     if (out is None) != dry_run:
         raise UserError("give either --out FILE, for what is left, or --dry-run, to be told only")
@@ -127,6 +128,9 @@ def dedup_file(
         raise UserError(f"--model {model} is only read with --method embedding; leave it out")
     with _counting("questions compared") as progress:
         found = dedup(source, against, out=out, options=options, overwrite=overwrite, progress=progress, embed=embed)
+    for other in (source, *against):
+        for sentence in files_left_out(other):
+            _warn(sentence)
     if report is not None:
         write_report(found, report)
     if found.num_not_compared:
@@ -266,6 +270,8 @@ def _show_against(entry: Against, examples: int) -> None:
 
 
 def _show_card(card: Card, out: Path) -> None:
+    for sentence in card.files_left_out:
+        _warn(sentence)
     for split, written in card.splits.items():
         _say(f"{written.path}: {written.rows} problems ({split}), prompt {card.template!r}")
         if written.num_repeated_rows:

@@ -254,7 +254,8 @@ def _tasks(names: set[str]) -> Iterator[dict[str, GuardedTask]]:
 def _check_fit(loaded: Sequence[Loaded], engine: HFEngine, renderer: Renderer, options: EvaluateOptions) -> None:
     """Of every data set, so that the last one is not refused after hours."""
     for one in loaded:
-        lengths = [len(renderer.prompt_ids(problem.messages)) for problem in one.data.problems]
+        room, problems = engine.model.max_positions, one.data.problems
+        lengths = [len(renderer.prompt_ids_within(problem.messages, room)) for problem in problems]
         limit = options.max_answer_tokens
         what = f"a prompt of {one.set.name} and --max-answer-tokens {limit}"
         engine.model.check_fits([length + limit for length in lengths], what)

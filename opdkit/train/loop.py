@@ -276,14 +276,14 @@ class Run:
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
-        room = self.parts.student.max_positions
+        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
         longest = self.recipe.eval.max_answer_tokens or self.recipe.sampling.max_answer_tokens
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
             if room is None:
                 continue
-            render = self.parts.renderer.prompt_ids
-            long = long_prompts(((p.id, render(p.messages)) for p in data.problems), room - longest)
+            most = room - longest
+            long = long_prompts(((p.id, render(p.messages, most)) for p in data.problems), most)
             if long:
                 raise UserError(
                     f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
@@ -302,7 +302,8 @@ class Run:
                 f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
                 f"{recipe.model.path} has {room} positions; lower it"
             )
-        long = long_prompts(((p.id, self.parts.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
+        render = self.parts.renderer.prompt_ids_within
+        long = long_prompts(((p.id, render(p.messages, limit)) for p in data.problems), limit)
         if len(long) == len(data.problems):
             raise UserError(
                 f"data.train = {data.source}: every prompt is longer than {limit} tokens "
@@ -352,6 +353,8 @@ class Run:
             self._warn(sentence)
 
     def _warn_of_rows(self, data: Dataset) -> None:
+        for sentence in data.files_left_out:
+            self._warn(sentence)
         if data.dropped:
             where, why = data.dropped[0]
             self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")

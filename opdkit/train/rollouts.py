@@ -114,7 +114,7 @@ def dataset_groups(
                 f'method.name = "sft" with answers = "dataset" trains on solutions, but problem {problem.id} has none; '
                 'use data with a solution column, or answers = "teacher"'
             )
-        ids = renderer.encode(problem.solution)
+        ids = renderer.encode(renderer.beginning_of(problem.solution, max_answer_tokens))
         finished = len(ids) < max_answer_tokens
         answer_ids = (*ids, stop_id) if finished else ids[:max_answer_tokens]
         rollout = Rollout(
