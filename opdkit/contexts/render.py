@@ -19,7 +19,7 @@ from opdkit.types import Message
 # At the end of a rendered prompt only, so that no message's own text is taken for it.
 OPENED_THINKING = re.compile(r"<think\s*>\s*\Z")
 
-LONG_CHARACTERS = 1_000_000  # no context window holds them: such a text is not tokenised whole
+LONG_CHARACTERS = 100_000  # from here on a text is not tokenised whole before it is known to be needed whole
 PLAIN = "plain"  # chat_template = "plain": message contents and no chat markup, for models without chat training
 
 
