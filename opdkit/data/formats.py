@@ -33,7 +33,8 @@ MAX_LINE_BYTES = 256 << 20  # rows with tests may have tens of megabytes
 MAX_LIST_BYTES = 1 << 30  # of a .json list, which is held whole
 MAX_ROW_VALUES = 1_000_000  # numbers and texts in one Parquet row; as Python objects they take some 100 MB
 MAX_CSV_FIELD_BYTES = 64 << 20
-UNGZIPPED_BYTES, UNGZIPPED_RATIO = 256 << 20, 100  # a .gz may come to the larger of both; text comes to some 10 times
+UNGZIPPED_BYTES, UNGZIPPED_RATIO = 128 << 20, 50  # a .gz may come to the larger of both; text comes to some 10 times
+MAX_EMPTY_LINES = 1_000_000
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20
 PYTHON_ROWS = 64  # of a batch at a time as Python objects
@@ -94,6 +95,9 @@ class _Ungzipped(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path, self._file, self._num = path, gzip.GzipFile(path), 0
         self._most = max(UNGZIPPED_BYTES, UNGZIPPED_RATIO * path.stat().st_size)
+        with path.open("rb") as packed:  # the last four bytes say what it comes to; where they lie, it is counted
+            packed.seek(max(0, path.stat().st_size - 4))
+            self._check(int.from_bytes(packed.read(4), "little"))
 
     def readable(self) -> bool:
         return True
@@ -104,12 +108,15 @@ class _Ungzipped(io.RawIOBase):
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{self._path} is not a complete gzip file ({error}); copy or download it again") from None
         self._num += num
-        if self._num > self._most:
+        self._check(self._num)
+        return num
+
+    def _check(self, num: int) -> None:
+        if num > self._most:
             raise UserError(
                 f"{self._path} unpacks to more than {self._most >> 20} MiB, over {UNGZIPPED_RATIO} times its size, as "
                 "no data set does; if you trust it, gunzip it first"
             )
-        return num
 
     def close(self) -> None:
         self._file.close()
@@ -121,7 +128,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _json_lines(path: Path, file: BinaryIO, hint: str, on_broken: OnBroken | None) -> Iterator[LocatedRow]:
-    number = 0
+    number = num_empty = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         where = f"{path}:{number}"
@@ -129,6 +136,9 @@ def _json_lines(path: Path, file: BinaryIO, hint: str, on_broken: OnBroken | Non
             raise UserError(f"{where} has more than {MAX_LINE_BYTES >> 20} MiB; {_ONE_OBJECT_A_LINE}")
         line = (line.removeprefix(_BOM) if number == 1 else line).strip()
         if not line:
+            num_empty += 1
+            if num_empty > MAX_EMPTY_LINES:
+                raise UserError(f"{path} has more than {MAX_EMPTY_LINES:,} empty lines, as no data set does")
             continue
         try:
             row = _json_object(line, where, hint)
@@ -160,12 +170,13 @@ def _json_items(path: Path, file: BinaryIO) -> Iterator[LocatedRow]:
 
 def read_list(path: Path, file: BinaryIO) -> list[Any]:
     """The items of a .json list. Raises UserError."""
-    raw = file.read(MAX_LIST_BYTES + 1)
-    if len(raw) > MAX_LIST_BYTES:
-        raise UserError(
-            f"{path} is a JSON list of more than {MAX_LIST_BYTES >> 20} MiB; write one object a line (.jsonl)"
-        )
-    items = _parse_json(raw.removeprefix(_BOM), str(path))
+    raw = bytearray()
+    while chunk := file.read(1 << 20):
+        raw += chunk
+        if len(raw) > MAX_LIST_BYTES:
+            most = f"{MAX_LIST_BYTES >> 20} MiB"
+            raise UserError(f"{path} is a JSON list of more than {most}; write one object a line (.jsonl)")
+    items = _parse_json(bytes(raw).removeprefix(_BOM), str(path))
     assert isinstance(items, list)
     return items
 
