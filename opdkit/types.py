@@ -33,9 +33,14 @@ class Problem:
     id: str
     task: str
     messages: tuple[Message, ...]  # chat turns, each {"role": ..., "content": ...}; the student reads exactly these
-    gold: str | None = None  # None: cannot be graded (training data for `sft` may lack it)
+    gold: str | None = None  # None: unknown, or the task has none (code is graded by `meta["tests"]`)
     solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether there is something to grade by: a gold answer, or tests of programs."""
+        return self.gold is not None or bool(self.meta.get("tests"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

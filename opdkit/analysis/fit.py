@@ -30,8 +30,8 @@ from opdkit.evaluation.results import clock_of
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
-from opdkit.recipe import Recipe
-from opdkit.tasks.guard import make_task
+from opdkit.recipe import Recipe, needs_rewards
+from opdkit.tasks.guard import make_task_for
 from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.loop import Parts
@@ -68,6 +68,8 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         limit=section.limit,
         seed=recipe.seed,
         instruction=section.instruction,
+        columns=section.columns or None,
+        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
@@ -80,13 +82,15 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
-    task = make_task(section.task)
+    task = make_task_for(section.task, [data.problems])
     asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
     try:
         with interrupt.listening():
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
                 _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
+            if unknown := sum(not section.task.can_grade(problem) for problem in problems):
+                _note(console, f"the rewards of {unknown} of {len(problems)} problems are unknown: nothing to grade by")
             asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
             answered = Answered(problems, limit, share_long, rows, read, went_on)
@@ -107,7 +111,7 @@ def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[li
     limit = recipe.data.max_prompt_tokens
     if room is not None:
         limit = min(limit, room - recipe.sampling.max_answer_tokens)
-    prompts = ((p.id, parts.renderer.prompt_ids(p.messages)) for p in data.problems)
+    prompts = ((p.id, parts.renderer.prompt_ids_within(p.messages, limit)) for p in data.problems)
     left_out = {long.problem_id for long in long_prompts(prompts, limit)}
     fitting = [p for p in data.problems if p.id not in left_out]
     if not fitting:
@@ -170,7 +174,9 @@ def _ask(
         _note(console, "a trust-region teacher scores and cannot answer: its own answers are not measured")
     elif options.teacher_answers:
         lengths = [len(row.rollout.answer_ids) for row in rows]
-        for prefix in sorted({0, *(int(share * np.percentile(lengths, 90)) for share in PREFIX_SHARES)}):
+        graded = any(row.rollout.reward is not None for row in rows)  # else going on from a prefix tells nothing
+        shares = PREFIX_SHARES if graded else ()
+        for prefix in sorted({0, *(int(share * np.percentile(lengths, 90)) for share in shares)}):
             some = [
                 row
                 for row in read

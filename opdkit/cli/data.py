@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 _SHOWN = 3  # rows of each kind of finding; the card has all
+_SHOWN_CHARACTERS = 20_000  # of the row that is shown
 _EVERY_S = 5.0
 # Data are a stranger's: what a terminal would obey (colours, titles, a moved cursor) is shown, not done.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
@@ -108,6 +109,7 @@ def dedup_file(
     """Remove from a file what is, or nearly is, in other sets; --dry-run only says what is (contamination)."""
     from opdkit.data.dedup import DedupOptions, check_report, dedup, write_report
     from opdkit.data.similar import DEFAULT_THRESHOLD
+    from opdkit.data.sources import files_left_out
 
     if (out is None) != dry_run:
         raise UserError("give either --out FILE, for what is left, or --dry-run, to be told only")
@@ -127,6 +129,9 @@ def dedup_file(
         raise UserError(f"--model {model} is only read with --method embedding; leave it out")
     with _counting("questions compared") as progress:
         found = dedup(source, against, out=out, options=options, overwrite=overwrite, progress=progress, embed=embed)
+    for other in (source, *against):
+        for sentence in files_left_out(other):
+            _warn(sentence)
     if report is not None:
         write_report(found, report)
     if found.num_not_compared:
@@ -161,7 +166,7 @@ def inspect_file(
     if model is not None:
         kwargs = key_values(template or [], flag="--template")
         renderer = Renderer(_tokenizer(model), read_chat_template(chat_template), kwargs)
-    options = None if task is None else task_named(task)
+    options = None if task is None else task_named(task, may_be_none=True)
     with _counting("rows read") as progress:
         found = inspect_data(source, task=None if options is None else options.name, progress=progress)
     guess = " (a guess: nothing in it says so; --task)" if found.is_guessed else ""
@@ -170,8 +175,9 @@ def inspect_file(
         _say(f"  {entry.num_rows} rows of the schema {entry.name!r}: {', '.join(entry.columns)}")
     if found.problems:
         _show_lengths(found, renderer)
-        if not no_grade:
-            grader = make_task(options or task_named(found.task))
+        grades = options or task_named(found.task, may_be_none=True)
+        if not no_grade and not grades.is_none:
+            grader = make_task(grades)
             try:
                 num_graded = grade_golds(found, grader)
             finally:
@@ -189,17 +195,20 @@ def inspect_file(
 
 
 def _show_lengths(found: Inspection, renderer: Renderer | None) -> None:
-    from opdkit.data.inspection import lengths
+    from opdkit.data.inspection import HUGE_CHARACTERS, lengths
+
+    def num_tokens(text: str | None, ids: Callable[[Renderer], Sequence[int]]) -> int | None:
+        if text is None or renderer is None:
+            return None if text is None else len(text)
+        return len(ids(renderer)) if len(text) <= HUGE_CHARACTERS else None  # it would take minutes and gigabytes
 
     def of_solution(problem: Problem) -> int | None:
-        if problem.solution is None:
-            return None
-        return len(problem.solution) if renderer is None else len(renderer.encode(problem.solution))
+        text = problem.solution
+        return num_tokens(text, lambda reader: reader.encode(str(text)))
 
-    def of_prompt(problem: Problem) -> int:
-        if renderer is not None:
-            return len(renderer.prompt_ids(problem.messages))
-        return sum(len(turn["content"]) for turn in problem.messages)
+    def of_prompt(problem: Problem) -> int | None:
+        text = "".join(turn["content"] for turn in problem.messages)
+        return num_tokens(text, lambda reader: reader.prompt_ids(problem.messages))
 
     unit = "characters" if renderer is None else "tokens"
     for name, measure in (("prompt", of_prompt), ("solution", of_solution)):
@@ -226,9 +235,11 @@ def _show_row(found: Inspection, number: int, renderer: Renderer | None) -> None
     problem = found.problems[number - 1]
 
     def rendered(messages: Sequence[Message]) -> str:
+        text = "\n".join(f"[{turn['role']}] {turn['content']}" for turn in messages)
         if renderer is not None:
-            return renderer.prompt_text(messages)
-        return "\n".join(f"[{turn['role']}] {turn['content']}" for turn in messages)
+            text = renderer.prompt_text(messages)
+        more = len(text) - _SHOWN_CHARACTERS
+        return text if more <= 0 else f"{text[:_SHOWN_CHARACTERS]}... ({more:,} characters more)"
 
     _say(f"--- {found.where[number - 1]}, id {problem.id}, as the student reads it")
     _say(rendered(problem.messages))
@@ -238,7 +249,8 @@ def _show_row(found: Inspection, number: int, renderer: Renderer | None) -> None
     else:
         _say("--- as a teacher with the reference solution reads it (context.kind = reference_solution)")
         _say(rendered(privileged))
-    _say(f"--- gold: {problem.gold if problem.gold is not None else 'none; graded by ' + ', '.join(problem.meta)}")
+    gold = "none: an answer to it has no reward" if problem.gold is None else _beginning(problem.gold, 1000)
+    _say(f"--- gold: {'its tests' if problem.gold is None and problem.has_gold else gold}")
 
 
 def _tokenizer(model: str) -> Any:
@@ -266,6 +278,8 @@ def _show_against(entry: Against, examples: int) -> None:
 
 
 def _show_card(card: Card, out: Path) -> None:
+    for sentence in card.files_left_out:
+        _warn(sentence)
     for split, written in card.splits.items():
         _say(f"{written.path}: {written.rows} problems ({split}), prompt {card.template!r}")
         if written.num_repeated_rows:

@@ -53,6 +53,11 @@ class Context(BaseModel, ABC):
         return False
 
     @property
+    def needs_rewards(self) -> bool:
+        """Whether it only has something to show where answers are graded."""
+        return False
+
+    @property
     def needs_solutions(self) -> bool:
         """Whether it only has something to show where a problem has a reference solution."""
         return False

@@ -85,6 +85,10 @@ class Peers(Context):
         return "success" in self.slots
 
     @property
+    def needs_rewards(self) -> bool:
+        return True  # to tell a success from a failure, and a grader's feedback from its excuse
+
+    @property
     def kinds(self) -> list[PeerKind]:
         """What each slot is shown as."""
         first = next((place for place, slot in enumerate(self.slots) if slot != "failure"), None)

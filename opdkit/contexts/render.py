@@ -26,12 +26,15 @@ OPENED_THINKING = re.compile(r"<think\s*>\s*\Z")
 
 _ASKED, _SAID = "Xasked", "Xsaid"  # words that no template writes itself
 
+LONG_CHARACTERS = 100_000  # from here on a text is not tokenised whole before it is known to be needed whole
 PLAIN = "plain"  # chat_template = "plain": message contents and no chat markup, for models without chat training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongPrompt:
-    """A prompt over the limit; whoever asked decides whether to drop the problem or to stop."""
+    """A prompt over the limit; whoever asked decides whether to drop the problem or to stop.
+
+    num_tokens: at least so many, where the prompt was not tokenised whole (`prompt_ids_within`)."""
 
     problem_id: str
     num_tokens: int
@@ -100,6 +103,16 @@ class Renderer:
         """
         ids = self.encode(self.prompt_text(messages))
         return (*self._beginning(), *ids) if self.chat_template == PLAIN else ids
+
+    def prompt_ids_within(self, messages: Sequence[Message], limit: int | None) -> tuple[int, ...]:
+        """`prompt_ids`; of a prompt that cannot have as few as `limit` tokens, more than `limit` from its beginning.
+
+        To tokenise 50 MB whole takes minutes and gigabytes, to learn that they are too long.
+        """
+        text = self.prompt_text(messages)
+        if limit is not None and len(text) > max(LONG_CHARACTERS, limit):
+            return self.encode(self.beginning_of(text, limit))
+        return self.prompt_ids(messages)
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         text = self._rendered(self._turns(messages), add_generation_prompt=True)
@@ -176,6 +189,13 @@ class Renderer:
                 "characters"
             ) from error
 
+    def beginning_of(self, text: str, num_tokens: int) -> str:
+        """As much of a long text as surely has more than `num_tokens` tokens."""
+        if len(text) <= LONG_CHARACTERS:
+            return text
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        return text[: max(LONG_CHARACTERS, (num_tokens + 1) * longest)]
+
     def _beginning(self) -> tuple[int, ...]:
         """The beginning-of-text id, where the tokenizer puts one in front of every text; a template writes its own."""
         bos = self.tokenizer.bos_token_id
@@ -183,8 +203,11 @@ class Renderer:
         return (bos,) if added else ()
 
     def cut(self, text: str, max_tokens: int) -> tuple[str, int]:
-        """The beginning of `text` that `max_tokens` tokens cover, and how many tokens were cut off its end."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        """The beginning of `text` that `max_tokens` tokens cover, and how many tokens were cut off its end (at least so
+        many, where the text is too long to be tokenised whole)."""
+        encoded = self.tokenizer(
+            self.beginning_of(text, max_tokens), add_special_tokens=False, return_offsets_mapping=True
+        )
         num_cut = len(encoded["input_ids"]) - max_tokens
         if num_cut <= 0:
             return text, 0

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from opdkit.data.formats import is_list
 from opdkit.data.prepared import is_prepared
 from opdkit.data.schema import Schema
 from opdkit.data.similar import METHODS, Embed, EmbeddingIndex, Embeddings, Index, Method, same_numbers
-from opdkit.data.sources import SUFFIXES, Row, data_files, rows_of, splits_of
+from opdkit.data.sources import Row, data_files, rows_of, splits_of
 from opdkit.data.templates import bare_question
 from opdkit.data.unusable import Unusable
 from opdkit.data.write import replace_files
 from opdkit.errors import UserError
 
+_COPIED = (".jsonl", ".json", ".parquet")  # formats whose rows are copied as they are
 _TRAINING = {"train"}  # splits that are left out where a folder is given to compare with
 
 Progress = Callable[[int], None]  # is told the number of questions compared so far
@@ -145,9 +147,10 @@ def _check(source: str, out: Path | None, options: DedupOptions, overwrite: bool
         raise UserError(f"--ngram {options.n} must be 1 or more")
     if out is None:
         return
-    copied = [suffix for suffix in SUFFIXES if suffix != ".csv"]
-    if not Path(source).is_file() or Path(source).suffix not in copied:
-        raise UserError(f"{source} is not one {', '.join(copied)} file, so nothing can be removed from it; name a file")
+    if not Path(source).is_file() or Path(source).suffix not in _COPIED:
+        raise UserError(
+            f"{source} is not one {', '.join(_COPIED)} file, so nothing can be removed from it; name a file"
+        )
     if out.suffix != Path(source).suffix:
         raise UserError(
             f"--out {out} should end in {Path(source).suffix}, as {source} does: rows are copied as they are"
@@ -236,7 +239,7 @@ def _write_rest(source: Path, out: Path, removed: set[str]) -> None:
     with replace_files(out.parent, [out.name]) as part:
         if source.suffix == ".parquet":
             _rest_of_parquet(source, part(out.name), removed)
-        elif _is_list(source):
+        elif source.suffix == ".json" and is_list(source):
             items = json.loads(source.read_text(encoding="utf-8-sig"))
             rest = [item for number, item in enumerate(items, start=1) if f"{source} item {number}" not in removed]
             part(out.name).write_text(json.dumps(rest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -257,7 +260,3 @@ def _rest_of_parquet(source: Path, out: Path, removed: set[str]) -> None:
             kept = [f"{source} row {number + place}" not in removed for place in range(1, batch.num_rows + 1)]
             number += batch.num_rows
             writer.write_batch(batch.filter(pa.array(kept)))
-
-
-def _is_list(source: Path) -> bool:
-    return source.suffix == ".json" and source.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

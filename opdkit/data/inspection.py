@@ -14,11 +14,13 @@ import numpy as np
 from opdkit.contexts.reference_solution import ReferenceSolution
 from opdkit.contexts.render import Renderer
 from opdkit.data.draft import Draft
+from opdkit.data.prepare import problem_of
 from opdkit.data.prepared import FIELDS, is_prepared
 from opdkit.data.repeats import find_repeats
 from opdkit.data.schema import Schema
-from opdkit.data.sources import Row, every_row_column, rows_of
-from opdkit.data.templates import UNFILLED_BOX, bare_question
+from opdkit.data.sets import raw_set_of
+from opdkit.data.sources import Row, every_row_column, files_left_out, rows_of
+from opdkit.data.templates import TEMPLATES, UNFILLED_BOX, bare_question
 from opdkit.data.unusable import Unusable
 from opdkit.errors import UserError
 from opdkit.tasks.base import Task
@@ -29,6 +31,14 @@ from opdkit.types import Group, Message, Problem, Rollout
 HUGE_CHARACTERS = 1_000_000  # of one row: no context window holds it
 
 # What SDPO's, MOPD's and verl's files call a task.
+_QUESTIONS = {
+    "prompt": "question",
+    "problem": "question",
+    "question": "question",
+    "messages": "chat messages",
+    "conversations": "ShareGPT conversations",
+    "instruction": "Alpaca instruction",
+}
 _TASKS = {"mcq": "multiple_choice", "tooluse": "tool_use", "code": "code"}
 Progress = Callable[[int], None]  # is told the number of rows read so far
 
@@ -80,8 +90,9 @@ class Inspection:
 def inspect_data(source: str, *, task: str | None = None, progress: Progress | None = None) -> Inspection:
     """Read all rows, and list every fault with its place instead of stopping at the first.
 
-    task: None takes what the rows say, or else math. Raises UserError for a source that cannot be read at all, and for
-    a task that is none.
+    task: None takes what the first row says: the task of the raw benchmark it is from, of what it was prepared for, or
+    else math if it has an answer, and none if it has not. Raw rows are read as `opdkit data prepare` reads them.
+    Raises UserError for a source that cannot be read at all, and for a task that is none.
     """
     findings: list[Finding] = []
 
@@ -94,8 +105,8 @@ def inspect_data(source: str, *, task: str | None = None, progress: Progress | N
     for where, row in rows_of(source, split=None, keep=every_row_column, on_broken=on_broken):
         if found is None:
             said = task or _task_of(row)
-            found = Inspection(source=source, task=said or "math", is_guessed=said is None, findings=findings)
-            schema = Schema(task=found.task, require_gold=task_named(found.task).needs_gold)
+            found = Inspection(source=source, task=said or _guess(row), is_guessed=said is None, findings=findings)
+            schema = Schema(task=found.task, require_gold=task_named(found.task, may_be_none=True).needs_gold_or_tests)
         found.num_rows += 1
         if progress is not None:
             progress(found.num_rows)
@@ -106,6 +117,9 @@ def inspect_data(source: str, *, task: str | None = None, progress: Progress | N
     if found is None:
         first = f": {findings[0].where} {findings[0].what}" if findings else ""
         raise UserError(f"{source} holds no row that can be read{first}")
+    for sentence in files_left_out(source):
+        where, _, what = sentence.partition(" is not read")
+        findings.append(Finding(kind="file not read", where=where, what=f"is not read{what}"))
     found.columns = sorted(seen.values(), key=lambda entry: -entry.num_rows)
     for entry in found.columns[1:]:
         what = f"{entry.num_rows} rows with {', '.join(entry.columns)}, unlike the others"
@@ -192,6 +206,8 @@ def teacher_messages(problem: Problem, renderer: Renderer | None) -> tuple[Messa
 def _task_of(row: Row) -> str | None:
     if is_prepared(row):
         return str(row["task"])
+    if (raw := raw_set_of(row)) is not None:
+        return raw.task
     extra, model = row.get("extra_info"), row.get("reward_model")
     if isinstance(extra, dict) and isinstance(extra.get("opdkit"), str):
         try:
@@ -204,6 +220,11 @@ def _task_of(row: Row) -> str | None:
     return "math" if "math" in str(row.get("ability", "")).lower() else None
 
 
+def _guess(row: Row) -> str:
+    schema = Schema(task="math")
+    return "none" if schema.given_answer(row) is None and "solution" not in row else "math"
+
+
 def _schema_name(row: Row) -> str:
     if is_prepared(row) and set(FIELDS) <= set(row):
         return "opdkit data prepare"
@@ -212,8 +233,13 @@ def _schema_name(row: Row) -> str:
         return "verl, by opdkit data prepare" if own else "verl"
     if {"kind", "dataset", "description"} <= set(row):
         return "SDPO and MOPD, before preprocessing"
-    question = "chat prompt" if isinstance(row.get("prompt"), list) else "question"
-    return f"{question} and answer"
+    if (raw := raw_set_of(row)) is not None:
+        return f"raw, read as opdkit data prepare {raw.name} does"
+    question = next((name for name in _QUESTIONS if row.get(name)), None)
+    kind = _QUESTIONS.get(question or "", "question")
+    if question == "prompt" and isinstance(row["prompt"], list):
+        kind = "chat prompt"
+    return f"{kind} and answer" if Schema(task="math").given_answer(row) is not None else kind
 
 
 def _look_at(found: Inspection, where: str, row: Row, schema: Schema) -> None:
@@ -222,7 +248,7 @@ def _look_at(found: Inspection, where: str, row: Row, schema: Schema) -> None:
         what = f"{size:,} characters: no context window holds them, unless they are tests"
         found.findings.append(Finding(kind="huge row", where=where, what=what))
     try:
-        problem = schema.problem(row)
+        problem = _read(row, schema)
     except Unusable as error:
         found.findings.append(Finding(kind="cannot be used", where=where, what=str(error)))
         return
@@ -238,6 +264,17 @@ def _look_at(found: Inspection, where: str, row: Row, schema: Schema) -> None:
         found.given_ids.append((given_id, where))
     found.problems.append(problem)
     found.where.append(where)
+
+
+def _read(row: Row, schema: Schema) -> Problem:
+    """Raises Unusable."""
+    raw = raw_set_of(row)
+    if raw is None or raw.task != schema.task:
+        return schema.problem(row)
+    draft = raw.read(row)
+    if draft is None:
+        raise Unusable(f"opdkit data prepare {raw.name} leaves it out as published (another level or kind)")
+    return problem_of(draft, raw, TEMPLATES[raw.template])
 
 
 def _look_across(found: Inspection) -> None:
@@ -264,11 +301,15 @@ def _look_across(found: Inspection) -> None:
 
 
 def _num_characters(value: Any) -> int:
-    if isinstance(value, dict):
-        return sum(map(_num_characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(_num_characters, value))
-    return len(value) if isinstance(value, str | bytes) else 1
+    """Without recursion: a row may be nested deeper than Python's calls may."""
+    total, parts = 0, [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict | list):
+            parts.extend(part.values() if isinstance(part, dict) else part)
+        else:
+            total += len(part) if isinstance(part, str | bytes) else 1
+    return total
 
 
 def by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:

@@ -23,7 +23,7 @@ from opdkit.data.readers import UniqueIds, fingerprint
 from opdkit.data.repeats import Repeats, find_repeats, without_repeats
 from opdkit.data.schema import as_asked, question_digest
 from opdkit.data.sets import MAIN, DataSet, Hub, data_set
-from opdkit.data.sources import LocatedRow, every_row_column, rows_of, splits_of
+from opdkit.data.sources import LocatedRow, every_row_column, files_left_out, rows_of, splits_of
 from opdkit.data.templates import TEMPLATES, Template, spaceless
 from opdkit.data.unusable import Unusable
 from opdkit.data.write import replace_files, write_parquet
@@ -79,6 +79,7 @@ class Card:
     commit: str | None  # of the hub; None: a local source
     template: str
     options: dict[str, Any]
+    files_left_out: list[str]  # a sentence each
     num_read: int
     num_left_out: int  # by the published filter: other domains, levels, kinds
     num_outside_dates: int
@@ -127,7 +128,7 @@ def prepare(
         if not kept:
             raise UserError(f"{source}: nothing is left of the split {split!r} without repeated questions")
         ids = UniqueIds()
-        problems = list(ids.unique(_problem(draft, chosen, template) for draft in kept))
+        problems = list(ids.unique(problem_of(draft, chosen, template) for draft in kept))
         files[split] = (problems, [_question(draft, template) for draft in kept])
         splits[split] = _split_card(out / f"{split}.parquet", problems, ids, repeats, len(members) - len(kept))
     card = Card(
@@ -137,6 +138,7 @@ def prepare(
         commit=commit,
         template=template.name,
         options=asdict(options),
+        files_left_out=[] if source == HUB else files_left_out(source),
         num_read=seen.num_read,
         num_left_out=seen.num_left_out,
         num_outside_dates=seen.num_outside_dates,
@@ -327,7 +329,8 @@ def _question(draft: Draft, template: Template) -> str:
     return draft.question if draft.template == template.name else draft.question.strip()
 
 
-def _problem(draft: Draft, chosen: DataSet, template: Template) -> Problem:
+def problem_of(draft: Draft, chosen: DataSet, template: Template) -> Problem:
+    """As it is written."""
     meta: dict[str, Any] = {**draft.meta, "data_source": chosen.name, "template": template.name}
     if template.answer_style == "answer_line":
         meta["answer_style"] = template.answer_style

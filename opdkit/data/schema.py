@@ -3,11 +3,13 @@
 A row is read by its own columns, so a file may mix schemas. Rows of `opdkit data prepare` (`prepared.py`) are taken as
 they are; of others:
 
-    question   `prompt` (chat turns or text), `problem`, `question`; `system` becomes a system turn before text
+    question   `prompt` (chat turns or text), `problem`, `question`; else a conversation (`layouts.py`: `messages`,
+               ShareGPT, Alpaca); `system` becomes a system turn before text and before a conversation without one
     gold       `reward_model.ground_truth` (verl), `answer`, `final_answer`, `expected_answer`, `ground_truth`, `gold`;
                what follows `####` on its last line (GSM8K), or its last boxed answer, where there is one;
                without such a column, the last boxed answer of `solution`
-    solution   `solution`, `reference_solution`; else the whole `answer` text where gold was found inside it.
+    solution   `solution`, `reference_solution`; else the whole `answer` text where gold was found inside it; else what
+               the assistant answers at the end of a conversation.
                GSM8K's calculator marks (`48/2 = <<48/2=24>>24`) are removed: nobody should learn to write them;
                where the question asks for a box, its last line `#### 72` becomes `\\boxed{72}`; for an answer line,
                `Answer: 72`.
@@ -21,10 +23,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from opdkit.data.code_tests import published_tests
+from opdkit.data.layouts import BESIDE, CONVERSATIONS, Conversation, alpaca, as_text, asked_of, chat_turns, conversation
 from opdkit.data.prepared import KINDS, from_verl, is_prepared
 from opdkit.data.sources import Row
 from opdkit.data.templates import INSTRUCTIONS
@@ -34,7 +37,7 @@ from opdkit.tasks.math_text import last_boxed
 from opdkit.types import Message, Problem
 
 # Columns of no role: of prepared rows (`prepared.py`), and of SDPO's and MOPD's code rows.
-_OTHER_COLUMNS = {"task", "gold", "meta", "tests"}
+_OTHER_COLUMNS = {"task", "gold", "meta", "tests", *CONVERSATIONS, *BESIDE}
 INSTRUCTION_NAMES = ("auto", "none", *INSTRUCTIONS)
 
 # Role -> columns, tried in this order; a dot goes into a nested column. The first that is filled in is taken.
@@ -78,7 +81,8 @@ class Schema:
     """How the rows of one source become problems.
 
     columns: role -> column name (for "meta": names), replacing the defaults of that role in `COLUMNS`.
-    require_gold: False keeps rows without an answer, with gold None (training data for methods without rewards).
+    require_gold: False keeps rows that nobody can grade, with gold None or (code) without tests: a method that needs no
+        reward learns from the prompt alone.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Schema:
             raise UserError(_unknown("instruction", instruction, INSTRUCTION_NAMES))
         self.columns = dict(COLUMNS)
         self._given = bool(columns)  # who names the columns decides what a row is
+        self._given_prompt = "prompt" in (columns or {})
         for role, names in (columns or {}).items():
             if role not in COLUMNS:
                 raise UserError(_unknown("columns", role, tuple(COLUMNS)))
@@ -103,22 +108,30 @@ class Schema:
     def keep(self, present: Sequence[str]) -> list[str]:
         """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
         wanted = _OTHER_COLUMNS | {name.partition(".")[0] for names in self.columns.values() for name in names}
-        if not any(name.partition(".")[0] in present for name in self.columns["prompt"]):
+        questions = (*self.columns["prompt"], *CONVERSATIONS)
+        if not any(name.partition(".")[0] in present for name in questions):
             return list(present)
         return [name for name in present if name in wanted]
 
     def problem(self, row: Row) -> Problem:
         """Raises Unusable with the reason."""
+        try:
+            return self._problem(row)
+        except RecursionError:
+            raise Unusable("the row is nested too deeply") from None
+
+    def _problem(self, row: Row) -> Problem:
         own = None if self._given else row if is_prepared(row) else _own_verl(row)
         if own is not None:
             return self._prepared(own)
-        question = self.messages(row)
+        question, answer = self._conversation(row)
         asked = self._instructed(question)
-        gold, solution = self._gold_and_solution(row)
+        gold, solution = self._gold_and_solution(row, answer)
         solution = None if solution is None else as_asked(solution, asked.style)
         tests: dict[str, Any] = {}
         if self.task == "code":  # graded by its tests, and `gold` is not read
-            gold, tests = None, published_tests(self._tests(row))
+            given = self._tests(row)
+            gold, tests = None, {} if given is None else published_tests(given)
         elif gold is None and self.require_gold:
             raise Unusable(self._why_no_gold(row))
         meta = tests | {
@@ -157,15 +170,17 @@ class Schema:
             meta.pop("answer_style", None)
             if asked.style == "answer_line":
                 meta["answer_style"] = asked.style
-        texts = {name: _text(row[name], name) for name in ("gold", "solution") if row.get(name) is not None}
-        return Problem(id=_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
+        texts = {name: as_text(row[name], name) for name in ("gold", "solution") if row.get(name) is not None}
+        return Problem(id=as_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
 
     def _tests(self, row: Row) -> Any:
-        """Where SDPO's and MOPD's files keep the tests of a program."""
+        """Where SDPO's and MOPD's files keep the tests of a program; None: there are none, and none are required."""
         for name in ("tests", "reward_model.ground_truth"):
             tests = _lookup(row, name)
             if tests not in (None, "", "-"):
                 return tests
+        if not self.require_gold:
+            return None
         raise Unusable("no tests: prepare the file first (opdkit data prepare; docs/data.md)")
 
     def given_answer(self, row: Row) -> Any:
@@ -175,15 +190,15 @@ class Schema:
     def given_id(self, row: Row) -> str | None:
         """The row's own id, if it has one."""
         given = self._first(row, "id")
-        return None if given is None else _text(given, "id")
+        return None if given is None else as_text(given, "id")
 
     def _first(self, row: Row, role: str) -> Any:
         """The first filled-in column of a role, or None."""
-        for name in self._present_columns(row)[role]:
-            value = _lookup(row, name)
-            if value is not None and value != "":
-                return value
-        return None
+        name = next(self._filled(row, self._present_columns(row)[role]), None)
+        return None if name is None else _lookup(row, name)
+
+    def _filled(self, row: Row, names: Sequence[str]) -> Iterator[str]:
+        return (name for name in names if _lookup(row, name) not in (None, ""))
 
     def _present_columns(self, row: Row) -> dict[str, list[str]]:
         """Role -> the columns of that role which this row has; worked out once per set of columns."""
@@ -196,21 +211,29 @@ class Schema:
         return self._present[names]
 
     def messages(self, row: Row) -> tuple[Message, ...]:
-        """The chat turns of the row as it stands, without any instruction of ours. Raises Unusable."""
-        prompt = self._first(row, "prompt")
-        if prompt is None:
+        """The chat turns to be answered, as the row has them, without any instruction of ours. Raises Unusable."""
+        return self._conversation(row).asked
+
+    def _conversation(self, row: Row) -> Conversation:
+        name = next(self._filled(row, self._present_columns(row)["prompt"]), None)
+        if name is None and not self._given_prompt:
+            name = next(self._filled(row, CONVERSATIONS), None)
+        if name is None:
             raise Unusable(self._why_no("prompt", "question", row))
-        if isinstance(prompt, str):
-            system = self._first(row, "system")
-            user = {"role": "user", "content": _text(prompt, "prompt")}
-            return (user,) if system is None else ({"role": "system", "content": _text(system, "system")}, user)
-        if not isinstance(prompt, list):
-            raise Unusable(f"the prompt is {type(prompt).__name__}, neither text nor a list of chat turns")
-        turns = tuple(_turn(turn) for turn in prompt)
-        if not turns or turns[-1]["role"] != "user":
-            last = f"the last turn is the {turns[-1]['role']}'s" if turns else "there is no turn"
-            raise Unusable(f"the prompt does not end with a user turn: {last}")
-        return turns
+        found, system = _lookup(row, name), self._first(row, "system")
+        if name == "prompt" and not isinstance(found, str):  # verl's `system` column is in its turns already
+            return Conversation(asked_of(chat_turns(found)), None)
+        if name == "instruction":
+            said = alpaca(row)
+        elif isinstance(found, str):
+            said = Conversation(({"role": "user", "content": as_text(found, "prompt")},), None)
+        else:
+            said = conversation(chat_turns(found))
+        if name in CONVERSATIONS and row.get("tools"):
+            raise Unusable("the row has tools, which cannot be rendered")
+        if system is None or said.asked[0]["role"] == "system":
+            return said
+        return said._replace(asked=({"role": "system", "content": as_text(system, "system")}, *said.asked))
 
     def _instructed(self, question: tuple[Message, ...]) -> _Asked:
         """The question with the instruction it needs."""
@@ -228,12 +251,18 @@ class Schema:
         style: Literal["boxed", "answer_line"] | None = "boxed" if boxed else "answer_line" if line else None
         return _Asked(question, style, INSTRUCTIONS[add] if add != "none" else None)
 
-    def _gold_and_solution(self, row: Row) -> tuple[str | None, str | None]:
+    def _gold_and_solution(self, row: Row, answered: str | None) -> tuple[str | None, str | None]:
+        """answered: by the assistant, at the end of a conversation."""
         answer, solution = self._first(row, "answer"), self._first(row, "solution")
-        solution = None if solution is None else _text(solution, "solution")
+        solution = answered if solution is None else as_text(solution, "solution")
         if answer is None:
             return (None, None) if solution is None else (_final_answer(solution), solution)
-        text = _gold_text(answer, json_allowed=self.task != "math")
+        try:
+            text = _gold_text(answer, json_allowed=self.task != "math")
+        except Unusable:
+            if self.require_gold:
+                raise
+            text = None  # as unknown as none
         if text is None:
             return None, solution
         gold = _final_answer(text)
@@ -252,7 +281,8 @@ class Schema:
         if present:
             return f"no {word}: {present[0]} is empty"
         accepted = self.columns[role] + (self.columns["solution"] if role == "answer" else ())
-        return f"no {word} column among {', '.join(row) or 'no columns at all'} (accepted: {', '.join(accepted)})"
+        rest = f", nor {', '.join(CONVERSATIONS)}" if role == "prompt" and not self._given_prompt else ""
+        return f"no {word} column among {', '.join(row) or 'no columns at all'} (accepted: {', '.join(accepted)}){rest}"
 
 
 class _Asked(NamedTuple):
@@ -288,41 +318,6 @@ def _lookup(row: Row, name: str) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _turn(turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise Unusable(f"a chat turn of the prompt is {type(turn).__name__}, not a role and a content")
-    if turn.get("role") is None or turn.get("content") is None:
-        raise Unusable("a chat turn of the prompt lacks a role or a content")
-    extra = sorted(name for name, value in turn.items() if name not in ("role", "content") and value is not None)
-    if extra:
-        raise Unusable(f"a chat turn of the prompt has {', '.join(extra)}; only role and content can be rendered")
-    return {"role": _text(turn["role"], "role"), "content": _text(turn["content"], "content")}
-
-
-def _text(value: Any, what: str) -> str:
-    """A text, or a number as text. Refuses what cannot be written as UTF-8, which no tokenizer could read."""
-    if value is None:
-        raise Unusable(f"the {what} is missing")
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Unusable(f"the {what} is bytes that are not UTF-8") from None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # pandas turns a column of integers with a hole in it into 42.0
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-        raise Unusable(f"the {what} is {type(value).__name__}, not text")
-    text = str(value)
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise Unusable(f"the {what} holds half a surrogate pair, which is not valid Unicode") from None
-    if not text.strip():
-        raise Unusable(f"the {what} is blank")
-    return text
-
-
 def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
     """The answer column as text; a list of one is that one; other structures are JSON text where the task reads it."""
     if isinstance(answer, list) and len(answer) == 1:
@@ -333,7 +328,7 @@ def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
         if not json_allowed:
             raise Unusable(f"the answer is a {type(answer).__name__} of {len(answer)}, not one answer")
         return json.dumps(_plain(answer), ensure_ascii=False)
-    return _text(answer, "answer").strip()
+    return as_text(answer, "answer").strip()
 
 
 def _final_answer(text: str) -> str | None:

@@ -40,6 +40,7 @@ class DataSet:
     test_share: float | None = None  # of the raw benchmark's rows: the published work splits it itself
     dates: Callable[[Row], str | None] | None = None  # YYYY-MM-DD of a raw row
     window: tuple[str, str] | None = None  # from, up to and without: the dates the published work takes
+    raw: frozenset[str] = frozenset()  # columns by which a raw row is known that other readers cannot make sense of
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -56,6 +57,14 @@ def data_set(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
+def raw_set_of(row: Row) -> DataSet | None:
+    """The set whose raw benchmark this is a row of; None where none is known by its columns."""
+    chosen = [entry for entry in DATA_SETS.values() if entry.raw and entry.raw <= row.keys()]
+    if len(chosen) > 1:  # SciKnowEval's are told apart by a value
+        chosen = [entry for entry in chosen if entry.name.endswith(f"_{str(row.get('domain')).lower()}")]
+    return chosen[0] if chosen else None
+
+
 def _math(
     name: str, hub: Hub | None, *, template: str = "boxed", read: Read | None = None, split: str = "test"
 ) -> DataSet:
@@ -70,6 +79,7 @@ def _sciknoweval(domain: str) -> DataSet:
         template="four_options",
         hub=Hub(id="hicai-zju/SciKnowEval"),
         test_share=0.1,
+        raw=frozenset({"choices", "answerKey", "domain"}),
     )
 
 
@@ -118,6 +128,7 @@ DATA_SETS: dict[str, DataSet] = {
             read=gpqa_rows,
             template="four_options",
             hub=Hub(id="Idavidrein/gpqa", config="gpqa_diamond", splits=_TRAIN_AS_TEST),
+            raw=frozenset({"Question", "Correct Answer"}),
         ),
         DataSet(name="tooluse", task="tool_use", read=tool_rows, template="none", hub=None),
         DataSet(
@@ -129,6 +140,7 @@ DATA_SETS: dict[str, DataSet] = {
             test_share=0.5,  # of 131 problems: a tenth would be 13, and measure nothing
             dates=contest_date,
             window=("2025-02-01", "2025-05-01"),
+            raw=frozenset({"question_content", "private_test_cases"}),
         ),
         DataSet(
             name="humaneval",
@@ -136,6 +148,7 @@ DATA_SETS: dict[str, DataSet] = {
             read=humaneval_rows,
             template="coding_expert",
             hub=Hub(id="openai/openai_humaneval"),
+            raw=frozenset({"prompt", "entry_point", "test"}),
         ),
         DataSet(
             name="mbpp",
@@ -147,6 +160,7 @@ DATA_SETS: dict[str, DataSet] = {
                 config="full",
                 splits={"train": "train", "validation": "validation", "test": "test"},
             ),
+            raw=frozenset({"code", "test_list"}),
         ),
     )
 }

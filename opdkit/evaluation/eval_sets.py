@@ -47,6 +47,8 @@ def sets_of(data: Sequence[str], task: str | None, suite: Mapping[str, Path]) ->
 
 
 def say_dropped(one: Loaded, console: Console) -> None:
+    for sentence in one.data.files_left_out:
+        console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
     dropped = one.data.dropped
     said = [f"{where}: {why}" for where, why in dropped[:3]]
     if len(dropped) > 3:

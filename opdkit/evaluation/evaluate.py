@@ -245,7 +245,7 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime
         task=task.name,
         limit=options.limit,
         instruction=options.instruction,
-        require_gold=task.needs_gold,
+        require_gold=task.needs_gold_or_tests,
     )
     store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint, clock))
     return Loaded(set=set_, data=data, store=store)
@@ -267,7 +267,8 @@ def _tasks(names: set[str]) -> Iterator[dict[str, GuardedTask]]:
 def _check_fit(loaded: Sequence[Loaded], engine: HFEngine, renderer: Renderer, options: EvaluateOptions) -> None:
     """Of every data set, so that the last one is not refused after hours."""
     for one in loaded:
-        lengths = [len(renderer.prompt_ids(problem.messages)) for problem in one.data.problems]
+        room, problems = engine.model.max_positions, one.data.problems
+        lengths = [len(renderer.prompt_ids_within(problem.messages, room)) for problem in problems]
         limit = options.max_answer_tokens
         what = f"a prompt of {one.set.name} and --max-answer-tokens {limit}"
         engine.model.check_fits([length + limit for length in lengths], what)
@@ -327,7 +328,7 @@ def load_engine(options: EvaluateOptions, now: datetime | None = None) -> tuple[
 
 def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
     for task in tasks:
-        task_named(task)
+        task_named(task, may_be_none=True)  # `opdkit sample` needs nobody
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
     if options.instruction not in ("auto", "boxed", "answer_line", "none"):

@@ -56,13 +56,18 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
         raise UserError(f"--attempts {options.attempts}: give at least 1")
     check_options(asked, {asked.task})
     (source,) = asked.data
-    chosen = task_named(asked.task)
+    chosen = task_named(asked.task, may_be_none=True)
+    if chosen.is_none and (graded := {"no_answer", "wrong"}.intersection(options.reject)):
+        raise UserError(
+            f"--reject {','.join(sorted(graded))} needs somebody who grades, and --task none names nobody; give "
+            "--reject truncated,repetition"
+        )
     data = load_problems(
         source,
         task=chosen.main.name,
         limit=asked.limit,
         instruction=asked.instruction,
-        require_gold=chosen.needs_gold,
+        require_gold=chosen.needs_gold_or_tests,
     )
     rejected = out.with_name(f"{out.name}.rejected.jsonl")
     clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))
@@ -181,7 +186,7 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 
 
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
-    task = task_named(options.model.task)
+    task = task_named(options.model.task, may_be_none=True)
     asked = asdict(options.model) | {"task": task.text} | task_files(task)
     del asked["device"]
     digest = model_digest(Path(options.model.model))

@@ -120,7 +120,9 @@ def teacher_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         "" if facts.context == "none" else f" (reading the context {facts.context!r}, which the student does not see)"
     )
     if gain is None or gain["value"] is None or gain["low"] is None or gain["high"] is None:
-        yield Finding(topic="teacher", level="unknown", sentence="Whether the teacher answers better was not measured.")
+        why = "" if facts.pass_rates else ": no answer could be graded"
+        said = f"Whether the teacher answers better was not measured{why}."
+        yield Finding(topic="teacher", level="unknown", sentence=said)
     else:
         scores = f"it scores {_share(gain['after'])}{read} where the student scores {_share(gain['before'])}"
         between = f"[{gain['low']:+.2f}, {gain['high']:+.2f}]"

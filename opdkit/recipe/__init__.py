@@ -4,7 +4,7 @@ Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Impo
 """
 
 from opdkit.recipe.load import key_values, load_recipe, override, parse_recipe
-from opdkit.recipe.rules import impossible, warnings
+from opdkit.recipe.rules import impossible, needs_rewards, warnings
 from opdkit.recipe.schedule import recipe_at, scheduled_at, stage_starts, stages_of
 from opdkit.recipe.sections import DiagnosticsSection, EvalSection, Recipe, SamplingSection, TrainSection
 
@@ -17,6 +17,7 @@ __all__ = [
     "impossible",
     "key_values",
     "load_recipe",
+    "needs_rewards",
     "override",
     "parse_recipe",
     "recipe_at",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from opdkit.data.formats import format_of
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe
 
@@ -44,6 +45,11 @@ def method_warnings(recipe: Recipe) -> list[str]:
     return [*(where + sentence for sentence, where in said.items()), *recipe.data.task.warnings("data.task")]
 
 
+def needs_rewards(recipe: Recipe) -> bool:
+    """Whether any stage of its schedule does, so that its problems need a gold."""
+    return any(who for stage in stages_of(recipe).values() for who in _who_needs_rewards(stage))
+
+
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
     """(key, path) of everything a recipe reads."""
     named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path, "data.train": recipe.data.train}
@@ -54,7 +60,7 @@ def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
 def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """(path, sentence) of local paths where nothing is. They may be made later; what looks like a hub id may be one."""
     for key, path in named:
-        is_local = path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet"))
+        is_local = path.startswith((".", "/", "~")) or format_of(Path(path)) is not None
         if is_local and not Path(path).expanduser().exists():
             yield path, f"{key} = {path}: there is no such file or folder yet"
 
@@ -142,8 +148,20 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
             "answer every time; raise the temperature, or set group_size = 1"
         )
+    if recipe.data.task.is_none:
+        for who in _who_needs_rewards(recipe):
+            yield f'{who} needs rewards, but data.task names nobody who grades; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
     yield from recipe.weights.faults(recipe)
+
+
+def _who_needs_rewards(recipe: Recipe) -> Iterator[str]:
+    if recipe.method.needs.reward:
+        yield f'method.name = "{recipe.method.name}"'
+    if recipe.weights.needs.reward:
+        yield "[weights]"
+    if recipe.context.needs_rewards and recipe.needs.teacher != "none":
+        yield f'context.kind = "{recipe.context.kind}"'
 
 
 def _unused_faults(recipe: Recipe) -> Iterator[str]:
@@ -164,6 +182,8 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
 def _data_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
+    if recipe.eval.sources and recipe.data.task.is_none:
+        yield 'eval.data is graded by data.task, which names nobody; set it, e.g. data.task = "math"'
     if recipe.train.updates_per_step > recipe.train.problems_per_step:
         yield (
             f"train.updates_per_step = {recipe.train.updates_per_step} cannot divide train.problems_per_step = "

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
+from opdkit.data.schema import COLUMNS
 from opdkit.engines.base import SamplingParams
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import SINKS
 from opdkit.recipe.points import Points
-from opdkit.tasks.options import ChosenTask
+from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -34,6 +35,13 @@ def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+    for role in columns:
+        if role not in COLUMNS:
+            raise ValueError(f"{role} is no role of a column{did_you_mean(role, COLUMNS)}")
+    return columns
 
 
 class Section(BaseModel):
@@ -88,7 +96,11 @@ class TeacherSection(Section):
 
 class DataSection(Section):
     train: str
-    task: ChosenTask  # a name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`
+    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
+    # unknown, and prompts alone are enough; for methods that need no reward.
+    task: ChosenTask = resolve_task("none")
+    # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
+    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
     limit: PositiveInt | None = None
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted

@@ -10,7 +10,7 @@ from opdkit.report.heatmap import NUM_COLOURED, Decode, heat_map, legend, signal
 from opdkit.report.markup import Html, join, tag
 from opdkit.report.numbers import compact, shortened
 from opdkit.report.run import Run
-from opdkit.types import Example
+from opdkit.types import Example, Rollout
 
 NUM_SHOWN = 5  # of the best, and of the worst
 
@@ -136,7 +136,7 @@ def _turn(role: str, content: str) -> Html:
 def _chips(row: Example, step: _Step) -> Html:
     rollout = row.rollout
     facts: list[tuple[str, str | None, str | None]] = [
-        ("reward", None if rollout.reward is None else compact(rollout.reward), _tone(rollout.reward)),
+        ("reward", _reward_in_words(rollout), _tone(rollout.reward)),
         ("read as", None if rollout.parsed is None else shortened(rollout.parsed), None),
         ("gold", None if row.problem.gold is None else shortened(row.problem.gold), None),
         ("tokens", f"{len(rollout.answer_ids):,}", None),
@@ -150,6 +150,13 @@ def _chips(row: Example, step: _Step) -> Html:
         if value is not None
     ]
     return tag("div", *chips, class_="chips")
+
+
+def _reward_in_words(rollout: Rollout) -> str | None:
+    """None: the data set's own answer, of which nobody asked."""
+    if rollout.reward is None:
+        return None if rollout.answer_logprobs is None else "unknown"
+    return compact(rollout.reward)
 
 
 def _tone(reward: float | None) -> str | None:

@@ -9,6 +9,7 @@ from opdkit.tasks.base import Grade, Option, Task
 from opdkit.tasks.code import CodeTask
 from opdkit.tasks.math import MathTask
 from opdkit.tasks.multiple_choice import MultipleChoiceTask
+from opdkit.tasks.none import NoTask
 from opdkit.tasks.shape import FormatTask, LengthTask
 from opdkit.tasks.tool_use import ToolUseTask
 from opdkit.tasks.weighted import WeightedTask
@@ -25,4 +26,5 @@ TASKS: dict[str, Callable[..., Task]] = {
     "weighted": WeightedTask,
     "format": FormatTask,
     "length": LengthTask,
+    "none": NoTask,
 }

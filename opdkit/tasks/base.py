@@ -98,7 +98,9 @@ class Task(Protocol):
     """What can be graded. Its options in a recipe are the keyword arguments it is made with (`options.py`).
 
     A task may also have
-        needs_gold: bool     whether problems without a gold answer are of use (default: they are)
+        needs_gold: bool     whether it cannot grade problems without a gold answer (default: it can)
+        needs_tests: bool    whether it cannot grade problems without `meta["tests"]` (default: it can)
+        can_grade(problem)   whether it has what it grades this problem by (default: yes)
         stats                a dataclass of counts since it was made; what grew in a step becomes metrics
         describe()           plain values for environment.json: what the answers were graded by
         main                 the task whose accuracy an evaluation measures (default: itself)
@@ -113,6 +115,12 @@ class Task(Protocol):
     def close(self) -> None:
         """Release workers. Safe to call twice."""
         ...
+
+
+def can_grade(task: Task, problem: Problem) -> bool:
+    """Whether it is any use to ask for a grade of an answer to the problem."""
+    asked = getattr(task, "can_grade", None)
+    return asked is None or bool(asked(problem))
 
 
 class GraderDown(RuntimeError):

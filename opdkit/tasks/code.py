@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from opdkit.errors import UserError
 from opdkit.tasks.base import Grade, Option, Verdict
@@ -94,6 +94,7 @@ class CodeTask:
     """
 
     name = "code"
+    needs_tests: ClassVar[bool] = True
 
     def __init__(
         self,

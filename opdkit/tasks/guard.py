@@ -56,6 +56,10 @@ class GuardedTask:
         self._count(grades, before, time.monotonic() - started)
         return grades
 
+    def can_grade(self, problem: Problem) -> bool:
+        """Whether the problem holds what the task grades by."""
+        return self.options.can_grade(problem)
+
     def close(self) -> None:
         close = getattr(self._task, "close", None)
         if close is not None:
@@ -155,12 +159,24 @@ def make_task(options: TaskOptions, problems: Sequence[Problem] = ()) -> Guarded
     return task
 
 
-def task_named(line: str, *, flag: str = "--task") -> TaskOptions:
-    """The task that one line of text names, e.g. "tool_use feedback=reveal". Raises UserError."""
+def make_task_for(options: TaskOptions, sets: Sequence[Sequence[Problem]]) -> GuardedTask:
+    """The task, tried out on the first problem of each set that it can grade; nobody where there is none: no sandbox
+    need start for prompts alone. Raises UserError for what cannot start."""
+    first_ones = [next(filter(options.can_grade, problems), None) for problems in sets]
+    found = [problem for problem in first_ones if problem is not None]
+    return make_task(options if found else resolve_task("none"), found)
+
+
+def task_named(line: str, *, flag: str = "--task", may_be_none: bool = False) -> TaskOptions:
+    """The task that one line of text names, e.g. "tool_use feedback=reveal". Raises UserError, also for "none" where
+    somebody must grade."""
     try:
-        return resolve_task(line)
+        task = resolve_task(line)
     except ValueError as error:
         raise UserError(f"{flag} {line}: {error}") from None
+    if task.is_none and not may_be_none:
+        raise UserError(f"{flag} none names nobody who grades, which is needed here; name a task (`opdkit tasks`)")
+    return task
 
 
 def numbers_of(task: Task) -> dict[str, float]:

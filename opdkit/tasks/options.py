@@ -17,13 +17,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+)
 
 from opdkit.tasks import TASKS
 from opdkit.tasks.arguments import OptionArgument, option_arguments
 from opdkit.tasks.base import Task
+from opdkit.tasks.none import NoTask
 from opdkit.tasks.user_task import UserTask, load_user_task
 from opdkit.tasks.weighted import WeightedTask, WeightedTerm
+from opdkit.types import Problem
 
 TermName = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # part of a metric's name
 
@@ -67,7 +78,25 @@ class TaskOptions(BaseModel):
 
     @property
     def needs_gold(self) -> bool:
-        return bool(getattr(self.main.factory, "needs_gold", False))
+        """Whether it, or any term of a sum, grades by a gold answer."""
+        return self._needs("needs_gold")
+
+    @property
+    def needs_gold_or_tests(self) -> bool:
+        """Whether it cannot grade problems that are a prompt alone."""
+        return self.needs_gold or self._needs("needs_tests")
+
+    def _needs(self, what: str) -> bool:
+        terms = self.options["terms"].values() if self.factory is WeightedTask else ()
+        return bool(getattr(self.factory, what, False)) or any(term.task._needs(what) for term in terms)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nobody grades."""
+        return self.factory is NoTask
+
+    def can_grade(self, problem: Problem) -> bool:
+        return not self.is_none and (problem.has_gold or not self.needs_gold_or_tests)
 
     def make(self) -> Task:
         """The task. Raises UserError for options that cannot go together."""
@@ -95,13 +124,19 @@ class TaskOptions(BaseModel):
         return found
 
 
+def _grades(task: TaskOptions) -> TaskOptions:
+    if task.is_none:
+        raise ValueError("none grades nothing, and a sum needs every term; remove the term")
+    return task
+
+
 class Term(BaseModel):
     """One term of a `weighted` reward."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     weight: float
-    task: ChosenTask
+    task: Annotated[ChosenTask, AfterValidator(_grades)]
 
     def make(self) -> WeightedTerm:
         return WeightedTerm(self.weight, self.task.make())

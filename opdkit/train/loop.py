@@ -23,8 +23,8 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
-from opdkit.recipe import Recipe, warnings
-from opdkit.tasks.guard import make_task
+from opdkit.recipe import Recipe, needs_rewards, warnings
+from opdkit.tasks.guard import make_task_for
 from opdkit.train import checkpoint
 from opdkit.train.alarms import alarms
 from opdkit.train.answers import Answers
@@ -33,7 +33,7 @@ from opdkit.train.counters import count, lost_answers
 from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
-from opdkit.train.pass_rates import grades_the_student, measure_pass_rates
+from opdkit.train.pass_rates import measure_pass_rates
 from opdkit.train.resume import check_same_recipe
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
@@ -65,7 +65,7 @@ def train(
             task=recipe.data.task.main.name,
             limit=recipe.eval.limit,
             instruction=recipe.data.instruction,
-            require_gold=recipe.data.task.needs_gold,
+            require_gold=recipe.data.task.needs_gold_or_tests,
         )
         for source in recipe.eval.sources
     }
@@ -123,8 +123,8 @@ class Run:
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()
-        first_ones = [self.problems[0], *(data.problems[0] for data in eval_sets.values())]
-        self.task = make_task(recipe.data.task, first_ones)
+        self._warn_of_unknown_rewards()
+        self.task = make_task_for(recipe.data.task, [self.problems, *(data.problems for data in eval_sets.values())])
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -271,14 +271,14 @@ class Run:
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
-        room = self.parts.student.max_positions
+        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
         longest = self.recipe.eval.max_answer_tokens or self.recipe.sampling.max_answer_tokens
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
             if room is None:
                 continue
-            render = self.parts.renderer.prompt_ids
-            long = long_prompts(((p.id, render(p.messages)) for p in data.problems), room - longest)
+            most = room - longest
+            long = long_prompts(((p.id, render(p.messages, most)) for p in data.problems), most)
             if long:
                 raise UserError(
                     f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
@@ -297,7 +297,8 @@ class Run:
                 f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
                 f"{recipe.model.path} has {room} positions; lower it"
             )
-        long = long_prompts(((p.id, self.parts.renderer.prompt_ids(p.messages)) for p in data.problems), limit)
+        render = self.parts.renderer.prompt_ids_within
+        long = long_prompts(((p.id, render(p.messages, limit)) for p in data.problems), limit)
         if len(long) == len(data.problems):
             raise UserError(
                 f"data.train = {data.source}: every prompt is longer than {limit} tokens "
@@ -318,6 +319,16 @@ class Run:
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
 
+    def _warn_of_unknown_rewards(self) -> None:
+        chosen = self.recipe.data.task
+        unknown = sum(not chosen.can_grade(problem) for problem in self.problems)
+        if unknown:
+            why = "data.task names nobody who grades" if chosen.is_none else "they have no gold answer"
+            self._warn(
+                f"the rewards of {unknown} of {len(self.problems)} problems are unknown: {why}; "
+                f"{self.recipe.method.name} learns from them all the same"
+            )
+
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
             self._warn(sentence)
@@ -330,6 +341,8 @@ class Run:
                 self._warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
+        for sentence in data.files_left_out:
+            self._warn(sentence)
         if data.dropped:
             where, why = data.dropped[0]
             self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
@@ -378,12 +391,15 @@ def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
         limit=section.limit,
         seed=recipe.seed,
         instruction=section.instruction,
-        require_gold=grades_the_student(recipe) and section.task.needs_gold,
+        columns=section.columns or None,
+        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
     )
 
 
 def _note(seen: Mapping[str, float | None], speed: float) -> str:
     parts = [f"loss {seen['train/loss']:.4f}"]
-    if seen.get("rollout/reward") is not None:
-        parts.append(f"reward {seen['rollout/reward']:.3f}")
+    if (reward := seen.get("rollout/reward")) is not None:
+        parts.append(f"reward {reward:.3f}")
+    elif seen.get("rollout/num_ungraded"):
+        parts.append("reward unknown")
     return "  ".join([*parts, f"{speed:,.0f} tok/s"])

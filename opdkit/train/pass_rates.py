@@ -70,12 +70,6 @@ def measure_pass_rates(
     return rates
 
 
-def grades_the_student(recipe: Recipe) -> bool:
-    """Whether any stage does, so that its problems need a gold."""
-    on_policy = any(stage.method.answer_source == "student" for stage in stages_of(recipe).values())
-    return on_policy or bool(_asking(recipe))
-
-
 def _asking(recipe: Recipe) -> list[Paced]:
     """The weights that ask for measured rates, of any stage."""
     problems = [stage.weights.problems for stage in stages_of(recipe).values()]

@@ -1,4 +1,4 @@
-"""Problems in, graded groups of rollouts out, whoever wrote the answers."""
+"""Problems in, groups of rollouts out, graded where they can be, whoever wrote the answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler, SamplingParams
 from opdkit.errors import UserError
-from opdkit.tasks.base import Task
+from opdkit.tasks.base import Task, can_grade
 from opdkit.types import Group, Problem, Rollout, seed_from
 
 
@@ -84,12 +84,21 @@ def sample_rollouts(
 
 
 def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Renderer, task: Task) -> list[Rollout]:
-    texts = [renderer.answer_text(rollout.answer_ids) for rollout in rollouts]
-    grades = task.grade(list(zip(problems, texts, strict=True)))
-    return [
-        replace(rollout, reward=g.score, parsed=g.parsed, feedback=g.feedback)
-        for rollout, g in zip(rollouts, grades, strict=True)
+    """The rollouts with their rewards. The grader is not asked of problems that it cannot grade (no gold answer, no
+    task): their rewards stay unknown."""
+    items = [
+        (problem, renderer.answer_text(rollout.answer_ids))
+        for problem, rollout in zip(problems, rollouts, strict=True)
+        if can_grade(task, problem)
     ]
+    grades = iter(task.grade(items) if items else ())
+    graded = []
+    for problem, rollout in zip(problems, rollouts, strict=True):
+        if can_grade(task, problem):
+            g = next(grades)
+            rollout = replace(rollout, reward=g.score, parsed=g.parsed, feedback=g.feedback)
+        graded.append(rollout)
+    return graded
 
 
 def dataset_groups(
@@ -106,7 +115,7 @@ def dataset_groups(
                 f'method.name = "sft" with answers = "dataset" trains on solutions, but problem {problem.id} has none; '
                 'use data with a solution column, or answers = "teacher"'
             )
-        ids = renderer.encode(problem.solution)
+        ids = renderer.encode(renderer.beginning_of(problem.solution, max_answer_tokens))
         finished = len(ids) < max_answer_tokens
         answer_ids = (*ids, stop_id) if finished else ids[:max_answer_tokens]
         rollout = Rollout(

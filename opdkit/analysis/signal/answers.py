@@ -299,7 +299,7 @@ def _of_sample(path: Path) -> Found:
         task=task.main.name,
         limit=asked["limit"],
         instruction=asked["instruction"],
-        require_gold=task.needs_gold,
+        require_gold=task.needs_gold_or_tests,
     )
     if data.fingerprint != asked["fingerprint"]:
         raise UserError(

@@ -42,7 +42,7 @@ def load_data(options: SamplingOptions, *, limit: int | None, seed: int) -> Data
         limit=limit,
         seed=seed,
         instruction=options.instruction,
-        require_gold=chosen.needs_gold,
+        require_gold=chosen.needs_gold_or_tests,
     )
 
 
