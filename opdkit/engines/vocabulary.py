@@ -49,7 +49,8 @@ def common_ids(student: Renderer, teacher: Renderer, *, names: tuple[str, str]) 
     moved = sorted(
         (token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]), key=ours.__getitem__
     )
-    if matters := [token for token in moved if not (_is_unused(token, student) and _is_unused(token, teacher))]:
+    unused = _unused(student, ours) & _unused(teacher, theirs)
+    if matters := [token for token in moved if token not in unused]:
         examples = ", ".join(f"{token!r} ({ours[token]} / {theirs[token]})" for token in matters[:3])
         raise _refusal(names, f"{len(matters)} tokens have other ids, e.g. {examples} (student / teacher)")
     common = {index for token, index in ours.items() if theirs.get(token) == index}
@@ -67,12 +68,12 @@ def common_ids(student: Renderer, teacher: Renderer, *, names: tuple[str, str]) 
     )
 
 
-def _is_unused(token: str, side: Renderer) -> bool:
-    """Whether it was added by name and nothing of the model's own reading or ending speaks of it."""
-    tokenizer = side.tokenizer
+def _unused(side: Renderer, vocabulary: Mapping[str, int]) -> set[str]:
+    """Tokens that were added by name and of which nothing in the model's own reading or ending speaks."""
+    tokenizer, template = side.tokenizer, side.template or ""
     roles = {text for role, text in tokenizer.special_tokens_map.items() if role in ("bos_token", "eos_token")}
-    spoken = token in roles or token in (side.template or "") or tokenizer.get_vocab()[token] in side.stop_ids
-    return token in tokenizer.added_tokens_encoder and not spoken
+    added = tokenizer.added_tokens_encoder.keys() - roles
+    return {token for token in added if token not in template and vocabulary[token] not in side.stop_ids}
 
 
 def _only(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
