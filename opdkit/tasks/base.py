@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from opdkit.errors import UserError
 from opdkit.types import Problem
 
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error"]
@@ -115,7 +116,7 @@ class Task(Protocol):
         ...
 
 
-class GraderDown(RuntimeError):
+class GraderDown(UserError, RuntimeError):
     """Nothing can be graded on this machine now, whatever the text; not the fault of an answer."""
 
 
