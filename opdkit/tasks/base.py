@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from opdkit.errors import UserError
 from opdkit.types import Problem
 
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error"]
@@ -123,7 +124,7 @@ def can_grade(task: Task, problem: Problem) -> bool:
     return asked is None or bool(asked(problem))
 
 
-class GraderDown(RuntimeError):
+class GraderDown(UserError, RuntimeError):
     """Nothing can be graded on this machine now, whatever the text; not the fault of an answer."""
 
 

@@ -142,10 +142,12 @@ def read_option(text: str, options: Options) -> str | None:
         return None
     if text in options:
         return text
-    named, bare = _as_it_stands(text, options), _bare(text)
+    lead = _LEAD.match(text)
+    words = text[lead.end() :] if lead else text
+    named, bare = _as_it_stands(text, options) or _as_it_stands(words, options), _bare(words)
     if bare in options and all(_one_line(options[letter] or "") == bare for letter in named):
         return bare  # also where some option's text is this letter
-    named = named or _by_text(text, options)
+    named = named or _by_text(text, options) or _by_text(words, options)
     if len(named) == 1:
         return named[0]
     return next((letter for layer in _layers(text) if (letter := _by_letter(layer, options))), None)

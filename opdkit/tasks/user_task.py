@@ -225,11 +225,11 @@ class WorkerTask:
                 raise GraderDown(f"the task {self.name} graded nothing {times}; the last time {error}") from None
             hint = "; if it needs longer, give what grades a time_limit_s" if isinstance(error, TooLong) else ""
             raise Lost(f"{error}, and another started, without what it kept in memory{hint}") from None
+        except GraderDown:
+            raise
         except (Failed, UserError) as error:
             self._num_lost_in_a_row = 0
             raise Failed(str(error)) from None
-        except GraderDown:
-            raise
         except BaseException:
             self._forget()  # e.g. Ctrl-C: what it is asked now must not answer the next request
             raise

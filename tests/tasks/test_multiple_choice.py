@@ -231,6 +231,7 @@ def assert_own_texts_are_accepted(asked: list[Problem]) -> int:
                 continue
             written = [markup.format(text) for markup in MARKUP]
             said = [words for words in written if not clashes(texts, words, text)]
+            said += [f"The answer is {text}", f"Answer: {text}."] if said else []
             said += [f"{letter}: {words}" for words in written] + [f"**{letter}**: {text}", f"({letter}) {text}"]
             items += [(one, f"<answer>{words}</answer>") for words in said]
             wanted += [(letter, words) for words in said]

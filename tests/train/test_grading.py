@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,32 @@ def test_a_task_that_cannot_take_an_empty_answer_is_refused_first(
     with pytest.raises(UserError, match=r"fails on an empty answer to problem .*IndexError.*\(last.py:2\)"):
         train(chosen, console=console)
     assert not chosen.run_dir.exists()
+
+
+def test_a_task_that_exits_or_loops_costs_answers_not_the_run(recipe: Any, tmp_path: Path, console: Console) -> None:
+    """As os._exit(0) and an endless loop: the run does both its steps, and counts, tells and leaves ungraded what was
+    lost. One that does so on every answer ends the run with a sentence, not with status 0."""
+    source = """
+        import os
+        def grade(problem, text):
+            if text and sum(map(ord, text)) % 5 == {rest}:
+                os._exit(0)
+            while text and sum(map(ord, text)) % 40 == 1:
+                pass
+            return float(len(text) % 2)
+        grade.time_limit_s = 1.0
+    """
+    (tmp_path / "exits.py").write_text(textwrap.dedent(source.format(rest=0)))
+    chosen = recipe("grpo", *COMMON, f"data.task={tmp_path / 'exits.py'}")
+    summary = train(chosen, console=console)
+    lost = sum(line["grading/num_crashes"] for line in lines(chosen))
+    assert 0 < lost == summary["counts"]["ungraded_answers"] and len(lines(chosen)) == 2
+    assert any("its process ended with status 0, as by os._exit" in warning for warning in summary["warnings"])
+    (tmp_path / "always.py").write_text(
+        "import os\ndef grade(problem, text):\n    os._exit(0) if text else None\n    return 0"
+    )
+    with pytest.raises(UserError, match="graded nothing 10 times in a row"):
+        train(recipe("grpo", *COMMON, "name=always", f"data.task={tmp_path / 'always.py'}"), console=console)
 
 
 def test_a_sum_is_trained_on_and_its_first_term_is_evaluated(recipe: Any, console: Console) -> None:
