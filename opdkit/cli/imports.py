@@ -29,7 +29,7 @@ def import_config(
     """Write the recipe that another system's configuration comes to; says what became of every key."""
     from opdkit.recipe import key_values, override, parse_recipe, warnings
     from opdkit.recipe.imported import read_settings, translate
-    from opdkit.toml import dumps
+    from opdkit.toml import dumps, printable
 
     target = out or file.with_suffix(".toml")
     if target.exists() and not overwrite:
@@ -45,7 +45,7 @@ def import_config(
         hint = " (epochs are counted there, optimizer steps here)" if "train.steps" in missing else ""
         raise UserError(f"{file} does not say {', '.join(missing)}{hint}: give {settings}. Nothing was written.")
     recipe = parse_recipe(imported.recipe, where=str(file))
-    comment = f"# From {file.name} by opdkit import-config. What is not said here is the method's default.\n"
+    comment = f"# From {printable(file.name)} by opdkit import-config. What is not said here is the method's default.\n"
     ordered = {key: imported.recipe[key] for key in type(recipe).model_fields if key in imported.recipe}
     try:
         target.write_text(comment + dumps(ordered), encoding="utf-8")
@@ -62,7 +62,10 @@ def _has(recipe: dict[str, Any], key: str) -> bool:
 
 
 def _show(lines: list[Line]) -> None:
-    """Every key, by what became of it."""
+    """Every key, by what became of it; last, those that move numbers."""
+    from opdkit.recipe.imported.unlike import MOVES
+    from opdkit.toml import printable
+
     for fate, title in (
         ("same", "taken over"),
         ("default", "not in the file; what its launcher runs"),
@@ -76,4 +79,13 @@ def _show(lines: list[Line]) -> None:
         for line in chosen:
             here = "" if line.ours is None else f" -> {line.ours}"
             note = f"   ({line.note})" if line.note else ""
-            console.print(f"  {line.key} = {line.value}{here}{note}", highlight=False, soft_wrap=True, markup=False)
+            said = printable(f"  {line.key} = {_shortened(line.value)}{here}{note}")
+            console.print(said, highlight=False, soft_wrap=True, markup=False)
+    if moving := [line.key for line in lines if MOVES in line.note]:
+        said = printable(f"{len(moving)} settings move numbers there and are left out: {', '.join(moving)}")
+        console.print(f"[yellow]warning[/yellow] {escape(said)}", highlight=False, soft_wrap=True)
+
+
+def _shortened(value: Any, characters: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= characters else f"{text[:characters]}... ({len(text) - characters:,} characters more)"

@@ -95,9 +95,11 @@ class _Ungzipped(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path, self._file, self._num = path, gzip.GzipFile(path), 0
         self._most = max(UNGZIPPED_BYTES, UNGZIPPED_RATIO * path.stat().st_size)
-        with path.open("rb") as packed:  # the last four bytes say what it comes to; where they lie, it is counted
+        with path.open("rb") as packed:  # the last four bytes say what it comes to, if it is whole and they do not lie
             packed.seek(max(0, path.stat().st_size - 4))
-            self._check(int.from_bytes(packed.read(4), "little"))
+            self._claimed = int.from_bytes(packed.read(4), "little")
+        if self._claimed > self._most:
+            self._most = 1 << 20  # enough to see whether it is only cut short
 
     def readable(self) -> bool:
         return True
@@ -108,15 +110,12 @@ class _Ungzipped(io.RawIOBase):
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{self._path} is not a complete gzip file ({error}); copy or download it again") from None
         self._num += num
-        self._check(self._num)
-        return num
-
-    def _check(self, num: int) -> None:
-        if num > self._most:
+        if self._num > self._most:
             raise UserError(
-                f"{self._path} unpacks to more than {self._most >> 20} MiB, over {UNGZIPPED_RATIO} times its size, as "
-                "no data set does; if you trust it, gunzip it first"
+                f"{self._path} is cut short, or unpacks to more than {max(self._most, self._claimed) >> 20} MiB, over "
+                f"{UNGZIPPED_RATIO} times its size, as no data set does; copy it again, or gunzip it first"
             )
+        return num
 
     def close(self) -> None:
         self._file.close()

@@ -13,6 +13,7 @@ from typing import Any
 from opdkit.errors import UserError
 from opdkit.recipe.imported.lines import Fate, Imported, Line
 from opdkit.recipe.imported.siblings import self_distillation, updates_per_step
+from opdkit.recipe.imported.unlike import MOVES, UNKNOWN, why_left_out
 
 METHODS = {
     "sdpo": "sdpo",
@@ -68,6 +69,7 @@ def _sinks(value: Any) -> list[str]:
 
 KEYS: Mapping[str, Key] = {
     "model.path": Key("model.path"),
+    "model.trust_remote_code": Key("model.trust_remote_code"),
     "model.enable_gradient_checkpointing": Key("model.gradient_checkpointing"),
     "actor.optim.lr": Key("train.lr", float),
     "actor.optim.lr_warmup_steps": Key("train.warmup_steps", lambda value: max(0, value), "-1 is none"),
@@ -79,6 +81,7 @@ KEYS: Mapping[str, Key] = {
     "rollout.n": Key("sampling.group_size"),
     "rollout.temperature": Key("sampling.temperature", float, "both sides of the loss are at it too"),
     "rollout.top_p": Key("sampling.top_p", float),
+    "rollout.min_p": Key("sampling.min_p", float),
     "rollout.top_k": Key("sampling.top_k", _off, "-1 is off, here 0"),
     "rollout.val_kwargs.n": Key("eval.samples"),
     "rollout.val_kwargs.temperature": Key("eval.temperature", float),
@@ -90,7 +93,6 @@ KEYS: Mapping[str, Key] = {
     "data.max_prompt_length": Key("data.max_prompt_tokens", note="longer prompts leave the data and are counted"),
     "data.max_response_length": Key("sampling.max_answer_tokens"),
     "data.seed": Key("seed"),
-    "data.apply_chat_template_kwargs.enable_thinking": Key("model.template_kwargs.enable_thinking"),
     "trainer.total_training_steps": Key("train.steps"),
     "trainer.experiment_name": Key("name", lambda value: re.sub(r"[^A-Za-z0-9._-]", "-", value)),
     "trainer.save_freq": Key("train.save_every", lambda value: max(0, value), "-1 is never, here 0"),
@@ -100,43 +102,15 @@ KEYS: Mapping[str, Key] = {
 }  # fmt: skip
 
 
+TEMPLATE_KWARGS = "data.apply_chat_template_kwargs."
+
 # Settings that several keys say together are read by the functions below.
 TOGETHER = (
     "actor.self_distillation.", "actor.policy_loss.", "actor.loss_agg_mode", "actor.clip_ratio", "actor.use_kl_loss",
-    "actor.kl_loss_", "actor.ppo_micro_batch_size_per_gpu", "actor.ppo_mini_batch_size", "actor.ppo_epochs",
+    "actor.kl_loss_", "actor.ppo_micro_batch_size_per_gpu", "actor.ppo_mini_batch_size",
     "ref.model.path", "model.lora_rank", "model.lora_alpha", "model.target_modules",
     "algorithm.adv_estimator", "algorithm.norm_adv_by_std_in_grpo", "algorithm.rollout_correction.",
 )  # fmt: skip
-
-# What moves numbers there and has no counterpart here, but for these values; and what to do about it.
-NO_COUNTERPART: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "actor.entropy_coeff": ((0,), "no loss here has an entropy bonus"),
-    "actor.optim.lr_warmup_steps_ratio": ((None, 0, -1), "choose train.warmup_steps"),
-    "actor.optim.min_lr_ratio": ((None, 0), "the learning rate falls to 0 here"),
-    "algorithm.use_kl_in_reward": ((False,), "a reward here is the grader's alone; method.kl_weight is a term of grpo"),
-    "model.lora_adapter_path": ((None,), "merge the adapter, or give its folder as model.path"),
-    "rollout.do_sample": ((True,), "choose sampling.temperature"),
-    "rollout.repetition_penalty": ((None, 1), "no such penalty is sampled with here"),
-    "rollout.val_kwargs.do_sample": ((True,), "evaluation is greedy there: choose eval.temperature"),
-}
-
-LEFT_OUT: Mapping[str, str] = {
-    "trainer.total_epochs": "a recipe counts optimizer steps: train.steps",
-    "trainer.": "of the launcher and its cluster; opdkit runs in one process",
-    "ray_": "of the cluster; opdkit runs in one process",
-    "rollout.": "of the vLLM engine; opdkit samples with its own",
-    "ref.": "of how the reference is spread over devices",
-    "critic.": "no method here has a critic",
-    "reward_model.": "rewards come from the task's grader",
-    "custom_reward_function.": "rewards come from the task's grader: name your own with data.task",
-    "algorithm.": "of estimators that this run does not use",
-    "actor.fsdp_config.": "of how the model is spread over devices; master weights are float32 here",
-    "actor.": "of how a batch is cut and spread; it moves no number here",
-    "model.": "of how the model is spread over devices",
-    "data.": "of the loader; data are read whole, shuffled by the seed, and checked",
-    "hydra.": "of Hydra",
-    "defaults": "of Hydra",
-}
 
 
 def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: bool = False) -> Imported:
@@ -152,7 +126,7 @@ def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: b
     method = _method(known, imported)
     for key, value in known.items():
         if not key.startswith(TOGETHER):
-            _take(imported, key, value)
+            _take(imported, key, value, known)
     if method == "sdpo":
         self_distillation(known, imported, parity)
     else:
@@ -164,7 +138,7 @@ def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: b
     told = {line.key for line in imported.lines}
     for key in [key for key in known if key not in told]:
         adds_kl = key == "actor.use_kl_loss" and known[key]
-        note = f"{method} has no KL to a reference here" if adds_kl else "of a part that this run does not use"
+        note = f"{MOVES}: {method} has no KL to a reference here" if adds_kl else "of a part that this run does not use"
         imported.lines.append(Line(key, known[key], "left out", None, note))
     name = str(known.get("data.train_files", ""))
     imported.put("data.task", task or _task_of(name))
@@ -178,18 +152,15 @@ def _short(key: str) -> str:
     return f"actor.{key}" if key.startswith("self_distillation.") else key
 
 
-def _take(imported: Imported, key: str, value: Any) -> None:
-    if key in NO_COUNTERPART:
-        neutral, way_out = NO_COUNTERPART[key]
-        note = "off there, as here" if value in neutral else f"MOVES NUMBERS there: {way_out}"
-        imported.lines.append(Line(key, value, "left out", None, note))
-        return
-    if key not in KEYS:
-        reason = next((why for start, why in LEFT_OUT.items() if key.startswith(start)), None)
+def _take(imported: Imported, key: str, value: Any, known: Mapping[str, Any]) -> None:
+    row = KEYS.get(key)
+    if row is None and key.startswith(TEMPLATE_KWARGS):
+        row = Key(f"model.template_kwargs.{key.removeprefix(TEMPLATE_KWARGS)}")
+    if row is None:
+        reason = why_left_out(key, value, known)
         fate: Fate = "not known" if reason is None else "left out"
-        imported.lines.append(Line(key, value, fate, None, reason or "no key of this system that opdkit knows"))
+        imported.lines.append(Line(key, value, fate, None, reason or UNKNOWN))
         return
-    row = KEYS[key]
     if isinstance(value, str) and "$" in value:
         imported.lines.append(Line(key, value, "left out", None, f"names a variable; give --set {row.ours}=..."))
         return
@@ -277,12 +248,10 @@ def _reduction(method: str, known: Mapping[str, Any], imported: Imported) -> Non
 
 
 def _batches(known: Mapping[str, Any], imported: Imported) -> None:
-    for key, note in (
-        ("actor.ppo_micro_batch_size_per_gpu", "micro-batches are by tokens here and move no number"),
-        ("actor.ppo_epochs", "a batch is read once"),
-    ):
-        if key in known:
-            imported.lines.append(Line(key, known[key], "left out", None, note))
+    key = "actor.ppo_micro_batch_size_per_gpu"
+    if key in known:
+        note = "micro-batches are by tokens here and move no number"
+        imported.lines.append(Line(key, known[key], "left out", None, note))
     key = "actor.ppo_mini_batch_size"
     if key in known and (updates := updates_per_step(known)) is not None:
         imported.put("train.updates_per_step", updates)
