@@ -1,0 +1,89 @@
+r"""What an equation names: in `AB=5` and `f(x)=2x` the left side is a name for the right one, in `x^{2}+y^{2}=4` it is not.
+
+A name's value may stand for the equation. The right side of an equation to be solved, of a curve or of a recurrence says
+nothing without its left side.
+"""
+
+from __future__ import annotations
+
+import re
+
+from opdkit.tasks.math_text import enclosed, split_top
+
+NAMES = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+SYMBOL = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z])'*(?:_\{[^{}]*\})?")
+_SUBSCRIPT = r"'*(?:_\{[^{}]*\})?"
+_OBJECT = (  # a segment, an angle, a vector: never an unknown
+    rf"(?:[A-Z]+{_SUBSCRIPT}|m?\\(?:angle|triangle) ?[A-Z]+"
+    rf"|\\(?:vec|hat|bar|overline|tilde|overrightarrow|mathcal|mathbb)\{{[^{{}}]*\}}{_SUBSCRIPT})"
+)
+_ANGLE = rf"(?:{_OBJECT}|\\(?:alpha|beta|gamma|delta|theta|phi|varphi|omega|psi))"
+_NAME = rf"(?:{_OBJECT}|{SYMBOL.pattern})"
+_TRIGONOMETRIC = r"\\(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)|det|dim|deg|arg)(?:\^\{[0-9]+\})?"
+_QUANTITY = re.compile(
+    rf"{_NAME}|\|{_OBJECT}(?:[-+]{_OBJECT})*\|"
+    rf"|{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}"  # a ratio
+    rf"|{_TRIGONOMETRIC} ?(?:{_ANGLE}|\({_ANGLE}\))"
+    r"|\\(?:lim|sum|int|prod)(?![A-Za-z]).*|\\mathbb\{[A-Z]\}[(\[].*[)\]]|E\[[A-Z]\]"
+)
+_DERIVATIVE = re.compile(
+    r"\\frac\{(?:d|\\partial ?)(?:\^\{[0-9]\})? ?([A-Za-z])\}\{(?:(?:d|\\partial ?) ?[A-Za-z](?:\^\{[0-9]\})?)+\}|d([A-Za-z])/d[A-Za-z]"
+)
+_APPLICATION = re.compile(rf"({SYMBOL.pattern})(?:\^\{{[^{{}}]*\}})?(\(.*\))")
+_COMPOSITION = re.compile(r"\([A-Za-z]\\circ ?[A-Za-z]\)\([^()]*\)")
+_FUNCTIONS = set("fghFGHPETLuvwpqy") | {"\\phi", "\\psi", "\\varphi", "\\Phi", "\\Psi", "\\pi", "\\zeta", "\\sigma"}
+_SCRIPTS = re.compile(r"[_^]\{[^{}]*\}")
+_COMMA = re.compile(r",")
+_SIGN = re.compile(r"(?<=.)[-+]")
+
+
+def is_name(side: str) -> bool:
+    r"""x, x_1, f(2), P(A), AB, |AB|, S_1:S, \frac{dy}{dx}, \text{Area}: something that is given a value."""
+    if side.startswith("\\text{") or _DERIVATIVE.fullmatch(side) or _COMPOSITION.fullmatch(side):
+        return True
+    if application := _APPLICATION.fullmatch(side):
+        return _is_application(application[1], application[2])
+    return _QUANTITY.fullmatch(side) is not None
+
+
+def may_be_name(side: str) -> bool:
+    """Also sums and products without numbers, m+n: whoever writes `m+n=113` for a gold 113 knows the value."""
+    if is_name(side):
+        return True
+    bare = _SCRIPTS.sub("", side)
+    return not any(character.isdigit() for character in bare) and len(set(NAMES.findall(bare))) > 1
+
+
+def defines(name: str, value: str) -> bool:
+    """Whether `name = value` gives a value: not if the name comes back in it, as in y'=5y, a_n=a_{n-1}+2, x=x^2-6."""
+    if name.startswith("("):
+        return value.startswith("(") and len(split_top(name[1:-1], _COMMA)) == len(split_top(value[1:-1], _COMMA))
+    derivative = _DERIVATIVE.fullmatch(name)
+    symbol = derivative[1] or derivative[2] if derivative else name
+    match = SYMBOL.match(symbol) if not symbol.startswith("\\text{") and ":" not in symbol and "/" not in symbol else None
+    if match is None or match[0] in ("\\frac", "\\lim", "\\sum", "\\int", "\\prod"):
+        return True
+    base = NAMES.match(symbol)
+    assert base is not None
+    if symbol == base[0]:
+        return symbol not in SYMBOL.findall(value)
+    return base[0] not in NAMES.findall(value)
+
+
+def is_tuple_of_names(side: str) -> bool:
+    """(x,y), which a tuple of as many values may be assigned to."""
+    if not (side.startswith("(") and side.endswith(")") and enclosed(side)):
+        return False
+    names = split_top(side[1:-1], _COMMA)
+    return len(names) > 1 and all(SYMBOL.fullmatch(name) for name in names)
+
+
+def _is_application(symbol: str, argument: str) -> bool:
+    r"""f(x+1) and y(0), but not \sin(x), a(b+c) and x(x+1)."""
+    if not enclosed(argument) or (symbol.startswith("\\") and symbol not in _FUNCTIONS):
+        return False
+    letter = NAMES.match(symbol)
+    assert letter is not None
+    if letter[0] in _FUNCTIONS:
+        return True
+    return letter[0] not in NAMES.findall(argument) and len(split_top(argument[1:-1], _SIGN)) == 1
