@@ -57,7 +57,7 @@ _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     # latex2sympy reads an integer before a number as a mixed number: 2(3) as 5, 2\binom{5}{2} as 12.
     (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
     (re.compile(r"(?<=[)])(?=[(0-9]|\\frac)"), r"\\cdot "),
-    (re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
+    (re.compile(r"(\\frac\{(?!d\}\{d)[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
     # It drops primes and transposes, applies \gamma to what follows, and takes degrees for radians.
     (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "prime" * len(match[1]) + "}"),
     (re.compile(r"\^\{(?:T|\\top)\}"), "^{(T)}"),

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from opdkit.tasks.math_algebra import same_expression, same_relation
-from opdkit.tasks.math_names import NAMES, SYMBOL, defines, is_name, is_tuple_of_names, may_be_name
+from opdkit.tasks.math_names import NAMES, SYMBOL, defines, is_name, may_be_name
 from opdkit.tasks.math_sets import ORDER, Region, region, relation, same_sets, without_builder, without_membership
 from opdkit.tasks.math_text import enclosed, split_top
+from opdkit.tasks.math_units import time_of_day
 from opdkit.tasks.math_values import decide, is_bare_percentage
 
 _LIST = re.compile(r"[,;]|\\lor(?![A-Za-z])")
@@ -132,7 +133,7 @@ def _same_equation(gold: list[str], answer: list[str]) -> bool:
     """Sides of a = b = c on both sides. A plain value equals an equation that assigns it to a name; the gold's name must
     be one beyond doubt, or 4 would be right for x^{2}+y^{2}=4."""
     if len(answer) == 1:
-        value = _assigned(gold, is_name)
+        value = _assigned(gold, is_name) if defines(gold[0], gold[-1]) else None
         return value is not None and same(value, answer[0])
     if len(gold) == 1:
         value = _assigned(answer, may_be_name)
@@ -150,12 +151,9 @@ def _same_equation(gold: list[str], answer: list[str]) -> bool:
 
 def _assigned(sides: list[str], named: Callable[[str], bool]) -> str | None:
     """The value of `x = .. = value`; None if the equation is one to be solved, or false (9 = 1)."""
-    names = [named(side) or is_tuple_of_names(side) for side in sides]
-    if names[-1] and not names[0]:
-        sides, names = sides[::-1], names[::-1]  # 113 = m + n
-    if names[0] and not defines(sides[0], sides[-1]):
-        return None
-    checked = sides[1:-1] if names[0] else sides[:-1]
+    if named(sides[-1]) and not named(sides[0]):
+        sides = sides[::-1]  # 113 = m + n
+    checked = sides[1:-1] if named(sides[0]) else sides[:-1]
     return sides[-1] if all(same(sides[-1], side) for side in checked) else None
 
 
@@ -169,11 +167,13 @@ def _without_set_names(gold: str, answer: str) -> tuple[str, str]:
 
 
 def _same_ratio(gold: list[str], answer: list[str]) -> bool:
-    """7:32 is 14:64: every term times the other's first one."""
-    if "\\ldots" in (*gold, *answer):
+    """7:32 is 14:64: every term times the other's first one. Term by term, if that says nothing (0:1) or if both sides
+    may be times by the clock (8:30)."""
+    clock = all(time_of_day(":".join(terms)) for terms in (gold, answer))
+    if clock or "\\ldots" in (*gold, *answer) or same(gold[0], "0") or same(answer[0], "0"):
         return all(same(left, right) for left, right in zip(gold, answer, strict=True))
     return all(
-        same(f"({left})\\cdot ({answer[0]})", f"({right})\\cdot ({gold[0]})")
+        same(f"({left})\\cdot({answer[0]})", f"({right})\\cdot({gold[0]})")
         for left, right in zip(gold[1:], answer[1:], strict=True)
     )
 

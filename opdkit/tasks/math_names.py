@@ -23,6 +23,7 @@ _TRIGONOMETRIC = r"\\(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)|det|dim|deg|arg)(?:\
 _QUANTITY = re.compile(
     rf"{_NAME}|\|{_OBJECT}(?:[-+]{_OBJECT})*\|"
     rf"|{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}"  # a ratio
+    rf"|\({_NAME}(?:,{_NAME})+\)"
     rf"|{_TRIGONOMETRIC} ?(?:{_ANGLE}|\({_ANGLE}\))"
     r"|\\(?:lim|sum|int|prod)(?![A-Za-z]).*|\\mathbb\{[A-Z]\}[(\[].*[)\]]|E\[[A-Z]\]"
 )
@@ -41,8 +42,9 @@ def is_name(side: str) -> bool:
     r"""x, x_1, f(2), P(A), AB, |AB|, S_1:S, \frac{dy}{dx}, \text{Area}: something that is given a value."""
     if side.startswith("\\text{") or _DERIVATIVE.fullmatch(side) or _COMPOSITION.fullmatch(side):
         return True
-    if application := _APPLICATION.fullmatch(side):
-        return _is_application(application[1], application[2])
+    application = _APPLICATION.fullmatch(side)
+    if application and _is_application(application[1], application[2]):
+        return True
     return _QUANTITY.fullmatch(side) is not None
 
 
@@ -68,14 +70,6 @@ def defines(name: str, value: str) -> bool:
     if symbol == base[0]:
         return symbol not in SYMBOL.findall(value)
     return base[0] not in NAMES.findall(value)
-
-
-def is_tuple_of_names(side: str) -> bool:
-    """(x,y), which a tuple of as many values may be assigned to."""
-    if not (side.startswith("(") and side.endswith(")") and enclosed(side)):
-        return False
-    names = split_top(side[1:-1], _COMMA)
-    return len(names) > 1 and all(SYMBOL.fullmatch(name) for name in names)
 
 
 def _is_application(symbol: str, argument: str) -> bool:

@@ -36,6 +36,7 @@ _Point = dict[sympy.Symbol, sympy.Expr]
 
 def same_values(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     """By value, where both have one; None if too few points have."""
+    gold, answer = _folded(gold), _folded(answer)
     verdict = _same_samples(gold, answer)
     if verdict and (_breaks(gold) or _breaks(answer)):
         return _proved(gold, answer)
@@ -88,6 +89,16 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr, point: _Point) -> bool:
 def _breaks(expression: sympy.Expr) -> bool:
     """Whether a floor, a maximum, an absolute value ... depends on a variable."""
     return any(atom.free_symbols for atom in expression.atoms(*_FOLDED, *_JUMPING))
+
+
+def _folded(expression: sympy.Expr) -> sympy.Expr:
+    r"""\sqrt{(x-5)^{2}} as |x-5|, for one real variable."""
+    if len(expression.free_symbols) != 1 or not all(symbol.is_real for symbol in expression.free_symbols):
+        return expression
+    return expression.replace(
+        lambda part: part.is_Pow and part.exp.is_Rational and part.exp.q % 2 == 0 and part.base.is_polynomial(),
+        lambda part: sympy.Pow(sympy.factor(part.base), part.exp),
+    )
 
 
 def _proved(gold: sympy.Expr, answer: sympy.Expr) -> bool:

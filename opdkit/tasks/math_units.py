@@ -28,7 +28,7 @@ _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
 _SCALED = re.compile(
     rf"([-+]?[0-9]+(?:\.[0-9]+)?) ?(?:\\text\{{ ?)?({'|'.join(_SCALES)})s?(?: ([A-Za-z][A-Za-z ]*))?\}}?", re.IGNORECASE
 )
-_TIME = re.compile(r"([01]?[0-9]|2[0-4])(?::([0-5][0-9]))?(?: ?(?:\\text\{ ?)?([ap])\.? ?m\.?\}?)?", re.IGNORECASE)
+_TIME = re.compile(r"([01]?[0-9]|2[0-4])(?::([0-5]?[0-9]))?(?: ?(?:\\text\{ ?)?([ap])\.? ?m\.?\}?)?", re.IGNORECASE)
 # A text after a value that is not its unit.
 _NOT_UNITS = {
     *("is", "are", "if", "when", "where", "for", "then", "not", "no", "only", "or", "and", "mod", "to", "from", "base"),
