@@ -17,7 +17,9 @@ import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanAtom
 
+from opdkit.tasks.math_names import DERIVATIVE
 from opdkit.tasks.math_sampling import CALCULUS, constant_ratio, same_values
 
 _PARSE_CACHE_SIZE = 8192
@@ -41,17 +43,15 @@ _UNREADABLE = re.compile(
     r"|(?<![A-Za-z])[A-Za-z]\^\{-1\}\(|(?:\\[gln]e|[<>=]) ?(?:\\[gln]e|[<>=])"
 )
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
-_LEIBNIZ = re.compile(  # dy/dx, \frac{d^{2}y}{dx^{2}}: one name, which latex2sympy would evaluate to 0
-    r"\\frac\{d(\^\{[0-9a-z]\})? ?([A-Za-z]|\\[a-z]+)\}\{d ?(?:[A-Za-z]|\\[a-z]+)(?:\^\{[0-9a-z]\})?\}"
-    r"|(?<![A-Za-z\\])d(?:\^\{[0-9a-z]\})?[A-Za-z]/d[A-Za-z](?:\^\{[0-9a-z]\})?(?![A-Za-z])"
-    r"|\\frac\{\\partial(?:\^\{[0-9a-z]\})? ?(?:[A-Za-z]|\\[a-z]+)\}\{(?:\\partial ?(?:[A-Za-z]|\\[a-z]+)(?:\^\{[0-9a-z]\})? ?)+\}"
-)
 _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(max|min)\\\{([^{}]*)\\\}"), r"\\\1(\2)"),
-    (_LEIBNIZ, lambda match: "D_{" + re.sub(r"[^A-Za-z0-9]", "", match[0]).replace("frac", "") + "}"),
+    # A Leibniz derivative is one name; latex2sympy would evaluate it to 0.
+    (DERIVATIVE, lambda match: "D_{" + re.sub(r"[^A-Za-z0-9]", "", match[0]).replace("frac", "") + "}"),
     # 4/3\pi r^{3} is (4/3)\pi r^{3}: a quotient of two numbers before a product is its coefficient. x/2y stays x/(2y).
     (
-        re.compile(r"(?<![0-9A-Za-z.)}!'])([0-9]+(?:\.[0-9]+)?)/([0-9]+(?:\.[0-9]+)?)(?=[A-Za-z(]|\\(?!cdot|div)[a-z])"),
+        re.compile(
+            r"(?<![0-9A-Za-z.)}!'])([0-9]+(?:\.[0-9]+)?)/([0-9]+(?:\.[0-9]+)?)(?=[A-Za-z(]|\\(?!cdot|div)[a-z])"
+        ),
         r"\\frac{\1}{\2}",
     ),
     # latex2sympy reads an integer before a number as a mixed number: 2(3) as 5, 2\binom{5}{2} as 12.
@@ -101,6 +101,8 @@ def _same_parsed(gold: Any, answer: Any) -> bool:
             return verdict
     if isinstance(gold, sympy.Set) != isinstance(answer, sympy.Set) and (_is_scalar(gold) or _is_scalar(answer)):
         return False  # [5,5] is not 5
+    if isinstance(gold, (Relational, BooleanAtom)) or isinstance(answer, (Relational, BooleanAtom)):
+        return bool(gold == answer) and not isinstance(gold, BooleanAtom)  # x^{2}\ge0 is nothing but true
     if isinstance(gold, sympy.Eq) != isinstance(answer, sympy.Eq):
         return False  # math-verify would compare the right side alone
     if any(isinstance(side, sympy.Basic) and side.has(*CALCULUS) for side in (gold, answer)):
@@ -188,5 +190,6 @@ def _exact_atoms(parsed: Any) -> Any:
     exact: dict[Any, Any] = {number: sympy.Rational(str(number)) for number in parsed.atoms(sympy.Float)}
     exact |= {symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"}
     parsed = parsed.xreplace(exact) if exact else parsed
-    unknown = any(derivative.expr.free_symbols - {*derivative.variables} for derivative in parsed.atoms(sympy.Derivative))
+    derivatives = parsed.atoms(sympy.Derivative)
+    unknown = any(derivative.expr.free_symbols - {*derivative.variables} for derivative in derivatives)
     return parsed.doit() if parsed.has(*CALCULUS) and not unknown else parsed  # y may depend on x in \frac{d}{dx}y

@@ -15,7 +15,7 @@ from opdkit.tasks.math_names import NAMES, SYMBOL, defines, is_name, may_be_name
 from opdkit.tasks.math_sets import ORDER, Region, region, relation, same_sets, without_builder, without_membership
 from opdkit.tasks.math_text import enclosed, split_top
 from opdkit.tasks.math_units import time_of_day
-from opdkit.tasks.math_values import decide, is_bare_percentage
+from opdkit.tasks.math_values import decide, is_bare_percentage, rational
 
 _LIST = re.compile(r"[,;]|\\lor(?![A-Za-z])")
 _COMMA = re.compile(r"[,;]")
@@ -130,8 +130,8 @@ def _same_matrix(gold: str, answer: str) -> bool:
 
 
 def _same_equation(gold: list[str], answer: list[str]) -> bool:
-    """Sides of a = b = c on both sides. A plain value equals an equation that assigns it to a name; the gold's name must
-    be one beyond doubt, or 4 would be right for x^{2}+y^{2}=4."""
+    """Sides of a = b = c on both sides. A plain value equals an equation that assigns it to a name; the gold's name
+    must be one beyond doubt, or 4 would be right for x^{2}+y^{2}=4."""
     if len(answer) == 1:
         value = _assigned(gold, is_name) if defines(gold[0], gold[-1]) else None
         return value is not None and same(value, answer[0])
@@ -168,9 +168,10 @@ def _without_set_names(gold: str, answer: str) -> tuple[str, str]:
 
 def _same_ratio(gold: list[str], answer: list[str]) -> bool:
     """7:32 is 14:64: every term times the other's first one. Term by term, if that says nothing (0:1) or if both sides
-    may be times by the clock (8:30)."""
-    clock = all(time_of_day(":".join(terms)) for terms in (gold, answer))
-    if clock or "\\ldots" in (*gold, *answer) or same(gold[0], "0") or same(answer[0], "0"):
+    may be times by the clock (8:30 and 4:15)."""
+    times = [time_of_day(":".join(terms)) for terms in (gold, answer)]
+    are_times = all(time is not None and (time.minute or 0) >= 10 for time in times)
+    if are_times or "\\ldots" in (*gold, *answer) or any(rational(term) == 0 for term in (*gold, *answer)):
         return all(same(left, right) for left, right in zip(gold, answer, strict=True))
     return all(
         same(f"({left})\\cdot({answer[0]})", f"({right})\\cdot({gold[0]})")

@@ -1,7 +1,7 @@
-r"""What an equation names: in `AB=5` and `f(x)=2x` the left side is a name for the right one, in `x^{2}+y^{2}=4` it is not.
+r"""What an equation names: in `AB=5` and `f(x)=2x` the left side is a name for the right one, in `x^{2}+y^{2}=4` not.
 
-A name's value may stand for the equation. The right side of an equation to be solved, of a curve or of a recurrence says
-nothing without its left side.
+A name's value may stand for the equation. The right side of an equation to be solved, of a curve or of a recurrence
+says nothing without its left side.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ _TRIGONOMETRIC = r"\\(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)|det|dim|deg|arg)(?:\
 _QUANTITY = re.compile(
     rf"{_NAME}|\|{_OBJECT}(?:[-+]{_OBJECT})*\|"
     rf"|{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}"  # a ratio
-    rf"|\({_NAME}(?:,{_NAME})+\)"
+    rf"|\({_NAME}(?:,{_NAME})+\)|{_NAME}\\c[au]p ?{_NAME}"
     rf"|{_TRIGONOMETRIC} ?(?:{_ANGLE}|\({_ANGLE}\))"
     r"|\\(?:lim|sum|int|prod)(?![A-Za-z]).*|\\mathbb\{[A-Z]\}[(\[].*[)\]]|E\[[A-Z]\]"
 )
-_DERIVATIVE = re.compile(
-    r"\\frac\{(?:d|\\partial ?)(?:\^\{[0-9]\})? ?([A-Za-z])\}\{(?:(?:d|\\partial ?) ?[A-Za-z](?:\^\{[0-9]\})?)+\}|d([A-Za-z])/d[A-Za-z]"
+_VARIABLE = r"(?:[A-Za-z]|\\(?!partial)[a-z]+)"
+_POWER = r"(?:\^\{[0-9a-z]\})?"
+DERIVATIVE = re.compile(  # dy/dx, \frac{d^{2}y}{dx^{2}}, \frac{\partial u}{\partial x}
+    rf"\\frac\{{(?:d|\\partial){_POWER} ?({_VARIABLE})\}}\{{(?:(?:d|\\partial) ?{_VARIABLE}{_POWER} ?)+\}}"
+    rf"|(?<![A-Za-z\\])d{_POWER}([A-Za-z])/d[A-Za-z]{_POWER}(?![A-Za-z])"
 )
 _APPLICATION = re.compile(rf"({SYMBOL.pattern})(?:\^\{{[^{{}}]*\}})?(\(.*\))")
 _COMPOSITION = re.compile(r"\([A-Za-z]\\circ ?[A-Za-z]\)\([^()]*\)")
 _FUNCTIONS = set("fghFGHPETLuvwpqy") | {"\\phi", "\\psi", "\\varphi", "\\Phi", "\\Psi", "\\pi", "\\zeta", "\\sigma"}
+_NOT_SYMBOLS = {"\\text", "\\frac", "\\lim", "\\sum", "\\int", "\\prod"}
 _SCRIPTS = re.compile(r"[_^]\{[^{}]*\}")
 _COMMA = re.compile(r",")
 _SIGN = re.compile(r"(?<=.)[-+]")
@@ -40,7 +44,7 @@ _SIGN = re.compile(r"(?<=.)[-+]")
 
 def is_name(side: str) -> bool:
     r"""x, x_1, f(2), P(A), AB, |AB|, S_1:S, \frac{dy}{dx}, \text{Area}: something that is given a value."""
-    if side.startswith("\\text{") or _DERIVATIVE.fullmatch(side) or _COMPOSITION.fullmatch(side):
+    if side.startswith("\\text{") or DERIVATIVE.fullmatch(side) or _COMPOSITION.fullmatch(side):
         return True
     application = _APPLICATION.fullmatch(side)
     if application and _is_application(application[1], application[2]):
@@ -60,13 +64,11 @@ def defines(name: str, value: str) -> bool:
     """Whether `name = value` gives a value: not if the name comes back in it, as in y'=5y, a_n=a_{n-1}+2, x=x^2-6."""
     if name.startswith("("):
         return value.startswith("(") and len(split_top(name[1:-1], _COMMA)) == len(split_top(value[1:-1], _COMMA))
-    derivative = _DERIVATIVE.fullmatch(name)
+    derivative = DERIVATIVE.fullmatch(name)
     symbol = derivative[1] or derivative[2] if derivative else name
-    match = SYMBOL.match(symbol) if not symbol.startswith("\\text{") and ":" not in symbol and "/" not in symbol else None
-    if match is None or match[0] in ("\\frac", "\\lim", "\\sum", "\\int", "\\prod"):
-        return True
     base = NAMES.match(symbol)
-    assert base is not None
+    if base is None or base[0] in _NOT_SYMBOLS or ":" in symbol or "/" in symbol:
+        return True
     if symbol == base[0]:
         return symbol not in SYMBOL.findall(value)
     return base[0] not in NAMES.findall(value)
@@ -78,6 +80,7 @@ def _is_application(symbol: str, argument: str) -> bool:
         return False
     letter = NAMES.match(symbol)
     assert letter is not None
-    if letter[0] in _FUNCTIONS:
-        return True
-    return letter[0] not in NAMES.findall(argument) and len(split_top(argument[1:-1], _SIGN)) == 1
+    names = {*NAMES.findall(argument)}
+    if letter[0] in names and len(names) > 1:
+        return False  # f(f(x))=x is an equation for f
+    return letter[0] in _FUNCTIONS or (letter[0] not in names and len(split_top(argument[1:-1], _SIGN)) == 1)

@@ -1,8 +1,8 @@
 r"""Whether two sympy expressions have the same values: exact where there are no variables, sampled where there are.
 
-Sampling can prove that two expressions differ. That they are the same it shows for analytic functions alone, and only if
-they agree at small, large, negative and integer points. Floor, ceiling, minimum, maximum and absolute value can agree on
-every sample and differ elsewhere; they need a proof besides: `same_in_every_branch` or sympy's own simplification.
+Sampling can prove that two expressions differ. That they are the same it shows for analytic functions alone, and only
+if they agree at small, large, negative and integer points. Floor, ceiling, minimum, maximum and absolute value may
+agree on all samples and differ elsewhere; they need a proof besides: `_same_in_every_branch` or sympy's simplification.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _FOLDED = (sympy.Abs, sympy.Max, sympy.Min)  # one analytic function on each sid
 _GROWING = (sympy.exp, sympy.factorial, sympy.gamma, sympy.binomial, sympy.sinh, sympy.cosh)
 _JUMPING = (sympy.floor, sympy.ceiling, sympy.frac, sympy.sign, sympy.Mod, sympy.Heaviside, sympy.Piecewise)
 
+_SMALL_RANGES = [(2, 5, 1)]  # from, to, step of what is drawn
+_RANGES = [(1009, 9973, 0.7), (2, 11, 1), (-1009, -9973, 0.7), (1009, 9973, 1), (-2, -41, 1)]
 _Point = dict[sympy.Symbol, sympy.Expr]
 
 
@@ -107,7 +109,7 @@ def _proved(gold: sympy.Expr, answer: sympy.Expr) -> bool:
         return True
     is_complex = gold.has(sympy.I) or answer.has(sympy.I)
     if not is_complex and not any(atom.free_symbols for side in (gold, answer) for atom in side.atoms(*_JUMPING)):
-        verdict = same_in_every_branch(gold, answer)
+        verdict = _same_in_every_branch(gold, answer)
         if verdict is not None:
             return verdict
     names: dict[Any, sympy.Dummy] = {}
@@ -134,7 +136,7 @@ def _opaque(expression: sympy.Expr, names: dict[Any, sympy.Dummy]) -> sympy.Expr
     return expression
 
 
-def same_in_every_branch(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
+def _same_in_every_branch(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
     """Equality of two real expressions of |..|, max and min, each analytic between the roots of certain polynomials.
 
     Along every variable, with the others fixed at several values, both are compared on each side of each root. None if
@@ -176,7 +178,8 @@ def _boundaries(expression: sympy.Expr) -> set[sympy.Expr]:
 
 def _branches(expression: sympy.Expr) -> list[sympy.Expr]:
     """The expression with |a| as a and as -a, max(a, b) as a and as b: all combinations, up to a limit."""
-    pending, done = [expression], []
+    pending: list[sympy.Expr] = [expression]
+    done: list[sympy.Expr] = []
     while pending and len(pending) + len(done) <= _MAX_BOUNDARIES:
         current = pending.pop()
         atom = next((atom for atom in current.atoms(*_FOLDED) if atom.free_symbols), None)
@@ -266,9 +269,8 @@ def _far_points(*expressions: sympy.Expr) -> list[_Point]:
     if not symbols:
         return []
     towers = max(map(_tower, expressions)) > _MAX_TOWER
-    ranges = [(2, 5, 1)] if towers else [(1009, 9973, 0.7), (2, 11, 1), (-1009, -9973, 0.7), (1009, 9973, 1), (-2, -41, 1)]
     points = []
-    for start, end, step in ranges:
+    for start, end, step in _SMALL_RANGES if towers else _RANGES:
         span = abs(end - start)
         draws = {symbol: _draw(f"{start} {step}", symbol) % span for symbol in symbols}
         sign = 1 if start > 0 else -1

@@ -1,8 +1,8 @@
 r"""Sentences around a final answer: `\text{The answer is }5`, `She has 5 apples`, `5\text{ is the answer}`.
 
 Only words before the answer are taken off, and only where they end in a verb that states it and nothing in them denies
-or changes it ("not", "twice", "the opposite of"). What follows is graded whole, so that a sentence with two candidates is
-as wrong as the two alone.
+or changes it ("not", "twice", "the opposite of"). What follows is graded whole: a sentence with two candidates is as
+wrong as the two alone.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 
 _VERB = (
-    r"\b(?:is|are|was|were|be|equals|equal to|gives?|gets?|got|has|have|had|needs?|makes?|made|costs?|takes?|obtains?|finds?"
-    r"|spends?|spent|pays?|paid|earns?|earned|saves?|saved|sells?|sold|buys?|bought|eats?|ate|uses?|used|total of|we see"
-    r"|answer|therefore|thus|hence|so|then)\b[,:]?|(?<=[a-z]{3}):"
+    r"\b(?:is|are|was|were|be|equals|equal to|gives?|gets?|got|has|have|had|needs?|makes?|made|costs?|takes?|obtains?"
+    r"|finds?|spends?|spent|pays?|paid|earns?|earned|saves?|saved|sells?|sold|buys?|bought|eats?|ate|uses?|used"
+    r"|total of|we see|answer|therefore|thus|hence|so|then)\b[,:]?|(?<=[a-z]{3}):"
 )
 _LAST_VERB = re.compile(rf".*(?:{_VERB})", re.IGNORECASE | re.DOTALL)
 _PREFIX = re.compile(r"(?:\\text\{|[A-Za-z' ,:}])+")
 _TRAIL = re.compile(
-    r"(?: |\\text\{ ?)(?:is|are|was) (?:the|our|my) (?:final |correct |required )?(?:answers?|solutions?|results?|values?)\}?$",
+    r"(?: |\\text\{ ?)(?:is|are|was) (?:the|our|my) (?:final |correct |required )?"
+    r"(?:answers?|solutions?|results?|values?)\}?$",
     re.IGNORECASE,
 )
 _DENIES = re.compile(

@@ -17,6 +17,7 @@ from opdkit.tasks.math_names import NAMES, SYMBOL
 from opdkit.tasks.math_text import enclosed, split_top
 
 _COMMA = re.compile(r"[,;]")
+_EQUALS = re.compile(r"=")
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\\lor(?![A-Za-z])")
 _INTERSECTION = re.compile(r"\\cap(?![A-Za-z])")
 _WITHOUT = re.compile(r"\\setminus(?![A-Za-z])|-(?=\\\{)")
@@ -70,19 +71,18 @@ def _inequality(text: str) -> tuple[str, list[str]] | None:
     if len(sides) == 2 and not SYMBOL.fullmatch(sides[0]):
         sides = sides[::-1]
         signs = [_FLIPPED[signs[0]]]
-    symbol = sides[0] if len(sides) == 2 else sides[1]
+    symbol = sides.pop(0 if len(sides) == 2 else 1)
     if not SYMBOL.fullmatch(symbol) or symbol in ("\\infty", "\\pi", "e"):
         return None
-    ends = [side for side in sides if side is not symbol]
-    if any(symbol in NAMES.findall(end) for end in ends):
+    if any(symbol in NAMES.findall(end) for end in sides):
         return None
-    if len(sides) == 2:
-        return symbol, _half_line(signs[0], ends[0])
+    if len(sides) == 1:
+        return symbol, _half_line(signs[0], sides[0])
     if {*signs} <= {">", "\\ge"}:
-        signs, ends = signs[::-1], ends[::-1]
+        signs, sides = signs[::-1], sides[::-1]
     elif not {*signs} <= {"<", "\\le"}:
         return None
-    return symbol, [f"{_BOUND[signs[0]][0]}{ends[0]},{ends[1]}{_BOUND[signs[1]][1]}"]
+    return symbol, [f"{_BOUND[signs[0]][0]}{sides[0]},{sides[1]}{_BOUND[signs[1]][1]}"]
 
 
 def relation(text: str) -> tuple[str, str, str] | None:
@@ -133,11 +133,12 @@ def same_sets(gold: str, answer: str) -> bool:
     r"""Whether two texts, one of them with an operator or a set builder, are the same set of real numbers."""
     if not any(_OPERATOR.search(side) or _builder(side) or ORDER.search(side) for side in (gold, answer)):
         return False
-    sets = as_set(gold), as_set(answer)
-    if sets[0] is None or sets[1] is None:
+    gold_set, answer_set = as_set(gold), as_set(answer)
+    if gold_set is None or answer_set is None:
         return False
-    names = {name for name, _ in sets if name is not None}
-    return len(names) <= 1 and bool(_listed(sets[0][1]) == _listed(sets[1][1]))
+    if None not in (gold_set[0], answer_set[0]) and gold_set[0] != answer_set[0]:
+        return False
+    return bool(_listed(gold_set[1]) == _listed(answer_set[1]))
 
 
 def as_set(text: str) -> _NamedSet | None:
@@ -163,14 +164,14 @@ def _set(text: str) -> _NamedSet | None:
         (_WITHOUT, sympy.Complement),
     ):
         parts = split_top(text, separator)
+        if len(parts) > 1 and separator is _COMMA and None not in (members := [real_number(part) for part in parts]):
+            return None, sympy.FiniteSet(*members)
         if len(parts) > 1:
             return _combined(combine, [_set(part) for part in parts])
     return _single_set(text)
 
 
-def _combined(
-    combine: Callable[..., sympy.Set | None], parts: list[_NamedSet | None]
-) -> _NamedSet | None:
+def _combined(combine: Callable[..., sympy.Set | None], parts: list[_NamedSet | None]) -> _NamedSet | None:
     known = [part for part in parts if part is not None]
     names = {name for name, _ in known if name is not None}
     if len(known) < len(parts) or len(names) > 1:
@@ -204,16 +205,17 @@ def _single_set(text: str) -> _NamedSet | None:
     if inequality is not None:
         intervals = [_interval(piece) for piece in inequality[1]]
         return None if None in intervals else (inequality[0], sympy.Union(*intervals))
-    compared = relation(text)
+    sides = split_top(text, _EQUALS)
+    compared = (sides[0], "=", sides[1]) if len(sides) == 2 else relation(text)
     return solutions(compared) if compared else None
 
 
 def _interval(text: str) -> sympy.Interval | None:
     """None if it is empty or a point: nobody writes a number as [5,5], or the empty set as (2,1)."""
-    ends = [real_number(end) for end in split_top(text[1:-1], _COMMA)]
-    if len(ends) != 2 or None in ends or not ends[0] < ends[1]:
+    start, end = (real_number(end) for end in split_top(text[1:-1], _COMMA))
+    if start is None or end is None or not start < end:
         return None
-    return sympy.Interval(*ends, text[0] == "(", text[-1] == ")")
+    return sympy.Interval(start, end, text[0] == "(", text[-1] == ")")
 
 
 def _listed(numbers: sympy.Set) -> sympy.Set:

@@ -182,7 +182,7 @@ def _translate(tokens: list[str], join_thousands: bool) -> list[str]:
 
 
 def _word(tokens: list[str], index: int) -> str:
-    """What a plain word stands for. A function needs an argument: in `10 min` it is a unit, in `the min value` a word."""
+    """What a plain word stands for. `min` is a function if it has an argument, a unit in `10 min`, else a word."""
     token = tokens[index]
     if token in _ALSO_UNITS or token in ("max", "log"):
         following = next((other for other in tokens[index + 1 :] if not other.isspace()), "")

@@ -16,7 +16,8 @@ _OPENING, _CLOSING = "([{", ")]}"
 def last_boxed(text: str) -> str | None:
     r"""The content of the last complete box (of nested boxes the innermost), stripped; None if there is none.
 
-    `\boxed{..}`, `\boxed {..}`, `\fbox{..}` and the brace-less `\boxed 7` count; a box that never closes does not. "": an empty box.
+    `\boxed{..}`, `\boxed {..}`, `\fbox{..}` and the brace-less `\boxed 7` count; a box that never closes does
+    not. "": an empty box.
     """
     open_braces: list[int | None] = []  # where the content starts, if the brace opens a box
     last: tuple[int, str] | None = None

@@ -1,8 +1,7 @@
-r"""Units of a canonical answer: `15\\text{cm}`, `\\$31`, `4210_{5}`, `1.5 million`, `8:30 a.m.`
+r"""Units of a canonical answer: `15\text{cm}`, `\$31`, `4210_{5}`, `1.5 million`, `8:30 a.m.`
 
 Nothing is converted: a unit is taken off, and both sides' units have to agree where both have one.
 """
-# ruff: noqa: RUF001 (currency signs are what people type)
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ _CURRENCIES = {
     **{"USD": "dollar", "EUR": "euro", "GBP": "pound", "INR": "rupee", "Rs": "rupee", "RMB": "yuan", "CNY": "yuan"},
 }
 _CURRENCY_BEFORE = re.compile(
-    r"([-+]?)(?:\\text\{ ?)?(\\\$|[€£¥₹]|US\\\$|USD?|EUR|GBP|INR|Rs|RMB|CNY)\.? ?\}? ?([-+]?(?:[0-9.]|\\(?:frac|sqrt|pi)).*)"
+    r"([-+]?)(?:\\text\{ ?)?(\\\$|[€£¥₹]|US\\\$|USD?|EUR|GBP|INR|Rs|RMB|CNY)\.? ?\}? ?"
+    r"([-+]?(?:[0-9.]|\\(?:frac|sqrt|pi)).*)"
 )
 _CURRENCY_AFTER = re.compile(r"(.+)(\\\$|[€£¥₹])")
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -33,8 +33,9 @@ _TIME = re.compile(r"([01]?[0-9]|2[0-4])(?::([0-5]?[0-9]))?(?: ?(?:\\text\{ ?)?(
 _NOT_UNITS = {
     *("is", "are", "if", "when", "where", "for", "then", "not", "no", "only", "or", "and", "mod", "to", "from", "base"),
     *("otherwise", "such", "that", "with", "hundred", "thousand", "million", "billion", "trillion", "dozen", "times"),
-    *("plus", "minus", "over", "divided", "factorial", "squared", "cubed", "half", "than", "more", "less", "below", "but"),
-    *("wrong", "incorrect", "false", "negative", "undefined", "except", "nor", "neither", "either", "maybe", "choose"),
+    *("plus", "minus", "over", "divided", "factorial", "squared", "cubed", "half", "than", "more", "less", "below"),
+    *("but", "wrong", "incorrect", "false", "negative", "undefined", "except", "nor", "neither", "either"),
+    *("maybe", "choose"),
 }
 _UNIT_NAMES = {
     **{"cm": "centimeter", "m": "meter", "mm": "millimeter", "km": "kilometer", "in": "inch", "inche": "inch"},
@@ -51,22 +52,27 @@ class TimeOfDay(NamedTuple):
     """A time by the clock."""
 
     hour: int
-    minute: int
+    minute: int | None  # None in `8 a.m.`
     half: str | None  # "a", "p", or None where nothing says which
 
     def agrees(self, other: TimeOfDay) -> bool:
         """8:30 p.m. is 20:30, and 8:30 where nothing else is said."""
+        if (self.minute or 0) != (other.minute or 0):
+            return False
         if self.half and other.half:
-            return self == other
+            return (self.hour, self.half) == (other.hour, other.half)
         marked, bare = (self, other) if self.half else (other, self)
         hour_of_24 = marked.hour % 12 + (12 if marked.half == "p" else 0)
-        return marked.minute == bare.minute and bare.hour in (marked.hour, hour_of_24)
+        return bare.hour == marked.hour or (bare.minute is not None and bare.hour == hour_of_24)
 
 
 def time_of_day(text: str) -> TimeOfDay | None:
     r"""`8:30`, `8:30\text{ a.m.}`, `8 PM`; any small integer may be one."""
     match = _TIME.fullmatch(text)
-    return TimeOfDay(int(match[1]), int(match[2] or 0), match[3] and match[3].casefold()) if match else None
+    if match is None:
+        return None
+    hour, minute, half = match.groups()
+    return TimeOfDay(int(hour), None if minute is None else int(minute), half and half.casefold())
 
 
 def is_numeric(text: str) -> bool:
@@ -121,5 +127,3 @@ def _singular(word: str) -> str:
         return _UNIT_NAMES[word]
     word = word.removesuffix("s") if len(word) > 2 and not word.endswith("ss") else word
     return _UNIT_NAMES.get(word, word)
-
-

@@ -29,7 +29,6 @@ _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _OPTION = re.compile(r"\(?\\text\{\(?([A-J])\)?[.:]?\}\)?[.:]?(.+)")
 
 
-
 def decide(gold: str, answer: str) -> bool | tuple[str, str]:
     """Whether two canonical answers are equal; if that takes algebra, the two values to compare, without units."""
     if gold == answer:
@@ -68,9 +67,7 @@ def _decide_numbers(gold: str, answer: str) -> bool | None:
     return None if None in numbers else numbers[0] == numbers[1]
 
 
-def _decide_text(
-    gold: str, answer: str, gold_text: str | None, answer_text: str | None
-) -> bool | tuple[str, str]:
+def _decide_text(gold: str, answer: str, gold_text: str | None, answer_text: str | None) -> bool | tuple[str, str]:
     if (gold_text is None and "=" in gold) or (answer_text is None and "=" in answer):
         return gold, answer
     gold_words, answer_words = gold_text or _plain_words(gold), answer_text or _plain_words(answer)
