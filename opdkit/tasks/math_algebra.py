@@ -7,8 +7,6 @@ value (unknown functions, sets, matrices, inequalities) is left to math-verify.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,18 +17,13 @@ import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanAtom
+
+from opdkit.tasks.math_names import DERIVATIVE
+from opdkit.tasks.math_sampling import CALCULUS, constant_ratio, same_values
 
 _PARSE_CACHE_SIZE = 8192
-_NUM_DIGITS = 50
-_TOLERANCE = sympy.Float(10) ** -40  # relative
-_MIN_BITS = 20  # a value with fewer significant bits is a sum that cancelled: zero
-_NUM_POINTS = 4
-_MIN_POINTS = 2
-_MAX_FACTORIAL = 100_000
-_PRIME = 1329226995784915872903807061267998883  # of 120 bits and no special form
 
-# Their numerical values can be wrong in every digit, so they count only where sympy finds a closed form.
-_CALCULUS = (sympy.Integral, sympy.Derivative, sympy.Limit, sympy.Sum, sympy.Product)
 _RELATIONS = {"=": sympy.Eq, "\\ne": sympy.Ne, "<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}
 _FLIPPED = {"=": "=", "\\ne": "\\ne", "<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
@@ -51,10 +44,20 @@ _UNREADABLE = re.compile(
 )
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\\(max|min)\\\{([^{}]*)\\\}"), r"\\\1(\2)"),
+    # A Leibniz derivative is one name; latex2sympy would evaluate it to 0.
+    (DERIVATIVE, lambda match: "D_{" + re.sub(r"[^A-Za-z0-9]", "", match[0]).replace("frac", "") + "}"),
+    # 4/3\pi r^{3} is (4/3)\pi r^{3}: a quotient of two numbers before a product is its coefficient. x/2y stays x/(2y).
+    (
+        re.compile(
+            r"(?<![0-9A-Za-z.)}!'])([0-9]+(?:\.[0-9]+)?)/([0-9]+(?:\.[0-9]+)?)(?=[A-Za-z(]|\\(?!cdot|div)[a-z])"
+        ),
+        r"\\frac{\1}{\2}",
+    ),
     # latex2sympy reads an integer before a number as a mixed number: 2(3) as 5, 2\binom{5}{2} as 12.
     (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
     (re.compile(r"(?<=[)])(?=[(0-9]|\\frac)"), r"\\cdot "),
-    (re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
+    (re.compile(r"(\\frac\{(?!d\}\{d)[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
     # It drops primes and transposes, applies \gamma to what follows, and takes degrees for radians.
     (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "prime" * len(match[1]) + "}"),
     (re.compile(r"\^\{(?:T|\\top)\}"), "^{(T)}"),
@@ -81,9 +84,9 @@ def same_relation(gold: tuple[str, str, str], answer: tuple[str, str, str]) -> b
     """
     sides = _parse_all(gold[0], gold[2], answer[0], answer[2])
     if not all(_is_scalar(side) for side in sides):
-        return sides[0] is not None and sides[:2] == sides[2:] and gold[1] == answer[1]
-    ratio = _constant_ratio(_minus(sides[0], sides[1]), _minus(sides[2], sides[3]))
-    if ratio is not None and sympy.im(ratio) == 0:
+        return None not in sides and sides[:2] == sides[2:] and gold[1] == answer[1]
+    ratio = constant_ratio(_minus(sides[0], sides[1]), _minus(sides[2], sides[3]))
+    if ratio is not None:
         return bool(answer[1] == (gold[1] if ratio > 0 else _FLIPPED[gold[1]]))
     solutions = [_solutions(gold[1], *sides[:2]), _solutions(answer[1], *sides[2:])]
     return solutions[0] is not None and solutions[0] == solutions[1]
@@ -93,12 +96,16 @@ def _same_parsed(gold: Any, answer: Any) -> bool:
     if gold is None or answer is None:
         return False
     if _is_scalar(gold) and _is_scalar(answer):
-        verdict = _same_values(gold, answer)
+        verdict = same_values(gold, answer)
         if verdict is not None:
             return verdict
+    if isinstance(gold, sympy.Set) != isinstance(answer, sympy.Set) and (_is_scalar(gold) or _is_scalar(answer)):
+        return False  # [5,5] is not 5
+    if isinstance(gold, (Relational, BooleanAtom)) or isinstance(answer, (Relational, BooleanAtom)):
+        return bool(gold == answer) and not isinstance(gold, BooleanAtom)  # x^{2}\ge0 is nothing but true
     if isinstance(gold, sympy.Eq) != isinstance(answer, sympy.Eq):
         return False  # math-verify would compare the right side alone
-    if any(isinstance(side, sympy.Basic) and side.has(*_CALCULUS) for side in (gold, answer)):
+    if any(isinstance(side, sympy.Basic) and side.has(*CALCULUS) for side in (gold, answer)):
         return bool(gold == answer)
     return _prove(gold, answer) or (not isinstance(gold, sympy.Eq) and _prove(answer, gold))
 
@@ -108,22 +115,18 @@ def _prove(gold: Any, answer: Any) -> bool:
     return bool(math_verify.verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
 
 
-def _same_values(gold: sympy.Expr, answer: sympy.Expr) -> bool | None:
-    """By value, where both have one; None if too few points have."""
-    pairs = []
-    for point in _points(gold, answer):
-        values = _value(gold, point), _value(answer, point)
-        if None not in values:
-            pairs.append(values)
-    real = [pair for pair in pairs if all(sympy.im(value) == 0 for value in pair)]
-    pairs = real if len(real) >= _MIN_POINTS else pairs  # \ln x^2 and 2\ln x differ only where x is negative
-    symbols = gold.free_symbols | answer.free_symbols
-    if len(pairs) < (_MIN_POINTS if symbols else 1):
+def solutions(relation: tuple[str, str, str]) -> tuple[str, sympy.Set] | None:
+    """(unknown, the real numbers for which a relation in one unknown holds); None if sympy does not find them."""
+    left, right = _parse_all(relation[0], relation[2])
+    return _solutions(relation[1], left, right) if _is_scalar(left) and _is_scalar(right) else None
+
+
+def real_number(text: str) -> sympy.Expr | None:
+    """The real number or infinity that a canonical expression is; None for anything else."""
+    (parsed,) = _parse_all(text)
+    if not _is_scalar(parsed) or parsed.free_symbols or parsed.is_extended_real is not True:
         return None
-    if not all(_close(*pair) for pair in pairs):
-        return False
-    residues = _residue(gold), _residue(answer)
-    return True if None in residues else residues[0] == residues[1]
+    return parsed
 
 
 def _solutions(sign: str, left: sympy.Expr, right: sympy.Expr) -> tuple[str, sympy.Set] | None:
@@ -140,87 +143,8 @@ def _solutions(sign: str, left: sympy.Expr, right: sympy.Expr) -> tuple[str, sym
     return symbols.pop().name, solutions
 
 
-def _constant_ratio(numerator: sympy.Expr, denominator: sympy.Expr) -> Any:
-    """The number that is the quotient of two expressions at all points; None if there is no such number."""
-    ratios = []
-    for point in _points(numerator, denominator):
-        values = _value(numerator, point), _value(denominator, point)
-        if None not in values and 0 not in values and all(value.is_finite for value in values):
-            ratios.append(values[0] / values[1])
-    constant = len(ratios) >= _MIN_POINTS and all(_close(ratio, ratios[0]) for ratio in ratios)
-    return ratios[0] if constant else None
-
-
 def _minus(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
     return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
-
-
-def _value(expression: sympy.Expr, point: dict[sympy.Symbol, sympy.Expr]) -> Any:
-    """A complex number of 50 digits, or an infinity; None if there is none at this point."""
-    if expression.has(*_CALCULUS):
-        return None
-    try:
-        value = expression.evalf(_NUM_DIGITS, subs=point)
-        if value in (sympy.oo, -sympy.oo):
-            return value
-        parts = value.as_real_imag()
-    except Exception:  # sympy raises many kinds; all mean "not a number here"
-        return None
-    if not all(part.is_Number and part.is_finite for part in parts):
-        return None
-    real, imaginary = (sympy.S.Zero if part.is_Float and part._prec < _MIN_BITS else part for part in parts)
-    return real + sympy.I * imaginary
-
-
-def _close(left: Any, right: Any) -> bool:
-    if left == right:
-        return True
-    if not (left.is_finite and right.is_finite):
-        return False
-    return bool(abs(left - right) <= _TOLERANCE * max(abs(left), abs(right)))
-
-
-def _points(*expressions: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Expr]]:
-    """Values for the variables, chosen by their names: the same in every process. Positive, but for the last point;
-    complex if one of the expressions is."""
-    symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
-    if not symbols:
-        return [{}]
-    is_complex = any(expression.has(sympy.I) for expression in expressions)
-    points = []
-    for index in range(_NUM_POINTS):
-        point = {}
-        for symbol in symbols:
-            digest = hashlib.blake2b(f"{index} {symbol}".encode(), digest_size=4).digest()
-            value = sympy.Rational(int.from_bytes(digest, "big") % 9973 + 1009, 4001)  # 0.25 .. 2.75
-            point[symbol] = -value if index == _NUM_POINTS - 1 else value
-            if is_complex:
-                point[symbol] += sympy.I * value / 3
-        points.append(point)
-    return points
-
-
-def _residue(expression: sympy.Expr) -> int | None:
-    """The rational number that rationals make by arithmetic, modulo a prime; None for anything else.
-
-    Numbers of any size (2^{100000} + 1) that agree in 50 digits and in this are the same."""
-    if isinstance(expression, sympy.Rational):
-        return expression.p * pow(expression.q, -1, _PRIME) % _PRIME if expression.q % _PRIME else None
-    if isinstance(expression, (sympy.Add, sympy.Mul)):
-        parts = [_residue(part) for part in expression.args]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        return (sum(known) if isinstance(expression, sympy.Add) else math.prod(known)) % _PRIME
-    if isinstance(expression, sympy.Pow):
-        base, exponent = _residue(expression.base), expression.exp.doit()
-        if not base or not exponent.is_Integer:
-            return base if base == 0 and exponent.is_positive else None
-        return pow(base, int(exponent), _PRIME)
-    if isinstance(expression, sympy.factorial) and expression.args[0].is_Integer:
-        number = int(expression.args[0])
-        return math.factorial(number) % _PRIME if 0 <= number <= _MAX_FACTORIAL else None
-    return None
 
 
 def _is_scalar(parsed: Any) -> bool:
@@ -266,4 +190,6 @@ def _exact_atoms(parsed: Any) -> Any:
     exact: dict[Any, Any] = {number: sympy.Rational(str(number)) for number in parsed.atoms(sympy.Float)}
     exact |= {symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"}
     parsed = parsed.xreplace(exact) if exact else parsed
-    return parsed.doit() if parsed.has(*_CALCULUS) else parsed
+    derivatives = parsed.atoms(sympy.Derivative)
+    unknown = any(derivative.expr.free_symbols - {*derivative.variables} for derivative in derivatives)
+    return parsed.doit() if parsed.has(*CALCULUS) and not unknown else parsed  # y may depend on x in \frac{d}{dx}y

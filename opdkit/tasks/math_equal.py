@@ -8,26 +8,22 @@ parsed whole (never a leading part) and compared by `math_algebra.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from opdkit.tasks.math_algebra import same_expression, same_relation
+from opdkit.tasks.math_names import NAMES, SYMBOL, defines, is_name, may_be_name
+from opdkit.tasks.math_sets import ORDER, Region, region, relation, same_sets, without_builder, without_membership
 from opdkit.tasks.math_text import enclosed, split_top
-from opdkit.tasks.math_values import decide
+from opdkit.tasks.math_units import time_of_day
+from opdkit.tasks.math_values import decide, is_bare_percentage, rational
 
 _LIST = re.compile(r"[,;]|\\lor(?![A-Za-z])")
 _COMMA = re.compile(r"[,;]")
+_GROUP = re.compile(r";|\\lor(?![A-Za-z])")
+_COLON = re.compile(r":")
 _EQUALS = re.compile(r"=")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
-_UNION = re.compile(r"\\cup(?![A-Za-z])|\\lor(?![A-Za-z])")
-_MEMBER = re.compile(r"\\in(?![A-Za-z])")
-_ORDER = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|<|>")
-_SYMBOL = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z])'*(?:_\{[^{}]*\})?")
-_APPLICATION = re.compile(rf"{_SYMBOL.pattern}(?:\^\{{[^{{}}]*\}})?\(.*\)")
-_SCRIPTS = re.compile(r"[_^]\{[^{}]*\}")
-_NAMES = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _MATRIX = re.compile(r"\\begin\{pmatrix\}((?:(?!\\begin|\\end).)*)\\end\{pmatrix\}")
-_BOUND = {"<": "()", ">": "()", "\\le": "[]", "\\ge": "[]"}
 
 
 def handle(request: list[str]) -> bool:
@@ -49,8 +45,15 @@ def same(gold: str, answer: str) -> bool:
     decision = decide(gold, answer)
     if isinstance(decision, bool):
         return decision
-    gold_name, gold = _without_membership(_without_approximation(_without_parentheses(decision[0])))
-    answer_name, answer = _without_membership(_without_approximation(_without_parentheses(decision[1])))
+    gold, answer = (_without_approximation(_without_parentheses(side)) for side in decision)
+    if is_bare_percentage(gold, answer):
+        return same(gold, answer[:-2]) or same(gold, f"\\frac{{{answer[:-2]}}}{{100}}")
+    if same_sets(gold, answer):
+        return True
+    if (points := _same_points(gold, answer)) is not None:
+        return points
+    gold, answer = _without_set_names(gold, answer)
+    (gold_name, gold), (answer_name, answer) = (without_membership(without_builder(side)) for side in (gold, answer))
     if gold_name is not None and answer_name is not None and gold_name != answer_name:
         return False
     gold_elements, answer_elements = _elements(gold), _elements(answer)
@@ -58,14 +61,17 @@ def same(gold: str, answer: str) -> bool:
         return _same_single(_without_parentheses(gold_elements[0]), _without_parentheses(answer_elements[0]))
     if _same_unordered(gold_elements, answer_elements):
         return True
-    gold_region, answer_region = _region(gold), _region(answer)
+    gold_region, answer_region = region(gold), region(answer)
     return gold_region is not None and answer_region is not None and _same_region(gold_region, answer_region)
 
 
 def _same_single(gold: str, answer: str) -> bool:
     if gold == answer:
         return bool(gold)
+    gold_ratio, answer_ratio = split_top(gold, _COLON), split_top(answer, _COLON)
     gold_sides, answer_sides = split_top(gold, _EQUALS), split_top(answer, _EQUALS)
+    if len(gold_sides) == len(answer_sides) == 1 and len(gold_ratio) == len(answer_ratio) > 1:
+        return _same_ratio(gold_ratio, answer_ratio)
     if len(gold_sides) > 1 or len(answer_sides) > 1:
         return _same_equation(gold_sides, answer_sides)
     if gold[:1] in ("(", "[") and answer[:1] in ("(", "[") and enclosed(gold) and enclosed(answer):
@@ -73,14 +79,14 @@ def _same_single(gold: str, answer: str) -> bool:
     gold_matrix, answer_matrix = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
     if gold_matrix and answer_matrix:
         return _same_matrix(gold_matrix[1], answer_matrix[1])
-    gold_region, answer_region = _region(gold), _region(answer)
+    gold_region, answer_region = region(gold), region(answer)
     if gold_region and answer_region:
         return _same_region(gold_region, answer_region)
-    gold_relation, answer_relation = _relation(gold), _relation(answer)
+    gold_relation, answer_relation = relation(gold), relation(answer)
     if gold_relation and answer_relation:
         return same_relation(gold_relation, answer_relation)
-    for region, other in ((gold_region, answer), (answer_region, gold)):
-        if region and region.variable and _ORDER.search(other) and region.variable not in _NAMES.findall(other):
+    for known, other in ((gold_region, answer), (answer_region, gold)):
+        if known and known.variable and ORDER.search(other) and known.variable not in NAMES.findall(other):
             return False
     gold = "\\cup ".join(gold_region.pieces) if gold_region else gold
     answer = "\\cup ".join(answer_region.pieces) if answer_region else answer
@@ -124,10 +130,14 @@ def _same_matrix(gold: str, answer: str) -> bool:
 
 
 def _same_equation(gold: list[str], answer: list[str]) -> bool:
-    """Sides of a = b = c on both sides. A plain value equals an equation that assigns it to a name."""
-    if len(gold) == 1 or len(answer) == 1:
-        values = [sides[0] if len(sides) == 1 else _assigned(sides) for sides in (gold, answer)]
-        return values[0] is not None and values[1] is not None and same(values[0], values[1])
+    """Sides of a = b = c on both sides. A plain value equals an equation that assigns it to a name; the gold's name
+    must be one beyond doubt, or 4 would be right for x^{2}+y^{2}=4."""
+    if len(answer) == 1:
+        value = _assigned(gold, is_name) if defines(gold[0], gold[-1]) else None
+        return value is not None and same(value, answer[0])
+    if len(gold) == 1:
+        value = _assigned(answer, may_be_name)
+        return value is not None and same(gold[0], value)
     if len(gold) == len(answer) == 2:
         if same(gold[0], answer[0]) and same(gold[1], answer[1]):
             return True
@@ -139,91 +149,79 @@ def _same_equation(gold: list[str], answer: list[str]) -> bool:
     )
 
 
-def _assigned(sides: list[str]) -> str | None:
+def _assigned(sides: list[str], named: Callable[[str], bool]) -> str | None:
     """The value of `x = .. = value`; None if the equation is one to be solved, or false (9 = 1)."""
-    if _is_name(sides[-1]) and not _is_name(sides[0]):
+    if named(sides[-1]) and not named(sides[0]):
         sides = sides[::-1]  # 113 = m + n
-    checked = sides[1:-1] if _is_name(sides[0]) else sides[:-1]
+    checked = sides[1:-1] if named(sides[0]) else sides[:-1]
     return sides[-1] if all(same(sides[-1], side) for side in checked) else None
 
 
-def _is_name(side: str) -> bool:
-    """x, x_1, f(2), P(A), AB, m+n, \\text{Area}: something to be named, not an expression in one unknown."""
-    if _SYMBOL.fullmatch(side) or _APPLICATION.fullmatch(side) or side.startswith("\\text{"):
-        return True
-    bare = _SCRIPTS.sub("", side)
-    return not any(character.isdigit() for character in bare) and len(set(_NAMES.findall(bare))) > 1
+def _without_set_names(gold: str, answer: str) -> tuple[str, str]:
+    r"""`A=\{1,2\}` -> `\{1,2\}`, if the other side has no name for the set."""
+    sides = [split_top(side, _EQUALS) for side in (gold, answer)]
+    named = [len(parts) == 2 and is_name(parts[0]) and parts[1].startswith("\\{") for parts in sides]
+    if named[0] == named[1] or len(sides[named[0]]) > 1:
+        return gold, answer
+    return sides[0][-1], sides[1][-1]
+
+
+def _same_ratio(gold: list[str], answer: list[str]) -> bool:
+    """7:32 is 14:64: every term times the other's first one. Term by term, if that says nothing (0:1) or if both sides
+    may be times by the clock (8:30 and 4:15)."""
+    times = [time_of_day(":".join(terms)) for terms in (gold, answer)]
+    are_times = all(time is not None and (time.minute or 0) >= 10 for time in times)
+    if are_times or "\\ldots" in (*gold, *answer) or any(rational(term) == 0 for term in (*gold, *answer)):
+        return all(same(left, right) for left, right in zip(gold, answer, strict=True))
+    return all(
+        same(f"({left})\\cdot({answer[0]})", f"({right})\\cdot({gold[0]})")
+        for left, right in zip(gold[1:], answer[1:], strict=True)
+    )
+
+
+# --- values of several unknowns --------------------------------------------------------------------------------------
+
+
+def _same_points(gold: str, answer: str) -> bool | None:
+    """p=5,q=2;p=7,q=2 are the points (5,2),(7,2): the unknowns in the order of the alphabet. None if neither side is
+    made of such assignments, or both are and name one point each, which are lists like any other."""
+    named = [_assignments(side) for side in (gold, answer)]
+    if named[0] and named[1]:
+        if len(named[0][1]) == len(named[1][1]) == 1:
+            return None
+        return named[0][0] == named[1][0] and _same_unordered(named[0][1], named[1][1])
+    if not named[0] and not named[1]:
+        return None
+    points = [known[1] if known else split_top(side, _LIST) for known, side in zip(named, (gold, answer), strict=True)]
+    others = points[1] if named[0] else points[0]
+    if not all(len(split_top(point[1:-1], _COMMA)) > 1 and point[0] == "(" and enclosed(point) for point in others):
+        return None
+    return _same_unordered(*points)
+
+
+def _assignments(text: str) -> tuple[list[str], list[str]] | None:
+    """(the unknowns, one tuple of values for each group) of `p=5,q=2;p=7,q=2`."""
+    names: list[str] | None = None
+    points = []
+    for group in split_top(text, _GROUP):
+        sides = [split_top(assignment, _EQUALS) for assignment in split_top(group, _COMMA)]
+        if len(sides) < 2 or not all(len(pair) == 2 and SYMBOL.fullmatch(pair[0]) and pair[1] for pair in sides):
+            return None
+        values = dict(sorted(sides, key=lambda pair: (pair[0].startswith("\\"), pair[0])))
+        if len(values) < len(sides) or names not in (None, list(values)):
+            return None
+        names = list(values)
+        points.append(f"({','.join(values.values())})")
+    return (names, points) if names else None
 
 
 # --- intervals and inequalities -------------------------------------------------------------------------------------
 
 
-class _Region(NamedTuple):
-    """A union of intervals and finite sets."""
-
-    variable: str | None  # if one is named
-    pieces: list[str]
-
-
-def _same_region(gold: _Region, answer: _Region) -> bool:
+def _same_region(gold: Region, answer: Region) -> bool:
     if None not in (gold.variable, answer.variable) and gold.variable != answer.variable:
         return False
     return _same_unordered(gold.pieces, answer.pieces)
-
-
-def _region(text: str) -> _Region | None:
-    variable: str | None = None
-    pieces: list[str] = []
-    for piece in split_top(text, _UNION):
-        if piece[:1] in ("(", "[") and enclosed(piece) and len(split_top(piece[1:-1], _COMMA)) == 2:
-            pieces.append(piece)
-        elif piece == "\\mathbb{R}":
-            pieces.append("(-\\infty,\\infty)")
-        elif (inequality := _inequality(piece)) is not None and variable in (None, inequality[0]):
-            variable = inequality[0]
-            pieces += inequality[1]
-        elif piece.startswith("\\{") and enclosed(piece[1:]):
-            pieces.append(piece)
-        else:
-            return None
-    return None if pieces == [text] and text.startswith("\\{") else _Region(variable, pieces)  # a finite set is a list
-
-
-def _inequality(text: str) -> tuple[str, list[str]] | None:
-    r"""`-2 \le x < 7` -> ("x", ["[-2,7)"]); None unless one bare symbol is compared with expressions without it."""
-    sides, signs = split_top(text, _ORDER), _ORDER.findall(text)
-    if len(sides) != len(signs) + 1 or len(sides) not in (2, 3) or "" in sides:
-        return None
-    if len(sides) == 2 and not _SYMBOL.fullmatch(sides[0]):
-        sides = sides[::-1]
-        signs = [{"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}[signs[0]]]
-    symbol = sides[0] if len(sides) == 2 else sides[1]
-    if not _SYMBOL.fullmatch(symbol) or symbol in ("\\infty", "\\pi", "e"):
-        return None
-    ends = [side for side in sides if side is not symbol]
-    if any(symbol in _NAMES.findall(end) for end in ends):
-        return None
-    if len(sides) == 2:
-        return symbol, _half_line(signs[0], ends[0])
-    if {*signs} <= {">", "\\ge"}:
-        signs, ends = signs[::-1], ends[::-1]
-    elif not {*signs} <= {"<", "\\le"}:
-        return None
-    return symbol, [f"{_BOUND[signs[0]][0]}{ends[0]},{ends[1]}{_BOUND[signs[1]][1]}"]
-
-
-def _relation(text: str) -> tuple[str, str, str] | None:
-    """(left, sign, right) of an inequality with two sides."""
-    sides, signs = split_top(text, _ORDER), _ORDER.findall(text)
-    return (sides[0], signs[0], sides[1]) if len(signs) == 1 and len(sides) == 2 and "" not in sides else None
-
-
-def _half_line(sign: str, end: str) -> list[str]:
-    if sign == "\\ne":
-        return [f"(-\\infty,{end})", f"({end},\\infty)"]
-    if sign in ("<", "\\le"):
-        return [f"(-\\infty,{end}{_BOUND[sign][1]}"]
-    return [f"{_BOUND[sign][0]}{end},\\infty)"]
 
 
 # --- taking apart ---------------------------------------------------------------------------------------------------
@@ -249,16 +247,10 @@ def _without_parentheses(text: str) -> str:
     return text
 
 
-def _without_membership(text: str) -> tuple[str | None, str]:
-    r"""`x \in S` -> ("x", "S")."""
-    sides = split_top(text, _MEMBER)
-    return (sides[0], sides[1]) if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]) else (None, text)
-
-
 def _without_approximation(text: str) -> str:
     r"""`\pi \approx 3.14` means \pi; `x \approx 3.14` means 3.14."""
     sides = split_top(text, _APPROXIMATELY)
-    if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]) and sides[0] not in ("\\pi", "e"):
+    if len(sides) == 2 and SYMBOL.fullmatch(sides[0]) and sides[0] not in ("\\pi", "e"):
         return sides[1]
     return sides[0]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from opdkit.tasks.math_sentences import is_lead
 from opdkit.tasks.math_text import enclosed, nesting, split_top
 
 MAX_CHARACTERS = 2000
@@ -51,8 +52,10 @@ _SYNONYMS = {
     **dict.fromkeys(("\\dots", "\\cdots", "\\dotsc", "…"), "\\ldots"),
     **dict.fromkeys(("\\land",), ","),
     **{"\\neq": "\\ne", "\\lt": "<", "\\gt": ">", "%": "\\%", "\\infin": "\\infty", "\\varnothing": "\\emptyset"},
+    **{"\\pounds": "£", "\\textsterling": "£", "\\euro": "€", "\\texteuro": "€", "\\textdollar": "\\$", "\\yen": "¥"},
     **{"\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":"},
 }
+_INFIX = {"\\over": "\\frac", "\\choose": "\\binom"}
 _ONE_ARGUMENT = {"\\mathbb", "\\mathcal", "\\overline", "\\bar", "\\vec", "\\hat", "\\tilde"}
 _MATRICES = {"matrix", "bmatrix", "Bmatrix", "pmatrix", "smallmatrix"}
 _FUNCTIONS = ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh")
@@ -63,6 +66,8 @@ _WORDS = {
     **{"infinity": "\\infty", "inf": "\\infty", "oo": "\\infty", "asin": "\\arcsin", "acos": "\\arccos"},
     **{"atan": "\\arctan", "or": "\\lor", "and": ",", "percent": "\\%", "pct": "\\%"},
 }
+_ALSO_UNITS = {"min", "sec"}
+_ENDS = {"", ")", "]", "}", ",", ";", ".", "=", "<", ">", "/", "+", "-"}
 _NAMED_OPERATORS = {*_FUNCTIONS, "ln", "log", "exp", "gcd", "lcm", "max", "min", "det", "deg", "arg", "dim", "ker"}
 _UNICODE = str.maketrans({
     **{"−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "π": "\\pi "},
@@ -77,6 +82,11 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙ]+")
 _LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 _BEFORE_TOKENS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    # Markdown and HTML around mathematics: `73`, **73**, *73*, <b>73</b>. The power 2**3**2 has no space before it.
+    (re.compile(r"```(?:latex|math|text)\b|`+"), " "),
+    (re.compile(r"(?<![^\s(:=])\*\*(?=[^\s*])([^*]*)(?<=\S)\*\*(?![^\s.,;:)])"), r" \1 "),
+    (re.compile(r"^\s*(\*|__?)(?=[^\s*_])([^*]*)(?<=[^\s*_])\1\s*$"), r"\2"),
+    (re.compile(r"<(b|i|u|em|strong|code|span|mark|p)>([^<>]*)</\1>"), r" \2 "),
     (_RAISED, lambda match: "^{" + match[0].translate(_LEVEL) + "}"),
     (_LOWERED, lambda match: "_{" + match[0].translate(_LEVEL) + "}"),
     (re.compile(r"\\begin\{array\}\s*\{[^{}]*\}"), r"\\begin{matrix}"),
@@ -89,9 +99,10 @@ _BEFORE_TOKENS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"\\not\s*="), r"\\ne "),
     (re.compile(r"\\\{\s*\\\}"), r"\\emptyset "),
-    (re.compile(r"\\(?:hspace|vspace|phantom|label|tag|color|textcolor)\*?\{[^{}]*\}"), " "),
+    (re.compile(r"\\(?:hspace|vspace|phantom|label|tag|color|textcolor|colorbox)\*?\{[^{}]*\}"), " "),
 ]
 _COMMA = re.compile(r"[,;]")
+_SET_PARTS = re.compile(r"[,;:|]")
 _UNARY_PLUS = re.compile(r"(?:(?<=[(\[,;=])|^)\+(?=.)")
 _BRACKETED_MATRIX = re.compile(r"\[(\\begin\{pmatrix\}(?:(?!\\begin|\\end).)*\\end\{pmatrix\})\]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
@@ -151,6 +162,10 @@ def _resolve_text(command: str, words: str, inner: list[str]) -> list[str]:
         return [words]
     if words[0].isdigit() or words[0] in "+-\\." or "=" in words:
         return [" ", *_text_groups(inner), " "]  # mathematics in a text command: \text{15 cm}, \textbf{12}
+    start = next((index for index, token in enumerate(inner) if token[0] in "+-\\.$" or token[0].isdigit()), len(inner))
+    lead = "".join(inner[:start]).strip()
+    if start < len(inner) and is_lead(lead):  # \text{The answer is 5}
+        return [f"\\text{{{lead}}}", *_text_groups(inner[start:]), " "]
     return [f"\\text{{{words}}}"]
 
 
@@ -160,9 +175,21 @@ def _translate(tokens: list[str], join_thousands: bool) -> list[str]:
     for token in tokens:
         if token not in _SIZES and not (after_size and token == "."):  # \left.
             meaning = _SYNONYMS.get(token, token)
-            result.append(_WORDS.get(meaning, meaning))
+            result.append(meaning)
         after_size = token in _SIZES
+    result = [_word(result, index) for index in range(len(result))]
     return _clean_numbers(_join_spaced_thousands([token for token in result if token]), join_thousands)
+
+
+def _word(tokens: list[str], index: int) -> str:
+    """What a plain word stands for. `min` is a function if it has an argument, a unit in `10 min`, else a word."""
+    token = tokens[index]
+    if token in _ALSO_UNITS or token in ("max", "log"):
+        following = next((other for other in tokens[index + 1 :] if not other.isspace()), "")
+        spaced = index + 1 < len(tokens) and tokens[index + 1].isspace()
+        if following in _ENDS or (spaced and following.isalpha() and len(following) > 1):
+            return token
+    return _WORDS.get(token, token)
 
 
 def _join_spaced_thousands(tokens: list[str]) -> list[str]:
@@ -212,6 +239,8 @@ class _Completer:
             self.at += 1
             if token == closing:
                 return result
+            if token in _INFIX:  # TeX's own {3 \over 8}
+                return [f"{_INFIX[token]}{{{_join(result)}}}{{{_join(self.items(closing))}}}"]
             result += self._item(token)
         return result
 
@@ -310,5 +339,7 @@ def _strip(text: str) -> str:
     text = _UNARY_PLUS.sub("", text)
     while text.startswith("(") and text.endswith(")") and enclosed(text) and len(split_top(text[1:-1], _COMMA)) == 1:
         text = text[1:-1]
+    while text.startswith("{") and text.endswith("}") and enclosed(text):  # {2, 3, 5} is meant as a set
+        text = f"\\{{{text[1:-1].strip()}\\}}" if _SET_PARTS.search(text) else text[1:-1]
     bracketed = _BRACKETED_MATRIX.fullmatch(text)
     return bracketed[1] if bracketed else text

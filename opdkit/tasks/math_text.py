@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 # "\\boxed" with doubled backslashes is what a model writes inside JSON; an escaped brace is no brace.
-_BOX_TOKEN = re.compile(r"\\{1,2}boxed(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
+_BOX_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\{1,2}(?:boxed|fbox|framebox)(?![A-Za-z])")
 # What may follow a brace-less \boxed. Prose ("put it in \boxed form") must not count.
 _BARE_BOX = re.compile(r"\$?(?:[-+]?[0-9.\\]|[A-Za-z](?=[\s.,;:$)]|$))")
 _ANSWER_LINE = re.compile(r"\banswer\**[ \t]*:\**\s*([^\n]*)", re.IGNORECASE)
@@ -15,11 +16,13 @@ _OPENING, _CLOSING = "([{", ")]}"
 def last_boxed(text: str) -> str | None:
     r"""The content of the last complete box (of nested boxes the innermost), stripped; None if there is none.
 
-    `\boxed{..}`, `\boxed {..}` and the brace-less `\boxed 7` count; a box that never closes does not. "": an empty box.
+    `\boxed{..}`, `\boxed {..}`, `\fbox{..}` and the brace-less `\boxed 7` count; a box that never closes does
+    not. "": an empty box.
     """
     open_braces: list[int | None] = []  # where the content starts, if the brace opens a box
     last: tuple[int, str] | None = None
-    position = max(0, text.find("boxed") - 2)  # braces before the first box close nothing of ours
+    first = _BOX.search(text)
+    position = first.start() if first else len(text)  # braces before the first box close nothing of ours
     while (token := _BOX_TOKEN.search(text, position)) is not None:
         position = token.end()
         if token.group() == "{":
@@ -28,7 +31,7 @@ def last_boxed(text: str) -> str | None:
             start = open_braces.pop() if open_braces else None
             if start is not None and (last is None or start > last[0]):
                 last = (start, text[start : token.start()])
-        elif "boxed" in token.group():
+        elif "box" in token.group():
             if text.startswith("{", position):
                 position += 1
                 open_braces.append(position)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from opdkit.tasks.math_sentences import without_sentence
+from opdkit.tasks.math_units import is_numeric, split_unit, time_of_day
+
 _DECIMAL = r"[0-9]+(?:\.[0-9]+)?"
 _FRACTION = re.compile(rf"([-+]?)(?:\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\}}|({_DECIMAL})/({_DECIMAL}))")
 _MIXED = re.compile(r"([-+]?)([0-9]+)(?: ?\\frac\{([0-9]+)\}\{([0-9]+)\}| ([0-9]+)/([0-9]+))")
@@ -19,33 +22,11 @@ _SCIENTIFIC = re.compile(rf"([-+]?{_DECIMAL})(?:\\cdot ?10\^\{{([-+]?[0-9]{{1,3}
 
 _TEXT = re.compile(r"(?:\\text\{[^{}]*\}|[\s().,'\"])+")
 _BARE_WORDS = re.compile(r"[A-Za-z]+(?:[ '-][A-Za-z]+)*")
+_DATE_LIKE = re.compile(r"\(?[A-Za-z]+(?:[ ,']+(?:[A-Za-z]+|[0-9]+))*\)?")
 _SHORT_WORDS = {"yes", "no", "odd", "all", "dne", "red", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "one", "two"}
 _MIN_WORD_LENGTH = 4  # shorter strings of letters are products of variables
 _LETTER = re.compile(r"\(?([A-Za-z])\)?")
 _OPTION = re.compile(r"\(?\\text\{\(?([A-J])\)?[.:]?\}\)?[.:]?(.+)")
-
-_NUMERIC = re.compile(r"(?:[0-9.+\-/^{}() ]|\\frac|\\sqrt|\\pi|\\cdot)+")
-_TEXT_UNIT = re.compile(r"(.*[^ ]) ?\\text\{([A-Za-z$][^{}0-9=]*)\}(?:\^\{([23])\})?")
-_BARE_UNIT = re.compile(r"(.*?[0-9}])( ?)([A-Za-z][A-Za-z ]*(?:/[A-Za-z]+)?)(?:\^\{([23])\})?")
-_DEGREES = re.compile(r"(.+)\^\{\\circ\}(?: ?(?:\\text\{)?([CFK])\}?)?")
-_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)?_\{([2-9]|1[0-6])\}")
-_CURRENCY_BEFORE = re.compile(r"([-+]?)(\\\$|€|£|¥)([-+]?.+)")
-_CURRENCY_AFTER = re.compile(r"(.+)(\\\$|€|£|¥)")
-_CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
-# A text after a value that is not its unit.
-_NOT_UNITS = {
-    *("is", "are", "if", "when", "where", "for", "then", "not", "no", "only", "or", "and", "mod", "to", "from", "base"),
-    *("otherwise", "such", "that", "with", "hundred", "thousand", "million", "billion", "trillion", "dozen", "times"),
-}
-_UNIT_NAMES = {
-    **{"cm": "centimeter", "m": "meter", "mm": "millimeter", "km": "kilometer", "in": "inch", "inche": "inch"},
-    **{"ft": "foot", "feet": "foot", "yd": "yard", "mi": "mile", "kg": "kilogram", "g": "gram", "gm": "gram"},
-    **{"mg": "milligram", "lb": "pound", "oz": "ounce", "s": "second", "sec": "second", "min": "minute", "hr": "hour"},
-    **{"h": "hour", "l": "liter", "ml": "milliliter", "rad": "radian", "deg": "degree", "sq": "square", "cu": "cubic"},
-    **{"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "usd": "dollar", "$": "dollar"},
-    **{"litre": "liter", "metre": "meter", "centimetre": "centimeter", "millimetre": "millimeter"},
-    **{"kilometre": "kilometer", "hz": "hertz"},
-}
 
 
 def decide(gold: str, answer: str) -> bool | tuple[str, str]:
@@ -58,16 +39,42 @@ def decide(gold: str, answer: str) -> bool | tuple[str, str]:
     gold, answer = options
     gold_text, answer_text = as_text(gold), as_text(answer)
     if gold_text is not None or answer_text is not None:
-        if (gold_text is None and "=" in gold) or (answer_text is None and "=" in answer):
-            return gold, answer
-        return (gold_text or _words(gold)) == (answer_text or _words(answer))  # \text{June 20} is June 20
+        return _decide_text(gold, answer, gold_text, answer_text)
+    gold, answer = without_sentence(gold), without_sentence(answer)
+    gold_time, answer_time = time_of_day(gold), time_of_day(answer)
+    if gold_time and answer_time and (gold_time.half or answer_time.half):
+        return gold_time.agrees(answer_time)
     values = _without_units(gold, answer)
     if values is None:
         return False
-    numbers = rational(values[0]), rational(values[1])
-    if values[0] == values[1] or (None not in numbers and numbers[0] == numbers[1]):
-        return True
-    return values if None in numbers else False
+    readings = [values]
+    if is_bare_percentage(*values):  # a gold without a percent sign may mean 75 per cent by 75
+        readings.append((values[0], values[1][:-2].rstrip()))
+    verdicts = [_decide_numbers(*reading) for reading in readings]
+    return True if True in verdicts else values if None in verdicts else False
+
+
+def is_bare_percentage(gold: str, answer: str) -> bool:
+    """Whether the answer is a percentage, and the gold may be one that is written without the sign."""
+    return answer.endswith("\\%") and "\\%" not in gold
+
+
+def _decide_numbers(gold: str, answer: str) -> bool | None:
+    """None if it takes algebra."""
+    if gold == answer:
+        return bool(gold)
+    numbers = rational(gold), rational(answer)
+    return None if None in numbers else numbers[0] == numbers[1]
+
+
+def _decide_text(gold: str, answer: str, gold_text: str | None, answer_text: str | None) -> bool | tuple[str, str]:
+    if (gold_text is None and "=" in gold) or (answer_text is None and "=" in answer):
+        return gold, answer
+    gold_words, answer_words = gold_text or _plain_words(gold), answer_text or _plain_words(answer)
+    if gold_words is None or answer_words is None:
+        rest = without_sentence(answer)
+        return decide(gold, rest) if rest != answer else False
+    return gold_words in (answer_words, without_sentence(answer_words))
 
 
 def rational(text: str) -> Fraction | None:
@@ -107,60 +114,22 @@ def as_text(answer: str) -> str | None:
     return _words(words)
 
 
+def _plain_words(text: str) -> str | None:
+    r"""June 20, which is \text{June 20}; None for what is not words and unsigned numbers: as words, -5 would be 5."""
+    return _words(text) if _DATE_LIKE.fullmatch(text) else None
+
+
 def _words(text: str) -> str | None:
     return " ".join(re.sub(r"[().,'\"-]", " ", text).casefold().split()) or None
 
 
 def _without_units(gold: str, answer: str) -> tuple[str, str] | None:
     """Both values without their units; None if the units contradict each other."""
-    gold_value, gold_unit = _split_unit(gold, short_units=False)
-    numeric = _NUMERIC.fullmatch(gold_value) is not None
-    answer_value, answer_unit = _split_unit(answer, short_units=numeric)
+    gold_value, gold_unit = split_unit(gold, short_units=False)
+    answer_value, answer_unit = split_unit(answer, short_units=is_numeric(gold_value))
     if gold_unit is not None and answer_unit is not None and gold_unit != answer_unit:
         return None
     return gold_value, answer_value
-
-
-def _split_unit(text: str, *, short_units: bool) -> tuple[str, str | None]:
-    """(value, unit or None). `short_units`: `15cm` and `5 m` have units too, and are not products of variables."""
-    if match := _BASE.fullmatch(text):
-        return match[1], f"base {match[2]}"
-    if match := _CURRENCY_BEFORE.fullmatch(text):
-        return match[1] + match[3], _CURRENCIES[match[2]]
-    if match := _CURRENCY_AFTER.fullmatch(text):
-        return match[1], _CURRENCIES[match[2]]
-    if (match := _DEGREES.fullmatch(text)) and _NUMERIC.fullmatch(match[1]):
-        return match[1], f"degree {match[2]}" if match[2] else "degree"
-    if (match := _TEXT_UNIT.fullmatch(text)) and re.search(r"[0-9]|\\pi", match[1]):
-        words = match[2].split()
-        if len(words) <= 4 and not _NOT_UNITS.intersection(word.casefold() for word in words):
-            return match[1], _unit_name(match[2], match[3])
-    if (match := _BARE_UNIT.fullmatch(text)) and _NUMERIC.fullmatch(match[1]):
-        value, space, unit, power = match.groups()
-        words = [word for word in re.split(r"[ /]", unit.casefold()) if word not in ("", "per")]
-        known = bool(words) and all(word.rstrip("s") in _UNIT_NAMES for word in words)
-        long = space and bool(words) and all(len(word) >= _MIN_WORD_LENGTH for word in words)
-        if (long or (known and (short_units or (space and len(unit) > 1)))) and not _NOT_UNITS.intersection(words):
-            return value, _unit_name(unit, power)
-    return text, None
-
-
-def _unit_name(unit: str, power: str | None) -> str:
-    """One name per unit: "sq. cm", "square centimeters" and "cm^2" are the same."""
-    words = [_singular(word) for word in re.split(r"[ .]+", unit.replace("/", " / ").casefold()) if word]
-    words = ["/" if word == "per" else word for word in words]
-    for name, exponent in (("square", "2"), ("cubic", "3"), ("squared", "2"), ("cubed", "3")):
-        if name in words:
-            words.remove(name)
-            power = exponent
-    return "".join(words).replace("//", "/") + (f"^{power}" if power else "")
-
-
-def _singular(word: str) -> str:
-    if word in _UNIT_NAMES:
-        return _UNIT_NAMES[word]
-    word = word.removesuffix("s") if len(word) > 2 and not word.endswith("ss") else word
-    return _UNIT_NAMES.get(word, word)
 
 
 def _without_options(gold: str, answer: str) -> bool | tuple[str, str]:
