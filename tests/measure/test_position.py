@@ -81,7 +81,7 @@ def test_position_predicts_and_entropy_does_not() -> None:
 
 def test_where_all_branches_are_alike_nothing_is_predicted() -> None:
     found = predictors([branch(0, 1.0), branch(5, 1.0)])["relative_position"]
-    assert found == {"auroc": None, "low": None, "high": None, "larger_is_viable": None}
+    assert found == {"auroc": None, "low": None, "high": None, "problems": 0, "larger_is_viable": None}
 
 
 def test_one_problem_has_no_interval() -> None:

@@ -6,7 +6,7 @@ scores to the last bit. A batch is always scored whole: what it says does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ import numpy.typing as npt
 
 from opdkit.engines.base import Scorer
 from opdkit.errors import UserError
-from opdkit.measure.signal import Definitions, ScoredAnswer, difficulty
+from opdkit.measure.ranking import Definitions
+from opdkit.measure.signal import ScoredAnswer, difficulty
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.types import Group, Message, Needs, Rollout
 
 PAIRS_PER_BATCH = 256  # what a crash can cost
 Row = dict[str, Any]
+Key = tuple[str, str, int]  # condition, problem, sample
 
 
 @dataclass(slots=True)
@@ -107,8 +109,11 @@ def score(
         progress(len(too_long) + start + len(batch))
 
 
-def scored_answers(rows: Sequence[Row], definitions: Definitions) -> list[ScoredAnswer]:
-    """The lines of scores.jsonl as `measure.signal` reads them; lines without a score are left out."""
+def scored_answers(rows: Sequence[Row], definitions: Definitions, copies: Collection[Key] | None) -> list[ScoredAnswer]:
+    """The lines of scores.jsonl as `measure.signal` reads them; lines without a score are left out.
+
+    copies: which of them say word for word what was shown; None: not known.
+    """
     return [
         ScoredAnswer(
             condition=row["condition"],
@@ -121,13 +126,26 @@ def scored_answers(rows: Sequence[Row], definitions: Definitions) -> list[Scored
             effective=row["effective"],
             num_context_tokens=row["num_context_tokens"],
             num_truncated_tokens=row["num_truncated_tokens"],
+            copy=None if copies is None else _key(row) in copies,
         )
         for row in rows
         if row["score"] is not None
     ]
 
 
-def _key(row: Row) -> tuple[str, str, int]:
+def copies_of(contexts: Sequence[Row], answers: Sequence[Row]) -> set[Key]:
+    """The answers whose text, white space around it apart, is that of an answer they are read behind."""
+    texts = {(row["problem_id"], row["sample_id"]): row["text"].strip() for row in answers}
+    return {
+        (context["condition"], context["problem_id"], sample_id)
+        for context in contexts
+        if (shown := {texts[problem_id, number] for problem_id, number in context["sources"]})
+        for sample_id in context["sample_ids"]
+        if texts[context["problem_id"], sample_id] in shown
+    }
+
+
+def _key(row: Row) -> Key:
     return row["condition"], row["problem_id"], row["sample_id"]
 
 

@@ -24,7 +24,8 @@ from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import Interrupted, UserError
-from opdkit.measure.signal import METRICS, SAMPLE_SETS
+from opdkit.measure.ranking import METRICS
+from opdkit.measure.signal import SAMPLE_SETS
 
 Lines = list[dict[str, Any]]
 
@@ -49,7 +50,6 @@ def options(models: dict[str, Path], run: Path, tmp_path: Path) -> SignalOptions
         template_kwargs={},
         dtype="float32",
         device="cpu",
-        resamples=20,
         conditions="base,1S,1F,2S1F",
     )
 
@@ -262,7 +262,7 @@ def test_refusals(options: SignalOptions, models: dict[str, Path], run: Path, co
 
 def test_the_command_line(options: SignalOptions, run: Path, console: Console) -> None:
     """Options reach the analysis; a folder that is finished needs nothing else."""
-    asked = ["--model", options.model, "--rollouts", run, "--dtype", "float32", "--device", "cpu", "--resamples", 20]
+    asked = ["--model", options.model, "--rollouts", run, "--dtype", "float32", "--device", "cpu"]
     asked += ["--conditions", "base,1S", "--context", "max_tokens_per_peer=3", "--design", "siblings"]
     command = ["analyse", "signal", str(options.folder)]
     first = CliRunner().invoke(app, [*command, *map(str, asked)], catch_exceptions=False)
