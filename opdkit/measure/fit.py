@@ -311,8 +311,8 @@ RULES: Sequence[Callable[[Facts, Thresholds], Iterator[Finding]]] = (
 
 
 def _fades_at(continuations: Sequence[Continuation], least: float) -> int | None:
-    """The shortest measured prefix from which on the teacher's advantage has its interval below `least`; None: none has,
-    or the problems are too few."""
+    """The shortest measured prefix from which on the interval of the teacher's advantage is below `least`; None: it is
+    not there yet at the longest, or the problems are too few."""
     fades = None
     for continuation in sorted(continuations, key=lambda c: c.prefix_tokens, reverse=True):
         if continuation.advantage["value"] is None:

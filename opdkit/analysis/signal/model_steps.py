@@ -127,7 +127,8 @@ class ModelSteps:
             return
         peers = peers_of(header["identity"]["context"])
         with self._rendering(self._teacher.renderer(template), len(contexts)) as render:
-            pairs = pairs_of(contexts, usable_groups(lines)[0], render, peers.is_success)
+            texts = {(line["problem_id"], line["sample_id"]): line["text"] for line in lines}
+            pairs = pairs_of(contexts, usable_groups(lines)[0], texts, render, peers.is_success)
         with Bar(self._console, "scoring", len(pairs)) as bar:
             score(
                 path,

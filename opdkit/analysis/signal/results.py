@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opdkit.analysis.signal.answers import ROLLOUTS
 from opdkit.analysis.signal.conditions import PEERS
-from opdkit.analysis.signal.parts import CONTEXTS_FILE, METRICS_FILE, SCORES_FILE, Row, file_digest, read_whole
+from opdkit.analysis.signal.parts import METRICS_FILE, SCORES_FILE, Row, read_whole
 from opdkit.analysis.signal.plots import by_difficulty, main_figure
-from opdkit.analysis.signal.scores import copies_of, scored_answers
+from opdkit.analysis.signal.scores import scored_answers
 from opdkit.errors import UserError
 from opdkit.measure.intervals import FEW, Estimate, side_of
 from opdkit.measure.ranking import METRICS, Definitions
@@ -37,7 +36,7 @@ TABLE = {  # the columns of the published table
 def write_metrics(folder: Path, *, definitions: Definitions, seed: int, resamples: int) -> list[Path]:
     """metrics.json and metrics.csv. Raises UserError where scores are missing or none can be measured."""
     header, rows = read_whole(folder / SCORES_FILE, "scores")
-    answers = scored_answers(rows, definitions, _copies(folder, header))
+    answers = scored_answers(rows, definitions)
     contexts = header["contexts"]
     measured = signal_metrics(
         answers, definitions=definitions, seed=seed, resamples=resamples, order=list(contexts["shows"])
@@ -58,14 +57,6 @@ def write_metrics(folder: Path, *, definitions: Definitions, seed: int, resample
     }
     written = {METRICS_FILE: json.dumps(result, indent=1, allow_nan=False) + "\n", "metrics.csv": _csv(measured)}
     return _write(folder, written)
-
-
-def _copies(folder: Path, header: Mapping[str, Any]) -> set[tuple[str, str, int]] | None:
-    """The scored answers that repeat what was shown; None where the files that say so are not there."""
-    contexts = folder / CONTEXTS_FILE
-    if not contexts.exists() or file_digest(contexts) != header["identity"].get("contexts"):
-        return None
-    return copies_of(read_whole(contexts, "contexts")[1], read_whole(folder / ROLLOUTS, "rollouts")[1])
 
 
 def write_plots(folder: Path) -> list[Path]:

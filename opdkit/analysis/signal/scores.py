@@ -6,7 +6,7 @@ scores to the last bit. A batch is always scored whole: what it says does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from opdkit.types import Group, Message, Needs, Rollout
 
 PAIRS_PER_BATCH = 256  # what a crash can cost
 Row = dict[str, Any]
-Key = tuple[str, str, int]  # condition, problem, sample
 
 
 @dataclass(slots=True)
@@ -42,15 +41,20 @@ class Pair:
 def pairs_of(
     contexts: Sequence[Row],
     groups: Sequence[Group],
+    texts: Mapping[tuple[str, int], str],
     render: Callable[[Sequence[Message]], Sequence[int]],
     is_success: Callable[[Rollout], bool | None],
 ) -> list[Pair]:
-    """Longest first, so that what does not fit into memory shows at once, and neighbours are of a length."""
+    """Longest first, so that what does not fit into memory shows at once, and neighbours are of a length.
+
+    texts: of the answers; one that is that of a shown answer, white space around it apart, is a copy.
+    """
     rollouts = {rollout.key: rollout for group in groups for rollout in group.rollouts}
     verdicts = {group.problem.id: [bool(is_success(rollout)) for rollout in group.rollouts] for group in groups}
     found: dict[tuple[bytes, bytes, bytes], Pair] = {}
     for context in contexts:
         ids = np.array(render(context["messages"]), dtype=np.int32)
+        shown = {texts[problem_id, sample_id].strip() for problem_id, sample_id in context["sources"]}
         for sample_id in context["sample_ids"]:
             rollout = rollouts[context["problem_id"], sample_id]
             answer = np.array(rollout.answer_ids, dtype=np.int32).tobytes()
@@ -70,6 +74,7 @@ def pairs_of(
                     "effective": context["effective"],
                     "num_context_tokens": len(ids),
                     "num_truncated_tokens": context["num_truncated_tokens"],
+                    "copy": texts[rollout.key].strip() in shown,
                 }
             )
     return [found[key] for key in sorted(found, key=lambda key: (-found[key].length, *key))]
@@ -109,10 +114,10 @@ def score(
         progress(len(too_long) + start + len(batch))
 
 
-def scored_answers(rows: Sequence[Row], definitions: Definitions, copies: Collection[Key] | None) -> list[ScoredAnswer]:
+def scored_answers(rows: Sequence[Row], definitions: Definitions) -> list[ScoredAnswer]:
     """The lines of scores.jsonl as `measure.signal` reads them; lines without a score are left out.
 
-    copies: which of them say word for word what was shown; None: not known.
+    Those of opdkit 0.1 do not say which answers are copies: not known.
     """
     return [
         ScoredAnswer(
@@ -126,26 +131,14 @@ def scored_answers(rows: Sequence[Row], definitions: Definitions, copies: Collec
             effective=row["effective"],
             num_context_tokens=row["num_context_tokens"],
             num_truncated_tokens=row["num_truncated_tokens"],
-            copy=None if copies is None else _key(row) in copies,
+            copy=row.get("copy"),
         )
         for row in rows
         if row["score"] is not None
     ]
 
 
-def copies_of(contexts: Sequence[Row], answers: Sequence[Row]) -> set[Key]:
-    """The answers whose text, white space around it apart, is that of an answer they are read behind."""
-    texts = {(row["problem_id"], row["sample_id"]): row["text"].strip() for row in answers}
-    return {
-        (context["condition"], context["problem_id"], sample_id)
-        for context in contexts
-        if (shown := {texts[problem_id, number] for problem_id, number in context["sources"]})
-        for sample_id in context["sample_ids"]
-        if texts[context["problem_id"], sample_id] in shown
-    }
-
-
-def _key(row: Row) -> Key:
+def _key(row: Row) -> tuple[str, str, int]:
     return row["condition"], row["problem_id"], row["sample_id"]
 
 
