@@ -113,14 +113,18 @@ def quantile(value_A: Tensor, share: float) -> Tensor:
 # Weights of tokens: [N].
 
 
-def position(row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: bool, dtype: torch.dtype) -> Tensor:
+def position(
+    row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: bool, dtype: torch.dtype, reverse: bool = False
+) -> Tensor:
     """w_min + (1 - w_min) sigmoid((u - tau) / s), u = (i - 1/2) / T for the i-th of T tokens (PW-OPSD, as its code
     has it).
 
     mean_one: divided by its mean in every row, so that late tokens gain what early ones lose.
+    reverse: u from the end, so that the first token has the last one's weight: a control.
     """
     place_N, length_N = _place_in_row(row_N)
     passed_N = (place_N.double() + 0.5) / length_N
+    passed_N = 1 - passed_N if reverse else passed_N
     weight_N = w_min + (1 - w_min) * torch.sigmoid((passed_N - tau) / max(s, MIN_SHARPNESS))
     if mean_one:
         weight_N = weight_N / _mean_of_row(weight_N, row_N)

@@ -129,6 +129,12 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but '
             "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
         )
+    if recipe.context.needs_siblings and method.answer_source == "teacher":
+        yield (
+            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but with '
+            'method.answers = "teacher" it would have to read them before there are any; use answers = "student", or '
+            "another context"
+        )
     if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
         yield (
             'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from opdkit import losses
@@ -33,7 +32,10 @@ class Importance(Weighting):
         weight_N = losses.weights.importance(
             log_ratio_N, plan.row_N, self.level, self.cap, mean_one=self.mean_one, total=plan.total
         )
-        return replace(plan, weight_N=plan.weight_N * weight_N)
+        if self.level == "token":
+            return plan.weighed(weight_N)
+        weight_R = weight_N.new_ones(len(plan.reward_R)).index_copy(0, plan.row_N, weight_N)
+        return plan.weighed(weight_R=weight_R)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "importance")
@@ -62,7 +64,7 @@ class Prefix(Weighting):
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.teacher_logprob_N is not None and plan.sampled_logprob_N is not None
         weight_N = losses.weights.prefix(plan.teacher_logprob_N - plan.sampled_logprob_N, plan.row_N, self.gamma)
-        return replace(plan, weight_N=plan.weight_N * weight_N)
+        return plan.weighed(weight_N)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "prefix")
