@@ -134,7 +134,7 @@ def check(
     set_: Set = None,
 ) -> None:
     """Say what is wrong with recipes, and what is doubtful; loads no weights."""
-    from opdkit.recipe.check import check_file
+    from opdkit.recipe.check import check_file, departures_in
 
     faults: list[str] = []
     for path in recipes:
@@ -146,6 +146,8 @@ def check(
             console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
             for sentence in doubts:
                 console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+            for line in departures_in(path, set_ or []):
+                console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
     if faults:
         raise UserError("\n".join(faults))
 

@@ -209,9 +209,10 @@ def _sample_set(table: _Table, mask_CPN: Flags, definitions: Definitions, seed: 
     common_P = enough_CP[used_C].all(0) if used_C.any() else np.zeros(enough_CP.shape[1], dtype=bool)
     paired_CPN = mask_CPN & common_P[:, None] & used_C[:, None, None]
     pairs = _pairs(table, mask_CPN, definitions)
+    to_base = _pairs(table, paired_CPN, definitions, to=[BASE])
     return SampleSetSignal(
         conditions=_conditions(table, mask_CPN, definitions, seed, resamples, pairs),
-        paired=_conditions(table, paired_CPN, definitions, seed, resamples, _pairs(table, paired_CPN, definitions)),
+        paired=_conditions(table, paired_CPN, definitions, seed, resamples, to_base),
         pairs=pairs,
     )
 
@@ -258,8 +259,10 @@ def _estimates(
     ]
 
 
-def _pairs(table: _Table, mask_CPN: Flags, definitions: Definitions) -> list[PairSignal]:
-    """Every condition minus every earlier one, each pair over the answers that both have."""
+def _pairs(
+    table: _Table, mask_CPN: Flags, definitions: Definitions, to: Sequence[str] | None = None
+) -> list[PairSignal]:
+    """Every condition minus every earlier one (or those of `to`), each pair over the answers that both have."""
     known: dict[tuple[int, bytes], Floats] = {}
 
     def values(c: int, mask_PN: Flags) -> Floats:
@@ -278,7 +281,7 @@ def _pairs(table: _Table, mask_CPN: Flags, definitions: Definitions) -> list[Pai
     for after in range(len(table.conditions)):
         for before in range(after):
             both_PN = mask_CPN[after] & mask_CPN[before]
-            if not both_PN.any():
+            if not both_PN.any() or (to is not None and table.conditions[before] not in to):
                 continue
             alone_PN = both_PN & ~(table.copy_CPN[after] | table.copy_CPN[before])
             found.append(

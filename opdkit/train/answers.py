@@ -60,7 +60,7 @@ class Answers:
     def _read_by_teacher(self, problems: Sequence[Problem], step: int) -> dict[str, Sequence[int]]:
         """Problem id -> what the teacher reads while it answers: the context that it reads when it scores.
 
-        Problems that give it nothing to read are missing: their answers leave the batch before scoring, and are counted.
+        Problems that give it nothing to read are missing: their answers leave the batch unscored, and are counted.
         """
         assert self.teacher is not None
         nothing = Rollout(
