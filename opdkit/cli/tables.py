@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from opdkit.measure.intervals import side_of
+from opdkit.measure.intervals import FEW, side_of
 from opdkit.report.markup import printable
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def diversity_tables(results: Mapping[str, SetDiversity]) -> Iterator[Table | st
             if not key.startswith("pass@") or _is_shown(int(key.removeprefix("pass@")), found["answers_each"]):
                 table.add_row(key, *(_measure(found, run, key) for run in runs), _defined(found, key))
         yield table
+        if found["problems"] < FEW:
+            yield f"[yellow]note[/yellow] {found['problems']} problems are too few to tell runs apart"
         for run, count in found["left_out"].items():
             if count:
                 yield f"[yellow]note[/yellow] {count} problems of {escape(run)} are not in all runs: left out"

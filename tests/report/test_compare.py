@@ -78,3 +78,16 @@ def test_refusals(two: list[Path], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             write_comparison(folders, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(("problems", "verdict"), [(9, "too few to tell"), (10, "worse")])
+def test_few_problems_settle_nothing(two: list[Path], tmp_path: Path, problems: int, verdict: str) -> None:
+    """Every problem lost: 10 of 10 is worse, 9 of 9 is too few to tell, on the page as in `opdkit compare`."""
+    from opdkit.cli.tables import _verdict
+    from opdkit.evaluation.compare_runs import compare_runs
+
+    write_answers(two[0], 30, [1.0] * problems)
+    write_answers(two[1], 30, [0.0] * problems)
+    assert verdict in read(two, tmp_path / "page.html").text
+    (found,) = compare_runs(str(two[0]), str(two[1]))["sets"].values()
+    assert ("too few" in _verdict("avg", found["metrics"]["avg"])) == (problems == 9)
