@@ -12,6 +12,7 @@ import pytest
 from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, key_values, load_recipe, parse_recipe
+from opdkit.recipe.rules import departures
 
 ROOT = Path(__file__).parent.parent
 MINIMAL: dict[str, Any] = {
@@ -139,3 +140,59 @@ def test_the_readmes_recipe_and_links() -> None:
     assert parse_recipe(tomllib.loads(recipe)).method.name == "opd"
     linked = re.findall(r"\]\(([^)#]+)", page)
     assert linked and all((ROOT / link).exists() for link in linked)
+
+
+@pytest.mark.parametrize(("steps", "warmup", "yields"), [(1, 0, True), (4, 2, True), (10, 5, True), (11, 10, False)])
+def test_a_default_yields_to_what_is_written(steps: int, warmup: int, yields: bool) -> None:
+    """mopd's own warm-up of 10 steps in a smoke run: half of the steps, and said. Others are left as they are."""
+    from opdkit.recipe import warnings
+
+    short = recipe("method.name=mopd", f"train.steps={steps}")
+    assert short.train.warmup_steps == warmup
+    said = [sentence for sentence in warnings(short) if "warmup_steps" in sentence]
+    assert bool(said) == yields and all("the method's own 10" in sentence for sentence in said)
+    assert "yielded" not in short.as_dict() and parse_recipe(short.as_dict()).train.warmup_steps == warmup
+
+
+def test_a_written_value_never_yields() -> None:
+    assert (
+        "train.warmup_steps = 4 leaves none" in faults("method.name=mopd", "train.steps=4", "train.warmup_steps=4")[0]
+    )
+
+
+def test_departures_from_the_methods_own_defaults_are_one_line() -> None:
+    """The README's way from opd to mopd keeps the external teacher, the direction and the learning rate: all named.
+    Of a teacher of another kind the kind alone is said; what is as the paper has it, or yielded, is not."""
+    readme = {"teacher": {"kind": "model", "path": "t"}, "method": {"name": "mopd", "divergence": "reverse_kl"}}
+    said = departures(recipe("train.steps=4", "train.lr=1e-6", **readme))
+    assert said is not None and said.startswith("not as mopd has it by default: ") and "\n" not in said
+    for part in (
+        'teacher.kind = "model" ("self")',
+        'method.divergence = "reverse_kl" ("jsd")',
+        "train.lr = 1e-06 (1e-05)",
+    ):
+        assert part in said
+    assert "ema_rate" not in said and "warmup_steps" not in said
+    assert departures(recipe("method.name=mopd", "train.steps=100")) is None
+    assert departures(recipe("sampling.temperature=1.1")) is None, "written, and as the paper has it"
+    narrower = departures(recipe("method.name=mopd", "train.steps=100", "context.slots=['success','success']"))
+    assert narrower is not None and 'context.slots = ["success", "success"]' in narrower
+
+
+def test_check_says_departures(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from opdkit.cli import app
+
+    path = tmp_path / "r.toml"
+    path.write_text(toml.dumps({**MINIMAL, "method": {"name": "mopd"}, "teacher": {"kind": "model", "path": "t"}}))
+    said = CliRunner().invoke(app, ["check", str(path)])
+    assert said.exit_code == 0 and 'note not as mopd has it by default: teacher.kind = "model" ("self")' in said.output
+
+
+def test_a_teacher_that_answers_cannot_read_answers_that_are_not_there() -> None:
+    """Peers of answers that the teacher has yet to write; a solution it can read."""
+    keys = ("method.name=opd", "method.divergence=forward_kl", "method.answers=teacher", "teacher.kind=self")
+    teacher = (*keys, "teacher.weights=initial")
+    assert "would have to read them before there are any" in "\n".join(faults(*teacher, "context.kind=peers"))
+    assert recipe(*teacher, "context.kind=reference_solution").method.answer_source == "teacher"

@@ -97,8 +97,8 @@ def analyse_position(options: PositionOptions, *, console: Console) -> dict[str,
             {"from": start, "to": end, **summary(part)}
             for (start, end), part in by_relative_position(table, NUM_BINS).items()
         ],
-        "branches": by_position(branches, NUM_BINS, seed=options.reading.seed),
-        "predictors": predictors(branches, seed=options.reading.seed) if branches else {},
+        "branches": by_position(branches, NUM_BINS),
+        "predictors": predictors(branches) if branches else {},
         "num_branches": len(branches),
     }
     atomic_write(out / "position.json", json.dumps(found, indent=1) + "\n")

@@ -18,7 +18,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.results import AnswerSet, StoredAnswer, path_and_which, read_answers
 from opdkit.measure.accuracy import by_problem, is_right, pass_at_k
 from opdkit.measure.diversity import NGrams, distinct_words, text_distance, tokens, tree_distance, unique_ratio
-from opdkit.measure.intervals import Difference, Estimate, bootstrap_differences, bootstrap_means
+from opdkit.measure.intervals import Difference, Estimate, estimate_difference, estimate_mean
 from opdkit.measure.programs import node_counts
 from opdkit.tasks.code_text import extract_program
 from opdkit.train.run_folder import atomic_write
@@ -34,7 +34,6 @@ class DiversityOptions:
     text_distance: bool = False  # the published pairwise distance, by difflib: minutes for long answers
     max_answers: int | None = None  # of each problem; the first ones
     success_at: float = 1.0
-    seed: int = 0
 
 
 class RunDiversity(TypedDict):
@@ -160,7 +159,7 @@ def diversity(
         left_out={name: len(found) - len(shared) for name, found in groups.items()},
         answers_each=max(limits.values()),
         runs={
-            name: _summary(name, None if name == first else first, per_problem, options, _unparsed(chosen[name], trees))
+            name: _summary(name, None if name == first else first, per_problem, _unparsed(chosen[name], trees))
             for name in runs
         },
         per_problem=per_problem,
@@ -214,16 +213,15 @@ def _summary(
     name: str,
     first: str | None,
     per_problem: Mapping[str, Mapping[str, Row]],
-    options: DiversityOptions,
     num_unparsed: int | None,
 ) -> RunDiversity:
     names = list(dict.fromkeys(key for rows in per_problem.values() for key in rows[name]))
     values_PS = _table(per_problem, name, names)
-    measures = dict(zip(names, bootstrap_means(values_PS, seed=options.seed), strict=True))
+    measures = {key: estimate_mean(values_PS[:, s]) for s, key in enumerate(names)}
     difference = None
     if first is not None:
         before_PS = _table(per_problem, first, names)
-        difference = dict(zip(names, bootstrap_differences(before_PS, values_PS, seed=options.seed), strict=True))
+        difference = {key: estimate_difference(before_PS[:, s], values_PS[:, s]) for s, key in enumerate(names)}
     pass_n_P = np.array([_pass_at_n(rows[name]) for rows in per_problem.values()], dtype=np.float64)
     return RunDiversity(
         measures=measures,

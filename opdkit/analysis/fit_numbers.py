@@ -10,9 +10,9 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.measure.accuracy import answers_of, problem_scores
 from opdkit.measure.fit_facts import Continuation, Facts, Pattern, Spread
-from opdkit.measure.intervals import Difference, Estimate, bootstrap_means, paired_difference
+from opdkit.measure.intervals import Difference, estimate_difference, estimate_mean, paired_difference
 from opdkit.measure.overlap import TokenTable, summary
-from opdkit.measure.signal import METRICS, problem_metrics
+from opdkit.measure.ranking import METRICS, problem_metrics
 from opdkit.recipe import Recipe
 from opdkit.train.loop import Parts
 from opdkit.train.sides import Sides
@@ -52,7 +52,7 @@ def facts_of(recipe: Recipe, parts: Parts, sides: Sides, answered: Answered, tab
         first_token=summary(table.where(table.index_N == 0)),
         top_mass=masses,
         coverage=coverage,
-        student=bootstrap_means(np.array([[_float(s.mean_reward)] for s in scores]))[0],
+        student=estimate_mean([s.mean_reward for s in scores]),
         gain=_gain(answered),
         continuations=[
             Continuation(prefix_tokens=prefix, advantage=_advantage(own, went_on), num_answers=len(own))
@@ -101,16 +101,16 @@ def _gain(answered: Answered) -> Difference | None:
     return paired_difference(student, teacher) if both else None
 
 
-def _advantage(own: Sequence[Example], gone_on: Sequence[Example]) -> Estimate:
+def _advantage(own: Sequence[Example], gone_on: Sequence[Example]) -> Difference:
     """Mean over problems of (the teacher's reward - the answer's own). The answer itself is what the student made of
     that prefix, so it is not sampled again."""
-    differences: dict[str, list[float]] = {}
+    rewards: dict[str, list[tuple[float, float]]] = {}
     for row, other in zip(own, gone_on, strict=True):
         assert row.rollout.key == other.rollout.key
         if row.rollout.reward is not None and other.rollout.reward is not None:
-            differences.setdefault(row.problem.id, []).append(other.rollout.reward - row.rollout.reward)
-    means = [[float(np.mean(some))] for some in differences.values()]
-    return bootstrap_means(np.array(means) if means else np.full((1, 1), np.nan))[0]
+            rewards.setdefault(row.problem.id, []).append((row.rollout.reward, other.rollout.reward))
+    own_P, went_on_P = np.array([np.mean(some, axis=0) for some in rewards.values()]).reshape(-1, 2).T
+    return estimate_difference(own_P, went_on_P)
 
 
 def _reward_auc(read: Sequence[Example], table: TokenTable) -> float | None:
@@ -158,7 +158,3 @@ def _think_share(renderer: Renderer, rows: Sequence[Example]) -> float:
 def _spread(lengths: Sequence[int]) -> Spread:
     median, p90 = np.percentile(lengths, [50, 90])
     return Spread(median=float(median), p90=float(p90), longest=max(lengths))
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else value

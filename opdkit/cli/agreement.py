@@ -161,8 +161,11 @@ def _predictors(found: Mapping[str, Any]) -> Table:
     table = Table(
         "predictor", "AUROC", "viable where it is", title="What tells viable branches from others", title_justify="left"
     )
+    from opdkit.measure.intervals import FEW
+
     for name, told in found["predictors"].items():
         side = {True: "large", False: "small", None: "-"}[told["larger_is_viable"]]
+        side = "too few to tell" if told["auroc"] is not None and told["problems"] < FEW else side
         table.add_row(name, _estimate({**told, "value": told["auroc"]}), side)
     return table
 

@@ -52,7 +52,9 @@ def signal(
         list[str] | None,
         typer.Option("--context", metavar="KEY=VALUE", help="How peers are shown, e.g. max_tokens_per_peer=2048."),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap over problems.")] = 2000,
+    resamples: Annotated[
+        int | None, typer.Option(min=1, help="Of the bootstrap of published definitions; 2000.")
+    ] = None,
 ) -> None:
     """Does the teacher rank answers as the grader does, and with which context? Resumes.
 
@@ -127,7 +129,6 @@ def diversity(
         bool,
         typer.Option("--text-distance", help="Also the published distance of characters; minutes for long answers."),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
     """How different a model's answers to one problem are.
 
@@ -138,7 +139,7 @@ def diversity(
     from opdkit.cli.tables import diversity_tables
     from opdkit.train.console import Bars
 
-    options = DiversityOptions(text_distance=text_distance, max_answers=n, seed=seed)
+    options = DiversityOptions(text_distance=text_distance, max_answers=n)
     with Bars(console) as bars:
         results = measure_runs(runs, options=options, progress=bars.update)
     for part in diversity_tables(results):

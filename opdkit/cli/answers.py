@@ -149,7 +149,6 @@ def compare(
     ],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared with it.")],
     as_json: Annotated[bool, typer.Option("--json", help="Every number, for other programs.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
     """What B is better at than A, problem by problem.
 
@@ -160,7 +159,7 @@ def compare(
     from opdkit.cli.tables import comparison_tables
     from opdkit.evaluation.compare_runs import compare_runs
 
-    result = compare_runs(run_a, run_b, seed=seed)
+    result = compare_runs(run_a, run_b)
     if as_json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return

@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from opdkit.measure.intervals import FEW, side_of
 from opdkit.report.markup import printable
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _MISSING = "-"
 # Metrics of which less is better, or neither; the rest is better when it rises.
 _LESS_IS_BETTER = ("truncated_rate",)
 _NEITHER = ("answer_tokens",)
-_FEW = 10  # problems; a bootstrap over fewer is too narrow to call anything better
 
 
 def evaluation_table(results: Mapping[str, Accuracy]) -> Table:
@@ -79,8 +79,6 @@ def comparison_tables(result: RunComparison) -> Iterator[Table | str]:
         yield table
         for note in found["notes"]:
             yield f"[yellow]note[/yellow] {escape(note)}"
-        if found["problems"] < _FEW:
-            yield f"[yellow]note[/yellow] {found['problems']} problems are too few for intervals to be believed"
     mean = result["mean_over_sets"]
     if mean is not None:
         words = f"mean over {len(result['sets'])} data sets, avg, B - A: {_number('avg', mean['value'], signed=True)}"
@@ -134,6 +132,8 @@ def diversity_tables(results: Mapping[str, SetDiversity]) -> Iterator[Table | st
             if not key.startswith("pass@") or _is_shown(int(key.removeprefix("pass@")), found["answers_each"]):
                 table.add_row(key, *(_measure(found, run, key) for run in runs), _defined(found, key))
         yield table
+        if found["problems"] < FEW:
+            yield f"[yellow]note[/yellow] {found['problems']} problems are too few to tell runs apart"
         for run, count in found["left_out"].items():
             if count:
                 yield f"[yellow]note[/yellow] {count} problems of {escape(run)} are not in all runs: left out"
@@ -172,13 +172,15 @@ def _cells(metric: str, difference: Difference) -> list[str]:
 
 
 def _verdict(metric: str, estimate: Estimate) -> str:
-    """Only where the interval leaves zero out, and is one to believe."""
-    low, high = estimate["low"], estimate["high"]
-    if low is None or high is None or low <= 0 <= high or estimate["problems"] < _FEW:
+    """Only where the interval leaves zero out, or is of too few problems."""
+    side = side_of(estimate)
+    if side == "unsettled":
         return ""
+    if side == "too_few":
+        return "too few to tell"
     if metric in _NEITHER:
-        return "more" if low > 0 else "less"
-    better = (low > 0) != (metric in _LESS_IS_BETTER)
+        return "more" if side == "above" else "less"
+    better = (side == "above") != (metric in _LESS_IS_BETTER)
     return "[green]B better[/green]" if better else "[red]A better[/red]"
 
 

@@ -138,7 +138,7 @@ def check(
     ] = False,
 ) -> None:
     """Say what is wrong with recipes, and what is doubtful; loads no weights."""
-    from opdkit.recipe.check import check_file
+    from opdkit.recipe.check import check_file, departures_in
 
     faults: list[str] = []
     for path in recipes:
@@ -154,6 +154,8 @@ def check(
             console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
             for sentence in doubts:
                 console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+            for line in departures_in(path, set_ or []):
+                console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
     if not models:
         console.print("no model was looked at: --models compares tokenizers, chat templates and stop tokens")
     if faults:

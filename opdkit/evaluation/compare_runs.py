@@ -10,7 +10,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.results import RESULT, TASKS_WITHOUT_VOTES, AnswerSet, path_and_which, read_answers
 from opdkit.measure.accuracy import Answer, contested
 from opdkit.measure.intervals import Estimate, mean_over_sets
-from opdkit.measure.paired import Comparison, Paired, Votes, compare
+from opdkit.measure.paired import Comparison, Votes, compare
 from opdkit.measure.votes import SameAnswer
 from opdkit.tasks.math_votes import math_votes
 
@@ -42,7 +42,7 @@ class _Matched:
     b: AnswerSet
 
 
-def compare_runs(a: str, b: str, *, seed: int = 0) -> RunComparison:
+def compare_runs(a: str, b: str) -> RunComparison:
     """a, b: an evaluation's folder, one of its .jsonl files, or a run folder; `RUN@before`, `RUN@teacher`, `RUN@STEP`.
 
     Raises UserError for a path without answers, and where no problem is in both.
@@ -58,12 +58,10 @@ def compare_runs(a: str, b: str, *, seed: int = 0) -> RunComparison:
             "can be compared; evaluate both on one"
         )
     sets: dict[str, SetComparison] = {}
-    paired: list[Paired] = []
     for one in matched:
-        result, said = _compare_set(one, seed)
-        sets[one.name] = SetComparison(**result.comparison, notes=said)
-        paired.append(result)
-    mean = mean_over_sets([one.avg_P for one in paired], seed=seed) if len(paired) > 1 else None
+        result, said = _compare_set(one)
+        sets[one.name] = SetComparison(**result, notes=said)
+    mean = mean_over_sets([one["metrics"]["avg"] for one in sets.values()]) if len(sets) > 1 else None
     return RunComparison(a=a, b=b, sets=sets, mean_over_sets=mean, notes=notes)
 
 
@@ -89,7 +87,7 @@ def _match(a: Mapping[str, AnswerSet], b: Mapping[str, AnswerSet]) -> tuple[list
     return matched, notes
 
 
-def _compare_set(one: _Matched, seed: int) -> tuple[Paired, list[str]]:
+def _compare_set(one: _Matched) -> tuple[Comparison, list[str]]:
     notes = []
     answers_a: Sequence[Answer] = one.a.answers
     answers_b: Sequence[Answer] = one.b.answers
@@ -107,12 +105,10 @@ def _compare_set(one: _Matched, seed: int) -> tuple[Paired, list[str]]:
     if one.a.asked.get("task") != one.b.asked.get("task"):
         notes.append(f"A was graded by {one.a.asked.get('task')}, B by {one.b.asked.get('task')}")
     try:
-        result = compare(
-            answers_a, answers_b, votes=_votes(one), has_votes=one.a.task not in TASKS_WITHOUT_VOTES, seed=seed
-        )
+        result = compare(answers_a, answers_b, votes=_votes(one), has_votes=one.a.task not in TASKS_WITHOUT_VOTES)
     except UserError as error:
         raise UserError(f"{one.name}: {error}") from None
-    for side, count in (("A", result.comparison["only_a"]), ("B", result.comparison["only_b"])):
+    for side, count in (("A", result["only_a"]), ("B", result["only_b"])):
         if count:
             notes.append(f"{count} problems are only in {side}: not compared")
     for side, answers in (("A", answers_a), ("B", answers_b)):

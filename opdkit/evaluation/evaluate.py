@@ -34,7 +34,6 @@ from opdkit.evaluation.results import (
     interval,
     locked,
     measure,
-    over_sets,
     problems_path,
     sentence,
     slug,
@@ -43,6 +42,7 @@ from opdkit.evaluation.results import (
     write_result,
 )
 from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.intervals import mean_over_sets
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
@@ -178,7 +178,7 @@ def _evaluate(
 
             result["verifier"] = verify_sets(verifier, loaded, answers, options, folder, console, interrupt)
     if len(answers) > 1:
-        result["mean_over_sets"] = over_sets(answers, seed=options.seed)
+        result["mean_over_sets"] = mean_over_sets([e["avg_at_n"] for e in result["eval"].values()])
         words = f"mean over {len(answers)} data sets: avg@{options.num_samples} {interval(result['mean_over_sets'])}"
         console.print(words, highlight=False, soft_wrap=True, markup=False)
     write_result(folder, result)
@@ -207,7 +207,7 @@ def _sample_all(
         answers[name] = _sample_set(one, options, engine, renderer, task, console, interrupt)
         for crash in task.new_crashes():
             console.print(f"[yellow]warning[/yellow] {escape(crash)}", highlight=False, soft_wrap=True)
-        ours, theirs = measure(answers[name], task=task.name, seed=options.seed, with_published=with_published)
+        ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
         result["sets"][name] = about(one)
         result["eval"][name] = ours
         if theirs is not None:

@@ -23,7 +23,6 @@ from opdkit.evaluation.results import (
     locked,
     measure,
     num_measured,
-    over_sets,
     problems_path,
     read_answers,
     read_result,
@@ -33,6 +32,7 @@ from opdkit.evaluation.results import (
 )
 from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
 from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.intervals import mean_over_sets
 from opdkit.tasks import TASKS
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.options import TaskOptions
@@ -113,8 +113,7 @@ def _regrade(
         grader = task_named(asked["task"])
         answers = _grade(one, known, grader, progress)
         graded[name] = [answer for answer in answers if answer.sample_id < most]
-        seed = one.asked.get("seed", 0)
-        ours, theirs = measure(graded[name], task=grader.main.name, seed=seed, with_published=with_published)
+        ours, theirs = measure(graded[name], task=grader.main.name, with_published=with_published)
         new["eval"][name] = ours
         if theirs is not None:
             new["published"][name] = theirs
@@ -123,7 +122,7 @@ def _regrade(
             lines = [{"identity": asked}, *map(asdict, answers)]
             files[folder / f"{slug(name)}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
     if len(graded) > 1 and "mean_over_sets" in result:
-        new["mean_over_sets"] = over_sets(graded, seed=result["options"]["seed"])
+        new["mean_over_sets"] = mean_over_sets([e["avg_at_n"] for e in new["eval"].values()])
     if "verifier" in result:
         new["verifier"] = {**result["verifier"], "sets": _verified(folder, problems, graded)}
     is_finished = (folder / RESULT).exists()
@@ -165,7 +164,7 @@ def _verified(
 ) -> dict[str, VerifiedSet]:
     """The verdicts of then, as far as the rules of now still reject the answers."""
     return {
-        name: with_verdicts(graded[name], verdicts, task=task_named(asked["task"]).main.name, seed=asked.get("seed", 0))
+        name: with_verdicts(graded[name], verdicts, task=task_named(asked["task"]).main.name)
         for name, (_, asked) in problems.items()
         if (verdicts := read_verdicts(folder, name))
     }

@@ -21,11 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from opdkit.errors import UserError
-from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of, contested, problem_scores
-from opdkit.measure.intervals import Estimate, mean_over_sets
+from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of, contested
+from opdkit.measure.intervals import Estimate
 from opdkit.measure.published import Published, published
 from opdkit.measure.votes import SameAnswer
 from opdkit.tasks.math_votes import math_votes
@@ -137,20 +135,12 @@ def slug(name: str) -> str:
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text
 
 
-def measure(
-    answers: Sequence[Answer], *, task: str, seed: int, with_published: bool = False
-) -> tuple[Accuracy, Published | None]:
+def measure(answers: Sequence[Answer], *, task: str, with_published: bool = False) -> tuple[Accuracy, Published | None]:
     """Every number of one data set. Equal answers of the math task are one vote of maj@n, however they are spelled;
     programs have none."""
     same: SameAnswer | None = math_votes(contested(answers)) if task == "math" else None
-    other = published(answers, same=same, seed=seed) if with_published else None
-    return accuracy(answers, same=same, has_votes=task not in TASKS_WITHOUT_VOTES, seed=seed), other
-
-
-def over_sets(answers: Mapping[str, Sequence[Answer]], *, seed: int) -> Estimate:
-    """The unweighted mean of the data sets' avg@n."""
-    columns = [[score.mean_reward for score in problem_scores(found)] for found in answers.values()]
-    return mean_over_sets([np.array(column, dtype=np.float64) for column in columns], seed=seed)
+    other = published(answers, same=same) if with_published else None
+    return accuracy(answers, same=same, has_votes=task not in TASKS_WITHOUT_VOTES), other
 
 
 def sentence(e: Accuracy) -> str:

@@ -94,7 +94,7 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], *, task: str, seed: int) -> VerifiedSet:
+def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], *, task: str) -> VerifiedSet:
     """The numbers with accepted answers as right ones. A verdict counts for the very text it was given on, and only
     while the rules still reject it; an accepted answer votes with the right ones of its problem."""
     asked = {(answer.problem_id, answer.sample_id): answer for answer in rejected(answers)}
@@ -118,5 +118,5 @@ def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], 
         num_asked=len(said),
         num_accepted=len(accepted),
         num_unclear=sum(not verdict.is_clear for verdict in said.values()),
-        eval=measure(softened, task=task, seed=seed)[0],
+        eval=measure(softened, task=task)[0],
     )

@@ -23,7 +23,7 @@ class PairLoss:
     loss: float  # sum over pairs of this rank / pairs of all ranks; 0.0 without pairs: nothing is lost on nothing
     slope_R: Tensor  # [R] d loss / d score_R
     num_pairs: int
-    accuracy: float | None  # share of pairs whose better answer has the higher score
+    accuracy: float | None  # share of pairs whose logit is above 0: the better answer is ahead, by the margin
     score_gap: float | None  # mean of h_better - h_worse
     logit: float | None  # mean of beta (h_better - h_worse) - margin
 
@@ -32,14 +32,16 @@ def pair_loss(
     score_R: Tensor,
     better_RR: Tensor,
     *,
+    weight_R: Tensor | None = None,
     beta: float,
     margin: float = 0.0,
     label_smoothing: float = 0.0,
     total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> PairLoss:
-    """mean over pairs of -(1 - e) log sigmoid(x) - e log sigmoid(-x), x = beta (h_better - h_worse) - margin.
+    """mean over pairs of w (-(1 - e) log sigmoid(x) - e log sigmoid(-x)), x = beta (h_better - h_worse) - margin.
 
     score_R      h of every answer; better_RR: bool, True where row i beats row j (see `better_in_group`)
+    weight_R     how much an answer counts; w is the mean of the pair's two, and no part of the divisor. None: 1
     margin       SimPO's gamma, as its authors and MOPD's code write it: not divided by beta
     total        sums the number of pairs over ranks
 
@@ -52,12 +54,15 @@ def pair_loss(
     logit_P = beta * gap_P - margin
     loss_P = -(1 - label_smoothing) * logsigmoid(logit_P) - label_smoothing * logsigmoid(-logit_P)
     slope_P = beta * (label_smoothing - torch.sigmoid(-logit_P)) / num_all
+    if weight_R is not None:
+        weight_P = (weight_R[winner_P] + weight_R[loser_P]).to(loss_P.dtype) / 2
+        loss_P, slope_P = weight_P * loss_P, weight_P * slope_P
     slope_R = torch.zeros_like(score_R).index_add_(0, winner_P, slope_P).index_add_(0, loser_P, -slope_P)
     return PairLoss(
         loss=float(loss_P.sum() / num_all),
         slope_R=slope_R,
         num_pairs=num_pairs,
-        accuracy=float((gap_P > 0).double().mean()) if num_pairs else None,
+        accuracy=float((logit_P > 0).double().mean()) if num_pairs else None,
         score_gap=float(gap_P.mean()) if num_pairs else None,
         logit=float(logit_P.mean()) if num_pairs else None,
     )

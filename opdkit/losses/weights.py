@@ -114,22 +114,28 @@ def quantile(value_A: Tensor, share: float) -> Tensor:
 # Weights of tokens: [N].
 
 
-def position(row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: bool, dtype: torch.dtype) -> Tensor:
+def position(
+    row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: bool, dtype: torch.dtype, reverse: bool = False
+) -> Tensor:
     """w_min + (1 - w_min) sigmoid((u - tau) / s), u = (i - 1/2) / T for the i-th of T tokens (PW-OPSD, as its code
     has it).
 
     mean_one: divided by its mean in every row, so that late tokens gain what early ones lose. Without a floor
     (w_min = 0) every weight of a short row may be too small for a number, so they are compared as logarithms with the
-    row's last.
+    row's largest.
+    reverse: u from the end, so that the first token has the last one's weight: a control.
     """
     place_N, length_N = _place_in_row(row_N)
-    late_N = ((place_N.double() + 0.5) / length_N - tau) / max(s, MIN_SHARPNESS)
+    passed_N = (place_N.double() + 0.5) / length_N
+    passed_N = 1 - passed_N if reverse else passed_N
+    late_N = (passed_N - tau) / max(s, MIN_SHARPNESS)
     if not mean_one:
         return (w_min + (1 - w_min) * torch.sigmoid(late_N)).to(dtype)
     log_floor, log_rest = late_N.new_tensor([w_min, 1 - w_min]).log()
     log_weight_N = torch.logaddexp(log_floor, log_rest + logsigmoid(late_N))
-    last_N = torch.arange(len(row_N), device=row_N.device) - place_N + length_N - 1
-    weight_N = (log_weight_N - log_weight_N[last_N]).exp()
+    first_N = torch.arange(len(row_N), device=row_N.device) - place_N
+    largest_N = first_N if reverse else first_N + length_N - 1
+    weight_N = (log_weight_N - log_weight_N[largest_N]).exp()
     return (weight_N / _mean_of_row(weight_N, row_N)).to(dtype)
 
 

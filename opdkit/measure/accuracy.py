@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypedDict, TypeVar
 
-import numpy as np
-
 from opdkit.errors import UserError
-from opdkit.measure.intervals import RESAMPLES, Estimate, bootstrap_means
+from opdkit.measure.intervals import Estimate, estimate_mean
 from opdkit.measure.votes import SameAnswer, clusters
 from opdkit.types import Finish, Rollout
 
@@ -98,8 +96,6 @@ def accuracy(
     success_at: float = 1.0,
     same: SameAnswer | None = None,
     has_votes: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Accuracy:
     """All accuracy numbers of one dataset. The order of `answers` does not matter.
 
@@ -110,23 +106,19 @@ def accuracy(
     scores = problem_scores(answers, success_at=success_at, same=same, has_votes=has_votes)
     most = max(score.num_graded for score in scores)
     ks = range(1, most + 1)
-    columns = [
-        [score.mean_reward, score.majority, score.format_rate, score.mean_tokens]
-        + [pass_at_k(score.num_graded, score.num_correct, k) if k <= score.num_graded else None for k in ks]
-        for score in scores
-    ]
-    avg, maj, formatted, tokens, *passes = bootstrap_means(
-        np.array(columns, dtype=np.float64), seed=seed, resamples=resamples
-    )
+    passes = {
+        k: [pass_at_k(score.num_graded, score.num_correct, k) if k <= score.num_graded else None for score in scores]
+        for k in ks
+    }
     lengths = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
     return Accuracy(
         problems=sum(score.num_graded > 0 for score in scores),
         samples=most,
-        avg_at_n=avg,
-        pass_at_k={str(k): estimate for k, estimate in zip(ks, passes, strict=True)},
-        maj_at_n=maj,
-        format_rate=formatted,
-        answer_tokens=tokens,
+        avg_at_n=estimate_mean([score.mean_reward for score in scores]),
+        pass_at_k={str(k): estimate_mean(values) for k, values in passes.items()},
+        maj_at_n=estimate_mean([score.majority for score in scores]),
+        format_rate=estimate_mean([score.format_rate for score in scores]),
+        answer_tokens=estimate_mean([score.mean_tokens for score in scores], scale=None),
         num_answers=len(answers),
         num_truncated=sum(answer.finish == "length" for answer in answers),
         num_no_answer=sum(answer.reward is not None and answer.parsed is None for answer in answers),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opdkit.measure.fit_facts import Continuation, Facts, Thresholds
+from opdkit.measure.intervals import FEW, side_of
 
 Level = Literal["good", "note", "warn", "stop", "unknown"]
 Verdict = Literal["go", "cold_start", "align", "no_gain", "unclear"]
@@ -126,11 +127,18 @@ def teacher_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
     else:
         scores = f"it scores {_share(gain['after'])}{read} where the student scores {_share(gain['before'])}"
         between = f"[{gain['low']:+.2f}, {gain['high']:+.2f}]"
-        if gain["high"] < limits.gain_min:
+        if gain["problems"] < FEW:
+            yield Finding(
+                topic="teacher",
+                level="unknown",
+                sentence=f"{gain['problems']} problems are too few to tell whether the teacher is better: {scores}; "
+                f"ask {FEW} or more.",
+            )
+        elif side_of(gain, at=limits.gain_min) == "below":
             yield Finding(
                 topic="teacher", level="stop", sentence=f"The teacher is no better: {scores}, a gain of {between}."
             )
-        elif gain["low"] <= 0 or (gain["value"] or 0.0) < limits.gain_min:
+        elif side_of(gain) != "above" or (gain["value"] or 0.0) < limits.gain_min:
             yield Finding(
                 topic="teacher",
                 level="unknown",
@@ -155,9 +163,9 @@ def continuation_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
     begun = sorted((c for c in facts.continuations if c.prefix_tokens), key=lambda c: c.prefix_tokens)
     if not begun or begun[0].advantage["value"] is None:
         return
-    first, value, high = begun[0].prefix_tokens, begun[0].advantage["value"], begun[0].advantage["high"]
+    first, value = begun[0].prefix_tokens, begun[0].advantage["value"]
     said = f"Going on from the student's first {first} tokens the teacher's reward is {value:+.2f} to the student's"
-    lost = high is not None and high < 0
+    lost = side_of(begun[0].advantage) == "below"
     yield Finding(
         topic="prefixes",
         level="warn" if lost else "good" if value >= limits.continuation_min else "note",
@@ -305,21 +313,27 @@ RULES: Sequence[Callable[[Facts, Thresholds], Iterator[Finding]]] = (
 
 
 def _fades_at(continuations: Sequence[Continuation], least: float) -> int | None:
-    """The shortest measured prefix from which on the teacher's advantage stays below `least`; None: it never fades."""
+    """The shortest measured prefix from which on the interval of the teacher's advantage is below `least`; None: it is
+    not there yet at the longest, or the problems are too few."""
     fades = None
     for continuation in sorted(continuations, key=lambda c: c.prefix_tokens, reverse=True):
-        value = continuation.advantage["value"]
-        if value is not None and value >= least:
+        if continuation.advantage["value"] is None:
+            continue
+        if side_of(continuation.advantage, at=least) != "below":
             break
-        fades = continuation.prefix_tokens if value is not None else fades
+        fades = continuation.prefix_tokens
     return fades
 
 
 def _helps(continuations: Sequence[Continuation], fades: int | None) -> str:
-    if all(continuation.advantage["value"] is None for continuation in continuations):
+    known = [continuation for continuation in continuations if continuation.advantage["value"] is not None]
+    if not known:
         return ""
     if fades is None:
-        return " The teacher still helps at the last prefix measured."
+        last = max(known, key=lambda continuation: continuation.prefix_tokens)
+        if side_of(last.advantage) == "above":
+            return " The teacher still helps at the last prefix measured."
+        return " Whether the teacher still helps at the last prefix measured is not settled: ask more problems."
     if fades == 0:
         return " From nowhere along them does the teacher end better than the student."
     return f" From {fades} tokens on the teacher, going on from them, ends no better than the student."

@@ -67,7 +67,7 @@ class Continuation:
     """The teacher goes on from the first `prefix_tokens` of the student's answers: its reward minus the student's."""
 
     prefix_tokens: int
-    advantage: Estimate  # over problems
+    advantage: Difference  # over problems
     num_answers: int
 
 

@@ -223,8 +223,9 @@ def by_relative_position(table: TokenTable, num_bins: int = 10) -> dict[tuple[fl
 
 
 def default_k(num_ids: int) -> int:
-    """16 (the paper's k), or an eighth of a small vocabulary: two random lists then share an eighth of it at most."""
-    return max(1, min(16, num_ids // 8))
+    """16 (the paper's k), or an eighth of a small vocabulary, of which two random lists share an eighth; at least 4:
+    lists of 2 or 3 hardly change while the models do."""
+    return min(num_ids, max(4, min(16, num_ids // 8)))
 
 
 def _normalised(logprob_NK: Floats, valid_NK: Bools) -> Floats:

@@ -5,20 +5,17 @@ suggest, and the only one that answers "is B better than A on these problems". E
 number per problem is compared; pass@k and maj@n at what both sides can give (k and n at most the smaller number of
 samples, for maj@n the first samples of each).
 
-Letters: P problems, S metrics.
+Letters: P problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypedDict
-
-import numpy as np
 
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Answer, ProblemScore, by_problem, pass_at_k, problem_scores
-from opdkit.measure.intervals import RESAMPLES, Difference, Floats, bootstrap_differences
+from opdkit.measure.intervals import SHARE, Difference, estimate_difference
 from opdkit.measure.votes import SameAnswer
 
 Votes = Callable[[Sequence[Answer]], SameAnswer | None]  # answers -> which of them are equal
@@ -33,23 +30,13 @@ class Comparison(TypedDict):
     metrics: dict[str, Difference]  # "avg", "pass@1", "pass@2", ..., "maj@n", "format_rate", ...; after is B
 
 
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """The comparison, and the differences in avg of its problems, from which a mean over data sets is made."""
-
-    comparison: Comparison
-    avg_P: Floats
-
-
 def compare(
     a: Sequence[Answer],
     b: Sequence[Answer],
     *,
     votes: Votes | None = None,
     has_votes: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Paired:
+) -> Comparison:
     """Raises UserError where no problem was answered by both. votes, has_votes: as in `accuracy`, for either side."""
     groups_a, groups_b = by_problem(a), by_problem(b)
     shared = [problem_id for problem_id in groups_a if problem_id in groups_b]
@@ -67,17 +54,18 @@ def compare(
         for side in firsts
     ]
     columns = [_columns(side, majority, n) for side, majority in zip(scores, majorities, strict=True)]
-    before_PS, after_PS = (np.array(list(side.values()), dtype=np.float64).T for side in columns)
-    differences = bootstrap_differences(before_PS, after_PS, seed=seed, resamples=resamples)
-    comparison = Comparison(
+    before, after = columns
+    return Comparison(
         problems=len(shared),
         only_a=len(groups_a) - len(shared),
         only_b=len(groups_b) - len(shared),
         samples_a=most[0],
         samples_b=most[1],
-        metrics=dict(zip(columns[0], differences, strict=True)),
+        metrics={
+            name: estimate_difference(before[name], after[name], scale=None if name == "answer_tokens" else SHARE)
+            for name in before
+        },
     )
-    return Paired(comparison, after_PS[:, 0] - before_PS[:, 0])
 
 
 def _first(groups: dict[str, list[Answer]], shared: Sequence[str], n: int) -> list[Answer]:

@@ -10,7 +10,7 @@ uncertainty does not (at most .57); its code is not published, so the definition
     AUROC        chance that a branch with a right continuation has the larger predictor than one without; a tie counts
                  half; "oriented" takes the side of 1/2 that it is on for all branches, and says which
 
-Letters: B branches, P problems, R resamples.
+Letters: B branches, P problems.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from opdkit.measure.intervals import CONFIDENCE, Estimate, bootstrap_means
-from opdkit.types import seed_from
+from opdkit.measure.intervals import Difference, Estimate, estimate_difference, estimate_mean
 
-RESAMPLES = 1000
 Floats = npt.NDArray[np.float64]
 
 
@@ -61,13 +59,14 @@ class Bin(TypedDict):
     branches: int
     viability: Estimate  # over problems
     own: Estimate
-    difference: Estimate  # viability minus own, of the same branches
+    difference: Difference  # viability minus own, of the same branches
 
 
 class Predictor(TypedDict):
     auroc: float | None  # oriented; None: all branches are alike
     low: float | None
     high: float | None
+    problems: int  # with a branch of the kind that is in fewer of them: what the interval rests on
     larger_is_viable: bool | None  # the orientation
 
 
@@ -81,24 +80,26 @@ PREDICTORS: Mapping[str, Callable[[Branch], float]] = {
 }
 
 
-def by_position(branches: Sequence[Branch], num_bins: int, *, seed: int = 0) -> list[Bin]:
+def by_position(branches: Sequence[Branch], num_bins: int) -> list[Bin]:
     """One entry for each bin of the relative position that has a branch."""
     placed: dict[int, list[Branch]] = {}
     for branch in branches:
         placed.setdefault(min(int(branch.position * num_bins), num_bins - 1), []).append(branch)
-    return [_bin(number / num_bins, (number + 1) / num_bins, placed[number], seed) for number in sorted(placed)]
+    return [_bin(number / num_bins, (number + 1) / num_bins, placed[number]) for number in sorted(placed)]
 
 
-def predictors(branches: Sequence[Branch], *, right_at: float = 1.0, seed: int = 0) -> dict[str, Predictor]:
+def predictors(branches: Sequence[Branch], *, right_at: float = 1.0) -> dict[str, Predictor]:
     """How well each number tells branches with a right continuation (reward at least `right_at`) from those without.
 
-    Intervals are bootstraps over problems. Branches with no graded continuation are left out.
+    Intervals are of the jackknife over problems: of P a - (P - 1) a_p, a the AUROC and a_p the one without problem p.
+    Unknown where it rests on one problem. Branches with no graded continuation are left out.
     """
     graded = [branch for branch in branches if branch.viability is not None]
     right_B = np.array([any(r is not None and r >= right_at for r in branch.rewards) for branch in graded])
-    draws = _draws([branch.problem_id for branch in graded], seed)
+    names = {name: number for number, name in enumerate(dict.fromkeys(branch.problem_id for branch in graded))}
+    problem_B = np.array([names[branch.problem_id] for branch in graded], dtype=np.int64)
     return {
-        name: _predictor(np.array([value(branch) for branch in graded]), right_B, draws)
+        name: _predictor(np.array([value(branch) for branch in graded]), right_B, problem_B)
         for name, value in PREDICTORS.items()
     }
 
@@ -116,40 +117,35 @@ def auroc(score_B: Floats, right_B: npt.NDArray[np.bool_], weight_B: Floats) -> 
     return float((rights * (np.cumsum(wrongs) - wrongs / 2)).sum() / pairs)
 
 
-def _bin(start: float, end: float, branches: Sequence[Branch], seed: int) -> Bin:
+def _bin(start: float, end: float, branches: Sequence[Branch]) -> Bin:
     by_problem: dict[str, list[tuple[float, float]]] = {}
     for branch in branches:
         if branch.viability is not None and branch.own_reward is not None:
             by_problem.setdefault(branch.problem_id, []).append((branch.viability, branch.own_reward))
-    means = [np.mean(by_problem[name], axis=0) for name in sorted(by_problem)]
-    values_P3 = np.array([[via, own, via - own] for via, own in means] or [[np.nan] * 3])
-    viability, own, difference = bootstrap_means(values_P3, seed=seed)
-    return Bin(start=start, end=end, branches=len(branches), viability=viability, own=own, difference=difference)
-
-
-def _predictor(score_B: Floats, right_B: npt.NDArray[np.bool_], draws: Sequence[Floats]) -> Predictor:
-    found = auroc(score_B, right_B, np.ones(len(score_B)))
-    if found is None:
-        return Predictor(auroc=None, low=None, high=None, larger_is_viable=None)
-    larger = found >= 0.5
-    drawn = [a for a in (auroc(score_B, right_B, weight_B) for weight_B in draws) if a is not None]
-    ends = np.percentile(drawn, [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)]) if drawn else [np.nan, np.nan]
-    low, high = (float(end) for end in (ends if larger else [1 - ends[1], 1 - ends[0]]))
-    return Predictor(
-        auroc=found if larger else 1 - found,
-        low=low if drawn else None,
-        high=high if drawn else None,
-        larger_is_viable=larger,
+    viability_P, own_P = np.array([np.mean(pairs, axis=0) for pairs in by_problem.values()]).reshape(-1, 2).T
+    return Bin(
+        start=start,
+        end=end,
+        branches=len(branches),
+        viability=estimate_mean(viability_P),
+        own=estimate_mean(own_P),
+        difference=estimate_difference(own_P, viability_P),
     )
 
 
-def _draws(problem_ids: Sequence[str], seed: int) -> list[Floats]:
-    """Weights of the branches in resamples of the problems; none where there is only one problem."""
-    names, index_B = np.unique(np.array(problem_ids, dtype=object).astype(str), return_inverse=True)
-    if len(names) < 2:
-        return []
-    rng = np.random.Generator(np.random.PCG64(seed_from(seed, "branches", len(names))))
-    return [
-        np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)[index_B]
-        for _ in range(RESAMPLES)
-    ]
+def _predictor(score_B: Floats, right_B: npt.NDArray[np.bool_], problem_B: npt.NDArray[np.int64]) -> Predictor:
+    found = auroc(score_B, right_B, np.ones(len(score_B)))
+    if found is None:
+        return Predictor(auroc=None, low=None, high=None, problems=0, larger_is_viable=None)
+    larger = found >= 0.5
+    score_B, found = (score_B, found) if larger else (-score_B, 1 - found)
+    num_problems = int(problem_B.max()) + 1
+    rests_on = min(len(np.unique(problem_B[kind])) for kind in (right_B, ~right_B))
+    without_P = [auroc(score_B, right_B, (problem_B != p).astype(np.float64)) for p in range(num_problems)]
+    known_P = np.array([a for a in without_P if a is not None])
+    low = high = None
+    if num_problems > 1 and len(known_P) == num_problems:
+        estimate = estimate_mean(num_problems * found - (num_problems - 1) * known_P, rests_on=rests_on)
+        assert estimate["low"] is not None and estimate["high"] is not None
+        low, high = max(0.0, min(found, estimate["low"])), min(1.0, max(found, estimate["high"]))
+    return Predictor(auroc=found, low=low, high=high, problems=rests_on, larger_is_viable=larger)

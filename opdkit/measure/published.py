@@ -19,7 +19,7 @@ from typing import TypedDict
 import numpy as np
 
 from opdkit.measure.accuracy import Answer, by_problem, is_right
-from opdkit.measure.intervals import RESAMPLES, Estimate, bootstrap_means
+from opdkit.measure.intervals import Estimate, estimate_mean
 from opdkit.measure.votes import SameAnswer, greedy_clusters
 
 
@@ -37,8 +37,6 @@ def published(
     *,
     success_at: float = 1.0,
     same: SameAnswer | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Published:
     """same: as in `accuracy`. Ungraded answers are left out; a problem counts for k when it has k graded answers."""
     groups = [[a for a in group if a.reward is not None] for group in by_problem(answers).values()]
@@ -52,7 +50,7 @@ def published(
         for k in ks:
             row += with_replacement(scores, votes, k) if k <= len(group) else (math.nan, math.nan, math.nan)
         rows.append(row)
-    maj, *columns = bootstrap_means(np.array(rows), seed=seed, resamples=resamples)
+    maj, *columns = map(estimate_mean, np.array(rows).T)
     names = [str(k) for k in ks]
     best, worst, majority = (dict(zip(names, columns[i::3], strict=True)) for i in range(3))
     return Published(maj_at_n_greedy=maj, best_at_k=best, worst_at_k=worst, majority_at_k=majority)

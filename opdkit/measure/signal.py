@@ -1,22 +1,8 @@
 """Does a teacher rank answers as the verifier does? Rank metrics of teacher scores, with intervals over problems.
 
-For every problem and condition (what the teacher read) the answers have teacher scores q (mean log-prob of a token,
-nats), rewards r and success labels z:
-
-    spearman                 Pearson correlation of the average ranks of q and r
-    kendall_tau              (C - D) / (C + D) over the pairs tied in neither q nor r
-    pairwise_accuracy        share of the pairs with other rewards that q orders as r does; a tie of q is wrong
-    success_auc              chance that a success scores above a failure; a tie counts half (Mann-Whitney)
-    success_point_biserial   Pearson correlation of q and z
-    success_brier_sigmoid    mean of (sigmoid(q) - z)^2; lower is better
-    success_brier_minmax     the same of q scaled to [0, 1] within the problem
-    top1_hit_rate            whether the answer with the highest q (the first of them, by sample id) is a success or has
-                             the highest reward
-
-These are the definitions of MOPD's analysis (arXiv:2605.12652, compute_teacher_signal_metrics.py), but for what is not
-defined: a problem whose answers have one reward, one score or one label has no rank correlation there. It leaves the
-mean of that metric and is counted; `definitions = "published"` puts 0 in its place (and calls a constant score 1/2
-after scaling), as that code does. An AUC of 0 for "all answers were right" says that the teacher is wrong about all.
+For every problem and condition (what the teacher read) the answers have teacher scores (mean log-prob of a token,
+nats), rewards and success labels; `ranking.py` has the metrics. A problem on which a metric is not defined leaves its
+mean and is counted.
 
 Letters: C conditions, P problems, N answers of a problem (the largest number), M metrics, B difficulty buckets.
 """
@@ -32,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from opdkit.errors import UserError
-from opdkit.measure.intervals import Estimate, bootstrap_means
+from opdkit.measure.bootstrap import bootstrap_means
+from opdkit.measure.intervals import SHARE, Difference, Estimate, estimate_difference, estimate_mean
+from opdkit.measure.ranking import METRICS, Definitions, Flags, Floats, problem_metrics
 
-Definitions = Literal["careful", "published"]
 Bucket = Literal["easy", "medium", "hard"]
 SampleSet = Literal[
     "all_samples",
@@ -44,23 +31,11 @@ SampleSet = Literal[
     "both_present_all",
     "both_present_effective_only",
 ]
-METRICS = (
-    "spearman",
-    "kendall_tau",
-    "pairwise_accuracy",
-    "success_auc",
-    "success_point_biserial",
-    "success_brier_sigmoid",
-    "success_brier_minmax",
-    "top1_hit_rate",
-)
+_CORRELATIONS = ("spearman", "kendall_tau", "success_point_biserial")  # from -1 to 1, the others from 0 to 1
 SAMPLE_SETS: tuple[SampleSet, ...] = get_args(SampleSet)
 BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 RESAMPLES = 2000  # the published number; 10 000 move the ends by a few thousandths
-BASE = "base"  # the condition the others are compared with
-
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
+BASE = "base"  # the condition that shows nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +52,7 @@ class ScoredAnswer:
     effective: bool  # everything the condition shows was there to be shown
     num_context_tokens: int
     num_truncated_tokens: int  # cut off what was shown
+    copy: bool | None  # it says word for word what the condition shows; None: not known
 
 
 class Measured(TypedDict):
@@ -95,14 +71,26 @@ class ConditionSignal(TypedDict):
     mean_context_tokens: float | None
     truncation_rate: float | None  # share of the answers whose context was cut
     metrics: dict[str, Measured]
-    difference_to_base: dict[str, Estimate] | None  # over the problems where both have a value; None: base, or no base
+    difference_to_base: dict[str, Difference] | None  # as in `pairs`; None: base, or no base
     by_bucket: dict[Bucket, dict[str, Measured]]
+
+
+class PairSignal(TypedDict):
+    """One condition minus another, problem by problem, over the answers that both have in this sample set."""
+
+    condition: str
+    minus: str
+    answers: int
+    copies: int | None  # of these, how many equal an answer that either condition shows; None: not known
+    difference: dict[str, Difference]
+    without_copies: dict[str, Difference] | None  # the same without them: a shown answer is probable for being shown
 
 
 class SampleSetSignal(TypedDict):
     conditions: dict[str, ConditionSignal]
     # The same over the problems that have two answers or more under every condition that has any.
     paired: dict[str, ConditionSignal]
+    pairs: list[PairSignal]  # any two conditions
 
 
 def difficulty(num_successes: int, num_answers: int, definitions: Definitions = "careful") -> Bucket:
@@ -117,107 +105,24 @@ def difficulty(num_successes: int, num_answers: int, definitions: Definitions = 
 
 
 def signal_metrics(
-    rows: Sequence[ScoredAnswer], *, definitions: Definitions = "careful", seed: int = 0, resamples: int = RESAMPLES
+    rows: Sequence[ScoredAnswer],
+    *,
+    definitions: Definitions = "careful",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    order: Sequence[str] = (),
 ) -> dict[SampleSet, SampleSetSignal]:
-    """All metrics of all sample sets. The order of `rows` does not matter; conditions keep the order of their names.
+    """All metrics of all sample sets. The order of `rows` does not matter.
 
+    order: of the conditions; those it does not name follow, `base` first and then by name.
+    seed, resamples: of the published bootstrap, which `definitions = "published"` gives the metrics; ours has no draw,
+    and is what differences have.
     Sample sets: all answers; those whose condition could show all it shows (`effective`); those with reward 0; the
     problems with a success and a failure among their answers; and the crossings with `effective`.
     Raises UserError for no rows, or one (condition, problem, sample) twice; ValueError for a score that is no number.
     """
-    table = _tabulate(rows)
+    table = _tabulate(rows, order)
     return {name: _sample_set(table, mask, definitions, seed, resamples) for name, mask in _masks(table).items()}
-
-
-def problem_metrics(
-    scores_PN: npt.ArrayLike,
-    rewards_PN: npt.ArrayLike,
-    success_PN: npt.ArrayLike,
-    known_PN: npt.ArrayLike | None = None,
-    *,
-    definitions: Definitions = "careful",
-) -> Floats:
-    """[P, M]: every metric of every problem, in the order of `METRICS`. NaN: not defined (careful: also not measured).
-
-    known_PN: which places hold an answer; others are padding. A problem with fewer than two answers has no metric under
-    either definition.
-    """
-    known = np.ones(np.shape(scores_PN), dtype=bool) if known_PN is None else np.asarray(known_PN, dtype=bool)
-    q = np.where(known, np.asarray(scores_PN, dtype=np.float64), 0.0)
-    r = np.where(known, np.asarray(rewards_PN, dtype=np.float64), 0.0)
-    z = np.where(known, np.asarray(success_PN, dtype=np.float64), 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN here: not defined
-        values = np.stack(
-            [
-                _pearson(_ranks(q, known), _ranks(r, known), known),
-                *_pair_metrics(q, r, z, known),
-                _pearson(q, z, known),
-                _mean((_sigmoid(q) - z) ** 2, known),
-                _mean((_minmax(q, known, definitions) - z) ** 2, known),
-                _top1(q, r, z, known),
-            ],
-            axis=-1,
-        )
-    if definitions == "published":
-        values[np.isnan(values)] = 0.0
-    values[known.sum(-1) < 2] = np.nan
-    return values
-
-
-def _pair_metrics(q: Floats, r: Floats, z: Floats, known: Flags) -> tuple[Floats, Floats, Floats]:
-    """Kendall's tau, pairwise accuracy and AUC: what counts pairs. Each pair is seen from both sides."""
-    both = known[:, :, None] & known[:, None, :]
-    order_q, order_r, order_z = (np.where(both, np.sign(x[:, :, None] - x[:, None, :]), 0.0) for x in (q, r, z))
-    agreement = order_q * order_r
-    concordant, discordant = (agreement > 0).sum((1, 2)), (agreement < 0).sum((1, 2))
-    rewarded = (order_r != 0).sum((1, 2))
-    labelled = order_z > 0  # [success, failure]
-    wins = (labelled & (order_q > 0)).sum((1, 2)) + 0.5 * (labelled & (order_q == 0)).sum((1, 2))
-    return (
-        (concordant - discordant) / (concordant + discordant),
-        concordant / rewarded,
-        wins / labelled.sum((1, 2)),
-    )
-
-
-def _ranks(x: Floats, known: Flags) -> Floats:
-    """Average ranks from 1, ties sharing theirs."""
-    both = known[:, :, None] & known[:, None, :]
-    below = (both & (x[:, None, :] < x[:, :, None])).sum(-1)
-    equal = (both & (x[:, None, :] == x[:, :, None])).sum(-1)
-    return np.asarray(below + (equal + 1) / 2)
-
-
-def _pearson(x: Floats, y: Floats, known: Flags) -> Floats:
-    """NaN where either is constant, which is asked of the values and not of a rounded variance."""
-    dx, dy = (np.where(known, v - _mean(v, known)[:, None], 0.0) for v in (x, y))
-    value = (dx * dy).sum(-1) / np.sqrt((dx**2).sum(-1) * (dy**2).sum(-1))
-    return np.where(_constant(x, known) | _constant(y, known), np.nan, value)
-
-
-def _constant(x: Floats, known: Flags) -> Flags:
-    return np.where(known, x, np.inf).min(-1) >= np.where(known, x, -np.inf).max(-1)
-
-
-def _mean(x: Floats, known: Flags) -> Floats:
-    return np.asarray(np.where(known, x, 0.0).sum(-1) / known.sum(-1))
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0.0, -x))
-
-
-def _minmax(q: Floats, known: Flags, definitions: Definitions) -> Floats:
-    low = np.where(known, q, np.inf).min(-1, keepdims=True)
-    high = np.where(known, q, -np.inf).max(-1, keepdims=True)
-    constant = 0.5 if definitions == "published" else np.nan
-    return np.where(high > low, (q - low) / (high - low), constant)
-
-
-def _top1(q: Floats, r: Floats, z: Floats, known: Flags) -> Floats:
-    first = np.where(known, q, -np.inf).argmax(-1)[:, None]
-    best = np.where(known, r, -np.inf).max(-1)
-    return ((np.take_along_axis(r, first, 1)[:, 0] >= best) | (np.take_along_axis(z, first, 1)[:, 0] > 0)).astype(float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,15 +134,18 @@ class _Table:
     effective_CPN: Flags
     context_CPN: Floats
     truncated_CPN: Flags
+    copy_CPN: Flags
+    copies_known: bool
     rewards_PN: Floats
     success_PN: Flags
     bucket_P: npt.NDArray[np.int64]  # index into BUCKETS
 
 
-def _tabulate(rows: Sequence[ScoredAnswer]) -> _Table:
+def _tabulate(rows: Sequence[ScoredAnswer], order: Sequence[str]) -> _Table:
     if not rows:
         raise UserError("there are no scored answers to measure: the scores are empty")
-    conditions = list(dict.fromkeys(row.condition for row in sorted(rows, key=lambda row: row.condition)))
+    place = {name: index for index, name in enumerate(order)}
+    conditions = sorted({row.condition for row in rows}, key=lambda c: (place.get(c, len(place)), c != BASE, c))
     samples: dict[str, dict[int, int]] = {}
     for problem_id, sample_id in sorted({(row.problem_id, row.sample_id) for row in rows}):
         places = samples.setdefault(problem_id, {})
@@ -250,6 +158,8 @@ def _tabulate(rows: Sequence[ScoredAnswer]) -> _Table:
         effective_CPN=np.zeros(shape, dtype=bool),
         context_CPN=np.zeros(shape),
         truncated_CPN=np.zeros(shape, dtype=bool),
+        copy_CPN=np.zeros(shape, dtype=bool),
+        copies_known=all(row.copy is not None for row in rows),
         rewards_PN=np.full(shape[1:], np.nan),
         success_PN=np.zeros(shape[1:], dtype=bool),
         bucket_P=np.zeros(shape[1], dtype=np.int64),
@@ -270,6 +180,7 @@ def _place(table: _Table, row: ScoredAnswer, at: tuple[int, int, int]) -> None:
     table.effective_CPN[at] = row.effective
     table.context_CPN[at] = row.num_context_tokens
     table.truncated_CPN[at] = row.num_truncated_tokens > 0
+    table.copy_CPN[at] = bool(row.copy)
     table.rewards_PN[at[1:]] = row.reward
     table.success_PN[at[1:]] = row.success
     table.bucket_P[at[1]] = BUCKETS.index(row.bucket)
@@ -297,53 +208,101 @@ def _sample_set(table: _Table, mask_CPN: Flags, definitions: Definitions, seed: 
     used_C = enough_CP.any(-1)
     common_P = enough_CP[used_C].all(0) if used_C.any() else np.zeros(enough_CP.shape[1], dtype=bool)
     paired_CPN = mask_CPN & common_P[:, None] & used_C[:, None, None]
+    pairs = _pairs(table, mask_CPN, definitions)
+    to_base = _pairs(table, paired_CPN, definitions, to=[BASE])
     return SampleSetSignal(
-        conditions=_conditions(table, mask_CPN, definitions, seed, resamples),
-        paired=_conditions(table, paired_CPN, definitions, seed, resamples),
+        conditions=_conditions(table, mask_CPN, definitions, seed, resamples, pairs),
+        paired=_conditions(table, paired_CPN, definitions, seed, resamples, to_base),
+        pairs=pairs,
     )
 
 
 def _conditions(
-    table: _Table, mask_CPN: Flags, definitions: Definitions, seed: int, resamples: int
+    table: _Table, mask_CPN: Flags, definitions: Definitions, seed: int, resamples: int, pairs: Sequence[PairSignal]
 ) -> dict[str, ConditionSignal]:
-    """All conditions at once: one set of resamples, in which they and their differences move together."""
-    values_CPM = np.stack(
-        [
-            problem_metrics(scores, table.rewards_PN, table.success_PN, mask, definitions=definitions)
-            for scores, mask in zip(table.scores_CPN, mask_CPN, strict=True)
-        ]
-    )
-    in_bucket_BP = np.arange(len(BUCKETS))[:, None] == table.bucket_P
-    slices = [values_CPM, *(np.where(in_P[:, None], values_CPM, np.nan) for in_P in in_bucket_BP)]
-    has_base = BASE in table.conditions
-    if has_base:
-        slices.append(values_CPM - values_CPM[table.conditions.index(BASE)])
-    columns_P = np.concatenate([np.moveaxis(part, 1, 0).reshape(part.shape[1], -1) for part in slices], axis=1)
-    estimates = np.array(bootstrap_means(columns_P, seed=seed, resamples=resamples), dtype=object)
-    estimates_SCM = estimates.reshape(len(slices), len(table.conditions), len(METRICS))
-    enough_CP = mask_CPN.sum(-1) >= 2
+    differences = {pair["condition"]: pair["difference"] for pair in pairs if pair["minus"] == BASE}
     found = {}
     for c, condition in enumerate(table.conditions):
         if not mask_CPN[c].any():
             continue
-        whole, *buckets = (_named(estimates_SCM[s, c]) for s in range(1 + len(BUCKETS)))
+        values_PM = _values(table, c, mask_CPN[c], definitions)
+        in_buckets = [(bucket, table.bucket_P == b) for b, bucket in enumerate(BUCKETS)]
+        parts = [values_PM, *(np.where(in_P[:, None], values_PM, np.nan) for _, in_P in in_buckets)]
+        enough_P = mask_CPN[c].sum(-1) >= 2
+        whole, *buckets = _estimates(parts, definitions, seed, resamples)
         found[condition] = ConditionSignal(
-            problems=int(enough_CP[c].sum()),
+            problems=int(enough_P.sum()),
             answers=int(mask_CPN[c].sum()),
             mean_context_tokens=float(table.context_CPN[c][mask_CPN[c]].mean()),
             truncation_rate=float(table.truncated_CPN[c][mask_CPN[c]].mean()),
-            metrics=_counted(whole, int(enough_CP[c].sum())),
-            difference_to_base=_named(estimates_SCM[-1, c]) if has_base and condition != BASE else None,
+            metrics=_counted(whole, int(enough_P.sum())),
+            difference_to_base=differences.get(condition),
             by_bucket={
-                bucket: _counted(part, int((enough_CP[c] & in_P).sum()))
-                for bucket, part, in_P in zip(BUCKETS, buckets, in_bucket_BP, strict=True)
+                bucket: _counted(part, int((enough_P & in_P).sum()))
+                for (bucket, in_P), part in zip(in_buckets, buckets, strict=True)
             },
         )
     return found
 
 
-def _named(estimates_M: npt.NDArray[np.object_]) -> dict[str, Estimate]:
-    return dict(zip(METRICS, estimates_M, strict=True))
+def _estimates(
+    parts: Sequence[Floats], definitions: Definitions, seed: int, resamples: int
+) -> list[dict[str, Estimate]]:
+    """Of each [P, M]. One call, so that published intervals of one condition are of one set of resamples."""
+    if definitions == "published":
+        found = bootstrap_means(np.concatenate(parts, axis=1), seed=seed, resamples=resamples)
+        return [
+            dict(zip(METRICS, found[i * len(METRICS) : (i + 1) * len(METRICS)], strict=True)) for i in range(len(parts))
+        ]
+    return [
+        {name: estimate_mean(values_PM[:, m], _scale(name)) for m, name in enumerate(METRICS)} for values_PM in parts
+    ]
+
+
+def _pairs(
+    table: _Table, mask_CPN: Flags, definitions: Definitions, to: Sequence[str] | None = None
+) -> list[PairSignal]:
+    """Every condition minus every earlier one (or those of `to`), each pair over the answers that both have."""
+    known: dict[tuple[int, bytes], Floats] = {}
+
+    def values(c: int, mask_PN: Flags) -> Floats:
+        key = c, np.packbits(mask_PN).tobytes()
+        if key not in known:
+            known[key] = _values(table, c, mask_PN, definitions)
+        return known[key]
+
+    def difference(after: int, before: int, mask_PN: Flags) -> dict[str, Difference]:
+        sides = values(before, mask_PN), values(after, mask_PN)
+        return {
+            name: estimate_difference(sides[0][:, m], sides[1][:, m], _scale(name)) for m, name in enumerate(METRICS)
+        }
+
+    found = []
+    for after in range(len(table.conditions)):
+        for before in range(after):
+            both_PN = mask_CPN[after] & mask_CPN[before]
+            if not both_PN.any() or (to is not None and table.conditions[before] not in to):
+                continue
+            alone_PN = both_PN & ~(table.copy_CPN[after] | table.copy_CPN[before])
+            found.append(
+                PairSignal(
+                    condition=table.conditions[after],
+                    minus=table.conditions[before],
+                    answers=int(both_PN.sum()),
+                    copies=int((both_PN & ~alone_PN).sum()) if table.copies_known else None,
+                    difference=difference(after, before, both_PN),
+                    without_copies=difference(after, before, alone_PN) if table.copies_known else None,
+                )
+            )
+    return found
+
+
+def _values(table: _Table, c: int, mask_PN: Flags, definitions: Definitions) -> Floats:
+    return problem_metrics(table.scores_CPN[c], table.rewards_PN, table.success_PN, mask_PN, definitions=definitions)
+
+
+def _scale(metric: str) -> tuple[float, float]:
+    return (-1.0, 1.0) if metric in _CORRELATIONS else SHARE
 
 
 def _counted(estimates: dict[str, Estimate], problems: int) -> dict[str, Measured]:

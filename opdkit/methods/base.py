@@ -37,6 +37,9 @@ class PlanInputs:
     graded_R: Tensor  # bool: the grader gave a score
     mask_N: Tensor  # bool: which tokens are counted at all; changes denominators. At first `countable_N`
     weight_N: Tensor  # how much each counts ([weights]); changes none
+    # What of weight_N belongs to whole answers ([weights] problems), and what is left of it; None: nothing, all of it.
+    weight_R: Tensor | None = None
+    within_N: Tensor | None = None
     sampled_logprob_N: Tensor | None  # nats, under the sampling distribution; None: the answers were not sampled
     # The rest is None unless the method's `needs` ask for it. Nats, at the loss temperature.
     teacher_logprob_N: Tensor | None  # of the sampled token
@@ -73,6 +76,23 @@ class PlanInputs:
         taken: dict[str, Any] = {name: None if x_N is None else x_N[keep_N] for name, x_N in arrays.items()}
         scores, views = ({name: x_N[keep_N] for name, x_N in d.items()} for d in (self.student_scores, self.has_view))
         return replace(self, **taken, student_scores=scores, has_view=views)
+
+    def weighed(self, weight_N: Tensor | None = None, *, weight_R: Tensor | None = None) -> PlanInputs:
+        """With every token, or every answer as a whole, counting so much more."""
+        within_N, rows_R, all_N = self.tokens_within_N, self.weight_R, self.weight_N
+        if weight_N is not None:
+            within_N, all_N = within_N * weight_N, all_N * weight_N
+        if weight_R is not None:
+            rows_R, all_N = (
+                weight_R if rows_R is None else rows_R * weight_R,
+                all_N * weight_R[self.row_N].to(all_N.dtype),
+            )
+        return replace(self, weight_N=all_N, weight_R=rows_R, within_N=None if rows_R is None else within_N)
+
+    @property
+    def tokens_within_N(self) -> Tensor:
+        """[N] how much each token counts inside its answer, whatever the answer counts."""
+        return self.weight_N if self.within_N is None else self.within_N
 
     def coefficients(
         self,

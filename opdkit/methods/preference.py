@@ -1,11 +1,15 @@
 """What DPO and SimPO share: the better answer of a group should score higher than the worse one.
 
     x = beta (h_better - h_worse) - margin           h: the answer's score, from the log-probs of its own tokens
-    L = mean over pairs  -(1 - e) log sigmoid(x) - e log sigmoid(-x)
+    L = mean over pairs  w (-(1 - e) log sigmoid(x) - e log sigmoid(-x))
 
 Pairs are all (better, worse) with a strict reward gap among the student's own answers to one problem, over the whole
 batch. The published code (MOPD's baselines, arXiv:2605.12652) pairs inside a micro-batch, so there the objective
 depends on how the batch is cut; here it does not.
+
+w is 1, or with weights of whole answers ([weights] problems, or importance of sequences) the mean of the two answers'
+weights: they weigh the pair's loss and leave its scores alone. Weights of tokens weigh the tokens inside h. Answers
+without a counted token are in no pair.
 
 Before the update, a pass without gradient gives every answer's h, and with it dL/dh, exact at the current policy and
 hence for the one update that a batch is used for. It becomes the coefficients of -log p of the answer's tokens, so the
@@ -82,12 +86,15 @@ class Preference(Method):
         from opdkit.losses import preference  # torch
 
         num_rows = len(plan.reward_R)
-        share_N = preference.token_shares(plan.mask_N, plan.weight_N, plan.row_N, num_rows, mean=self.scores_mean)
+        within_N = plan.tokens_within_N
+        share_N = preference.token_shares(plan.mask_N, within_N, plan.row_N, num_rows, mean=self.scores_mean)
         score_R = preference.answer_scores(self.logprob(plan), share_N, plan.row_N, num_rows)
-        better_RR = preference.better_in_group(plan.reward_R, plan.group_R, self.comparable_R(plan))
+        has_tokens_R = plan.graded_R.new_zeros(num_rows).index_fill(0, plan.row_N[plan.mask_N], True)
+        better_RR = preference.better_in_group(plan.reward_R, plan.group_R, self.comparable_R(plan) & has_tokens_R)
         pairs = preference.pair_loss(
             score_R,
             better_RR,
+            weight_R=plan.weight_R,
             beta=self.beta,
             margin=self.pair_margin,
             label_smoothing=self.label_smoothing,

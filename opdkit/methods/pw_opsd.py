@@ -38,6 +38,7 @@ class PWOPSD(OPSD):
     tau: float
     s: float = Field(ge=0)
     mean_one: bool = False
+    reverse: bool = False  # u counted from the end: the control of the claim that late tokens are the reliable ones
     reduction: Reduction = "sequence"
 
     weighs_position: ClassVar[bool] = True
@@ -58,6 +59,12 @@ class PWOPSD(OPSD):
 
     def terms(self, plan: PlanInputs) -> list[Term]:
         weight_N = losses.weights.position(
-            plan.row_N, self.w_min, self.tau, self.s, mean_one=self.mean_one, dtype=plan.weight_N.dtype
+            plan.row_N,
+            self.w_min,
+            self.tau,
+            self.s,
+            mean_one=self.mean_one,
+            reverse=self.reverse,
+            dtype=plan.weight_N.dtype,
         )
         return [losses.Term(name=self.divergence, loss=self.loss, coef_N=self.coefficients(plan, weight_N))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
-from opdkit.recipe.rules import method_warnings, warnings
+from opdkit.recipe.rules import departures, method_warnings, warnings
 from opdkit.recipe.sections import Recipe
 
 
@@ -23,3 +23,13 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> list[str]:
         for sentence in method_warnings(stage.does)
     ]
     return doubts + [sentence for _, sentence in pipeline.missing()]
+
+
+def departures_in(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What is not as its method has it by default: a line for a recipe, or for each training stage of a pipeline."""
+    if not is_pipeline(read_toml(path)):
+        said = departures(load_recipe(path, overrides))
+        return [] if said is None else [said]
+    stages = [(stage.name, stage.does) for stage in load_pipeline(path, overrides).stages]
+    told = [(name, departures(does)) for name, does in stages if isinstance(does, Recipe)]
+    return [f"stage {name}: {said}" for name, said in told if said is not None]

@@ -61,8 +61,11 @@ def parse_recipe(
     schedule = read_schedule(merged.get("schedule", {}), faults)
     start_with(schedule, merged, faults, said_last=settings)
     method = choice(merged.get("method"), "method", "name", METHODS, faults)
+    yielded: list[str] = []
     if isinstance(method, Method):
-        merged = merge(_defaults_of(method, merged), merged)
+        defaults = _defaults_of(method, merged)
+        yielded = _yield_to(merged, defaults)
+        merged = merge(defaults, merged)
     context = choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
     if isinstance(merged.get("weights"), Mapping):
         merged["weights"] = chosen_weights(merged["weights"], faults)
@@ -79,6 +82,7 @@ def parse_recipe(
         faults = [_with_its_place(fault, schedule) for fault in faults]
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
     assert recipe is not None
+    recipe._yielded = tuple(yielded)
     return recipe
 
 
@@ -100,6 +104,22 @@ def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
         elif "weights" in chosen and chosen["weights"] != default.get("weights", chosen["weights"]):
             defaults[section] = {"kind": default["kind"]}
     return defaults
+
+
+def _yield_to(merged: Mapping[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Change the defaults that the recipe's own keys leave no place for, and say so. A written value never yields."""
+    train, paper = merged.get("train"), defaults.get("train", {})
+    warmup = paper.get("warmup_steps", 0)
+    if not isinstance(train, Mapping) or "warmup_steps" in train:
+        return []
+    steps = train.get("steps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 < steps <= warmup:
+        return []
+    defaults["train"] = {**paper, "warmup_steps": steps // 2}
+    return [
+        f"train.warmup_steps = {steps // 2}, half of train.steps = {steps}: the method's own {warmup} would leave no "
+        "step at the full learning rate"
+    ]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from opdkit.data.formats import format_of
+from opdkit.methods.base import Method
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe
 
@@ -38,11 +43,49 @@ def warnings(recipe: Recipe) -> list[str]:
 
 
 def method_warnings(recipe: Recipe) -> list[str]:
-    """The method's own, of every stage of a schedule, and the task's."""
+    """The method's own, of every stage of a schedule, the task's, and which default gave way."""
     stages = stages_of(recipe)
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
-    return [*(where + sentence for sentence, where in said.items()), *recipe.data.task.warnings("data.task")]
+    told = [where + sentence for sentence, where in said.items()]
+    return [*recipe.yielded, *told, *recipe.data.task.warnings("data.task")]
+
+
+def departures(recipe: Recipe) -> str | None:
+    """One line: every key that is not what the method's paper has, with the paper's value behind it. None: none is."""
+    method = recipe.method
+    own: dict[str, Mapping[str, Any]] = dict(method.defaults)
+    if any("train.warmup_steps" in sentence for sentence in recipe.yielded):
+        own["train"] = {key: value for key, value in own["train"].items() if key != "warmup_steps"}
+    found = []
+    for name, paper in own.items():
+        section = getattr(recipe, name)
+        for key, value in paper.items():
+            chosen = getattr(section, key, None)
+            if _plain(chosen) != _plain(value):
+                found.append(f"{name}.{key} = {_shown(chosen)} ({_shown(value)})")
+                if key == "kind":  # of another kind: its other keys are not the paper's either
+                    break
+    fields = {name: field for name, field in type(method).model_fields.items() if name != "name"}
+    try:
+        plain: Method | None = type(method).model_validate({"name": method.name})
+    except ValidationError:  # a method that must be told something has no paper's value of it
+        plain = None
+    for key, field in fields.items():
+        value = getattr(plain, key) if plain is not None else field.default
+        if field.is_required() and plain is None:
+            continue
+        if getattr(method, key) != value:
+            found.append(f"method.{key} = {_shown(getattr(method, key))} ({_shown(value)})")
+    return f"not as {method.name} has it by default: {', '.join(found)}" if found else None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(_plain(value), default=str)
 
 
 def needs_rewards(recipe: Recipe) -> bool:
@@ -137,6 +180,12 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
         yield (
             f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but '
             "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
+        )
+    if recipe.context.needs_siblings and method.answer_source == "teacher":
+        yield (
+            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but with '
+            'method.answers = "teacher" it would have to read them before there are any; use answers = "student", or '
+            "another context"
         )
     if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
         yield (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
@@ -205,6 +205,12 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     diagnostics: DiagnosticsSection = DiagnosticsSection()
     log: LogSection = LogSection()
+    # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
+    _yielded: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def yielded(self) -> tuple[str, ...]:
+        return self._yielded
 
     @property
     def run_dir(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
-from opdkit.measure.intervals import Difference
+from opdkit.measure.intervals import Difference, side_of
 from opdkit.report.curves import PANELS, Curve, curve_of, evaluation_curve, other_names, overlay
 from opdkit.report.document import document, small, table, write_page
 from opdkit.report.headline import explain, headline
@@ -133,7 +133,8 @@ def _paired(runs: Sequence[Run], labels: Sequence[str]) -> list[Html]:
 def _difference(found: Difference) -> list[str]:
     value, low, high = found["value"], found["low"], found["high"]
     interval = UNKNOWN if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
-    verdict = "" if low is None or high is None else "better" if low > 0 else "worse" if high < 0 else "not settled"
+    said = {"above": "better", "below": "worse", "unsettled": "not settled", "too_few": "too few to tell"}
+    verdict = "" if value is None else said[side_of(found)]
     difference = UNKNOWN if value is None else f"{value:+.3f}"
     return [score(found["before"]), score(found["after"]), difference, interval, verdict]
 

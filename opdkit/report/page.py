@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opdkit.measure.intervals import Difference
+from opdkit.measure.intervals import FEW, Difference, side_of
 from opdkit.report.answers import answers, tokenizer_decode
 from opdkit.report.document import document, facts, small, write_page
 from opdkit.report.happened import what_happened
@@ -123,13 +123,16 @@ def _change(before: Entry, after: Entry, paired: Difference | None) -> str:
     if b.value is None or a.value is None:
         return "the student's answers could not be graded."
     numbers = f"from {score(b.value)} to {score(a.value)}"
-    if paired is not None and paired["low"] is not None and paired["high"] is not None:
+    num_problems = min(before.measured.problems, after.measured.problems) if paired is None else paired["problems"]
+    if num_problems < FEW or b.low is None or b.high is None or a.low is None or a.high is None:
+        counted = "1 problem is" if num_problems == 1 else f"{num_problems} problems are"
+        return f"the student went {numbers}; {counted} too few to tell whether that is chance."
+    if paired is not None:
         by = f"{paired['value']:+.3f} on the same problems, 95 % interval [{paired['low']:+.3f}, {paired['high']:+.3f}]"
-        if paired["low"] <= 0 <= paired["high"]:
+        side = side_of(paired)
+        if side == "unsettled":
             return f"the student went {numbers}; the difference, {by}, may be chance."
-        return f"the student {'rose' if paired['low'] > 0 else 'fell'} {numbers}: {by}."
-    if b.low is None or b.high is None or a.low is None or a.high is None:
-        return f"the student went {numbers}; with so few problems there is no interval."
+        return f"the student {'rose' if side == 'above' else 'fell'} {numbers}: {by}."
     if a.low > b.high:
         return f"the student rose {numbers}; the 95 % intervals are apart."
     if a.high < b.low:

@@ -60,7 +60,7 @@ class Evaluations:
                     seed=self.recipe.seed,
                     progress=heard,
                 )
-            results[source], _ = measure(answers[source], task=self.task.main.name, seed=self.recipe.seed)
+            results[source], _ = measure(answers[source], task=self.task.main.name)
             self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
         if results:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)

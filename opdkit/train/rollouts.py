@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +25,9 @@ def sample_groups(
     identity: tuple[int | str, ...],
     policy_version: int,
     progress: Progress | None = None,
+    read: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Group]:
-    """`group_size` graded answers to every problem."""
+    """`group_size` graded answers to every problem. read: as in `sample_rollouts`."""
     rollouts = sample_rollouts(
         [(problem, sample_id) for problem in problems for sample_id in range(group_size)],
         sampler=sampler,
@@ -36,6 +37,7 @@ def sample_groups(
         identity=identity,
         policy_version=policy_version,
         progress=progress,
+        read=read,
     )
     return [
         Group(problem=problem, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
@@ -53,15 +55,17 @@ def sample_rollouts(
     identity: tuple[int | str, ...],
     policy_version: int,
     progress: Progress | None = None,
+    read: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Rollout]:
     """A graded answer to every (problem, sample id).
 
+    read: problem id -> what the sampler reads in place of the problem's own prompt, which the rollout keeps.
     The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
     resume. `identity` says which run, which step and what for.
     """
     prompts = {problem.id: renderer.prompt_ids(problem.messages) for problem, _ in asked}
     answers = sampler.sample(
-        [prompts[problem.id] for problem, _ in asked],
+        [(read or {}).get(problem.id, prompts[problem.id]) for problem, _ in asked],
         [seed_from(*identity, problem.id, sample_id) for problem, sample_id in asked],
         params,
         progress,

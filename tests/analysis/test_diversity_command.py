@@ -73,7 +73,7 @@ def test_files_are_complete_and_harmless(tmp_path: Path) -> None:
     """Valid JSON without NaN, a page in which model text is text, a table that sends no commands to the terminal."""
     a = result(tmp_path / "a", {p: [(f"{HOSTILE} {p}", 1.0), (f"{p} b", 0.0)] for p in "pqrs"})
     b = result(tmp_path / "b", {p: [(f"{HOSTILE} {p}", 1.0), (f"c {p}", None)] for p in "pqrs"})
-    results = measure_runs([a, b], options=DiversityOptions(seed=1))
+    results = measure_runs([a, b], options=DiversityOptions())
     paths = write_diversity(tmp_path / "out" / "deep", results)
     for path in paths[:3]:
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:

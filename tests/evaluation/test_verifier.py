@@ -115,11 +115,11 @@ def test_accepted_answers_are_counted_apart() -> None:
     ]
     assert [a.sample_id for a in rejected([*answers, answer("  ", 5)])] == [1, 2, 3]
     verdicts = [verdict("seven", 1, 2.0), verdict("eight", 2, -2.0), verdict("hm", 3, 2.0, mass=0.1)]
-    found = with_verdicts(answers, verdicts, task="multiple_choice", seed=0)
+    found = with_verdicts(answers, verdicts, task="multiple_choice")
     assert (found["num_asked"], found["num_accepted"], found["num_unclear"]) == (3, 1, 1)
     assert found["eval"]["avg_at_n"]["value"] == 0.5 and found["eval"]["num_ungraded"] == 1
     assert found["eval"]["maj_at_n"]["value"] == 0.5, "7 and the accepted answer are one vote, and tie with x"
-    assert with_verdicts(answers, [verdict("other text", 1, 2.0)], task="math", seed=0)["num_asked"] == 0
+    assert with_verdicts(answers, [verdict("other text", 1, 2.0)], task="math")["num_asked"] == 0
 
 
 def test_refusals(folder: Path, models: dict[str, Path], tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_evaluate_and_regrade_keep_the_verdicts(
     assert len(asked) == 12, "nothing is asked twice"
     assert regrade(out)[1] == [], "the verdicts are part of the result, and nothing changed"
     voted: list[str] = []
-    monkeypatch.setattr("opdkit.evaluation.regrade.with_verdicts", lambda *a, task, seed: voted.append(task) or {})
+    monkeypatch.setattr("opdkit.evaluation.regrade.with_verdicts", lambda *a, task: voted.append(task) or {})
     regrade(out, task="arithmetic", dry_run=True)
     assert voted == ["arithmetic"], "under another task, answers are one vote as that task's are"
     monkeypatch.setattr("opdkit.evaluation.regrade.with_verdicts", with_verdicts)

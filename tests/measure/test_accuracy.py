@@ -61,10 +61,10 @@ def test_majority_matches_published_code(name: str) -> None:
             answer(f"p{number}", sample, float(right), text)
             for sample, (text, right) in enumerate(zip(parsed, expected["correct"], strict=True))
         ]
-    result = accuracy(answers, same=same, resamples=100)
-    majority = published(answers, same=same, resamples=100)["maj_at_n_greedy"]
+    result = accuracy(answers, same=same)
+    majority = published(answers, same=same)["maj_at_n_greedy"]
     one_by_one = [
-        published([a for a in answers if a.problem_id == f"p{number + 1}"], same=same, resamples=1)
+        published([a for a in answers if a.problem_id == f"p{number + 1}"], same=same)
         for number in range(len(outputs["per_problem"]))
     ]
     expected = [float(problem["majority_correct"]) for problem in outputs["per_problem"]]
@@ -185,14 +185,14 @@ def test_row_order_does_not_matter() -> None:
     ]
     shuffled = rows.copy()
     random.Random(1).shuffle(shuffled)
-    assert accuracy(rows, resamples=500) == accuracy(shuffled, resamples=500)
+    assert accuracy(rows) == accuracy(shuffled)
 
 
 def test_avg_is_pass_at_1_for_zero_one_rewards() -> None:
     """The two estimators are one for 0/1 rewards, interval included; pass@k never falls with k."""
     rng = np.random.default_rng(4)
     rows = [answer(f"p{p}", s, float(rng.random() < p / 30)) for p in range(30) for s in range(8)]
-    result = accuracy(rows, resamples=500)
+    result = accuracy(rows)
     assert result["avg_at_n"] == pytest.approx(result["pass_at_k"]["1"])
     values = [estimate["value"] for estimate in result["pass_at_k"].values()]
     assert values == sorted(values) and len(values) == 8
@@ -220,7 +220,7 @@ def test_clusters_do_not_depend_on_order() -> None:
         greedy.add(tuple(sorted(map(len, greedy_clusters(parsed, chain)))))
         if order[3:] == (3, 4, 5, 6) or order[:4] == (3, 4, 5, 6):
             rows = [answer("p", sample, float(text in ("a", "b", "c")), text) for sample, text in enumerate(parsed)]
-            majorities.add(accuracy(rows, same=chain, resamples=1)["maj_at_n"]["value"])
+            majorities.add(accuracy(rows, same=chain)["maj_at_n"]["value"])
     assert len(found) == 1 and len(next(iter(found))) == 3
     assert majorities == {0.5}, "two clusters of three, one of them right: they share the problem"
     assert len(greedy) > 1
@@ -232,7 +232,7 @@ def test_a_tie_is_the_mean_over_orders() -> None:
     drawn = []
     for order in itertools.permutations(votes):
         rows = [answer("p", sample, float(text == "5"), text) for sample, text in enumerate(order)]
-        drawn.append(published(rows, resamples=1)["maj_at_n_greedy"]["value"])
+        drawn.append(published(rows)["maj_at_n_greedy"]["value"])
     rows = [answer("p", sample, float(text == "5"), text) for sample, text in enumerate(votes)]
     assert accuracy(rows)["maj_at_n"]["value"] == pytest.approx(1 / 3) == pytest.approx(sum(drawn) / len(drawn))
 

@@ -10,7 +10,7 @@ import pytest
 from opdkit.errors import UserError
 from opdkit.measure.fit import Advice, Finding, advise
 from opdkit.measure.fit_facts import Continuation, Facts, Pattern, Spread, Thresholds
-from opdkit.measure.intervals import Difference, Estimate
+from opdkit.measure.intervals import Difference, Estimate, estimate_difference
 
 NAMES = [
     "ratio",
@@ -42,9 +42,10 @@ def gain(low: float, high: float, before: float = 0.3) -> Difference:
     return Difference(value=value, low=low, high=high, problems=64, before=before, after=before + value)
 
 
-def continuation(prefix: int, value: float | None, half: float | None = None) -> Continuation:
+def continuation(prefix: int, value: float | None, half: float | None = 0.02) -> Continuation:
     low, high = (None, None) if value is None or half is None else (value - half, value + half)
-    advantage = Estimate(value=value, low=low, high=high, problems=1)
+    before, after = (None, None) if value is None else (0.4, 0.4 + value)
+    advantage = Difference(value=value, low=low, high=high, problems=64, before=before, after=after)
     return Continuation(prefix_tokens=prefix, advantage=advantage, num_answers=8)
 
 
@@ -206,7 +207,7 @@ def test_truncated_answers_want_a_longer_cap_up_to_where_the_papers_collapse() -
 
 def test_long_answers_are_capped_where_the_teacher_no_longer_helps() -> None:
     """Helps at 0 and 4000, no longer from 8000 on: the cap. Short answers are left alone and only told."""
-    grid = [continuation(0, 0.3), continuation(4000, 0.1), continuation(8000, 0.01), continuation(12000, 0.02)]
+    grid = [continuation(0, 0.3), continuation(4000, 0.1), continuation(8000, -0.01), continuation(12000, 0.0)]
     long = facts(continuations=grid, answer_tokens=Spread(median=9000, p90=15000, longest=16000))
     assert of("answers", long).recipe == {"sampling.max_answer_tokens": 8000}
     short = of("answers", facts(continuations=grid))
@@ -232,3 +233,25 @@ def test_every_threshold_has_a_source_and_can_be_moved() -> None:
         Thresholds().changed({"overlap": 0.5})
     with pytest.raises(UserError, match=r"overlap_low=high: give a number"):
         Thresholds().changed({"overlap_low": "high"})
+
+
+def test_identical_zeros_are_no_proof() -> None:
+    """Nobody solves anything: 12 and 64 problems without a difference leave everything open; 300 settle it."""
+    for problems, level in ((9, "unknown"), (12, "unknown"), (64, "unknown"), (300, "stop")):
+        same = estimate_difference([0.0] * problems, [0.0] * problems)
+        said = of("teacher", facts(gain=same))
+        assert said.level == level, said.sentence
+        assert ("too few to tell" in said.sentence) == (problems == 9)
+    nothing = [Continuation(prefix_tokens=p, advantage=estimate_difference([0.0] * 64, [0.0] * 64), num_answers=64)
+               for p in (0, 4000, 8000)]  # fmt: skip
+    long = of("answers", facts(continuations=nothing, answer_tokens=Spread(median=9000, p90=15000, longest=16000)))
+    assert long.recipe == {} and "not settled" in long.sentence
+
+
+def test_few_problems_settle_nothing() -> None:
+    """9 problems that the teacher alone solves: too few to tell, whatever the interval."""
+    few = estimate_difference([0.0] * 9, [1.0] * 9)
+    assert few["low"] is not None and few["low"] > 0
+    assert of("teacher", facts(gain=few)).level == "unknown" and verdict(facts(gain=few)).verdict == "unclear"
+    lost = [Continuation(prefix_tokens=4, advantage=estimate_difference([1.0] * 9, [0.0] * 9), num_answers=9)]
+    assert of("prefixes", facts(continuations=lost)).level == "note"

@@ -115,6 +115,6 @@ def test_relative_position_is_the_midpoint() -> None:
     assert list(by_relative_position(table, 2)) == [(0.0, 0.5), (0.5, 1.0)]
 
 
-@pytest.mark.parametrize(("num_ids", "k"), [(151_936, 16), (128, 16), (20, 2), (4, 1)])
-def test_default_k_leaves_chance_an_eighth(num_ids: int, k: int) -> None:
+@pytest.mark.parametrize(("num_ids", "k"), [(151_936, 16), (128, 16), (21, 4), (4, 4), (3, 3)])
+def test_default_k_is_an_eighth_between_4_and_16(num_ids: int, k: int) -> None:
     assert default_k(num_ids) == k

@@ -81,9 +81,30 @@ def test_position_predicts_and_entropy_does_not() -> None:
 
 def test_where_all_branches_are_alike_nothing_is_predicted() -> None:
     found = predictors([branch(0, 1.0), branch(5, 1.0)])["relative_position"]
-    assert found == {"auroc": None, "low": None, "high": None, "larger_is_viable": None}
+    assert found == {"auroc": None, "low": None, "high": None, "problems": 0, "larger_is_viable": None}
 
 
 def test_one_problem_has_no_interval() -> None:
     found = predictors([branch(0, 0.0), branch(5, 1.0)])["relative_position"]
     assert found["auroc"] == 1.0 and found["low"] is None
+
+
+def test_a_predictor_without_a_mistake_is_no_proof() -> None:
+    """30 problems, each with a late branch that is viable and an early one that is not: AUROC 1 with an interval below
+    it, narrower than with 4 problems; where one problem alone has a viable branch, the interval is unknown."""
+    lows = []
+    for problems in (30, 4):
+        some = [branch(i, float(i == 9), problem=str(p)) for p in range(problems) for i in (0, 9)]
+        found = predictors(some)["relative_position"]
+        assert (found["auroc"], found["high"], found["problems"]) == (1.0, 1.0, problems)
+        lows.append(found["low"])
+    assert lows[1] < lows[0] < 0.9
+    rare = [branch(9 if p == 0 else 0, float(p == 0), problem=str(p)) for p in range(30)]
+    assert predictors(rare)["relative_position"]["low"] is None
+
+
+def test_few_problems_of_the_rarer_kind_widen_the_interval() -> None:
+    """3 of 30 problems have a viable branch, and are told apart without a mistake: what it rests on is 3."""
+    some = [branch(9 if p < 3 else 0, float(p < 3), problem=str(p)) for p in range(30)]
+    found = predictors(some)["relative_position"]
+    assert (found["auroc"], found["problems"]) == (1.0, 3) and found["low"] is not None and found["low"] < 0.7

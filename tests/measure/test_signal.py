@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from opdkit.errors import UserError
-from opdkit.measure.signal import METRICS, ScoredAnswer, difficulty, problem_metrics, signal_metrics
+from opdkit.measure.intervals import side_of
+from opdkit.measure.ranking import METRICS, problem_metrics
+from opdkit.measure.signal import ScoredAnswer, difficulty, signal_metrics
 
 NAN = math.nan
 
@@ -36,6 +38,7 @@ def row(
         effective=True,
         num_context_tokens=10,
         num_truncated_tokens=0,
+        copy=False,
     )
     return replace(plain, **more)
 
@@ -128,8 +131,8 @@ def test_row_order_does_not_matter() -> None:
     rows = many()
     shuffled = rows.copy()
     random.Random(1).shuffle(shuffled)
-    found = signal_metrics(rows, resamples=200)
-    assert found == signal_metrics(shuffled, resamples=200)
+    found = signal_metrics(rows)
+    assert found == signal_metrics(shuffled)
     json.dumps(found, allow_nan=False)
 
 
@@ -150,7 +153,7 @@ def test_sample_sets_by_hand() -> None:
         row("q", 0, 0.1, 0.0),
         row("q", 1, 0.2, 0.0),
     ]
-    found = {name: part["conditions"]["base"] for name, part in signal_metrics(rows, resamples=20).items()}
+    found = {name: part["conditions"]["base"] for name, part in signal_metrics(rows).items()}
     assert {name: (part["answers"], part["problems"]) for name, part in found.items()} == {
         "all_samples": (5, 2),
         "effective_only": (4, 2),
@@ -171,7 +174,7 @@ def test_published_puts_zeros_where_nothing_is_defined() -> None:
     """One perfect problem and one of successes only: AUC 1 over 1 problem; published: 0.5 over 2."""
     rows = [row("p", 0, 1.0, 1.0), row("p", 1, 0.0, 0.0), row("q", 0, 1.0, 1.0), row("q", 1, 0.0, 1.0)]
     for definitions, expected in (("careful", (1.0, 1, 1)), ("published", (0.5, 2, 0))):
-        part = signal_metrics(rows, definitions=definitions, resamples=20)["all_samples"]["conditions"]["base"]
+        part = signal_metrics(rows, definitions=definitions)["all_samples"]["conditions"]["base"]
         auc = part["metrics"]["success_auc"]
         assert (auc["value"], auc["problems"], auc["undefined"]) == expected
 
@@ -182,34 +185,35 @@ def test_paired_conditions_are_over_the_same_problems() -> None:
     rows += [
         row(p, s, float(s), float(s), condition="solution", effective=p == "p") for p in ("p", "q") for s in (0, 1)
     ]
-    part = signal_metrics(rows, resamples=20)["effective_only"]
+    part = signal_metrics(rows)["effective_only"]
     assert {name: found["problems"] for name, found in part["conditions"].items()} == {"base": 2, "solution": 1}
     assert {name: found["problems"] for name, found in part["paired"].items()} == {"base": 1, "solution": 1}
 
 
 def test_difference_to_base_is_paired() -> None:
-    """Every problem gains exactly 1/4 of AUC: the difference has no width although both intervals are wide."""
+    """Every problem gains exactly 1/4 of AUC: the difference is above 0 although the two intervals overlap."""
     rows = []
     for p in range(20):
         low, high = (0.5, 0.75) if p % 2 else (0.0, 0.25)
         for condition, auc in (("base", low), ("solution", high)):  # one success among four failures
             rows += [row(f"p{p}", s, float(s), 0.0, condition=condition) for s in range(4)]
             rows.append(row(f"p{p}", 4, 4 * auc - 0.5, 1.0, condition=condition))
-    conditions = signal_metrics(rows, resamples=200)["all_samples"]["conditions"]
+    conditions = signal_metrics(rows)["all_samples"]["conditions"]
     assert conditions["base"]["difference_to_base"] is None
     auc = conditions["solution"]["metrics"]["success_auc"]
     assert auc["value"] == 0.5 and auc["low"] < auc["high"]
     difference = conditions["solution"]["difference_to_base"]["success_auc"]
-    assert (difference["value"], difference["low"], difference["high"]) == (0.25, 0.25, 0.25)
+    assert difference["value"] == 0.25 and difference["low"] > 0.1
+    assert conditions["base"]["metrics"]["success_auc"]["high"] > auc["low"]
 
 
 def test_buckets_split_the_problems() -> None:
     """Each bucket's metrics are those of its problems alone; together they count all."""
     rows = many()
-    whole = signal_metrics(rows, resamples=50)["all_samples"]["conditions"]["base"]
+    whole = signal_metrics(rows)["all_samples"]["conditions"]["base"]
     for bucket in ("easy", "medium", "hard"):
         own = [r for r in rows if r.bucket == bucket]
-        alone = signal_metrics(own, resamples=50)["all_samples"]["conditions"]["base"]["metrics"]
+        alone = signal_metrics(own)["all_samples"]["conditions"]["base"]["metrics"]
         for name in METRICS:
             assert whole["by_bucket"][bucket][name]["value"] == pytest.approx(alone[name]["value"], nan_ok=True)
             assert whole["by_bucket"][bucket][name]["undefined"] == alone[name]["undefined"]
@@ -230,3 +234,37 @@ def test_refusals() -> None:
         signal_metrics([row("p", 0, 1.0, 1.0)] * 2)
     with pytest.raises(ValueError, match="score nan"):
         signal_metrics([row("p", 0, NAN, 1.0)])
+
+
+def test_any_two_conditions_are_compared_over_the_answers_of_both() -> None:
+    """Twelve problems, each one success and two failures. `rich` ranks the success first, `poor` last; of the failures
+    one is scored under `rich` alone, and so no part of the difference. Every pair is there, richer minus poorer."""
+    rows = []
+    for p in range(12):
+        for condition, score in (("base", 0.0), ("poor", -1.0), ("rich", 1.0)):
+            rows += [row(f"p{p}", 0, score, 1.0, condition), row(f"p{p}", 1, 0.0, 0.0, condition)]
+        rows.append(row(f"p{p}", 2, 5.0, 0.0, "rich"))
+    pairs = signal_metrics(rows, order=["base", "poor", "rich"])["all_samples"]["pairs"]
+    found = {(pair["condition"], pair["minus"]): pair for pair in pairs}
+    assert list(found) == [("poor", "base"), ("rich", "base"), ("rich", "poor")]
+    auc = found["rich", "poor"]["difference"]["success_auc"]
+    assert (auc["value"], auc["before"], auc["after"], auc["problems"]) == (1.0, 0.0, 1.0, 12)
+    assert found["rich", "poor"]["answers"] == 24 and side_of(auc) == "above"
+    assert found["rich", "base"]["difference"]["success_auc"]["value"] == 0.5
+
+
+def test_without_the_answers_that_repeat_a_shown_one() -> None:
+    """The success that repeats what `rich` shows lifts it; without it nothing is left of the difference. A copy under
+    either condition leaves both sides."""
+    rows = []
+    for p in range(12):
+        for condition in ("poor", "rich"):
+            rows.append(row(f"p{p}", 0, float(condition == "rich"), 1.0, condition, copy=condition == "rich"))
+            rows += [row(f"p{p}", 1, 0.0, 1.0, condition), row(f"p{p}", 2, 0.0, 0.0, condition)]
+    (pair,) = signal_metrics(rows)["all_samples"]["pairs"]
+    assert (pair["answers"], pair["copies"]) == (36, 12)
+    assert pair["difference"]["success_auc"]["value"] == 0.25
+    assert pair["without_copies"] is not None and pair["without_copies"]["success_auc"]["value"] == 0.0
+    assert side_of(pair["without_copies"]["success_auc"]) == "unsettled", "identical zeros are no proof"
+    (unknown,) = signal_metrics([replace(one, copy=None) for one in rows])["all_samples"]["pairs"]
+    assert unknown["copies"] is None and unknown["without_copies"] is None

@@ -1,6 +1,7 @@
 """DPO, SimPO and verified SFT: by hand, refused recipes, and what leaves the pairs. Published numbers: tests/parity."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from opdkit.errors import UserError
 from opdkit.losses.preference import answer_scores, better_in_group, pair_loss, token_shares
 from opdkit.methods import METHODS
+from opdkit.methods.base import PlanInputs
+from opdkit.methods.weighting.ratios import Importance
 from opdkit.recipe import parse_recipe
 
 F64 = {"dtype": torch.float64}
@@ -113,3 +116,68 @@ def test_papers_defaults() -> None:
         assert getattr(METHODS[name].model_validate({"name": name}), "beta", None) == beta
         assert recipe.teacher.kind == teacher
         assert (recipe.train.lr, recipe.train.problems_per_step, recipe.sampling.group_size) == (1e-6, 32, 8)
+
+
+def test_accuracy_counts_logits_above_zero() -> None:
+    """As published: with a margin of 1 the better answer must be ahead by it. Gaps of 0.2 and 2 at beta 1: half."""
+    score_R, better_RR = torch.tensor([0.2, 0.0, 2.0, 0.0], **F64), torch.zeros(4, 4, dtype=torch.bool)
+    better_RR[0, 1] = better_RR[2, 3] = True
+    assert pair_loss(score_R, better_RR, beta=1.0).accuracy == 1.0
+    assert pair_loss(score_R, better_RR, beta=1.0, margin=1.0).accuracy == 0.5
+
+
+def weighed_plan(weight_of_problem: list[float]) -> PlanInputs:
+    """Two problems, each a right and a wrong answer of two tokens."""
+    row_N = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    plan = PlanInputs(
+        row_N=row_N,
+        index_N=torch.tensor([0, 1] * 4),
+        group_R=torch.tensor([0, 0, 1, 1]),
+        reward_R=torch.tensor([1.0, 0.0, 1.0, 0.0], **F64),
+        graded_R=torch.ones(4, dtype=torch.bool),
+        mask_N=torch.ones(8, dtype=torch.bool),
+        weight_N=torch.ones(8, **F64),
+        sampled_logprob_N=None,
+        teacher_logprob_N=torch.full((8,), -1.0, **F64),
+        teacher_entropy_N=None,
+        student_logprob_N=torch.tensor([-1.0, -2, -3, -4, -5, -6, -7, -9], **F64),
+        student_entropy_N=None,
+        step=0,
+        progress=0.0,
+    )
+    return plan.weighed(weight_R=torch.tensor(weight_of_problem, **F64)[plan.group_R])
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo"])
+def test_weights_of_problems_weigh_the_loss_of_a_pair(name: str) -> None:
+    """Twice the weight is twice the loss and twice the coefficients, and the scores stay; beta is not touched."""
+    method = METHODS[name].model_validate({"name": name})
+    one, two = weighed_plan([1.0, 1.0]), weighed_plan([2.0, 2.0])
+    assert method.report(two).loss == pytest.approx(2 * method.report(one).loss)
+    assert method.report(two).numbers == method.report(one).numbers
+    (a,), (b,) = method.terms(one), method.terms(two)
+    torch.testing.assert_close(b.coef_N, 2 * a.coef_N)
+    only_first = weighed_plan([1.0, 0.0])
+    (c,) = method.terms(only_first)
+    torch.testing.assert_close(c.coef_N[:4], a.coef_N[:4])
+    assert not c.coef_N[4:].any() and method.report(only_first).numbers["num_pairs"] == 2.0
+
+
+def test_weights_of_tokens_weigh_them_inside_the_score() -> None:
+    """The first token of every answer twice, whatever the problems weigh: the score gap is that of the weighed sums."""
+    method = METHODS["dpo"].model_validate({"name": "dpo"})
+    twice = torch.tensor([2.0, 1.0] * 4, **F64)
+    plan = weighed_plan([3.0, 1.0]).weighed(twice)
+    gaps = [(2 * -1 - 2) - (2 * -3 - 4), (2 * -5 - 6) - (2 * -7 - 9)]
+    assert method.report(plan).numbers["score_gap"] == pytest.approx(sum(gaps) / 2)
+    assert plan.weight_N.tolist() == [6, 3, 6, 3, 2, 1, 2, 1]
+
+
+def test_importance_of_sequences_weighs_pairs() -> None:
+    """One ratio an answer is a weight of answers; one a token stays inside the score."""
+    plan = replace(weighed_plan([1.0, 1.0]), sampled_logprob_N=torch.full((8,), -3.0, **F64))
+    sequence = Importance(level="sequence", cap=2.0).apply(plan)
+    assert sequence.weight_R is not None and sequence.tokens_within_N.tolist() == [1.0] * 8
+    torch.testing.assert_close(sequence.weight_N, sequence.weight_R[plan.row_N])
+    token = Importance(level="token", cap=2.0).apply(plan)
+    torch.testing.assert_close(token.tokens_within_N, token.weight_N)

@@ -16,6 +16,7 @@ from opdkit.losses import Divergence
 from opdkit.methods.base import PlanInputs
 from opdkit.methods.weighting import Paced, Weights
 from opdkit.methods.weighting.problems import RewardSoftmax
+from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Group, Needs, Problem, Rollout
 
@@ -196,3 +197,18 @@ def test_ungraded_answers_leave_a_reward_softmax() -> None:
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("mean_one", [False, True])
+def test_reversed_position_weights_are_the_same_backwards(mean_one: bool) -> None:
+    """The control: the first token of an answer weighs what the last one did, and the mean stays."""
+    given = plan([0, 0, 0, 0, 1, 1, 1], [1.0, 1.0])
+    late, early = (Position(reverse=reverse, mean_one=mean_one).apply(given).weight_N for reverse in (False, True))
+    torch.testing.assert_close(early[:4], late[:4].flip(0))
+    torch.testing.assert_close(early[4:], late[4:].flip(0))
+    assert late[0] < late[3] and early[0] > early[3]
+
+
+def test_pw_opsd_has_the_reversed_form_too() -> None:
+    raw = {"method": {"name": "pw_opsd", "reverse": True}, "teacher": {"kind": "self", "weights": "initial"}}
+    assert recipe({}, **raw, context={"kind": "reference_solution"}).method.reverse is True  # type: ignore[attr-defined]

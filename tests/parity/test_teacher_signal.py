@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from vectors import read
 
-from opdkit.measure.signal import METRICS, ScoredAnswer, difficulty, problem_metrics, signal_metrics
+from opdkit.measure.ranking import METRICS, problem_metrics
+from opdkit.measure.signal import ScoredAnswer, difficulty, signal_metrics
 
 CASES = {case["id"]: case for case in read("metrics")["cases"] if ".teacher_signal" in case["id"]}
 SINGLE = [name for name in CASES if not name.endswith("_mean")]
@@ -57,13 +58,14 @@ def test_mean_over_problems(reading: Any) -> None:
             effective=True,
             num_context_tokens=1,
             num_truncated_tokens=0,
+            copy=None,
         )
         for number, prompt in enumerate(prompts)
         for sample, (score, reward, success) in enumerate(
             zip(prompt["teacher_scores"], prompt["rewards"], prompt["success"], strict=True)
         )
     ]
-    found = signal_metrics(rows, definitions=reading, resamples=50)["all_samples"]["conditions"]["base"]["metrics"]
+    found = signal_metrics(rows, definitions=reading)["all_samples"]["conditions"]["base"]["metrics"]
     expected = outputs["as_published" if reading == "published" else "careful"]
     for metric in METRICS:
         assert found[metric]["value"] == pytest.approx(expected[metric], **CLOSE), metric

@@ -56,12 +56,12 @@ def test_curves_lie_over_each_other(two: list[Path], tmp_path: Path) -> None:
 
 
 def test_paired_differences(two: list[Path], tmp_path: Path) -> None:
-    """Every problem 0.5 worse: the mean difference is -0.5 with an interval of no width, though the two intervals of
-    the means overlap widely."""
+    """Every problem 0.5 worse: the mean difference is -0.5 with an interval below 0, though the two intervals of the
+    means overlap."""
     write_answers(two[0], 30, [1.0, 0.5] * 8)
     write_answers(two[1], 30, [0.5, 0.0] * 8)
     text = read(two, tmp_path / "page.html").text
-    assert f"other, {DATASET}avg0.7500.250-0.500[-0.500, -0.500]worse" in text
+    assert f"other, {DATASET}avg0.7500.250-0.500[-0.572, -0.235]worse" in text
     assert f"other, {DATASET}maj@2" in text
 
 
@@ -78,3 +78,16 @@ def test_refusals(two: list[Path], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             write_comparison(folders, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(("problems", "verdict"), [(9, "too few to tell"), (10, "worse")])
+def test_few_problems_settle_nothing(two: list[Path], tmp_path: Path, problems: int, verdict: str) -> None:
+    """Every problem lost: 10 of 10 is worse, 9 of 9 is too few to tell, on the page as in `opdkit compare`."""
+    from opdkit.cli.tables import _verdict
+    from opdkit.evaluation.compare_runs import compare_runs
+
+    write_answers(two[0], 30, [1.0] * problems)
+    write_answers(two[1], 30, [0.0] * problems)
+    assert verdict in read(two, tmp_path / "page.html").text
+    (found,) = compare_runs(str(two[0]), str(two[1]))["sets"].values()
+    assert ("too few" in _verdict("avg", found["metrics"]["avg"])) == (problems == 9)

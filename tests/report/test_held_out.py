@@ -26,10 +26,10 @@ def test_the_paired_difference_leads(run_folder: Path) -> None:
 
 
 def test_a_rise_on_every_problem(run_folder: Path) -> None:
-    """Every problem gains a half: an interval of no width, above 0, though the two means' own intervals are wide."""
+    """Every problem gains a half: an interval above 0, though the two means' own intervals are wide."""
     write_answers(run_folder, 0, [0.0, 0.5] * 8)
     write_answers(run_folder, 30, [0.5, 1.0] * 8)
-    said = "the student rose from 0.229 to 0.836: +0.500 on the same problems, 95 % interval [+0.500, +0.500]."
+    said = "the student rose from 0.229 to 0.836: +0.500 on the same problems, 95 % interval [+0.235, +0.572]."
     assert said in read(run_folder).text
 
 
@@ -44,3 +44,18 @@ def test_damaged_answers_are_a_sentence(run_folder: Path) -> None:
     (run_folder / "eval" / "step_000030.jsonl").write_text('nonsense\n{"a": 1}\n')
     text = read(run_folder).text
     assert "the problems of before and after are not compared." in text and "the 95 % intervals are apart" in text
+
+
+def test_few_problems_settle_nothing(run_folder: Path) -> None:
+    """All of 9 gained: too few to tell; all of 10: a rise."""
+    for problems, said in ((9, "; 9 problems are too few to tell whether that is chance."), (10, "the student rose")):
+        write_answers(run_folder, 0, [0.0] * problems)
+        write_answers(run_folder, 30, [1.0] * problems)
+        assert said in read(run_folder).text
+
+
+def test_no_change_at_all_may_be_chance(run_folder: Path) -> None:
+    """Nobody solves anything before or after: an interval around 0 that has width."""
+    write_answers(run_folder, 0, [0.0] * 30)
+    write_answers(run_folder, 30, [0.0] * 30)
+    assert "95 % interval [-0.118, +0.118], may be chance." in read(run_folder).text

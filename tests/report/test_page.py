@@ -162,7 +162,7 @@ def test_says_what_a_step_is(run_folder: Path, method: str, said: str) -> None:
     [
         ((0.5, 0.45, 0.55), (0.4, 0.38, 0.44), "the student fell from 0.500 to 0.400; the 95 % intervals are apart."),
         ((0.5, 0.45, 0.55), (0.53, 0.5, 0.56), "overlap, so this run alone does not settle that it changed."),
-        ((0.5, None, None), (1.0, None, None), "with so few problems there is no interval."),
+        ((0.5, None, None), (1.0, None, None), "too few to tell whether that is chance."),
         ((None, None, None), (0.5, 0.4, 0.6), "the student's answers could not be graded."),
     ],
 )

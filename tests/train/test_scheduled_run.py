@@ -158,3 +158,34 @@ def test_answers_may_come_from_the_data_or_the_teacher(recipe: Make, console: Co
         if source == "dataset":
             solutions = {p.id: p.solution for p in problems("merge-3", "train", 40, 3)}
             assert all(len(row.rollout.answer_ids) == len(solutions[row.problem.id]) + 1 for row in rows)  # type: ignore
+
+
+def test_a_privileged_teacher_answers_with_what_it_reads_when_it_scores(
+    recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A self-teacher that reads the solution: what it samples behind and what it scores behind are the same ids, of
+    every problem; the student learns the answers behind the bare question."""
+    from opdkit.engines.hf import HFEngine
+    from opdkit.train.rows import load_rows
+
+    sampled: list[tuple[int, ...]] = []
+    sample = HFEngine.sample
+
+    def heard(self: HFEngine, prompts: Any, *args: Any, **keys: Any) -> Any:
+        sampled.extend(map(tuple, prompts))
+        return sample(self, prompts, *args, **keys)
+
+    monkeypatch.setattr(HFEngine, "sample", heard)
+    keys = (
+        "teacher.kind=self",
+        "teacher.weights=initial",
+        "context.kind=reference_solution",
+        "context.template=prefix",
+    )
+    chosen = recipe("opsd", "method.name=opd", "method.divergence=forward_kl", "method.answers=teacher", *keys,
+                    "train.steps=1", "sampling.max_answer_tokens=8")  # fmt: skip
+    train(chosen, console=console)
+    rows = load_rows(chosen.run_dir / "rows" / "step_000001.parquet")
+    assert len(rows) == 10 and all(row.view is not None for row in rows)
+    assert sampled == [tuple(row.view.context_ids) for row in rows if row.view is not None]
+    assert not {tuple(row.rollout.prompt_ids) for row in rows} & set(sampled)

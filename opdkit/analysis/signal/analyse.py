@@ -21,7 +21,8 @@ from opdkit.analysis.signal.parts import STEPS
 from opdkit.analysis.signal.results import write_metrics, write_plots
 from opdkit.analysis.signal.sampling import SamplingOptions
 from opdkit.errors import UserError
-from opdkit.measure.signal import RESAMPLES, Definitions
+from opdkit.measure.ranking import Definitions
+from opdkit.measure.signal import RESAMPLES
 from opdkit.train.console import Interrupt
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
@@ -50,7 +51,7 @@ class SignalOptions:
     trust_remote_code: bool = False
     seed: int = 0
     definitions: Definitions = "careful"
-    resamples: int = RESAMPLES
+    resamples: int | None = None  # of the published bootstrap; None: as many as published
 
 
 def analyse_signal(options: SignalOptions, console: Console) -> None:
@@ -69,7 +70,10 @@ def analyse_signal(options: SignalOptions, console: Console) -> None:
         written: list[Path] = []
         if "metrics" in options.steps:
             written += write_metrics(
-                options.folder, definitions=options.definitions, seed=options.seed, resamples=options.resamples
+                options.folder,
+                definitions=options.definitions,
+                seed=options.seed,
+                resamples=RESAMPLES if options.resamples is None else options.resamples,
             )
         if "plots" in options.steps:
             written += write_plots(options.folder)
@@ -86,6 +90,11 @@ def _check(options: SignalOptions) -> None:
             raise UserError(f"--steps {step} is no step; choose from {', '.join(STEPS)}")
     if options.rollouts and options.sampling:
         raise UserError("--rollouts takes saved answers and --data samples new ones: choose one")
+    if options.resamples is not None and options.definitions != "published":
+        raise UserError(
+            "--resamples is of the bootstrap of --definitions published, and the intervals of others draw nothing: "
+            "leave it out"
+        )
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
     needs_model = [step for step in MODEL_STEPS if step in options.steps]

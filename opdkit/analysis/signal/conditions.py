@@ -123,6 +123,7 @@ CONDITIONS: Mapping[str, Condition] = {
         ),
     )
 }
+PEERS = {c.name for c in CONDITIONS.values() if c.slots and not (c.summaries or c.feedback or c.shown == "best")}
 ALIASES: Mapping[str, str] = {  # names of the published analysis for the same thing, and the short ones of the paper
     "base_raw": "base",
     "all_solutions": "solution+another_solution",

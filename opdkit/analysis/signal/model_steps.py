@@ -26,7 +26,15 @@ from opdkit.analysis.signal.answers import (
     usable_groups,
     vocabulary_digest,
 )
-from opdkit.analysis.signal.conditions import CHOSEN_BY_CONDITION, conditions_of, counts_of, peers_of, show, showable
+from opdkit.analysis.signal.conditions import (
+    CHOSEN_BY_CONDITION,
+    Condition,
+    conditions_of,
+    counts_of,
+    peers_of,
+    show,
+    showable,
+)
 from opdkit.analysis.signal.parts import (
     CONTEXTS_FILE,
     SCORES_FILE,
@@ -39,6 +47,7 @@ from opdkit.analysis.signal.parts import (
 )
 from opdkit.analysis.signal.sampling import SamplingOptions, load_data, sample_into
 from opdkit.analysis.signal.scores import pairs_of, score
+from opdkit.contexts.peers import Peers
 from opdkit.contexts.render import Renderer, read_chat_template, read_kwargs
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
@@ -73,14 +82,10 @@ class ModelSteps:
     def contexts(self) -> None:
         path = self.folder / CONTEXTS_FILE
         header, lines = read_whole(self.folder / ROLLOUTS, "rollouts")
+        peers, conditions, missing = self._asked(header["context"])
         self._check_vocabulary(header["vocabulary"])
         groups, counts = usable_groups(lines)
         template = self._template(Template(**header["template"]) if header["template"] else None)
-        settings = {key: value for key, value in header["context"].items() if key not in CHOSEN_BY_CONDITION}
-        peers = peers_of({**settings, **self.options.context})
-        conditions, missing = showable(conditions_of(self.options.conditions), peers)
-        if missing and self.options.conditions != "all":
-            raise UserError("\n".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items()))
         for reason, names in missing.items():
             self._say(f"[yellow]left out[/yellow] {', '.join(names)}: {escape(reason)}")
         identity = {
@@ -124,7 +129,8 @@ class ModelSteps:
             return
         peers = peers_of(header["identity"]["context"])
         with self._rendering(self._teacher.renderer(template), len(contexts)) as render:
-            pairs = pairs_of(contexts, usable_groups(lines)[0], render, peers.is_success)
+            texts = {(line["problem_id"], line["sample_id"]): line["text"] for line in lines}
+            pairs = pairs_of(contexts, usable_groups(lines)[0], texts, render, peers.is_success)
         with Bar(self._console, "scoring", len(pairs)) as bar:
             score(
                 path,
@@ -141,6 +147,7 @@ class ModelSteps:
     def _take(self, path: Path, source: Path) -> None:
         """Saved answers, all at once."""
         found = limited(find_answers(source), self.options.limit, self.options.seed)
+        self._asked(found.context)
         identity = {**found.origin, "limit": self.options.limit, "vocabulary": self._teacher.vocabulary}
         if self._is_there(path, identity):
             return
@@ -163,6 +170,7 @@ class ModelSteps:
 
     def _sample(self, path: Path, sampling: SamplingOptions) -> None:
         options = self.options
+        self._asked({})
         data = load_data(sampling, limit=options.limit, seed=options.seed)
         student = self._teacher if sampling.student is None else Model(sampling.student, options)
         template = self._template(None)
@@ -208,6 +216,18 @@ class ModelSteps:
     def _teacher(self) -> Model:
         assert self.options.model is not None  # `_check` has seen to it
         return Model(self.options.model, self.options)
+
+    def _asked(self, saved: Mapping[str, Any]) -> tuple[Peers, list[Condition], Mapping[str, list[str]]]:
+        """How peers are shown (saved: the [context] of the answers' run), the conditions, and why others are left out.
+
+        Asked before anything is loaded or sampled. Raises UserError for keys and conditions that cannot be.
+        """
+        settings = {key: value for key, value in saved.items() if key not in CHOSEN_BY_CONDITION}
+        peers = peers_of({**settings, **self.options.context})
+        conditions, missing = showable(conditions_of(self.options.conditions), peers)
+        if missing and self.options.conditions != "all":
+            raise UserError("\n".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items()))
+        return peers, conditions, missing
 
     def _template(self, saved: Template | None) -> Template:
         """What was asked for, else what the answers were sampled or trained on, else the tokenizer's own."""

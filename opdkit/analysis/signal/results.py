@@ -10,15 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opdkit.analysis.signal.conditions import PEERS
 from opdkit.analysis.signal.parts import METRICS_FILE, SCORES_FILE, Row, read_whole
 from opdkit.analysis.signal.plots import by_difficulty, main_figure
 from opdkit.analysis.signal.scores import scored_answers
 from opdkit.errors import UserError
-from opdkit.measure.signal import BASE, METRICS, SAMPLE_SETS, Definitions, SampleSet, SampleSetSignal, signal_metrics
+from opdkit.measure.intervals import FEW, Estimate, side_of
+from opdkit.measure.ranking import METRICS, Definitions
+from opdkit.measure.signal import BASE, SAMPLE_SETS, SampleSet, SampleSetSignal, signal_metrics
 from opdkit.report.numbers import UNKNOWN, compact, score, share
 from opdkit.train.run_folder import atomic_write
 
-VERSION = 1
+VERSION = 2
+MANY = 8  # conditions; of more, the report shows the pairs of those that show peers and nothing else
 SHOWN: SampleSet = "both_present_effective_only"  # what the report and the figures show
 TABLE = {  # the columns of the published table
     "spearman": "Spearman",
@@ -34,8 +38,9 @@ def write_metrics(folder: Path, *, definitions: Definitions, seed: int, resample
     header, rows = read_whole(folder / SCORES_FILE, "scores")
     answers = scored_answers(rows, definitions)
     contexts = header["contexts"]
-    found = signal_metrics(answers, definitions=definitions, seed=seed, resamples=resamples)
-    measured = {name: _in_order(part, list(contexts["shows"])) for name, part in found.items()}
+    measured = signal_metrics(
+        answers, definitions=definitions, seed=seed, resamples=resamples, order=list(contexts["shows"])
+    )
     unread = Counter(row["condition"] for row in rows if row["score"] is None)
     result = {
         "version": VERSION,
@@ -46,21 +51,12 @@ def write_metrics(folder: Path, *, definitions: Definitions, seed: int, resample
         "template": contexts["template"],
         "conditions": contexts["shows"],
         "definitions": definitions,
-        "bootstrap": {"resamples": resamples, "seed": seed},
+        "bootstrap": {"resamples": resamples, "seed": seed} if definitions == "published" else None,
         "counts": {**contexts["counts"], "scores_too_long_for_the_teacher": dict(unread)},
         "sample_sets": measured,
     }
     written = {METRICS_FILE: json.dumps(result, indent=1, allow_nan=False) + "\n", "metrics.csv": _csv(measured)}
     return _write(folder, written)
-
-
-def _in_order(part: SampleSetSignal, names: Sequence[str]) -> SampleSetSignal:
-    """Conditions as they were asked for, from the least shown to the most."""
-    every, paired = part["conditions"], part["paired"]
-    return SampleSetSignal(
-        conditions={name: every[name] for name in names if name in every},
-        paired={name: paired[name] for name in names if name in paired},
-    )
 
 
 def write_plots(folder: Path) -> list[Path]:
@@ -110,6 +106,12 @@ def _csv(measured: Mapping[SampleSet, SampleSetSignal]) -> str:
                     numbers = ["" if x is None else x for x in (estimate["value"], estimate["low"], estimate["high"])]
                     counted = [estimate["problems"], estimate.get("undefined", "")]
                     writer.writerow([name, int(kind == "paired"), condition, bucket, metric, *numbers, *counted])
+        for pair in measured[name]["pairs"]:
+            for kind, differences in (("", pair["difference"]), (" without copies", pair["without_copies"])):
+                for metric, estimate in (differences or {}).items():
+                    numbers = ["" if x is None else x for x in (estimate["value"], estimate["low"], estimate["high"])]
+                    what = f"{metric}-{pair['minus']}{kind}"
+                    writer.writerow([name, 0, pair["condition"], "all", what, *numbers, estimate["problems"], ""])
     return text.getvalue()
 
 
@@ -118,8 +120,6 @@ def _numbers(part: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
         yield "all", metric, part["metrics"][metric]
     for bucket, metrics in part["by_bucket"].items():
         yield from ((bucket, metric, metrics[metric]) for metric in METRICS)
-    if part["difference_to_base"] is not None:
-        yield from (("all", f"{metric}-base", part["difference_to_base"][metric]) for metric in METRICS)
 
 
 # --- report.md ------------------------------------------------------------------------------------------------------
@@ -144,7 +144,10 @@ def _report(result: Row) -> str:
         over = "the problems that all conditions share" if shared else "the problems of each, for they share none"
         own = result["sample_sets"][SHOWN]["conditions"]
         parts += [_findings(own), "![metrics by condition](signal.svg)", f"Over {over}:", _table(shown)]
-        parts += [_differences(own), "![the same by difficulty](signal_by_difficulty.svg)"]
+        parts += [
+            _pairs(result["sample_sets"][SHOWN]["pairs"], list(own)),
+            "![the same by difficulty](signal_by_difficulty.svg)",
+        ]
     parts += ["## Conditions", _conditions(result), "## Counts", _counts(result), _reading()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -170,23 +173,24 @@ def _findings(conditions: Mapping[str, Any]) -> str:
     if BASE not in conditions:
         return "`base` was not scored, so there is nothing to compare the conditions with."
     auc = conditions[BASE]["metrics"]["success_auc"]
-    verdict = "better than chance"
-    if auc["low"] is None or auc["low"] <= 0.5 <= auc["high"]:
-        verdict = "not told apart from chance"
-    elif auc["high"] < 0.5:
-        verdict = "worse than chance"
+    verdict = {
+        "above": "better than chance",
+        "below": "worse than chance",
+        "unsettled": "not told apart from chance",
+        "too_few": f"too few to tell (below {FEW} problems nothing is called better or worse)",
+    }[side_of(auc, at=0.5)]
     gains = {
-        name: part["difference_to_base"]["success_auc"]
+        name: side_of(part["difference_to_base"]["success_auc"])
         for name, part in conditions.items()
         if part["difference_to_base"] is not None
     }
-    better = [name for name, gain in gains.items() if gain["low"] is not None and gain["low"] > 0]
-    worse = [name for name, gain in gains.items() if gain["high"] is not None and gain["high"] < 0]
+    better, worse, few = ([name for name in gains if gains[name] == side] for side in ("above", "below", "too_few"))
+    too_few = f" Too few problems to tell: {_listed(few)}." if few else ""
     return (
         f"Over {auc['problems']} problems with right and wrong answers, the teacher without context ranks a right "
         f"answer above a wrong one with AUC {_range(auc)}, which is {verdict}. Contexts that raise it: "
         f"{_listed(better)}; that lower it: {_listed(worse)} (the 95 % interval of the paired difference does not hold "
-        "0; not corrected for the number of conditions)."
+        f"0; not corrected for the number of conditions).{too_few}"
     )
 
 
@@ -204,22 +208,35 @@ def _table(conditions: Mapping[str, Any]) -> str:
     return _markdown(["condition", "problems", "answers", "context tokens", *TABLE.values()], rows)
 
 
-def _differences(conditions: Mapping[str, Any]) -> str:
-    """Each over all problems on which both the condition and base have a value."""
-    rows = [
-        [
-            f"`{name}`",
-            f"{part['difference_to_base']['success_auc']['problems']:,}",
-            *(_range(part["difference_to_base"][metric], signed=True) for metric in TABLE),
-        ]
-        for name, part in conditions.items()
-        if part["difference_to_base"] is not None
+def _pairs(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Any two conditions: AUC, over the answers that both could fully show, and again without copies of what is shown.
+
+    Of many conditions: those to base, and those between conditions that show peers and nothing else.
+    """
+    shown = [
+        pair
+        for pair in pairs
+        if len(names) <= MANY or pair["minus"] == BASE or {pair["condition"], pair["minus"]} <= PEERS
     ]
-    if not rows:
+    if not shown:
         return ""
-    return "Difference to `base`, on the problems of each condition:\n\n" + _markdown(
-        ["condition", "problems", *TABLE.values()], rows
-    )
+    rows = []
+    for pair in shown:
+        without = pair["without_copies"]
+        row = [f"`{pair['condition']}` - `{pair['minus']}`", *_difference(pair["difference"]["success_auc"])]
+        if without is not None:
+            row += [share(pair["copies"], pair["answers"]), *_difference(without["success_auc"])]
+        rows.append([*row, *[UNKNOWN] * (8 - len(row))])
+    head = ["AUC of", "problems", "difference", "", "answers equal to a shown one", "problems", "without them", ""]
+    left_out = len(pairs) - len(shown)
+    more = f" {left_out} more pairs are in metrics.json and metrics.csv." if left_out else ""
+    said = f"Differences of any two conditions, paired by problem, over the answers scored under both.{more}"
+    return f"{said}\n\n{_markdown(head, rows)}"
+
+
+def _difference(estimate: Estimate) -> list[str]:
+    said = {"above": "higher", "below": "lower", "unsettled": "not settled", "too_few": "too few to tell"}
+    return [f"{estimate['problems']:,}", _range(estimate, signed=True), said[side_of(estimate)]]
 
 
 def _conditions(result: Row) -> str:
@@ -247,7 +264,7 @@ def _counts(result: Row) -> str:
 
 def _reading() -> str:
     return (
-        "A score is the mean log-prob of the answer's tokens. Intervals are 95 % bootstraps over problems. A metric "
+        "A score is the mean log-prob of the answer's tokens. Intervals are 95 %, over problems. A metric "
         "that is not defined on a problem leaves its mean, and is counted in metrics.json. Shown is the sample set `"
         + SHOWN
         + "` "

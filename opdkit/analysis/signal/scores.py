@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from opdkit.engines.base import Scorer
 from opdkit.errors import UserError
-from opdkit.measure.signal import Definitions, ScoredAnswer, difficulty
+from opdkit.measure.ranking import Definitions
+from opdkit.measure.signal import ScoredAnswer, difficulty
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.types import Group, Message, Needs, Rollout
 
@@ -40,15 +41,20 @@ class Pair:
 def pairs_of(
     contexts: Sequence[Row],
     groups: Sequence[Group],
+    texts: Mapping[tuple[str, int], str],
     render: Callable[[Sequence[Message]], Sequence[int]],
     is_success: Callable[[Rollout], bool | None],
 ) -> list[Pair]:
-    """Longest first, so that what does not fit into memory shows at once, and neighbours are of a length."""
+    """Longest first, so that what does not fit into memory shows at once, and neighbours are of a length.
+
+    texts: of the answers; one that is that of a shown answer, white space around it apart, is a copy.
+    """
     rollouts = {rollout.key: rollout for group in groups for rollout in group.rollouts}
     verdicts = {group.problem.id: [bool(is_success(rollout)) for rollout in group.rollouts] for group in groups}
     found: dict[tuple[bytes, bytes, bytes], Pair] = {}
     for context in contexts:
         ids = np.array(render(context["messages"]), dtype=np.int32)
+        shown = {texts[problem_id, sample_id].strip() for problem_id, sample_id in context["sources"]}
         for sample_id in context["sample_ids"]:
             rollout = rollouts[context["problem_id"], sample_id]
             answer = np.array(rollout.answer_ids, dtype=np.int32).tobytes()
@@ -68,6 +74,7 @@ def pairs_of(
                     "effective": context["effective"],
                     "num_context_tokens": len(ids),
                     "num_truncated_tokens": context["num_truncated_tokens"],
+                    "copy": texts[rollout.key].strip() in shown,
                 }
             )
     return [found[key] for key in sorted(found, key=lambda key: (-found[key].length, *key))]
@@ -108,7 +115,10 @@ def score(
 
 
 def scored_answers(rows: Sequence[Row], definitions: Definitions) -> list[ScoredAnswer]:
-    """The lines of scores.jsonl as `measure.signal` reads them; lines without a score are left out."""
+    """The lines of scores.jsonl as `measure.signal` reads them; lines without a score are left out.
+
+    Those of opdkit 0.1 do not say which answers are copies: not known.
+    """
     return [
         ScoredAnswer(
             condition=row["condition"],
@@ -121,6 +131,7 @@ def scored_answers(rows: Sequence[Row], definitions: Definitions) -> list[Scored
             effective=row["effective"],
             num_context_tokens=row["num_context_tokens"],
             num_truncated_tokens=row["num_truncated_tokens"],
+            copy=row.get("copy"),
         )
         for row in rows
         if row["score"] is not None

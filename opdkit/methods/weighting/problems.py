@@ -119,8 +119,7 @@ PROBLEM_WEIGHTS: dict[str, type[Named]] = {"paced": Paced, "reward_softmax": Rew
 
 
 def _weigh_rows(plan: PlanInputs, counted_R: Tensor, weight_R: Tensor) -> PlanInputs:
-    weight_N = plan.weight_N * weight_R[plan.row_N].to(plan.weight_N.dtype)
-    return replace(plan, mask_N=plan.mask_N & counted_R[plan.row_N], weight_N=weight_N)
+    return replace(plan, mask_N=plan.mask_N & counted_R[plan.row_N]).weighed(weight_R=weight_R)
 
 
 def _needs_graded_answers(

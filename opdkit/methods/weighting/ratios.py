@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from opdkit import losses
@@ -29,12 +28,15 @@ class Importance(Weighting):
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.student_logprob_N is not None and plan.sampled_logprob_N is not None
-        known_N, weight_N = self.known_N(plan), plan.weight_N.clone()
+        known_N, factor_N = self.known_N(plan), plan.weight_N.new_ones(len(plan.weight_N))
         log_ratio_N = (plan.student_logprob_N - plan.sampled_logprob_N)[known_N]
-        weight_N[known_N] *= losses.weights.importance(
+        factor_N[known_N] = losses.weights.importance(
             log_ratio_N, plan.row_N[known_N], self.level, self.cap, mean_one=self.mean_one, total=plan.total
         )
-        return replace(plan, weight_N=weight_N)
+        if self.level == "token":
+            return plan.weighed(factor_N)
+        weight_R = factor_N.new_ones(len(plan.reward_R)).index_copy(0, plan.row_N, factor_N)
+        return plan.weighed(weight_R=weight_R)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "importance")
@@ -63,10 +65,10 @@ class Prefix(Weighting):
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.teacher_logprob_N is not None and plan.sampled_logprob_N is not None
-        known_N, weight_N = self.known_N(plan), plan.weight_N.clone()
+        known_N, factor_N = self.known_N(plan), plan.weight_N.new_ones(len(plan.weight_N))
         gap_N = (plan.teacher_logprob_N - plan.sampled_logprob_N)[known_N]
-        weight_N[known_N] *= losses.weights.prefix(gap_N, plan.row_N[known_N], self.gamma)
-        return replace(plan, weight_N=weight_N)
+        factor_N[known_N] = losses.weights.prefix(gap_N, plan.row_N[known_N], self.gamma)
+        return plan.weighed(factor_N)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_sampled_answers(recipe, "prefix")

@@ -134,12 +134,19 @@ class Position(Named):
     tau: float = 0.30
     s: NotNegative = 0.10
     mean_one: bool = False  # divide the weights of every answer by their mean
+    reverse: bool = False  # early tokens count as much as late ones would: a control of the claim, not a method
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         weight_N = losses.weights.position(
-            plan.row_N, self.w_min, self.tau, self.s, mean_one=self.mean_one, dtype=plan.weight_N.dtype
+            plan.row_N,
+            self.w_min,
+            self.tau,
+            self.s,
+            mean_one=self.mean_one,
+            reverse=self.reverse,
+            dtype=plan.weight_N.dtype,
         )
-        return replace(plan, weight_N=plan.weight_N * weight_N)
+        return plan.weighed(weight_N)
 
     def faults(self, recipe: Any) -> Iterator[str]:
         if recipe.method.weighs_position:

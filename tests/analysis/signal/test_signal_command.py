@@ -24,7 +24,8 @@ from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import Interrupted, UserError
-from opdkit.measure.signal import METRICS, SAMPLE_SETS
+from opdkit.measure.ranking import METRICS
+from opdkit.measure.signal import SAMPLE_SETS
 
 Lines = list[dict[str, Any]]
 
@@ -49,7 +50,6 @@ def options(models: dict[str, Path], run: Path, tmp_path: Path) -> SignalOptions
         template_kwargs={},
         dtype="float32",
         device="cpu",
-        resamples=20,
         conditions="base,1S,1F,2S1F",
     )
 
@@ -192,6 +192,51 @@ def test_sampled_answers_are_resumed(
         analyse_signal(replace(asked, seed=1, steps=("rollouts",)), console)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"context": {"max_tokens_per_peeer": 9}}, 'max_tokens_per_peeer does not exist; did you mean "max_tokens_per'),
+        ({"context": {"slots": ["failure"]}}, "slots is what a condition chooses"),
+        ({"context": {"max_tokens_per_peer": "many"}}, "context.max_tokens_per_peer: .*valid integer"),
+        ({"conditions": "2S2F"}, "--conditions 2S2F does not exist"),
+        ({"conditions": "2S", "context": {"wording": {"layout": "{success}{question}"}}}, "has no {another}"),
+    ],
+)
+def test_what_is_refused_is_refused_before_sampling(
+    options: SignalOptions, console: Console, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+) -> None:
+    """No model is loaded, and nothing is written, whether answers would be sampled or taken."""
+
+    def load(*args: Any, **keys: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+    params = SamplingParams(max_answer_tokens=6)
+    data = "arithmetic:merge-2:train"
+    sampling = SamplingOptions(
+        data=data, task="arithmetic", num_samples=3, student=None, params=params, instruction="auto"
+    )
+    for source in ({"rollouts": None, "sampling": sampling}, {}):
+        with pytest.raises(UserError, match=sentence):
+            analyse_signal(replace(options, **source, **change), console)
+    assert not options.folder.exists()
+
+
+def test_copies_of_what_is_shown_are_told_apart(options: SignalOptions, console: Console) -> None:
+    """An answer that says what its condition shows is a copy there, and none under `base`."""
+    analyse_signal(options, console)
+    texts = {(a["problem_id"], a["sample_id"]): a["text"] for a in lines(options.folder / "rollouts.jsonl")[1:]}
+    shown = {(c["condition"], c["problem_id"]): {texts[tuple(source)] for source in c["sources"]}
+             for c in lines(options.folder / "contexts.jsonl")[1:]}  # fmt: skip
+    scores = lines(options.folder / "scores.jsonl")[1:]
+    for score in scores:
+        text = texts[score["problem_id"], score["sample_id"]]
+        assert score["copy"] == (text in shown[score["condition"], score["problem_id"]])
+    assert any(score["copy"] for score in scores) and not any(s["copy"] for s in scores if s["condition"] == "base")
+    report = (options.folder / "report.md").read_text()
+    assert "`solution+another_solution+failure_solution` - `solution`" in report and "without them" in report
+
+
 def test_the_template_of_training_is_used(
     make_run: Callable[..., Path], options: SignalOptions, console: Console, tmp_path: Path
 ) -> None:
@@ -243,7 +288,8 @@ def test_refusals(options: SignalOptions, models: dict[str, Path], run: Path, co
         ({"conditions": "2S2F"}, 'does not exist; did you mean "2S1F"'),
         ({"conditions": "feedback"}, r"feedback: context: .*wording.layout has no \{feedback\}"),
         ({"context": {"slots": []}}, "slots is what a condition chooses"),
-        ({"steps": ("scores",)}, r"there is no .*contexts\.jsonl: run the step contexts first"),
+        ({"steps": ("scores",)}, r"there is no .*rollouts\.jsonl: run the step rollouts first"),
+        ({"resamples": 20}, "--resamples is of the bootstrap of --definitions published"),
         ({"steps": ("metrics",)}, r"there is no .*scores\.jsonl: run the step scores first"),
         ({"steps": ("plots",)}, r"there is no .*metrics\.json: run the step metrics first"),
     ]
@@ -262,7 +308,7 @@ def test_refusals(options: SignalOptions, models: dict[str, Path], run: Path, co
 
 def test_the_command_line(options: SignalOptions, run: Path, console: Console) -> None:
     """Options reach the analysis; a folder that is finished needs nothing else."""
-    asked = ["--model", options.model, "--rollouts", run, "--dtype", "float32", "--device", "cpu", "--resamples", 20]
+    asked = ["--model", options.model, "--rollouts", run, "--dtype", "float32", "--device", "cpu"]
     asked += ["--conditions", "base,1S", "--context", "max_tokens_per_peer=3", "--design", "siblings"]
     command = ["analyse", "signal", str(options.folder)]
     first = CliRunner().invoke(app, [*command, *map(str, asked)], catch_exceptions=False)
@@ -306,4 +352,4 @@ def test_right_answers_of_a_biased_teacher_rank_first(
     assert auc["base"] == auc["failure_solution"] == 0.0
     assert auc["solution"] == auc["solution+another_solution+failure_solution"] == 1.0
     difference = found["conditions"]["solution"]["difference_to_base"]["success_auc"]
-    assert (difference["value"], difference["low"], difference["problems"]) == (1.0, 1.0, 11)
+    assert (difference["value"], difference["problems"]) == (1.0, 11) and difference["low"] > 0
