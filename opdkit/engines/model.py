@@ -37,7 +37,7 @@ from opdkit.engines.anatomy import (
 )
 from opdkit.engines.load import load_checkpoint
 from opdkit.engines.prove import close, proof_hidden, prove
-from opdkit.engines.rope import Span, passes, switch_length
+from opdkit.engines.rope import Span, max_length, passes, switch_length
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
@@ -70,8 +70,7 @@ class LanguageModel:
         check_parts(self._base, self.body, self.name, getattr(module, "active_peft_config", None))
         self.stop_ids = _stop_ids(self._base, tokenizer, self.name)
         self._limit_ids()
-        text = self.config.get_text_config(decoder=True)
-        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.max_positions = max_length(self.config)
         self.switch_length = switch_length(self.config)
         self._stand_ins: tuple[_Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
@@ -98,12 +97,14 @@ class LanguageModel:
         no tokenizer, weights are missing from the file, or it cannot be scored exactly.
         """
         template = read_chat_template(chat_template)
-        module, tokenizer = load_checkpoint(
+        module, tokenizer, said = load_checkpoint(
             str(path), dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it
-        return cls(module.to(device), tokenizer, name=str(path), chat_template=template)
+        model = cls(module.to(device), tokenizer, name=str(path), chat_template=template)
+        model.warnings[:0] = said
+        return model
 
     @property
     def device(self) -> torch.device:

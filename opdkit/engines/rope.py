@@ -6,7 +6,7 @@ with the wrong factors, and keys that were cached before the switch fit no query
 the model defines it when it writes: the state that predicts the token after n others is the one of a pass over these n.
 
 `dynamic` NTK scaling changes its factors with every length beyond `max_position_embeddings`; such rows are refused as
-too long (`LanguageModel.max_positions`), and up to there its factors are constant. YaRN, Llama 3's and linear scaling
+too long (`max_length`), and up to there its factors are constant. YaRN, Llama 3's and linear scaling
 do not look at lengths.
 """
 
@@ -32,6 +32,19 @@ def switch_length(config: Any) -> int | None:
             length = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
             return int(length)
     return None
+
+
+def max_length(config: Any) -> int | None:
+    """The longest row the model reads as it was trained, whatever stands beside it; None: no limit known.
+
+    Llama 4 scales queries by the column of the batch, not by the row's position, from `floor_scale` on: padding on the
+    left would move the scale.
+    """
+    text = config.get_text_config(decoder=True)
+    bounds = [getattr(text, "max_position_embeddings", None)]
+    if getattr(text, "attn_temperature_tuning", False):
+        bounds.append(text.floor_scale - 1)
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def passes(spans: Sequence[Span], switch: int | None) -> list[list[Span]]:
