@@ -20,7 +20,7 @@ from opdkit.train import checkpoint
 from opdkit.train.rows import load_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.student import pick_device
-from opdkit.train.teacher import check_same_tokens
+from opdkit.train.teacher import check_same_tokens, share_ids
 from opdkit.types import Example, TeacherView, seed_from
 
 
@@ -91,6 +91,7 @@ class Models:
         student = self.load(source.student, source.dtype, None)
         teacher = self.load(source.teacher, source.dtype, source.chat_template)
         check_same_tokens(student, teacher)
+        share_ids(student, teacher)
         rows = _readable(source, student, teacher)
         order = sorted(
             rows, key=lambda row: seed_from(reading.seed, "reading", row.rollout.policy_version, *row.rollout.key)

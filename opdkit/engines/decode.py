@@ -163,7 +163,10 @@ def _roomier(states_BHTD: Tensor, room: int) -> Tensor:
     return buffer
 
 
-KEYS, STATES = "past_key_values", "cache_params"  # Mamba's has states instead of keys; most models swallow unknown names
+KEYS, STATES = (
+    "past_key_values",
+    "cache_params",
+)  # Mamba's has states instead of keys; most models swallow unknown names
 
 
 def _cache_name(model: LanguageModel) -> str:

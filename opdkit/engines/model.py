@@ -52,7 +52,7 @@ class LanguageModel:
     the tokenizer's own; else "plain" or jinja text, see `contexts.render`), `num_tokens` (ids >= it do not exist),
     `stop_ids` (any of them ends an answer), `pad_id` (fills unread places), `max_positions` (None: no limit known),
     `switch_length` (see `engines.rope`), `body` (the transformer without its head; call it inside `evaluating`),
-    `config`, `warnings` (sentences for whoever loads it: what is not read, not trained, not there).
+    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted).
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class LanguageModel:
         self.name = name or type(module).__name__
         self.chat_template = chat_template
         self.warnings: list[str] = []
+        self.notes: list[str] = []
         self._base = module.get_base_model() if hasattr(module, "get_base_model") else module
         self.config: Any = self._base.config
         self.body = text_body(self._base, self.name)

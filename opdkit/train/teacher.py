@@ -215,6 +215,11 @@ def check_same_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
     )
 
 
+def share_ids(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Both models know the ids that both have rows for: of one tokenizer, Gemma 3 4B has a row more than 1B."""
+    student.num_tokens = teacher.num_tokens = min(student.num_tokens, teacher.num_tokens)
+
+
 def _other_model(recipe: Recipe, student: LanguageModel) -> Teacher:
     section = recipe.teacher
     assert section.path is not None
@@ -227,6 +232,7 @@ def _other_model(recipe: Recipe, student: LanguageModel) -> Teacher:
         attn_implementation=recipe.model.attn_implementation,
     )
     check_same_tokens(student, model)
+    share_ids(student, model)
     model.module.requires_grad_(False)
     own = Renderer(model.tokenizer, template_kwargs=_kwargs(recipe), chat_template=model.chat_template)
     return Teacher(model, own, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch)
