@@ -24,7 +24,7 @@ def text_body(base: PreTrainedModel, name: str) -> nn.Module:
     body: nn.Module = base.base_model
     if base.config.get_text_config(decoder=True) is not base.config:
         body = base.get_decoder()
-    if body is base or body.get_output_embeddings() is not None:  # type: ignore[operator]
+    if body is base or body.get_output_embeddings() is not None:
         # Llama 4's text model is not where its class says, and the one that reads images has it with a head
         body = next((child for child in body.children() if isinstance(child, PreTrainedModel)), base)
     return body

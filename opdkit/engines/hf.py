@@ -56,8 +56,8 @@ class HFEngine:
         rows = [_Row(tuple(prompt), seed, limit, 0) for prompt, seed in zip(prompts, seeds, strict=True)]
         if switch is None:
             return self._sample(rows, params, progress, len(rows))
-        # Behind the switch every key is another one (`engines.rope`): an answer that crosses it stops there, and goes on
-        # in a pass that reads anew what it has written.
+        # Behind the switch every key is another one (`engines.rope`): an answer that crosses it stops there, and goes
+        # on in a pass that reads anew what it has written.
         short = [row._replace(limit=min(limit, switch + 1 - len(row.prompt))) for row in rows]
         begun_with = [index for index, row in enumerate(short) if row.limit > 0]
         answers = self._sample([short[index] for index in begun_with], params, progress, len(rows))
@@ -156,7 +156,7 @@ def _cut_short(answer: Sampled, limit: int) -> bool:
 
 
 def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([getattr(beginning, name), getattr(rest, name)])
         for name in Sampled.__slots__
         if name.endswith("_T")

@@ -50,14 +50,16 @@ def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]
     if not unused:
         return module, []
     return module, [
-        f"{path} holds {len(unused)} weights that a {type(module).__name__} does not have (first: {unused[0]}); they are "
-        "not read, and checkpoints of this run will not have them"
+        f"{path} holds {len(unused)} weights that a {type(module).__name__} does not have (first: {unused[0]}); they "
+        "are not read, and checkpoints of this run will not have them"
     ]
 
 
 def _auto_class(path: str, trust_remote_code: bool) -> Any:
-    """A checkpoint of a model that reads images too is loaded whole: the text-only class of its type would drop the rest
-    in silence, and what is trained then could not take the model's place."""
+    """A checkpoint of a model that reads images too is loaded whole.
+
+    The text-only class of its type would drop the rest in silence, and what is trained could not take its place.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

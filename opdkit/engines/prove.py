@@ -59,13 +59,13 @@ def _prove_in_float32(model: LanguageModel, kind: str, difference: float) -> Non
         raise
     except Exception as error:  # no memory for the copies, or a module that mixes in its own dtype
         model.warnings.append(
-            f"{kind} in {model.dtype} is off by {difference:.1%} when rows are padded or read through a cache, which may "
-            f"be rounding; it could not be proved in float32 ({_reason(error)})"
+            f"{kind} in {model.dtype} is off by {difference:.1%} when rows are padded or read through a cache, which "
+            f"may be rounding; it could not be proved in float32 ({_reason(error)})"
         )
 
 
 def _prove(model: LanguageModel, kind: str) -> float:
-    """The largest share by which something differs in low precision, 0 in an exact one. Raises UserError if too much."""
+    """By what share something differs in low precision, at most; 0 in an exact one. Raises UserError if too much."""
     exact = model.dtype in (torch.float32, torch.float64)
     row = _row(model)
     with model.evaluating():
@@ -87,8 +87,8 @@ def _prove(model: LanguageModel, kind: str) -> float:
     # A wrong scale is off by far more than rounding.
     if not close(ours_TV, theirs_TV[:, : model.num_tokens], EXACT if exact else LOW_SAME_PASS):
         raise UserError(
-            f"{kind} makes its logits in a way opdkit does not know (they differ from the scaled and soft-capped output "
-            "of its head), so it would be scored wrongly; use another model, or add its transform to "
+            f"{kind} makes its logits in a way opdkit does not know (they differ from the scaled and soft-capped "
+            "output of its head), so it would be scored wrongly; use another model, or add its transform to "
             "opdkit/engines/anatomy.py."
         )
     together_TH, twice_TH = proof_hidden(model), torch.cat([alone_TH, alone_TH[: len(row[PROOF_SHORT])]])
@@ -104,14 +104,14 @@ def _prove(model: LanguageModel, kind: str) -> float:
     if not cached <= (EXACT if exact else LOW_CACHED):
         raise UserError(
             f"{kind} gives other states when it is read token by token through a cache, in a batch padded on the left, "
-            f"than over each row alone (off by {cached:.2g} of their size): the policy that samples would not be the one "
-            "that is trained; use another model."
+            f"than over each row alone (off by {cached:.2g} of their size): the policy that samples would not be the "
+            "one that is trained; use another model."
         )
     return 0.0 if exact else max(cached, _share(together_TH, twice_TH))
 
 
 def _cached_and_whole(model: LanguageModel, long: list[int], alone_TH: Tensor) -> tuple[Tensor, Tensor]:
-    """States of the last tokens of two rows of different length, [n, H]: as sampling reads them, and of a whole pass."""
+    """States of the last tokens of two rows of different length, [n, H]: as sampling reads them, and in one pass."""
     num = min(SAMPLED, len(long) - 1)
     prompt = max(1, len(long) // 4)
     short = long[-1 - num - prompt :][: num + prompt]

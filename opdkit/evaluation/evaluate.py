@@ -191,7 +191,7 @@ def _sample_all(
     interrupt: Interrupt,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
-    engine, renderer = load_engine(options)
+    engine, renderer = load_engine(options, console)
     _check_fit(loaded, engine, renderer, options)
     for one in loaded:
         tasks[one.set.task].try_out(one.data.problems[0])
@@ -293,7 +293,7 @@ def _sample_set(
         )
 
 
-def load_engine(options: EvaluateOptions) -> tuple[HFEngine, Renderer]:
+def load_engine(options: EvaluateOptions, console: Console) -> tuple[HFEngine, Renderer]:
     model = LanguageModel.load(
         options.model,
         dtype=getattr(torch, options.dtype),
@@ -301,6 +301,8 @@ def load_engine(options: EvaluateOptions) -> tuple[HFEngine, Renderer]:
         trust_remote_code=options.trust_remote_code,
         chat_template=options.chat_template,
     )
+    for warning in model.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     renderer = Renderer(
         model.tokenizer,
         chat_template=model.chat_template,

@@ -66,7 +66,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
     )
     rejected = out.with_name(f"{out.name}.rejected.jsonl")
     done = _open(out, rejected, _identity(options, data.fingerprint))
-    engine, renderer = load_engine(asked)
+    engine, renderer = load_engine(asked, console)
     task, interrupt, counts = make_task(chosen, data.problems[:1]), Interrupt(console), Counter[str]()
     try:
         with interrupt.listening(), Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar:

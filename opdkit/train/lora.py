@@ -33,8 +33,10 @@ _Reason = str | None  # why `all-linear` leaves a matrix out; None: it does not
 
 
 def with_lora(student: LanguageModel, lora: LoraSection, *, path: str, seed: int) -> LanguageModel:
-    """The student with fresh adapters; its `notes` say what they adapt. Raises UserError if that is nothing, or something
-    the model never calls."""
+    """The student with fresh adapters; its `notes` say what they adapt.
+
+    Raises UserError if that is nothing, or something the model never calls.
+    """
     from peft import LoraConfig, get_peft_model
 
     if hasattr(student.module, "peft_config"):
@@ -53,7 +55,7 @@ def with_lora(student: LanguageModel, lora: LoraSection, *, path: str, seed: int
     )
     torch.manual_seed(seed)  # peft draws the adapters from the global generator; nothing else here reads it
     try:
-        module = get_peft_model(student.module, config)  # type: ignore[arg-type]
+        module = get_peft_model(student.module, config)
     except ValueError as error:
         raise UserError(f"model.lora.target_modules = {lora.target_modules!r} does not fit {path}: {error}") from None
     if Path(path).exists():  # a relative path would be lost as soon as somebody evaluates from another folder
@@ -69,7 +71,7 @@ def _matrices(student: LanguageModel) -> Iterator[tuple[str, _Reason]]:
     """Every matrix LoRA could adapt, with the reason why `all-linear` leaves it out."""
     module = student.module
     text = {id(part) for part in student.body.modules()}
-    head = module.get_output_embeddings()  # type: ignore[operator]
+    head = module.get_output_embeddings()
     taken = _names_of_experts(module)
     for name, part in module.named_modules():
         if not isinstance(part, nn.Linear | Conv1D) or part is head:
@@ -135,8 +137,8 @@ def _targets(lora: LoraSection, linear: Mapping[str, _Reason]) -> list[str]:
     if unknown:
         choices = ", ".join(sorted({_leaf(name) for name in usual})) or "none of this model's"
         raise UserError(
-            f"model.lora.target_modules: {', '.join(unknown)} fits no matrix that LoRA can adapt (fused experts are not "
-            f"matrices, and the head must stay plain); choose among: {choices}."
+            f"model.lora.target_modules: {', '.join(unknown)} fits no matrix that LoRA can adapt (fused experts are "
+            f"not matrices, and the head must stay plain); choose among: {choices}."
         )
     chosen = {name for names in found.values() for name in names}
     return [name for name in linear if name in chosen]
@@ -184,10 +186,11 @@ def _sentence(student: LanguageModel, lora: LoraSection, linear: Mapping[str, _R
     matrices = {name.removesuffix(".weight").replace(".base_layer", "") for name in adapted}
     kinds = Counter(_leaf(name) for name in matrices)
     left = Counter(reason for name, reason in linear.items() if reason is not None and name not in matrices)
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    share = sum(p.numel() for p in adapted.values()) / total
     sentence = (
-        f"LoRA r = {lora.r} on {len(matrices)} matrices ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}) "
-        f"with {sum(p.numel() for p in adapted.values()) / total:.1%} of the model's {total:,} parameters; {trained:,} are "
-        "trained"
+        f"LoRA r = {lora.r} on {len(matrices)} matrices ({counts}) with {share:.1%} of the model's {total:,} "
+        f"parameters; {trained:,} are trained"
     )
     if left:
         sentence += f"; left out: {', '.join(f'{n} {reason}' for reason, n in sorted(left.items()))}"
