@@ -13,8 +13,9 @@ V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from opdkit.engines.base import Sampled, SamplingParams
 from opdkit.engines.draw import Uniforms, cuts, draw, uncut_logprob
-from opdkit.engines.model import Ids, LanguageModel
+from opdkit.errors import UserError
+
+if TYPE_CHECKING:  # `engines.prove` runs this loop to prove a model that is being made
+    from opdkit.engines.model import Ids, LanguageModel
 
 FINISHED_SHARE = 1 / 8  # finished rows leave once they are more than this share of the batch: leaving copies the cache
 
@@ -34,16 +38,22 @@ def decode(
     seeds: Sequence[int],
     params: SamplingParams,
     on_finished: Callable[[int], None],
+    *,
+    limits: Sequence[int],
+    drawn: Sequence[int],
 ) -> list[Sampled]:
     """One answer per prompt. Call it without gradients and inside `model.evaluating`; equal prompts are read once.
 
-    `on_finished` gets the number of rows that have finished, after every token.
+    limits       the most tokens each row may get (and not params.max_answer_tokens)
+    drawn        how many numbers of its seed's stream each row has used before
+    on_finished  gets the number of rows that have finished, after every token
     """
-    device, limit, num_rows = model.device, params.max_answer_tokens, len(prompts)
-    batch = _Batch(model, prompts, limit)
+    device, limit, num_rows = model.device, max(limits), len(prompts)
+    batch = Batch(model, prompts, limit)
     head = model.head().trimmed(batch.hidden_BH.dtype)
     memory_BV = batch.hidden_BH.new_empty(num_rows, model.num_tokens)  # fresh memory would cost page faults every step
-    uniforms = Uniforms(seeds, device)
+    uniforms = Uniforms(seeds, device, drawn)
+    limit_B = torch.tensor(limits, device=device)
     is_stop_V = torch.zeros(model.num_tokens, dtype=torch.bool, device=device)
     is_stop_V[[token for token in model.stop_ids if token < model.num_tokens]] = True
     token_TB = torch.zeros(limit, num_rows, dtype=torch.long, device=device)
@@ -59,7 +69,7 @@ def decode(
         logprob_TB[step].index_copy_(0, row_B, logprob_B)
         if uncut_TB is not None:
             uncut_TB[step].index_copy_(0, row_B, uncut_logprob(scores_BV, token_B))
-        stopped_B |= is_stop_V[token_B]
+        stopped_B |= is_stop_V[token_B] | (limit_B[row_B] == step + 1)
         num_stopped = int(stopped_B.sum())
         on_finished(num_rows - len(row_B) + num_stopped)
         if num_stopped == len(row_B) or step + 1 == limit:
@@ -72,10 +82,10 @@ def decode(
         batch.advance(token_B)
     on_finished(num_rows)
     uncut_TB = None if uncut_TB is None else uncut_TB[: step + 1]
-    return _answers(token_TB[: step + 1], logprob_TB[: step + 1], uncut_TB, is_stop_V)
+    return _answers(token_TB[: step + 1], logprob_TB[: step + 1], uncut_TB, is_stop_V, limits)
 
 
-class _Batch:
+class Batch:
     """The transformer's side of the loop: cache, mask and positions. `hidden_BH` predicts each row's next token.
 
     Prompts are padded on the left, so that all rows write the same cache column. The mask hides the padding and
@@ -84,6 +94,7 @@ class _Batch:
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Ids], limit: int) -> None:
         self._body = model.body
+        self._cache_name = _cache_name(model)
         self._cache = _cache(model)
         unique: dict[tuple[int, ...], int] = {}
         for prompt in prompts:
@@ -113,12 +124,14 @@ class _Batch:
         self.hidden_BH = self._forward(token_B[:, None])
 
     def _forward(self, ids_BT: Tensor) -> Tensor:
+        # A state-space model masks the tokens it is given, which behind the prompt are never padding.
+        mask_BT = None if self._cache_name == STATES and ids_BT.shape[1] < self._width else self._mask_BT
         out = self._body(
             input_ids=ids_BT,
-            attention_mask=None if self._mask_BT is None else self._mask_BT[:, : self._width],
+            attention_mask=None if mask_BT is None else mask_BT[:, : self._width],
             position_ids=self._position_BT,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
         )
         return out.last_hidden_state[:, -1]
 
@@ -154,6 +167,20 @@ def _roomier(states_BHTD: Tensor, room: int) -> Tensor:
     return buffer
 
 
+KEYS, STATES = (
+    "past_key_values",
+    "cache_params",
+)  # Mamba's has states instead of keys; most models swallow unknown names
+
+
+def _cache_name(model: LanguageModel) -> str:
+    names = inspect.signature(model.body.forward).parameters
+    for name in (KEYS, STATES):
+        if name in names:
+            return name
+    raise UserError(f"{model.name} takes no cache that opdkit knows ({KEYS} or {STATES}); use another model.")
+
+
 def _cache(model: LanguageModel) -> DynamicCache:
     """The library's cache for this architecture; plain attention layers, and only those, become growing ones."""
     cache = DynamicCache(config=model.body.config)
@@ -161,13 +188,15 @@ def _cache(model: LanguageModel) -> DynamicCache:
     return cache
 
 
-def _answers(token_TB: Tensor, logprob_TB: Tensor, uncut_TB: Tensor | None, is_stop_V: Tensor) -> list[Sampled]:
-    """Each row up to its first stop token; what follows it was drawn for nobody."""
+def _answers(
+    token_TB: Tensor, logprob_TB: Tensor, uncut_TB: Tensor | None, is_stop_V: Tensor, limits: Sequence[int]
+) -> list[Sampled]:
+    """Each row up to its first stop token or its limit; what follows was drawn for nobody."""
     ids_TB, logprobs_TB = token_TB.cpu().numpy(), logprob_TB.cpu().numpy()
     uncut = None if uncut_TB is None else uncut_TB.cpu().numpy()
-    stop_TB = is_stop_V.cpu().numpy()[ids_TB]
+    stop_TB = is_stop_V.cpu().numpy()[ids_TB] & (np.arange(len(ids_TB))[:, None] < limits)
     stopped_B = stop_TB.any(0)
-    length_B = np.where(stopped_B, stop_TB.argmax(0) + 1, len(ids_TB))
+    length_B = np.where(stopped_B, stop_TB.argmax(0) + 1, np.minimum(limits, len(ids_TB)))
     return [
         Sampled(
             answer_ids=tuple(ids_TB[:length, row].tolist()),

@@ -94,8 +94,11 @@ class Uniforms:
     do not depend on the other rows, on their order, or on who has finished.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device, drawn: Sequence[int] | None = None) -> None:
+        """`drawn`: how many numbers of each stream are used already."""
         self._streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
+        for stream, count in zip(self._streams, drawn or (), strict=drawn is not None):
+            stream.random(count)
         self._device = device
         self._ahead: list[Tensor] = []
 

@@ -6,7 +6,8 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,24 +51,51 @@ class HFEngine:
         check_params(params)
         if len(seeds) != len(prompts) or not all(map(len, prompts)):
             raise ValueError("sample needs one seed per prompt, and prompts of at least one token")
-        limit = params.max_answer_tokens
+        limit, switch = params.max_answer_tokens, self.model.switch_length
         self.model.check_fits([len(prompt) + limit for prompt in prompts], f"prompt and max_answer_tokens = {limit}")
+        rows = [_Row(tuple(prompt), seed, limit, 0) for prompt, seed in zip(prompts, seeds, strict=True)]
+        if switch is None:
+            return self._sample(rows, params, progress, len(rows))
+        # Behind the switch every key is another one (`engines.rope`): an answer that crosses it stops there, and goes
+        # on in a pass that reads anew what it has written.
+        short = [row._replace(limit=min(limit, switch + 1 - len(row.prompt))) for row in rows]
+        begun_with = [index for index, row in enumerate(short) if row.limit > 0]
+        answers = self._sample([short[index] for index in begun_with], params, progress, len(rows))
+        begun = dict(zip(begun_with, answers, strict=True))
+        open_rows = [i for i in range(len(rows)) if i not in begun or _cut_short(begun[i], limit)]
+        going_on = [rows[i].behind(begun[i]) if i in begun else rows[i] for i in open_rows]
+        for i, answer in zip(open_rows, self._sample(going_on, params, progress, len(rows)), strict=True):
+            begun[i] = _joined(begun[i], answer) if i in begun else answer
+        return [begun[index] for index in range(len(rows))]
+
+    def _sample(
+        self, rows: Sequence[_Row], params: SamplingParams, progress: Progress | None, num_rows: int
+    ) -> list[Sampled]:
+        """One answer per row, in order; the rows may be read together. `num_rows`: with others that are not here."""
         # Longest first: what does not fit into memory shows at once. Equal prompts become neighbours, to be read once.
-        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), tuple(prompts[row])), reverse=True)
+        order = sorted(range(len(rows)), key=lambda row: (len(rows[row].prompt), rows[row].prompt), reverse=True)
         results: dict[int, Sampled] = {}
 
         def report(num_finished: int) -> None:
             if progress is not None:
-                progress(len(results) + num_finished, len(prompts))
+                progress(min(len(results) + num_finished, num_rows), num_rows)
 
         # Inference mode is a tenth faster here, and safe: only numbers leave the loop.
         with torch.inference_mode(), self.model.using(self.weights), self.model.evaluating():
-            lengths = [len(prompts[row]) + limit for row in order]
+            lengths = [len(rows[row].prompt) + rows[row].limit for row in order]
             for part in _parts(lengths, self.max_tokens_per_batch, LOGIT_BYTES // (4 * self.model.num_tokens)):
-                rows = order[part]
-                answers = decode(self.model, [prompts[r] for r in rows], [seeds[r] for r in rows], params, report)
-                results.update(zip(rows, answers, strict=True))
-        return [results[row] for row in range(len(prompts))]
+                chosen = [rows[row] for row in order[part]]
+                answers = decode(
+                    self.model,
+                    [row.prompt for row in chosen],
+                    [row.seed for row in chosen],
+                    params,
+                    report,
+                    limits=[row.limit for row in chosen],
+                    drawn=[row.drawn for row in chosen],
+                )
+                results.update(zip(order[part], answers, strict=True))
+        return [results[row] for row in range(len(rows))]
 
     def score(
         self,
@@ -104,6 +132,33 @@ class HFEngine:
                 if progress is not None:
                     progress(len(results), len(lengths))
         return [results[row] for row in range(len(lengths))]
+
+
+class _Row(NamedTuple):
+    """An answer to sample: at most `limit` tokens, after `drawn` numbers of its seed's stream."""
+
+    prompt: tuple[int, ...]
+    seed: int
+    limit: int
+    drawn: int
+
+    def behind(self, answer: Sampled) -> _Row:
+        """What is left to sample behind the beginning of an answer."""
+        num = len(answer.answer_ids)
+        return _Row(self.prompt + answer.answer_ids, self.seed, self.limit - num, num)
+
+
+def _cut_short(answer: Sampled, limit: int) -> bool:
+    return answer.finish == "length" and len(answer.answer_ids) < limit
+
+
+def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(beginning, name), getattr(rest, name)])
+        for name in Sampled.__slots__
+        if name.endswith("_T")
+    }
+    return replace(rest, answer_ids=beginning.answer_ids + rest.answer_ids, **arrays)
 
 
 def signals_of(

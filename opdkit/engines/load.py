@@ -15,8 +15,9 @@ from opdkit.errors import UserError
 
 def load_checkpoint(
     path: str, *, dtype: torch.dtype | str, trust_remote_code: bool, attn_implementation: str | None
-) -> tuple[Any, Any]:
-    """(module, tokenizer) of a checkpoint folder, an adapter folder (base plus adapter, never merged) or a hub name.
+) -> tuple[Any, Any, list[str]]:
+    """(module, tokenizer, sentences to be shown) of a checkpoint folder, an adapter folder (base plus adapter, never
+    merged) or a hub name.
 
     Raises UserError if there is no such model, no tokenizer, or weights are missing: transformers would fill them with
     random numbers and carry on.
@@ -25,26 +26,51 @@ def load_checkpoint(
     return _load(path, options)
 
 
-def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
     folder = Path(path)
     _check_folder(path)
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(folder, options)
-    return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
+    module, said = _load_module(path, options)
+    return module, load_tokenizer(path, options["trust_remote_code"]), said
 
 
-def _load_module(path: str, options: Mapping[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The module, and what must be said of it."""
     with _one_sentence(f"{path} cannot be loaded as a causal language model"):
-        module, info = AutoModelForCausalLM.from_pretrained(path, **options, output_loading_info=True)
-    missing = sorted(info["missing_keys"])
+        auto = _auto_class(path, options["trust_remote_code"])
+        module, info = auto.from_pretrained(path, **options, output_loading_info=True)
+    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
         raise UserError(
             f"the checkpoint {path} lacks {len(missing)} of the model's weights (first: {missing[0]}), which would be "
             "random numbers; use a complete checkpoint, or one that was saved with its language-model head."
         )
-    return module
+    if not unused:
+        return module, []
+    return module, [
+        f"{path} holds {len(unused)} weights that a {type(module).__name__} does not have (first: {unused[0]}); they "
+        "are not read, and checkpoints of this run will not have them"
+    ]
+
+
+def _auto_class(path: str, trust_remote_code: bool) -> Any:
+    """A checkpoint of a model that reads images too is loaded whole.
+
+    The text-only class of its type would drop the rest in silence, and what is trained could not take its place.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    text, whole = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    kind = config.model_type
+    if kind in whole and (kind not in text or whole[kind] in (config.architectures or ())):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
@@ -106,12 +132,12 @@ def _check_folder(path: str) -> None:
         raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
 
 
-def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
     """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
     from peft import PeftModel
 
     base_path = _base_of(folder)
-    base, tokenizer = _load(base_path, options)
+    base, tokenizer, said = _load(base_path, options)
     with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
         module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
@@ -119,7 +145,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
         tokenizer = load_tokenizer(str(folder), options["trust_remote_code"])
     if (folder / "generation_config.json").is_file():
         base.generation_config = load_generation_config(str(folder))
-    return module, tokenizer
+    return module, tokenizer, said
 
 
 @contextmanager

@@ -27,9 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from opdkit.contexts.render import PLAIN, Renderer, read_chat_template
+from opdkit.engines.anatomy import (
+    check_parts,
+    ids_without_rows,
+    logit_transform,
+    num_rows,
+    text_body,
+    unread_parts,
+)
 from opdkit.engines.load import load_checkpoint
+from opdkit.engines.prove import close, proof_hidden, prove
+from opdkit.engines.rope import Span, max_length, passes, switch_length
 from opdkit.engines.stops import find_stops
-from opdkit.engines.vocabulary import CommonIds, num_tokens
+from opdkit.engines.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
@@ -42,8 +52,10 @@ class LanguageModel:
 
     Attributes: `module` (as given, possibly a PEFT wrapper), `tokenizer`, `name` (for messages), `chat_template` (None:
     the tokenizer's own; else "plain" or jinja text, see `contexts.render`), `num_tokens` (ids >= it are neither sampled
-    nor scored), `stop_ids` (any of them ends an answer), `end_id` (closes an answer that is written down), `pad_id`
-    (fills unread places), `max_positions` (None: no limit known).
+    nor scored), `num_readable` (ids >= it have no row), `stop_ids` (any of them ends an answer), `end_id` (closes an
+    answer that is written down), `pad_id` (fills unread places), `max_positions` (None: no limit known),
+    `switch_length` (see `engines.rope`), `body` (the transformer without its head; call it inside `evaluating`),
+    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted).
     """
 
     def __init__(
@@ -61,21 +73,26 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name or type(module).__name__
         self.chat_template = chat_template
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
         self._base = module.get_base_model() if hasattr(module, "get_base_model") else module
-        self.num_tokens = self._num_readable = num_tokens(tokenizer)
-        self._absent_ids: Tensor | None = None
+        self.config: Any = self._base.config
+        self.body = text_body(self._base, self.name)
+        check_parts(self._base, self.body, self.name, getattr(module, "active_peft_config", None))
         generation = getattr(self._base, "generation_config", None)
         stops = find_stops(Renderer(tokenizer, chat_template), generation, stop_tokens, name=self.name)
         self.stop_ids, self.end_id = stops.ids, stops.end
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
-        self.max_positions: int | None = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
+        self._limit_ids()
+        self._absent_ids: Tensor | None = None
+        self.max_positions = max_length(self.config)
+        self.switch_length = switch_length(self.config)
         self._stand_ins: tuple[_Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
-        _check_parts(self)
+        self._freeze_unread()
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
                 embedding.padding_idx = None  # torch would drop this id's gradient; it may be the end of text
-        _prove(self)
+        prove(self)
 
     @classmethod
     def load(
@@ -95,24 +112,25 @@ class LanguageModel:
         no tokenizer, weights are missing from the file, or it cannot be scored exactly.
         """
         template = read_chat_template(chat_template)
-        module, tokenizer = load_checkpoint(
+        module, tokenizer, said = load_checkpoint(
             str(path), dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it
-        return cls(module.to(device), tokenizer, name=str(path), chat_template=template, stop_tokens=stop_tokens)
+        model = cls(module.to(device), tokenizer, name=str(path), chat_template=template, stop_tokens=stop_tokens)
+        model.warnings[:0] = said
+        return model
 
     def renderer(self, **how: Any) -> Renderer:
         """How the model reads and writes: its tokenizer, template and stops, and `how` (the other fields)."""
         return Renderer(self.tokenizer, self.chat_template, stop_ids=self.stop_ids, **how)
 
-    def limit_to(self, common: CommonIds | None) -> None:
-        """From now on answers are made of these ids alone, and compared on them alone; None: of all of them.
+    def limit_to(self, end: int, absent: Sequence[int] = ()) -> None:
+        """From now on answers are made of ids below `end` that are not `absent`, and compared on them alone.
 
-        Prompts may hold any id of the tokenizer: they are read, not scored.
+        Prompts may hold any id below `num_readable`: they are read, not scored.
         """
-        self.num_tokens = self._num_readable if common is None else common.end
-        absent = () if common is None else common.absent
+        self.num_tokens = end
         self._absent_ids = torch.tensor(absent, device=self.device) if absent else None
 
     def save(self, path: Path) -> None:
@@ -142,7 +160,7 @@ class LanguageModel:
 
         The weight is the live parameter (or its stand-in from `weights`), so gradients reach it.
         """
-        scale, softcap = _logit_transform(self._base.config)
+        scale, softcap = logit_transform(self.config)
         with self.using(weights):
             head = self._head_module
             bias_V = getattr(head, "bias", None)
@@ -175,16 +193,22 @@ class LanguageModel:
         if not any(map(len, answers)):
             return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
         self.check_fits([len(row) + 1 for row in rows], what="context and answer")
-        longest = max(map(len, rows))
-        where_N = np.concatenate(
-            [
-                row * longest + len(context) - 1 + np.arange(len(answer))
-                for row, (context, answer) in enumerate(zip(contexts, answers, strict=True))
-            ]
-        )
+        spans = [Span(row, len(context) - 1, len(rows[row])) for row, context in enumerate(contexts)]
+        parts = passes(spans, self.switch_length)
         with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):
-            out = self.body(input_ids=self.padded(rows, side="right"), use_cache=False)
-        hidden_BTH = out.last_hidden_state
+            hidden = [self._read(rows, part) for part in parts]
+        if len(hidden) == 1:
+            return hidden[0]
+        place = [(row, position) for part in parts for row, start, end in part for position in range(start, end)]
+        order_N = torch.tensor(sorted(range(len(place)), key=place.__getitem__), device=self.device)
+        return torch.cat(hidden).index_select(0, order_N)
+
+    def _read(self, rows: Sequence[Ids], spans: Sequence[Span]) -> Tensor:
+        """One pass over the beginnings of these rows: the states that the spans ask for, [N, H]."""
+        longest = max(end for _, _, end in spans)
+        where_N = np.concatenate([line * longest + np.arange(start, end) for line, (_, start, end) in enumerate(spans)])
+        ids_BT = self.padded([rows[row][:end] for row, _, end in spans], side="right")
+        hidden_BTH = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH.flatten(0, 1).index_select(0, torch.from_numpy(where_N).to(hidden_BTH.device))
 
     def padded(self, rows: Sequence[Ids], *, side: Literal["left", "right"]) -> Tensor:
@@ -194,16 +218,15 @@ class LanguageModel:
         for row, ids in enumerate(rows):
             start = longest - len(ids) if side == "left" else 0
             ids_BT[row, start : start + len(ids)] = ids
-        if not 0 <= ids_BT.min() <= ids_BT.max() < self._num_readable:
-            raise ValueError(
-                f"ids from {ids_BT.min()} to {ids_BT.max()}, but the tokenizer has {self._num_readable} tokens"
+        low, high = int(ids_BT.min()), int(ids_BT.max())
+        if high in self._without_rows:
+            raise UserError(
+                f"a text holds {self._without_rows[high]!r} (id {high}), for which {self.name} has no embedding "
+                f"(it has {self.num_readable} rows); remove it from the data, or use a model that knows it."
             )
+        if not 0 <= low <= high < self.num_readable:
+            raise ValueError(f"ids from {low} to {high}, but the tokenizer has {self.num_readable} tokens")
         return torch.from_numpy(ids_BT).to(self.device)
-
-    @property
-    def body(self) -> nn.Module:
-        """The transformer without its head; call it inside `evaluating`."""
-        return self._base.base_model
 
     @contextmanager
     def using(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -259,7 +282,7 @@ class LanguageModel:
 
         if not getattr(self._base, "supports_gradient_checkpointing", False):
             raise UserError(f"{self.name} does not support gradient checkpointing; turn it off.")
-        plain_NH = _proof_hidden(self)
+        plain_NH = proof_hidden(self)
         options = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
         # transformers 5.23 renames the method and deprecates the old name; 5.5 has only the old one.
         name = "activation_checkpointing_enable"
@@ -267,8 +290,8 @@ class LanguageModel:
         enable(options)
         self._checkpointed = tuple(m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer))
         with torch.enable_grad():
-            replayed_NH = _proof_hidden(self).detach()
-        if not _close(replayed_NH, plain_NH, 1e-3):
+            replayed_NH = proof_hidden(self).detach()
+        if not close(replayed_NH, plain_NH, 1e-3):
             raise UserError(
                 f"{self.name} has dropout inside its layers, which gradient checkpointing would switch on; "
                 "set the dropout rates to 0 in its config.json or turn gradient checkpointing off."
@@ -284,6 +307,37 @@ class LanguageModel:
                     f"row {row} needs {length} positions ({what}), but {self.name} has {self.max_positions}; "
                     "shorten the prompt, lower max_answer_tokens, or use a model with a longer context."
                 )
+
+    def _limit_ids(self) -> None:
+        """Ids that exist are the tokenizer's that have rows. Raises UserError where no answer could end any more."""
+        rows, vocabulary = num_rows(self._base), num_tokens(self.tokenizer)
+        self.num_tokens = self.num_readable = min(rows, vocabulary)
+        self._without_rows = dict(ids_without_rows(self.tokenizer, rows, self.name))
+        if self._without_rows:
+            first, token = next(iter(self._without_rows.items()))
+            self.warnings.append(
+                f"{self.name} has {rows} rows and its tokenizer {len(self._without_rows)} added tokens beyond them "
+                f"(first: {token!r}, id {first}); they are never sampled, and a text that holds one is refused"
+            )
+        if min(self.stop_ids) >= self.num_tokens:
+            raise UserError(
+                f"{self.name} has {rows} rows, none of them for a stop token (ids {sorted(self.stop_ids)}), so no "
+                "answer could ever end; resize its embeddings, or set another eos_token."
+            )
+        pad_id = self.tokenizer.pad_token_id
+        self.pad_id = min(self.stop_ids) if pad_id is None or pad_id >= self.num_tokens else pad_id
+
+    def _freeze_unread(self) -> None:
+        parts = unread_parts(self._base, self.body)
+        for part in parts.values():
+            part.requires_grad_(False)
+        if parts:
+            size = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
+            names = ", ".join(list(parts)[:3]) + (", ..." if len(parts) > 3 else "")
+            self.warnings.append(
+                f"{self.name} is a {type(self._base).__name__}: only its text model is read and trained; {size:,} "
+                f"parameters beside it ({names}) stay as they are"
+            )
 
     @property
     def _head_module(self) -> Any:
@@ -324,90 +378,3 @@ def _swapped(slots: tuple[_Slot, ...]) -> Iterator[None]:
     finally:
         for owner, leaf, parameter in originals:
             owner._parameters[leaf] = parameter
-
-
-def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """(scale, soft-cap): logits = cap(scale * (hidden @ weight.T + bias)). `_prove` is what makes it trustworthy."""
-    text = config.get_text_config()
-    scale = 1.0
-    if getattr(text, "logit_scale", None) is not None:  # Cohere
-        scale *= text.logit_scale
-    if getattr(text, "logits_scaling", None) is not None:  # Granite
-        scale /= text.logits_scaling
-    return scale, getattr(text, "final_logit_softcapping", None)  # Gemma
-
-
-def _check_parts(model: LanguageModel) -> None:
-    """Raise UserError unless body and head can be taken apart."""
-    base, name = model._base, model.name
-    config = getattr(model.module, "active_peft_config", None)
-    if config is not None and config.is_prompt_learning:
-        raise UserError(
-            f"{name} is a {config.peft_type} adapter; only adapters inside the layers (LoRA) are supported."
-        )
-    if base.config.is_encoder_decoder:
-        raise UserError(f"{name} is an encoder-decoder; use a decoder-only causal language model.")
-    head = base.get_output_embeddings()
-    if head is None or base.base_model is base:
-        raise UserError(f"{name} has no language-model head; use a causal language model.")
-    weight = getattr(head, "weight", None)
-    adapted = hasattr(head, "base_layer") or hasattr(head, "original_module")  # how peft wraps what it adapts or copies
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or adapted:
-        raise UserError(
-            f"the output head of {name} is a {type(head).__name__}, not one plain matrix; "
-            "leave the head out of the adapter's targets and of modules_to_save, and unquantised."
-        )
-    if weight.shape[0] < model.num_tokens:
-        raise UserError(
-            f"{name} has {weight.shape[0]} output rows for a tokenizer of {model.num_tokens} tokens; "
-            "use the tokenizer the model was trained with, or resize the model's embeddings."
-        )
-
-
-def _prove(model: LanguageModel) -> None:
-    """Raise UserError unless our hidden states and head give the module's own logits, and no token sees a later one."""
-    row = _proof_row(model)
-    exact = model.dtype in (torch.float32, torch.float64)
-    with torch.no_grad():
-        with model.evaluating():
-            theirs_TV = model.module(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
-        alone_TH = model.hidden([row[:1]], [row[1:]])
-        together_TH = _proof_hidden(model)
-        head = model.head().trimmed(alone_TH.dtype)
-        ours_TV = head.logits(head.project(alone_TH), temperature=1.0)
-    if not bool(theirs_TV.isfinite().all()):
-        raise UserError(
-            f"{model.name} gives logits that are not finite numbers in {model.dtype}; "
-            "use bfloat16 or float32, or another copy of its weights."
-        )
-    if not _close(together_TH, torch.cat([alone_TH, alone_TH[: len(row[PROOF_SHORT])]]), 1e-4 if exact else 1e-1):
-        raise UserError(
-            f"{model.name} is not causal: tokens that follow change the states before them; "
-            "use a causal (left-to-right) language model."
-        )
-    # Low precision rounds the same logits in another order; a wrong scale is off by far more than that.
-    if not _close(ours_TV, theirs_TV[:-1, : model.num_tokens], 1e-4 if exact else 2e-2):
-        raise UserError(
-            f"{model.name} (model type {model._base.config.model_type}) makes its logits in a way opdkit does not know "
-            "(they differ from the scaled and soft-capped output of its head), so it would be scored wrongly; "
-            "use another model, or add its transform to opdkit/engines/model.py."
-        )
-
-
-PROOF_LENGTH, PROOF_SHORT = 9, slice(1, 4)  # tokens of the long row; answer tokens of the short one beside it
-
-
-def _proof_row(model: LanguageModel) -> list[int]:
-    length = PROOF_LENGTH if model.max_positions is None else min(PROOF_LENGTH, model.max_positions)
-    return [(1 + 31 * index * index) % model.num_tokens for index in range(length)]
-
-
-def _proof_hidden(model: LanguageModel) -> Tensor:
-    row = _proof_row(model)
-    return model.hidden([row[:1], row[:1]], [row[1:], row[PROOF_SHORT]])
-
-
-def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    """Whether the largest difference is at most `tolerance` of the largest entry. NaN is never close."""
-    ours, theirs = ours.double(), theirs.double()
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())

@@ -198,7 +198,7 @@ def _sample_all(
     interrupt: Interrupt,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
-    engine, renderer = load_engine(options, clock)
+    engine, renderer = load_engine(options, console, clock)
     _check_fit(loaded, engine, renderer, options)
     for one in loaded:
         tasks[one.set.task].try_out(one.data.problems[0])
@@ -307,7 +307,7 @@ def _sample_set(
         )
 
 
-def load_engine(options: EvaluateOptions, now: datetime | None = None) -> tuple[HFEngine, Renderer]:
+def load_engine(options: EvaluateOptions, console: Console, now: datetime | None = None) -> tuple[HFEngine, Renderer]:
     """now: the date for a chat template that prints it; None: today's."""
     model = LanguageModel.load(
         options.model,
@@ -317,6 +317,8 @@ def load_engine(options: EvaluateOptions, now: datetime | None = None) -> tuple[
         chat_template=options.chat_template,
         stop_tokens=options.stop_tokens,
     )
+    for warning in model.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     renderer = model.renderer(
         template_kwargs=options.template_kwargs,
         close_thinking=options.close_thinking,

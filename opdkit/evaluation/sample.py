@@ -72,7 +72,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
     rejected = out.with_name(f"{out.name}.rejected.jsonl")
     clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))
     done = _open(out, rejected, _identity(options, data.fingerprint) | {"clock": clock.isoformat()})
-    engine, renderer = load_engine(asked, clock)
+    engine, renderer = load_engine(asked, console, clock)
     task, interrupt, counts = make_task(chosen, data.problems[:1]), Interrupt(console), Counter[str]()
     try:
         with interrupt.listening(), Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar:

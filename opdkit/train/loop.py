@@ -99,6 +99,11 @@ class Parts:
             if self.teacher:
                 self.teacher.load_state(saved.tensors("teacher"))
 
+    def warnings(self) -> list[str]:
+        """What loading the models found."""
+        teacher = self.teacher.model.warnings if self.teacher and self.teacher.model is not self.student else []
+        return [*self.student.warnings, *teacher]
+
 
 class Run:
     """One run while it lasts."""
@@ -118,8 +123,10 @@ class Run:
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
-        for sentence in [*warnings(recipe), *doubts]:
+        for sentence in [*warnings(recipe), *doubts, *parts.warnings()]:
             self._warn(sentence)
+        for sentence in parts.student.notes:
+            console.print(escape(sentence), highlight=False, soft_wrap=True)
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()

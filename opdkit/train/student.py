@@ -9,6 +9,7 @@ import torch
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
+from opdkit.train.lora import with_lora
 
 
 def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
@@ -26,7 +27,7 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
         stop_tokens=section.stop_tokens,
     )
     if section.lora and resume_from is None:
-        student = _with_lora(student, recipe)
+        student = with_lora(student, section.lora, path=section.path, seed=recipe.seed, stop_tokens=section.stop_tokens)
     if section.gradient_checkpointing:
         student.checkpoint_activations()
     return student
@@ -47,35 +48,3 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f'model.device = "{name}" is not to be had here ({reason}); use "auto" or "cpu"') from None
     return device
-
-
-def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
-    from peft import LoraConfig, get_peft_model
-
-    lora = recipe.model.lora
-    assert lora is not None
-    if hasattr(student.module, "peft_config"):
-        raise UserError(
-            f"model.path = {recipe.model.path} is itself an adapter; remove model.lora to go on training that adapter"
-        )
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    torch.manual_seed(recipe.seed)  # peft draws the adapters from the global generator; nothing else here reads it
-    try:
-        module = get_peft_model(student.module, config)
-    except ValueError as error:
-        raise UserError(
-            f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}"
-        ) from None
-    base = Path(recipe.model.path)
-    if base.exists():  # a relative path would be lost as soon as somebody evaluates from another folder
-        module.peft_config["default"].base_model_name_or_path = str(base.resolve())
-    return LanguageModel(
-        module,
-        student.tokenizer,
-        name=student.name,
-        chat_template=student.chat_template,
-        stop_tokens=recipe.model.stop_tokens,
-    )

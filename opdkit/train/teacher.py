@@ -239,8 +239,10 @@ def make_teacher(
 def limit_to_common(student: LanguageModel, teacher: LanguageModel) -> None:
     """From now on both say and hear only the ids that mean the same to both. Raises UserError if those are too few."""
     common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
+    end = min(student.num_readable, teacher.num_readable)  # of one tokenizer, Gemma 3 4B has a row more than 1B
+    end, absent = (end, ()) if common is None else (min(end, common.end), common.absent)
     for model in (student, teacher):
-        model.limit_to(common)
+        model.limit_to(end, [token for token in absent if token < end])
 
 
 def _other_model(recipe: Recipe, student: LanguageModel) -> LanguageModel:

@@ -135,11 +135,11 @@ def test_published_estimators_stand_beside_ours(options: EvaluateOptions, tmp_pa
     assert list(written["eval"]["arithmetic:merge-2:test"]["pass_at_k"]) == ["1", "2", "3", "4"]
 
 
-def test_thinking_is_closed_as_in_training(options: EvaluateOptions) -> None:
+def test_thinking_is_closed_as_in_training(options: EvaluateOptions, console: Console) -> None:
     """The prompt that `model.close_thinking` trains on; other answers' identity knows the difference."""
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     for closed, ending in ((True, "<think></think>\n\n"), (False, "<think>")):
-        _, renderer = module.load_engine(replace(options, close_thinking=closed))
+        _, renderer = module.load_engine(replace(options, close_thinking=closed), console)
         asked = replace(renderer, chat_template=template).prompt_text([{"role": "user", "content": "1"}])
         assert asked == "1" + ending
 
