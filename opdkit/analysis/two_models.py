@@ -134,7 +134,7 @@ def read_source(path: Path, name: str, reading: Reading) -> Source:
     if path.is_file():
         raise UserError(f"{path} is no source of answers: give a run folder or a .parquet file of rows")
     folder = RunFolder(path)
-    recipe = folder.read_recipe()
+    recipe = folder.read_whole_recipe()
     steps = folder.row_steps()
     step = reading.step if reading.step is not None else max(steps, default=0)
     if step not in steps:

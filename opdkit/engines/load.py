@@ -14,23 +14,30 @@ from opdkit.errors import UserError
 
 
 def load_checkpoint(
-    path: str, *, dtype: torch.dtype | str, trust_remote_code: bool, attn_implementation: str | None
+    path: str,
+    *,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
+    attn_implementation: str | None,
+    base: str | None = None,
 ) -> tuple[Any, Any]:
     """(module, tokenizer) of a checkpoint folder, an adapter folder (base plus adapter, never merged) or a hub name.
+
+    base: where an adapter's base model is, if not where its folder says.
 
     Raises UserError if there is no such model, no tokenizer, or weights are missing: transformers would fill them with
     random numbers and carry on.
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
-    return _load(path, options)
+    return _load(path, options, base)
 
 
-def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load(path: str, options: Mapping[str, Any], base: str | None = None) -> tuple[Any, Any]:
     folder = Path(path)
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options)
+        return _load_adapter(folder, options, base)
     return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
 
 
@@ -63,18 +70,18 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) -> tuple[Any, Any]:
     """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
     from peft import PeftConfig, PeftModel
 
     with _one_sentence(f"{folder} holds no readable adapter"):
-        base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        base_path = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_path:
         raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
-    base, tokenizer = _load(base_path, options)
+    module, tokenizer = _load(base_path, options)
     with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
-        module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        module = PeftModel.from_pretrained(module, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(str(folder), options["trust_remote_code"])
     return module, tokenizer

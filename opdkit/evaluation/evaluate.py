@@ -30,7 +30,6 @@ from opdkit.evaluation.results import (
     Store,
     StoredAnswer,
     interval,
-    locked,
     measure,
     over_sets,
     problems_path,
@@ -46,6 +45,7 @@ from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.rollouts import sample_rollouts
+from opdkit.train.run_folder import Lock
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
 
@@ -148,7 +148,7 @@ def evaluate_model(
 
         check_verifier(verifier, {task_named(set_.task).main.name for set_ in sets})
     folder = out or Path("runs") / "evaluate" / slug(options.model)
-    with locked(folder):
+    with Lock(folder):
         return _evaluate(options, sets, folder, console, missing or {}, with_published, verifier)
 
 

@@ -14,8 +14,7 @@ import gzip
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +28,7 @@ from opdkit.measure.published import Published, published
 from opdkit.measure.votes import SameAnswer
 from opdkit.tasks.math_votes import math_votes
 from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.run_folder import Lock, atomic_write
+from opdkit.train.run_folder import atomic_write
 from opdkit.types import Finish, Problem, Rollout
 
 RESULT = "result.json"
@@ -88,23 +87,6 @@ class Store:
         rows = [asdict(answer) for answer in answers]
         append_lines(self.path, [self._header, *rows] if self._is_new else rows)
         self._is_new = False
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process writes a result at a time: two would sample the same answers twice."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / ".lock")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
-    try:
-        yield
-    finally:
-        if [path.name for path in folder.iterdir()] == [".lock"]:  # refused: it leaves nothing
-            (folder / ".lock").unlink()
-            folder.rmdir()
-        lock.release()
 
 
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
-from opdkit.metrics import Metric, MetricsLog
+from opdkit.metrics import Metric, MetricsLog, read_metrics
 from opdkit.recipe import Recipe, warnings
 from opdkit.tasks.guard import make_task
 from opdkit.train import checkpoint
@@ -31,7 +31,7 @@ from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
 from opdkit.train.pass_rates import grades_the_student, measure_pass_rates
-from opdkit.train.resume import check_same_recipe
+from opdkit.train.resume import check_same_recipe, last_bits
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.stages import Stages
@@ -65,16 +65,38 @@ def train(
         for source in recipe.eval.sources
     }
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
-    existing = RunFolder.check(recipe.run_dir, resume=resume, overwrite=overwrite)
-    saved = checkpoint.latest(existing.checkpoints) if resume else None
-    if resume:
-        check_same_recipe(existing.read_recipe(), recipe.as_dict(), steps_taken=saved.step if saved else 0)
-    parts = Parts(recipe, saved)
-    with (
-        closing(Run(recipe, parts, data, eval_sets, console)) as run,
-        RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder,
-    ):
-        return run.go(folder, saved)
+    with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
+        saved, changed, said = _found(folder, recipe) if resume else (None, {}, [])
+        with closing(Run(recipe, Parts(recipe, saved), data, eval_sets, console)) as run:
+            for sentence in said:
+                run.warn(sentence)
+            folder.prepare(overwrite=overwrite)
+            return run.go(folder, saved, changed)
+
+
+def _found(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, dict[str, Any], list[str]]:
+    """The checkpoint that a resumed run goes on from, the keys that are other ones than its recipe's, and what has to
+    be said about either. Raises UserError where it cannot go on."""
+    saved = checkpoint.latest(folder.checkpoints)
+    step = saved.step if saved else 0
+    models = {key: path for key, path in _model_paths(recipe) if _same_files(folder, key, path)}
+    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
+    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
+    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+    if kept < step:
+        said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
+    return saved, changed, said
+
+
+def _model_paths(recipe: Recipe) -> list[tuple[str, str]]:
+    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path}
+    return [(key, path) for key, path in named.items() if path]
+
+
+def _same_files(folder: RunFolder, key: str, path: str) -> bool:
+    """Whether the model at `path` is the one the run began with, whatever its path was then."""
+    began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
+    return began is not None and began == model_digest(Path(path))
 
 
 LOST_SHARE = 0.2  # of the answers; from here on the summary says so
@@ -110,7 +132,7 @@ class Run:
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         for sentence in warnings(recipe):
-            self._warn(sentence)
+            self.warn(sentence)
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()
@@ -136,14 +158,20 @@ class Run:
     def close(self) -> None:
         self.task.close()
 
-    def go(self, folder: RunFolder, saved: checkpoint.Saved | None) -> dict[str, Any]:
-        """Write the run to `folder`, from the checkpoint it goes on from."""
+    def go(
+        self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the run to `folder`, from the checkpoint it goes on from, with the recipe's keys that were changed."""
         recipe, state = self.recipe, self.state
         if saved:
             self._restore(saved)
         folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
-        folder.write_environment(self._fingerprints(), task=self.task.describe())
+        models = {key: model_digest(Path(path)) for key, path in _model_paths(recipe)}
+        for sentence in folder.write_environment(
+            self._fingerprints(models), task=self.task.describe(), models=models, changed=changed
+        ):
+            self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
         self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
         log = MetricsLog(
@@ -247,7 +275,7 @@ class Run:
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
         if self.state.step and not self.folder.evaluation(0).exists():
-            self._warn("the student was not evaluated before its first step, and no longer can be")
+            self.warn("the student was not evaluated before its first step, and no longer can be")
             return {}
         return self._evaluate_student(0, "student before")
 
@@ -264,14 +292,14 @@ class Run:
             return None
         return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
 
-    def _fingerprints(self) -> dict[str, str]:
+    def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
         prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
         prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
-        teacher, lora = self.recipe.teacher.path, self.recipe.model.lora
-        for path in filter(None, (teacher, self.recipe.model.path if lora else None)):
-            if (digest := model_digest(Path(path))) is not None:
-                prints[path] = digest
+        not_saved = ("teacher.path", "model.path") if self.recipe.model.lora else ("teacher.path",)
+        prints |= {
+            path: digest for key, path in _model_paths(self.recipe) if (digest := models[key]) and key in not_saved
+        }
         return prints
 
     def _check_evaluations(self) -> None:
@@ -310,7 +338,7 @@ class Run:
                 "or use a model with more positions"
             )
         if long:
-            self._warn(
+            self.warn(
                 f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
                 f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
@@ -333,24 +361,24 @@ class Run:
         ):
             share = counters.get(name, 0.0) / max(1.0, counters.get("answers", 0.0))
             if share > LOST_SHARE:
-                self._warn(f"{share:.0%} of the answers {why}")
+                self.warn(f"{share:.0%} of the answers {why}")
         if crashes := counters.get("grader_crashes"):
-            self._warn(f"the grader failed on {crashes:.0f} answers, which stayed ungraded")
+            self.warn(f"the grader failed on {crashes:.0f} answers, which stayed ungraded")
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
-            self._warn(sentence)
+            self.warn(sentence)
 
     def _warn_of_rows(self, data: Dataset) -> None:
         if data.dropped:
             where, why = data.dropped[0]
-            self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
+            self.warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
         if data.num_duplicate_ids:
-            self._warn(
+            self.warn(
                 f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
             )
 
-    def _warn(self, sentence: str) -> None:
+    def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
         self.console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
 

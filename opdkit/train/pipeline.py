@@ -47,7 +47,7 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}
     if missing := [sentence for name, sentence in pipeline.missing() if name in to_come]:
         raise UserError("\n".join(f"{pipeline.file}: {sentence}" for sentence in missing))
-    lock = record.lock()
+    lock = Lock(pipeline.folder)
     try:
         record.read()  # again: another process may have come and gone
         record.forget(again)
@@ -79,15 +79,6 @@ class Record:
         self.pipeline = pipeline
         self.path = pipeline.folder / RECORD
         self.read()
-
-    def lock(self) -> Lock:
-        try:
-            self.pipeline.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot create {self.pipeline.folder} ({error.strerror}); choose another runs_dir"
-            ) from error
-        return Lock(self.pipeline.folder / ".lock")
 
     def read(self) -> None:
         self.content: dict[str, Any] = {"name": self.pipeline.name, "stages": {}}

@@ -23,9 +23,13 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
         trust_remote_code=section.trust_remote_code,
         chat_template=section.chat_template,
         attn_implementation=section.attn_implementation,
+        base=section.path if section.lora else None,  # it may have been moved since the checkpoint was written
     )
     if section.lora and resume_from is None:
         student = _with_lora(student, recipe)
+    base = Path(section.path)
+    if section.lora and base.exists():  # a relative path would be lost as soon as somebody evaluates from elsewhere
+        student.module.peft_config["default"].base_model_name_or_path = str(base.resolve())
     if section.gradient_checkpointing:
         student.checkpoint_activations()
     return student
@@ -68,7 +72,4 @@ def _with_lora(student: LanguageModel, recipe: Recipe) -> LanguageModel:
         raise UserError(
             f"model.lora.target_modules = {lora.target_modules!r} fits no module of the model: {error}"
         ) from None
-    base = Path(recipe.model.path)
-    if base.exists():  # a relative path would be lost as soon as somebody evaluates from another folder
-        module.peft_config["default"].base_model_name_or_path = str(base.resolve())
     return LanguageModel(module, student.tokenizer, name=student.name, chat_template=student.chat_template)

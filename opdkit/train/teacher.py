@@ -22,7 +22,7 @@ from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe
-from opdkit.train.optimizer import Optimizer
+from opdkit.train.optimizer import Optimizer, check_tensors
 from opdkit.types import Needs, TeacherSignal
 
 Weights = Callable[[], Mapping[str, Tensor] | None]
@@ -75,7 +75,8 @@ class Teacher:
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        assert not state
+        """Raises UserError unless `state` has exactly the tensors that this teacher saves."""
+        check_tensors("teacher", state, {})
 
 
 class InitialTeacher(Teacher):
@@ -90,6 +91,7 @@ class InitialTeacher(Teacher):
         return dict(self._kept)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self._kept))
         self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
 
 
@@ -116,6 +118,7 @@ class EMATeacher(Teacher):
         return dict(self.average)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self.average))
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
     def _as_computed(self) -> Mapping[str, Tensor]:
@@ -239,6 +242,10 @@ def _kwargs(recipe: Recipe) -> Mapping[str, object]:
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def _live(optimizer: Optimizer) -> Weights:
