@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -242,14 +243,17 @@ def _show_row(found: Inspection, number: int, renderer: Renderer | None) -> None
 
 
 def _tokenizer(model: str) -> Any:
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+    is_folder = Path(model).is_dir()
+    if not is_folder and not may_be_on_hub(model):
         raise UserError(f"--model {model}: there is no such folder; give one in Hugging Face format, or a hub id")
     from transformers import AutoTokenizer
 
+    said = None
     try:
-        return AutoTokenizer.from_pretrained(model)
+        with nullcontext() if is_folder else asked_once(model, "model") as said:
+            return AutoTokenizer.from_pretrained(model)
     except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = said or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--model {model} has no tokenizer that can be loaded: {reason}") from None
 
 

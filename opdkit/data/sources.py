@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None
         if split is not None and split != tail:
             raise UserError(f"{source} names the split {tail!r} and split says {split!r}: keep one of them")
         return Path(head).expanduser(), tail
-    if path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~")) or not _HUB_NAME.fullmatch(source):
+    match = _HUB_NAME.fullmatch(source)
+    is_local = path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~"))
+    if is_local or match is None or not may_be_on_hub(match["name"]):
         raise UserError(f"no data at {source}: there is no such file or folder{_near_names(path)}")
     return None, split
 
@@ -297,13 +300,14 @@ def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[Loc
     split = match["split"] or split
     import datasets
 
+    reason = None
     try:
-        loaded = datasets.load_dataset(name, config, split=split, revision=match["revision"])
+        with asked_once(name, "dataset", match["revision"]) as reason:
+            loaded = datasets.load_dataset(name, config, split=split, revision=match["revision"])
     except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
-        near = _near_names(Path(name)) if Path(name).parent.is_dir() else ""
         raise UserError(
-            f"there is no file or folder {name}{near.rstrip('?')}, and the hub dataset {name} could not be loaded: "
-            f"{_first_words(error)}; without a connection, copy the data set here and name its folder"
+            f"there is no such folder or file {name}, and the hub dataset {name} could not be loaded: "
+            f"{reason or _first_words(error)}; without a connection, copy the data set here and name its folder"
         ) from None
     return _dataset_rows(loaded, name, None, keep)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +12,10 @@ from typing import Any
 
 import torch
 
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def load_checkpoint(
@@ -33,26 +38,92 @@ def load_checkpoint(
 
 
 def _load(path: str, options: Mapping[str, Any], base: str | None = None) -> tuple[Any, Any]:
+    check_model_path(path)
     folder = Path(path)
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options, base)
-    return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
+    with _found(path), quiet_libraries():
+        if (folder / "adapter_config.json").is_file():
+            return _load_adapter(folder, options, base)
+        return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
+
+
+def check_model_path(path: str) -> None:
+    """Raises UserError for what can be neither a model's folder nor a hub name. Loads nothing and asks nobody."""
+    try:
+        is_there, is_folder = os.path.lexists(path), Path(path).is_dir()
+    except (OSError, ValueError):  # too long a name, a NUL in it
+        is_there = is_folder = False
+    if is_there and path and not is_folder:
+        raise UserError(f"the model {path[:200]} is no folder; give a folder with a config.json, or a hub name.")
+    if not path or not (is_there or may_be_on_hub(path)):
+        raise UserError(
+            f"there is no such folder {path[:200]!r}, and it is no hub name; give a model's folder, with a config.json in "
+            "it, or a name on the hub (owner/name)."
+        )
+
+
+@contextmanager
+def _found(path: str) -> Iterator[None]:
+    """The hub is asked once where `path` is no folder; the refusal then says that there is none, and what it said."""
+    if Path(path).exists():
+        yield
+        return
+    with asked_once(path, "model") as reason:
+        try:
+            yield
+        except UserError as error:
+            if reason is None:
+                raise
+            raise UserError(
+                f"there is no such folder {path}, and no model of that name is to be had from the hub ({reason}); "
+                "check the path, or without a connection copy the model here and name its folder."
+            ) from error
 
 
 def _load_module(path: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _one_sentence(f"{path} cannot be loaded as a causal language model"):
-        module, info = AutoModelForCausalLM.from_pretrained(path, **options, output_loading_info=True)
-    missing = sorted(info["missing_keys"])
-    if missing:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            path, **options, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, wanted = misfits[0]
+        raise UserError(
+            f"the checkpoint {path} does not fit its config.json: {len(misfits)} of its weights have other sizes "
+            f"(first: {name} is {list(found)}, and should be {list(wanted)}); use the config.json it was saved with."
+        )
+    if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"the checkpoint {path} lacks {len(missing)} of the model's weights (first: {missing[0]}), which would be "
             "random numbers; use a complete checkpoint, or one that was saved with its language-model head."
         )
+    if unused := sorted(info["unexpected_keys"]):
+        _log.warning(
+            "warning %s has %d weights that its config.json has no place for (first: %s); they are not used",
+            path, len(unused), unused[0],
+        )  # fmt: skip
     return module
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What transformers prints while it loads (bars, and a table of what is wrong with a checkpoint, which we say in a
+    sentence) is left out. Bars of downloads stay: they take long."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as theirs
+
+    level, has_bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    has_hub_bars = not are_progress_bars_disabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    if has_hub_bars:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if has_bars:
+            theirs.enable_progress_bar()
 
 
 def load_tokenizer(path: str, trust_remote_code: bool) -> Any:

@@ -19,12 +19,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.train.run_folder import sync_folder
@@ -107,8 +108,9 @@ def save(
 
 def save_model(model: LanguageModel, path: Path) -> None:
     """The weights as they are trained (float32) and the tokenizer, as transformers or peft load any checkpoint."""
-    model.module.save_pretrained(path)
-    model.tokenizer.save_pretrained(path)
+    with quiet_libraries():
+        model.module.save_pretrained(path)
+        model.tokenizer.save_pretrained(path)
 
 
 def latest(folder: Path) -> Saved | None:
@@ -159,7 +161,7 @@ def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
             f"{path} has checkpoint format {state.get('version')}; this opdkit reads {VERSION}: use the one that "
             "wrote it"
         )
-    step, counters, pass_rates = (state.get(key) for key in ("step", "counters", "pass_rates"))
+    step, counters, pass_rates = state.get("step"), state.get("counters"), state.get("pass_rates")
     files = state.get("files")
     if type(step) is not int or path.name != f"step_{step:06d}":
         raise _Damaged(f"its state.json is of step {step!r}")
@@ -184,7 +186,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _are_numbers(table: Any) -> bool:
+def _are_numbers(table: Any) -> TypeGuard[dict[str, float]]:
     return isinstance(table, dict) and all(isinstance(value, int | float) for value in table.values())
 
 

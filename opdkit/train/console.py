@@ -47,7 +47,8 @@ def is_live(console: Console) -> bool:
 
 
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM, or SIGHUP of a closed terminal) asks; the second one does not wait. A console that was closed asks too."""
+    """The first Ctrl-C (SIGTERM, or SIGHUP of a closed terminal) asks; the second one does not wait. A console that
+    was closed asks too."""
 
     def __init__(self, console: Console) -> None:
         self.asked = False

@@ -368,12 +368,13 @@ class Lock:
 
     def __init__(self, what: Path, *, file: bool = False) -> None:
         """Raises UserError: another process holds it, or it cannot be made there."""
-        self._what, self._is_file, self._descriptor = what, file, None
+        self._what, self._is_file = what, file
+        self._descriptor: int | None = None
         self._path = what.with_name(f".{what.name[:_NAME_BYTES]}.lock") if file else what / ".lock"
         self._made = [folder for folder in (self._path.parent, *self._path.parents[1:]) if not _is_there(folder)]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = self._locked()
+            self._descriptor = self._locked()
         except OSError as error:
             self._remove_made()
             raise UserError(
