@@ -7,6 +7,7 @@ those is imported inside the one function that wraps it.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import logging
 import math
@@ -297,6 +298,11 @@ class _Trackio:
 
 
 SINKS: dict[str, Callable[[SinkStart], Sink]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
+
+
+def is_installed(sink: str) -> bool:
+    """Whether what a sink of `SINKS` imports is there; it is not imported."""
+    return importlib.util.find_spec(sink) is not None
 
 
 def _open_sink(name: str, start: SinkStart) -> Sink:

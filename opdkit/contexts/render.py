@@ -61,8 +61,6 @@ class Renderer:
                 f"the tokenizer of {name} has no chat template, so no prompt can be rendered; "
                 f'set chat_template to the path of a jinja file, or to "{PLAIN}" for a base model.'
             )
-        from jinja2 import TemplateError  # what transformers renders with; only needed where there is a template
-
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -71,12 +69,17 @@ class Renderer:
                 tokenize=False,
                 **self.template_kwargs,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: besides jinja's errors it may raise any of Python's
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"the chat template refuses messages with the roles {roles} ({error}); "
+                f"the chat template refuses messages with the roles {roles} ({error or type(error).__name__}); "
                 "change the messages or set chat_template to another template."
             ) from error
+        if not text.strip():
+            raise UserError(
+                "the chat template renders messages to nothing, so there is no prompt to answer; set chat_template to "
+                "another template."
+            )
         return f"{text}</think>\n\n" if self.close_thinking and OPENED_THINKING.search(text) else text
 
     def encode(self, text: str) -> tuple[int, ...]:

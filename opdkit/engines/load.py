@@ -56,8 +56,8 @@ def check_model_path(path: str) -> None:
         raise UserError(f"the model {path[:200]} is no folder; give a folder with a config.json, or a hub name.")
     if not path or not (is_there or may_be_on_hub(path)):
         raise UserError(
-            f"there is no such folder {path[:200]!r}, and it is no hub name; give a model's folder, with a config.json in "
-            "it, or a name on the hub (owner/name)."
+            f"there is no such folder {path[:200]!r}, and it is no hub name; give a model's folder, with a config.json "
+            "in it, or a name on the hub (owner/name)."
         )
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from opdkit.errors import UserError
+from opdkit.metrics import is_installed
+from opdkit.recipe.build import flat
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe
 
@@ -22,7 +26,10 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             f"model.path = {path} is itself an adapter: remove model.lora to go on training that adapter (in a "
             "pipeline, set it in the stage that begins the adapter)"
         )
-    found = {where: [*_method_faults(stage), *_stage_teacher_faults(stage)] for where, stage in stages.items()}
+    found = {
+        where: [*number_faults(flat(stage.as_dict())), *_method_faults(stage), *_stage_teacher_faults(stage)]
+        for where, stage in stages.items()
+    }
     first = {fault: where for where in reversed(found) for fault in found[where]}
     for fault, place in first.items():
         everywhere = all(fault in faults for faults in found.values())
@@ -42,6 +49,13 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     return [*(where + sentence for sentence, where in said.items()), *recipe.data.task.warnings("data.task")]
+
+
+def check_sinks(recipe: Recipe) -> None:
+    """Raises UserError for a sink that is not installed on this machine: the run would be refused once it has begun."""
+    if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
+        names = ", ".join(absent)
+        raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
 
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
@@ -158,7 +172,28 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
         )
 
 
+LEAST, MOST = 2.0**-126, 2.0**127  # of a 32-bit float, in which the numbers of a step are
+TEMPERATURES = (1e-4, 1e4)  # and 0, where it means the likeliest token
+
+
+def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that no computation could use. keys: dotted key -> value."""
+    for key, value in keys.items():
+        if not isinstance(value, float | int) or isinstance(value, bool) or value == 0:
+            continue
+        if key.rpartition(".")[2].removeprefix("loss_") == "temperature":
+            if not TEMPERATURES[0] <= value <= TEMPERATURES[1]:
+                yield f"{key} = {value!r}: give a temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}"
+        elif isinstance(value, float) and not LEAST <= abs(value) <= MOST:
+            yield f"{key} = {value!r} is no number that a 32-bit float holds; give one of another size"
+
+
 def _data_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.train.lr * recipe.train.weight_decay >= 1:
+        yield (
+            f"train.weight_decay = {recipe.train.weight_decay:g} at train.lr = {recipe.train.lr:g} takes more than all "
+            "of a weight away at every step; lower it"
+        )
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.train.updates_per_step > recipe.train.problems_per_step:

@@ -18,11 +18,12 @@ from rich.markup import escape
 
 from opdkit.contexts.render import Renderer, long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
+from opdkit.engines.load import check_model_path
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, read_metrics
-from opdkit.recipe import Recipe, warnings
+from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.tasks.guard import make_task
 from opdkit.train import checkpoint
 from opdkit.train.answers import Answers
@@ -53,6 +54,9 @@ def train(
 
     Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
+    check_sinks(recipe)
+    for _, path in _model_paths(recipe):
+        check_model_path(path)
     data = _load_data(recipe, problems)
     eval_sets = {
         source: load_problems(

@@ -26,11 +26,12 @@ from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model, model_di
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
+from opdkit.recipe.build import flat
 from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
 from opdkit.report import write_report
 from opdkit.train.loop import train
 from opdkit.train.make_model import make_model
-from opdkit.train.resume import CHANGEABLE, flat
+from opdkit.train.resume import CHANGEABLE
 from opdkit.train.run_folder import Lock, atomic_write
 
 RECORD = "pipeline.json"
@@ -42,6 +43,7 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     redo: a stage to make again, with all that follow it; what they made is deleted. Raises UserError for what cannot
     work (before anything runs, as far as it can be known without weights), Interrupted after Ctrl-C.
     """
+    pipeline.check_sinks()
     record = Record(pipeline)
     again = record.from_(redo) if redo is not None else []
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}

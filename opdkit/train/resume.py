@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from opdkit.errors import UserError
+from opdkit.recipe.build import flat
 
 # Memory and place: the same numbers, but for what another order of additions does to them.
 LAST_BITS = (
@@ -64,14 +65,3 @@ def last_bits(changed: Mapping[str, Any]) -> list[str]:
         f"resumed with another {', '.join(said)}: sums are taken in another order, so from here on the last bits, and "
         "with them now and then a sampled token, may differ from those of an uninterrupted run"
     ]
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"section.key": value}"""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

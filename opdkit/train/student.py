@@ -45,10 +45,10 @@ def pick_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name}" is not to be had here ({reason}); use "auto" or "cpu"') from None
+        raise UserError(f'model.device = "{name[:80]}" is not to be had here ({reason}); use "auto" or "cpu"') from None
     return device
 
 
