@@ -24,6 +24,7 @@ from opdkit.contexts import build_views
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import check_model_path
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.fit import Advice, advise
@@ -34,7 +35,7 @@ from opdkit.tasks.guard import make_task
 from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.loop import Parts
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 from opdkit.train.teacher import Teacher
 from opdkit.types import Example, Group, Problem, seed_from
 
@@ -60,6 +61,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         )
     limits = Thresholds().changed(options.thresholds)
     section = recipe.data
+    check_model_path(recipe.model.path)
     data = load_problems(
         section.train,
         task=section.task.main.name,
@@ -69,18 +71,25 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
+    with Lock(folder):
+        return _fit(recipe, options, limits, data, folder, console)
+
+
+def _fit(
+    recipe: Recipe, options: FitOptions, limits: Thresholds, data: Dataset, folder: Path, console: Console
+) -> Advice:
     interrupt = Interrupt(console)
     parts = Parts(recipe, None)
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
-    task = make_task(section.task)
+    task = make_task(recipe.data.task)
     asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
     try:
         with interrupt.listening():
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
-                _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
+                _note(console, f"{recipe.data.train} has {len(problems)} problems that fit, not {options.problems}")
             asker.open(_asked(recipe, options, data))
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
             answered = Answered(problems, limit, share_long, rows, read, went_on)

@@ -24,7 +24,7 @@ from opdkit.evaluation.results import check_identity
 from opdkit.tasks.base import Task
 from opdkit.train.rollouts import grade, sample_rollouts
 from opdkit.train.rows import load_rows, save_rows
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import atomic_write, read_object
 from opdkit.types import Example, Problem, Rollout, seed_from
 
 PROBLEMS_PER_PART = 16  # what a crash can cost
@@ -42,19 +42,16 @@ class Asker:
     seed: int
 
     def open(self, asked: Mapping[str, Any]) -> None:
-        """Raises UserError for a folder that holds answers to another question, or something else."""
+        """The folder is there, and locked. Raises UserError if it holds something else."""
         path, wanted = self.folder / "asked.json", json.loads(json.dumps(asked))
         has_answers = any(self.folder.glob("*/*.parquet"))
         if path.exists() and has_answers:
-            check_identity(path, json.loads(path.read_text(encoding="utf-8")), wanted)
+            check_identity(path, read_object(path), wanted)
             return
-        if self.folder.exists() and not path.exists() and any(self.folder.iterdir()):
+        if not path.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a folder of opdkit fit; choose another --out")
-        try:
-            for name in ("student", "teacher"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create {self.folder} ({error.strerror}); choose another --out") from error
+        for name in ("student", "teacher"):
+            (self.folder / name).mkdir(exist_ok=True)
         atomic_write(path, json.dumps(wanted, indent=1))
 
     def student(

@@ -140,7 +140,12 @@ def read_source(path: Path, name: str, reading: Reading) -> Source:
     if step not in steps:
         have = f"rows of the steps {', '.join(map(str, steps))}" if steps else "no rows (train.save_rows_every)"
         raise UserError(f"{path} has no rows of step {step}: it has {have}")
-    saved = checkpoint.latest(folder.checkpoints)
+    saved = checkpoint.latest(folder.checkpoints) if reading.student is None else None
+    if saved and saved.damaged:
+        newest, reason = next(iter(saved.damaged.items()))
+        raise UserError(
+            f"the checkpoint {newest} is damaged ({reason}); name a student, e.g. --student {saved.model_path}"
+        )
     student = reading.student or (str(saved.model_path) if saved else recipe["model"]["path"])
     teacher, why = _teacher_of(recipe, student)
     section = recipe["teacher"]

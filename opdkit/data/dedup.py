@@ -122,7 +122,7 @@ def dedup(
 
 def check_report(path: Path, *, overwrite: bool) -> None:
     """Before anything is compared. Raises UserError where `write_report` would fail, or write over a file."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if not file_to_write(path).parent.is_dir():
         raise UserError(f"--report {path} is not a file in a folder that exists; name another")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; name another --report, or give --overwrite to replace it")

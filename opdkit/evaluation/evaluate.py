@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import check_model_path
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
@@ -40,6 +42,7 @@ from opdkit.evaluation.results import (
     write_result,
 )
 from opdkit.measure.accuracy import Accuracy
+from opdkit.recipe.rules import number_faults
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
@@ -313,10 +316,17 @@ def load_engine(options: EvaluateOptions) -> tuple[HFEngine, Renderer]:
 def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
     for task in tasks:
         task_named(task)
+    check_model_path(options.model)
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
     if options.instruction not in ("auto", "boxed", "answer_line", "none"):
         raise UserError(f"--instruction {options.instruction}: choose auto, boxed, answer_line or none")
+    if faults := list(number_faults({"--temperature": options.temperature, "--top-p": options.top_p})):
+        raise UserError(faults[0])
+    if not math.isfinite(options.temperature) or not options.temperature >= 0 or not 0 <= options.top_p <= 1:
+        raise UserError(
+            f"--temperature {options.temperature} and --top-p {options.top_p}: give numbers from 0 on, --top-p up to 1"
+        )
     if options.top_p == 0:
         raise UserError(
             "--top-p 0 leaves no token to draw; use 1 to leave it off, or --temperature 0 for the likeliest"

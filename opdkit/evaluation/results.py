@@ -11,6 +11,7 @@ A training run keeps its evaluations' answers in eval/<which>.jsonl, all data se
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import tomllib
@@ -103,9 +104,16 @@ def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in [{"identity": asked}, *rows]))
 
 
+MOST_BYTES = 150  # of a data set's name in a file's: the rest of 255 is for what stands before and behind it
+
+
 def slug(name: str) -> str:
-    """A file name for a data set."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
+    """A file name for a data set; a long one ends in a digest."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
+    if len(plain.encode()) <= MOST_BYTES:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{plain.encode()[-MOST_BYTES:].decode(errors='ignore').lstrip('._')}-{digest}"
 
 
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text

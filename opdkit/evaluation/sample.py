@@ -29,6 +29,7 @@ from opdkit.tasks.rejection import RULES, Rule, rejected_by
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.train.rollouts import sample_rollouts
+from opdkit.train.run_folder import Lock
 from opdkit.types import Problem
 
 PROBLEMS_PER_BATCH = 256  # what a crash can cost
@@ -55,6 +56,14 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
     if options.attempts < 1:
         raise UserError(f"--attempts {options.attempts}: give at least 1")
     check_options(asked, {asked.task})
+    if out.suffix != ".jsonl":
+        raise UserError(f"--out {out}: give the name of a .jsonl file, as which data.train will read it")
+    with Lock(file_to_write(out), file=True):
+        return _sample(options, out, console)
+
+
+def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, int]:
+    asked = options.model
     (source,) = asked.data
     chosen = task_named(asked.task)
     data = load_problems(
@@ -64,7 +73,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
         instruction=asked.instruction,
         require_gold=chosen.needs_gold,
     )
-    rejected = out.with_name(f"{out.name}.rejected.jsonl")
+    rejected = file_to_write(out.with_name(f"{out.name}.rejected.jsonl"))
     done = _open(out, rejected, _identity(options, data.fingerprint))
     engine, renderer = load_engine(asked)
     task, interrupt, counts = make_task(chosen, data.problems[:1]), Interrupt(console), Counter[str]()

@@ -181,7 +181,7 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
     for key, value in keys.items():
         if not isinstance(value, float | int) or isinstance(value, bool) or value == 0:
             continue
-        if key.rpartition(".")[2].removeprefix("loss_") == "temperature":
+        if key.rpartition(".")[2].removeprefix("loss_").removeprefix("--") == "temperature":
             if not TEMPERATURES[0] <= value <= TEMPERATURES[1]:
                 yield f"{key} = {value!r}: give a temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}"
         elif isinstance(value, float) and not LEAST <= abs(value) <= MOST:

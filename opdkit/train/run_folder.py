@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from opdkit import toml
+from opdkit.data.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
 from opdkit.train.environment import changes, describe_environment
 
@@ -43,7 +44,6 @@ _RECIPE_HAS = {
     "train": ("steps",),
 }
 _NAME_BYTES = 60  # of a file's name that go into the names of its lock and of its unfinished self
-_SHOWN = 200  # characters of a path that is refused for its length
 
 
 class RunFolder:
@@ -82,16 +82,22 @@ class RunFolder:
     @classmethod
     def locked(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
         """The refusals of `open`, and the lock; what is there is as it was. A folder made for it goes at `close`."""
-        if resume and overwrite:
-            raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
-        run = cls(path)
-        run._check_existing(resume=resume, overwrite=overwrite)
+        run = cls.check(path, resume=resume, overwrite=overwrite)
         run._lock = Lock(run.path)
         try:
             run._check_existing(resume=resume, overwrite=overwrite)  # another process may have come and gone
         except UserError:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
+        """The refusals of `open`, but for the lock, without touching anything."""
+        if resume and overwrite:
+            raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
+        run = cls(path)
+        run._check_existing(resume=resume, overwrite=overwrite)
         return run
 
     def prepare(self, *, overwrite: bool) -> None:
@@ -211,14 +217,8 @@ class RunFolder:
         return self._read_object(path)
 
     def _read_object(self, path: Path) -> dict[str, Any]:
-        text = self._read(path)
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, error) from None
-        if not isinstance(found, dict):
-            raise _damaged(path, "it is no JSON object")
-        return found
+        self._read(path)  # which says why it is not there
+        return read_object(path)
 
     def _read(self, path: Path) -> str:
         try:
@@ -233,7 +233,7 @@ class RunFolder:
         try:
             self._check_what_is_there(resume=resume, overwrite=overwrite)
         except OSError as error:  # too long a name, a folder that cannot be read
-            raise UserError(f"{str(self.path)[:_SHOWN]} cannot be a run folder: {error.strerror}") from None
+            raise UserError(f"{str(self.path)[:SHOWN]} cannot be a run folder: {error.strerror}") from None
 
     def _check_what_is_there(self, *, resume: bool, overwrite: bool) -> None:
         if os.path.lexists(self.path) and not self.path.is_dir():
@@ -313,30 +313,6 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def file_to_write(path: Path) -> Path:
-    """The file itself, behind any links. Raises UserError where no file can be: a folder, a device, a loop of links,
-    a name that is too long."""
-    try:
-        real = path.resolve()
-        what = what_is_at(real) if real.exists() else None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{str(path)[:_SHOWN]} cannot be written ({reason}); choose another file") from None
-    if what not in (None, "a file"):
-        raise UserError(f"{path} is {what}, not a file; choose another file")
-    return real
-
-
-def what_is_at(path: Path) -> str:
-    """In words, behind any links."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "a link to nothing"
-    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
-    return next((words for is_kind, words in kinds.items() if is_kind(mode)), "a device")
-
-
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -347,6 +323,17 @@ def sync_folder(folder: Path) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it is no JSON object")
+    return found
 
 
 def _is_unfinished(path: Path) -> bool:
@@ -368,6 +355,8 @@ class Lock:
 
     def __init__(self, what: Path, *, file: bool = False) -> None:
         """Raises UserError: another process holds it, or it cannot be made there."""
+        if not file and _is_there(what) and not what.is_dir():
+            raise UserError(f"{what} is {what_is_at(what)}, not a folder; choose another")
         self._what, self._is_file = what, file
         self._descriptor: int | None = None
         self._path = what.with_name(f".{what.name[:_NAME_BYTES]}.lock") if file else what / ".lock"
@@ -378,7 +367,7 @@ class Lock:
         except OSError as error:
             self._remove_made()
             raise UserError(
-                f"cannot write to {str(self._path.parent)[:_SHOWN]} ({error.strerror}); choose another place"
+                f"cannot write to {str(self._path.parent)[:SHOWN]} ({error.strerror}); choose another place"
             ) from error
         self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         # A forked child shares the lock; it must not keep the run locked after we are gone.

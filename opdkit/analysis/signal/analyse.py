@@ -23,6 +23,7 @@ from opdkit.analysis.signal.sampling import SamplingOptions
 from opdkit.errors import UserError
 from opdkit.measure.signal import RESAMPLES, Definitions
 from opdkit.train.console import Interrupt
+from opdkit.train.run_folder import Lock
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
 
@@ -54,7 +55,7 @@ def analyse_signal(options: SignalOptions, console: Console) -> None:
     """Run the steps; what is there already is kept. Raises UserError, and Interrupted after Ctrl-C."""
     _check(options)
     interrupt = Interrupt(console)
-    with interrupt.listening():
+    with Lock(options.folder), interrupt.listening():
         if set(options.steps) & set(MODEL_STEPS):
             from opdkit.analysis.signal.model_steps import ModelSteps  # loads torch
 
