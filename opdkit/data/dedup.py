@@ -19,7 +19,7 @@ from opdkit.data.similar import METHODS, Embed, EmbeddingIndex, Embeddings, Inde
 from opdkit.data.sources import SUFFIXES, Row, data_files, rows_of, splits_of
 from opdkit.data.templates import bare_question
 from opdkit.data.unusable import Unusable
-from opdkit.data.write import replace_files
+from opdkit.data.write import file_to_write, replace_files
 from opdkit.errors import UserError
 
 _TRAINING = {"train"}  # splits that are left out where a folder is given to compare with
@@ -145,6 +145,7 @@ def _check(source: str, out: Path | None, options: DedupOptions, overwrite: bool
         raise UserError(f"--ngram {options.n} must be 1 or more")
     if out is None:
         return
+    file_to_write(out)
     copied = [suffix for suffix in SUFFIXES if suffix != ".csv"]
     if not Path(source).is_file() or Path(source).suffix not in copied:
         raise UserError(f"{source} is not one {', '.join(copied)} file, so nothing can be removed from it; name a file")

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import load_problems
+from opdkit.data.write import file_to_write
 from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions, check_options, load_engine, model_digest, task_files
