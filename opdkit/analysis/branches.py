@@ -65,7 +65,7 @@ def analyse_position(options: PositionOptions, *, console: Console) -> dict[str,
     """Compare, branch, grade, write; returns what position.json holds. Raises UserError, Interrupted."""
     (name,) = source_names([options.source])
     out = options.out or Path("runs") / "position" / name
-    with Lock(out):
+    with Lock.on_folder(out):
         return _analyse_position(options, name, out, console)
 
 

@@ -111,7 +111,7 @@ def write_diversity(out: Path, results: Mapping[str, SetDiversity]) -> list[Path
         out / "per_problem.jsonl": "".join(json.dumps(row) + "\n" for row in problems),
         out / "case_studies.jsonl": "".join(json.dumps(row) + "\n" for row in cases),
     }
-    with Lock(out):
+    with Lock.on_folder(out):
         for path, content in files.items():
             atomic_write(path, content)
         write_page(out / "diversity.html", diversity_page(results))

@@ -71,7 +71,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
-    with Lock(folder):
+    with Lock.on_folder(folder):
         return _fit(recipe, options, limits, data, folder, console)
 
 

@@ -49,7 +49,7 @@ def analyse_overlap(options: OverlapOptions, *, console: Console) -> dict[str, A
         parse_published(options.published)
     names = source_names(options.sources)
     out = options.out or Path("runs") / "overlap" / "+".join(names)
-    with Lock(out):
+    with Lock.on_folder(out):
         return _analyse_overlap(options, names, out, console)
 
 

@@ -57,8 +57,6 @@ def evaluate(
     found = find_sets(suite or [], data_dir, lambda line: console.print(line, highlight=False, soft_wrap=True))
     if found.missing and not skip_missing:
         raise UserError(_missing(found.missing, data_dir))
-    if not found.sources and not data:
-        raise UserError(_missing(found.missing, data_dir))
     for sentence in found.missing.values():
         console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
     from opdkit.evaluation.eval_sets import sets_of
@@ -121,7 +119,7 @@ def _missing(missing: Mapping[str, str], data_dir: Path) -> str:
     first, *others = missing
     why = missing[first]
     if not others:
-        return f"{why}; or give --skip-missing to evaluate without it"
+        return f"{why}\ngive --skip-missing to evaluate without it"
     return (
         f"{len(missing)} data sets are not in {data_dir}: {', '.join(missing)} (of the first: {why}); or give "
         "--skip-missing to evaluate without them"

@@ -307,7 +307,7 @@ def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[Loc
     except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
         raise UserError(
             f"there is no such folder or file {name}, and the hub dataset {name} could not be loaded: "
-            f"{reason or _first_words(error)}; without a connection, copy the data set here and name its folder"
+            f"{_first_words(error)}{f' ({reason})' if reason else ''}; without a connection, copy the data set here and name its folder"
         ) from None
     return _dataset_rows(loaded, name, None, keep)
 

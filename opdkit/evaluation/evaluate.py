@@ -151,7 +151,7 @@ def evaluate_model(
 
         check_verifier(verifier, {task_named(set_.task).main.name for set_ in sets})
     folder = out or Path("runs") / "evaluate" / slug(options.model)
-    with Lock(folder):
+    with Lock.on_folder(folder):
         return _evaluate(options, sets, folder, console, missing or {}, with_published, verifier)
 
 

@@ -85,7 +85,7 @@ def regrade(
     """
     if dry_run or not folder.is_dir():
         return _regrade(folder, data or {}, task, with_published, dry_run, progress)
-    with Lock(folder):
+    with Lock.on_folder(folder):
         return _regrade(folder, data or {}, task, with_published, dry_run, progress)
 
 

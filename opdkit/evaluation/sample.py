@@ -59,7 +59,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
     check_options(asked, {asked.task})
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out}: give the name of a .jsonl file, as which data.train will read it")
-    with Lock(file_to_write(out), file=True):
+    with Lock.on_file(file_to_write(out)):
         return _sample(options, out, console)
 
 

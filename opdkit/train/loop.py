@@ -55,8 +55,6 @@ def train(
     Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_sinks(recipe)
-    for _, path in _model_paths(recipe):
-        check_model_path(path)
     data = _load_data(recipe, problems)
     eval_sets = {
         source: load_problems(
@@ -68,6 +66,8 @@ def train(
         )
         for source in recipe.eval.sources
     }
+    for _, path in _model_paths(recipe):
+        check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
     with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
         saved, changed, said = _found(folder, recipe) if resume else (None, {}, [])

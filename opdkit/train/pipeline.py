@@ -49,7 +49,7 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}
     if missing := [sentence for name, sentence in pipeline.missing() if name in to_come]:
         raise UserError("\n".join(f"{pipeline.file}: {sentence}" for sentence in missing))
-    lock = Lock(pipeline.folder)
+    lock = Lock.on_folder(pipeline.folder)
     try:
         record.read()  # again: another process may have come and gone
         record.forget(again)

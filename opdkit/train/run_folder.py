@@ -83,7 +83,7 @@ class RunFolder:
     def locked(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
         """The refusals of `open`, and the lock; what is there is as it was. A folder made for it goes at `close`."""
         run = cls.check(path, resume=resume, overwrite=overwrite)
-        run._lock = Lock(run.path)
+        run._lock = Lock.on_folder(run.path)
         try:
             run._check_existing(resume=resume, overwrite=overwrite)  # another process may have come and gone
         except UserError:
@@ -353,13 +353,15 @@ class Lock:
     about. The text inside only serves the refusal.
     """
 
-    def __init__(self, what: Path, *, file: bool = False) -> None:
-        """Raises UserError: another process holds it, or it cannot be made there."""
-        if not file and _is_there(what) and not what.is_dir():
-            raise UserError(f"{what} is {what_is_at(what)}, not a folder; choose another")
-        self._what, self._is_file = what, file
+    def __init__(self, path: Path, *, file: Path | None = None) -> None:
+        """path: of the lock; it locks the folder it is in, or a `file` of it. See `on_folder`, `on_file`.
+
+        Raises UserError: another process holds it, or it cannot be made there.
+        """
+        if file is None and _is_there(path.parent) and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is {what_is_at(path.parent)}, not a folder; choose another")
+        self._path, self._is_file, self._what = path, file is not None, file or path.parent
         self._descriptor: int | None = None
-        self._path = what.with_name(f".{what.name[:_NAME_BYTES]}.lock") if file else what / ".lock"
         self._made = [folder for folder in (self._path.parent, *self._path.parents[1:]) if not _is_there(folder)]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,6 +374,14 @@ class Lock:
         self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         # A forked child shares the lock; it must not keep the run locked after we are gone.
         os.register_at_fork(after_in_child=self._close)
+
+    @classmethod
+    def on_folder(cls, folder: Path) -> Self:
+        return cls(folder / ".lock")
+
+    @classmethod
+    def on_file(cls, file: Path) -> Self:
+        return cls(file.with_name(f".{file.name[:_NAME_BYTES]}.lock"), file=file)
 
     def _locked(self) -> int:
         while True:

@@ -55,7 +55,7 @@ def analyse_signal(options: SignalOptions, console: Console) -> None:
     """Run the steps; what is there already is kept. Raises UserError, and Interrupted after Ctrl-C."""
     _check(options)
     interrupt = Interrupt(console)
-    with Lock(options.folder), interrupt.listening():
+    with Lock.on_folder(options.folder), interrupt.listening():
         if set(options.steps) & set(MODEL_STEPS):
             from opdkit.analysis.signal.model_steps import ModelSteps  # loads torch
 
