@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,13 +84,22 @@ def splits_of(source: str) -> list[tuple[str | None, str]]:
     return [(name, f"{path}:{name}") for name in names] or [(None, source)]
 
 
+_LONGEST = 4096  # characters of a path
+
+
 def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None]:
     """The existing local path (None: look on the hub) and the split to take of it."""
     if not source:
         raise UserError('the data source is empty: give a file, a folder, a hub name or "arithmetic:WORLD:SPLIT"')
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):
+        if not path.is_file() and not path.is_dir():
+            raise UserError(
+                f"{source} is neither a file nor a folder; give a data file, a folder of them or a hub name"
+            )
         return path, split
+    if len(source) > _LONGEST:
+        raise UserError(f"no data at {source[:60]}...: {len(source)} characters are more than a path has")
     head, colon, tail = source.rpartition(":")
     if colon and head and Path(head).expanduser().is_dir():
         if split is not None and split != tail:
@@ -300,14 +310,15 @@ def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[Loc
     split = match["split"] or split
     import datasets
 
-    reason = None
+    hub_says = None
     try:
-        with asked_once(name, "dataset", match["revision"]) as reason:
+        with asked_once(name, "dataset", match["revision"]) as hub_says:
             loaded = datasets.load_dataset(name, config, split=split, revision=match["revision"])
     except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
+        reason = _first_words(error) + (f" ({hub_says})" if hub_says else "")
         raise UserError(
-            f"there is no such folder or file {name}, and the hub dataset {name} could not be loaded: "
-            f"{_first_words(error)}{f' ({reason})' if reason else ''}; without a connection, copy the data set here and name its folder"
+            f"there is no such folder or file {name}, and the hub dataset {name} could not be loaded: {reason}; "
+            "without a connection, copy the data set here and name its folder"
         ) from None
     return _dataset_rows(loaded, name, None, keep)
 

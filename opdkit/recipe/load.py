@@ -33,9 +33,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys of a file. Raises UserError for one that cannot be read."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is no file; give a recipe file (*.toml)")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is no file; give a recipe file (*.toml)")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
@@ -51,6 +51,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: its tables or lists are too deep to be a recipe's") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a number of more digits than Python reads
         raise UserError(f"{str(path)[:200]} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     stages: {where in the schedule, in words: the recipe there}. adapters: paths where LoRA adapters will be.
     """
     path = recipe.model.path
-    is_adapter = path in adapters or (Path(path) / "adapter_config.json").exists()
+    is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
     said = [*_teacher_faults(recipe, is_adapter), *_data_faults(recipe)]
     if is_adapter and recipe.model.lora:
         said.append(
@@ -69,7 +70,7 @@ def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
     """(path, sentence) of local paths where nothing is. They may be made later; what looks like a hub id may be one."""
     for key, path in named:
         is_local = path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet"))
-        if is_local and not Path(path).expanduser().exists():
+        if is_local and not os.path.exists(Path(path).expanduser()):
             yield path, f"{key} = {path}: there is no such file or folder yet"
 
 

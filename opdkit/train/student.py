@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     """Load the student ready for training; `resume_from` is a checkpoint's model folder."""
     section = recipe.model
     compute = getattr(torch, section.dtype)
-    is_adapter = section.lora is not None or (Path(section.path) / "adapter_config.json").exists()
+    is_adapter = section.lora is not None or os.path.exists(Path(section.path) / "adapter_config.json")
     student = LanguageModel.load(
         resume_from or section.path,
         dtype=compute if is_adapter else torch.float32,  # what is trained is float32; a frozen base is not trained
