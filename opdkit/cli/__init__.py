@@ -39,11 +39,8 @@ def main() -> None:
             raise
         name = str(error.filename)
         shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}... ({len(name)} characters)"
-        errors.print(
-            f"[bold red]error[/bold red] {escape(f'{shown}: {error.strerror}')}; choose another path",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = escape(f"{shown}: {error.strerror}; choose another path")
+        errors.print(f"[bold red]error[/bold red] {said}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except UserError as error:
         for sentence in str(error).splitlines():

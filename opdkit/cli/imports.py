@@ -33,7 +33,7 @@ def import_config(
     from opdkit.toml import dumps
     from opdkit.train.run_folder import atomic_write
 
-    if not file.is_file():
+    if file.exists() and not file.is_file():
         raise UserError(f"{str(file)[:200]!r} is no file; give a YAML file or a launcher script")
     target = file_to_write(out or file.with_suffix(".toml"))
     if target.exists() and not overwrite:

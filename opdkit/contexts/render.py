@@ -121,10 +121,14 @@ def read_chat_template(value: str | None) -> str | None:
     if value is None or value == PLAIN:
         return value
     try:
+        if not Path(value).is_file():
+            raise FileNotFoundError(2, "no such file")
         return Path(value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f'chat_template = "{value}" is not a readable file ({error}); give the path of a jinja file, or "{PLAIN}".'
+            f'chat_template = "{value[:200]}" is not a readable file ({reason}); give the path of a jinja file, or '
+            f'"{PLAIN}".'
         ) from error
 
 

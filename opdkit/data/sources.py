@@ -94,9 +94,7 @@ def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None
     path = Path(source).expanduser()
     if os.path.exists(path):
         if not path.is_file() and not path.is_dir():
-            raise UserError(
-                f"{source} is neither a file nor a folder; give a data file, a folder of them or a hub name"
-            )
+            raise UserError(f"{source} is no file and no folder; give a data file, a folder of them or a hub name")
         return path, split
     if len(source) > _LONGEST:
         raise UserError(f"no data at {source[:60]}...: {len(source)} characters are more than a path has")

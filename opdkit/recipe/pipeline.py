@@ -192,7 +192,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     settings = key_values(overrides)
     check_plain(settings, str(path))
     common = _common(path, raw, [str(name) for name in names], settings)
-    folder = Path(common["runs_dir"]) / common["name"]
+    folder = Path(common["runs_dir"]).expanduser() / common["name"]
     known: dict[str, str] = dict(common["paths"])
     stages: list[Stage] = []
     for table in tables:

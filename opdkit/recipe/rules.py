@@ -11,7 +11,7 @@ from opdkit.errors import UserError
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import Recipe
+from opdkit.recipe.sections import MOST, Recipe
 
 
 def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collection[str] = ()) -> list[str]:
@@ -173,7 +173,7 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
         )
 
 
-LEAST, MOST = 2.0**-126, 2.0**127  # of a 32-bit float, in which the numbers of a step are
+LEAST, LARGEST = 1e-20, 1e20  # well inside a 32-bit float, in which the numbers of a step are
 TEMPERATURES = (1e-4, 1e4)  # and 0, where it means the likeliest token
 
 
@@ -185,8 +185,10 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
         if key.rpartition(".")[2].removeprefix("loss_").removeprefix("--") == "temperature":
             if not TEMPERATURES[0] <= value <= TEMPERATURES[1]:
                 yield f"{key} = {value!r}: give a temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}"
-        elif isinstance(value, float) and not LEAST <= abs(value) <= MOST:
-            yield f"{key} = {value!r} is no number that a 32-bit float holds; give one of another size"
+        elif isinstance(value, float) and not LEAST <= abs(value) <= LARGEST:
+            yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
+        elif isinstance(value, int) and abs(value) > MOST and key != "seed":
+            yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:

@@ -191,7 +191,7 @@ class Recipe(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
+        return Path(self.runs_dir).expanduser() / self.name
 
     @property
     def needs(self) -> Needs:
