@@ -212,7 +212,13 @@ def _cut_after(path: Path, step: int) -> int:
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each complete line with the offset of its end."""
     end = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it from a copy, or remove it") from None
+    with file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 return  # cut short by a crash, or being written
@@ -220,7 +226,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             try:
                 line = json.loads(raw)
                 line["step"] + 0
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"{path}:{number} is not a metrics line; it was changed by something else: delete that line"
                 ) from None

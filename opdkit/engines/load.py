@@ -43,7 +43,7 @@ def _load(path: str, options: Mapping[str, Any], base: str | None = None) -> tup
     with _found(path), quiet_libraries():
         if (folder / "adapter_config.json").is_file():
             return _load_adapter(folder, options, base)
-        return _load_module(path, options), load_tokenizer(path, options["trust_remote_code"])
+        return _load_module(path, options), _load_tokenizer(path, options["trust_remote_code"])
 
 
 def check_model_path(path: str) -> None:
@@ -127,7 +127,13 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
-    """Raises UserError if there is none."""
+    """Of a folder or a hub name. Raises UserError if there is none."""
+    check_model_path(path)
+    with _found(path), quiet_libraries():
+        return _load_tokenizer(path, trust_remote_code)
+
+
+def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     with _one_sentence(f"{path} has no tokenizer that can be loaded"):
@@ -154,7 +160,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) ->
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
         module = PeftModel.from_pretrained(module, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(str(folder), options["trust_remote_code"])
+        tokenizer = _load_tokenizer(str(folder), options["trust_remote_code"])
     return module, tokenizer
 
 
