@@ -237,7 +237,7 @@ def test_files_no_recipe_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     deep = Path("deep.toml")
     for text in ("a = " + "[" * 3000 + "]" * 3000, "[" + ".".join("a" * 3000) + "]\nb = 1\n"):
         deep.write_text(text)
-        with pytest.raises(UserError, match="too deep|nested more than"):
+        with pytest.raises(UserError, match=r"too deep|nested more than"):
             load_recipe(deep)
     Path("w.toml").write_text(toml.dumps(BASE | {"method": {"name": "sft"}, "log": {"sinks": ["wandb"]}}))
     monkeypatch.setattr("opdkit.recipe.rules.is_installed", lambda sink: False)
