@@ -48,7 +48,7 @@ from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.rollouts import sample_rollouts
-from opdkit.train.run_folder import Lock
+from opdkit.train.run_folder import Lock, read_object
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
 
@@ -370,6 +370,6 @@ def model_digest(folder: Path) -> str | None:
                 digest.update(file.read(1 << 20) if path.suffix == ".safetensors" else file.read())
     adapter = folder / "adapter_config.json"
     if adapter.exists():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        digest.update(str(model_digest(Path(base)) if base else None).encode())
+        base = read_object(adapter).get("base_model_name_or_path")
+        digest.update(str(model_digest(Path(base)) if isinstance(base, str) and base else None).encode())
     return digest.hexdigest()

@@ -191,7 +191,7 @@ def read_problems(path: Path) -> dict[str, Problem] | None:
         return {row["id"]: Problem(**{**row, "messages": tuple(row["messages"])}) for row in rows}
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}); delete it and run the same `opdkit evaluate` again, which "
             "samples nothing that is there"
@@ -257,7 +257,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the same `opdkit evaluate` again to write it") from None
     if not isinstance(result, dict) or not isinstance(result.get("eval"), dict):
         raise UserError(f'{path} is not the result of an evaluation: it has no "eval"')
@@ -334,7 +334,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             raise UserError(f"{path}:{number} is not JSON: the file was changed; restore it") from None

@@ -176,16 +176,19 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
     wanted = json.loads(json.dumps(identity))
     rejected_rows, kept_rows = open_lines(rejected), open_lines(out)
     if rejected_rows:
-        check_identity(out, rejected_rows[0]["identity"], wanted)
+        check_identity(out, rejected_rows[0].get("identity", {}), wanted)
     elif kept_rows:
         raise UserError(f"{out} already exists and was not written by opdkit sample; choose another --out")
     else:
         append_lines(rejected, [{"identity": wanted}])
         append_lines(out, [])
-    for row in rejected_rows[1:]:
-        done.attempts[row["id"], row["number"]] += 1
-    for row in kept_rows:
-        done.kept.add((row["problem_id"], row["number"]))
+    try:
+        done.attempts.update((row["id"], row["number"]) for row in rejected_rows[1:])
+        done.kept.update((row["problem_id"], row["number"]) for row in kept_rows)
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{out} or {rejected.name} holds lines that opdkit sample did not write; restore them, or choose another --out"
+        ) from None
     return done
 
 
