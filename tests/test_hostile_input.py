@@ -173,7 +173,7 @@ def test_outputs(
     assert Path("/dev/null").is_char_device()
 
 
-VALUES = (-1, float("nan"), float("inf"), 1e300, 1e-320, 10**23, -(10**23), "x", [], {})
+VALUES: tuple[Any, ...] = (-1, float("nan"), float("inf"), 1e300, 1e-320, 10**23, -(10**23), "x", [], {})
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,7 +7,6 @@ Every answer goes to a JSONL file as soon as its batch is graded, under its (pro
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

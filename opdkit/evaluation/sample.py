@@ -187,7 +187,7 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
         done.kept.update((row["problem_id"], row["number"]) for row in kept_rows)
     except (KeyError, TypeError):
         raise UserError(
-            f"{out} or {rejected.name} holds lines that opdkit sample did not write; restore them, or choose another --out"
+            f"{out} or {rejected.name} holds lines that opdkit sample did not write; choose another --out"
         ) from None
     return done
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TrainSection
-from opdkit.train import checkpoint, loop, run_folder
+from opdkit.train import checkpoint, environment, loop, run_folder
 from opdkit.train.loop import train
 from opdkit.train.optimizer import Optimizer
 
@@ -145,7 +145,7 @@ def test_lost_lines_and_another_library_are_said(
     train(chosen, console=console)
     metrics = chosen.run_dir / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))
-    described = run_folder.describe_environment()
+    described = environment.describe_environment()
     older = described | {"versions": described["versions"] | {"torch": "1.0"}}
     monkeypatch.setattr(run_folder, "describe_environment", lambda: older)
     longer = chosen.model_copy(update={"train": chosen.train.model_copy(update={"steps": 5})})
