@@ -7,6 +7,7 @@ those is imported inside the one function that wraps it.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import logging
 import math
@@ -211,7 +212,13 @@ def _cut_after(path: Path, step: int) -> int:
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each complete line with the offset of its end."""
     end = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it from a copy, or remove it") from None
+    with file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 return  # cut short by a crash, or being written
@@ -219,7 +226,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             try:
                 line = json.loads(raw)
                 line["step"] + 0
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"{path}:{number} is not a metrics line; it was changed by something else: delete that line"
                 ) from None
@@ -297,6 +304,11 @@ class _Trackio:
 
 
 SINKS: dict[str, Callable[[SinkStart], Sink]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
+
+
+def is_installed(sink: str) -> bool:
+    """Whether what a sink of `SINKS` imports is there; it is not imported."""
+    return importlib.util.find_spec(sink) is not None
 
 
 def _open_sink(name: str, start: SinkStart) -> Sink:

@@ -11,6 +11,7 @@ ordinary recipe: `quickstart.toml`, and what `ARMS` changes in it.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import tomllib
@@ -80,8 +81,12 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     # Models this small are faster on one thread, and its numbers are then the same whatever the number of cores.
     torch.set_num_threads(1)
-    _check_ours(out, out.with_name(f"{out.name}-models"))
+    if not out.name:
+        raise UserError(f"--out {out} has no name of its own; give a folder to be made, e.g. runs/quickstart")
     recipes = {arm: _recipe(out, seed, arm) for arm in ("", *ARMS)}
+    _check_ours(out, out.with_name(f"{out.name}-models"))
+    for recipe in recipes.values():  # before minutes of work
+        RunFolder.check(recipe.run_dir, overwrite=_exists(recipe.run_dir))
     models = out.with_name(f"{out.name}-models")
     _say(console, "1/3  Two models from nothing: a teacher, and a student that has seen 512 solved problems")
     _make_models(models, seed, console)
@@ -123,9 +128,11 @@ def _recipe(out: Path, seed: int, arm: str) -> Recipe:
 
 def _check_ours(out: Path, models: Path) -> None:
     """Raises UserError unless what stands there is an earlier quickstart: only that is replaced unasked."""
-    if models.exists() and not (models / MARKER).exists():
+    if os.path.lexists(models) and not (models / MARKER).exists():
         raise UserError(f"{models} was not made by the quickstart; choose another --out, or remove it")
-    if (out / "recipe.toml").exists() and RunFolder(out).read_recipe()["model"]["path"] != str(models / "student"):
+    if (out / "recipe.toml").exists() and RunFolder(out).read_recipe().get("model", {}).get("path") != str(
+        models / "student"
+    ):
         raise UserError(f"{out} holds a run that is no quickstart; choose another --out, or remove it")
 
 

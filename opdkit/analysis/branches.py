@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from opdkit.analysis.overlap import MAX_TOKENS_PER_BATCH, make_folder, source_names
+from opdkit.analysis.overlap import MAX_TOKENS_PER_BATCH, source_names
 from opdkit.analysis.two_models import Models, Pair, Reading, Source, read_source
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import SamplingParams
@@ -36,7 +36,7 @@ from opdkit.train.agreement import ComparedPart, compare_parts, student_side, te
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.train.rollouts import grade
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 from opdkit.types import Example, Rollout, seed_from
 
 BRANCHES_PER_PART = 64  # what a crash can cost
@@ -64,8 +64,13 @@ class _Fork:
 def analyse_position(options: PositionOptions, *, console: Console) -> dict[str, Any]:
     """Compare, branch, grade, write; returns what position.json holds. Raises UserError, Interrupted."""
     (name,) = source_names([options.source])
+    out = options.out or Path("runs") / "position" / name
+    with Lock.on_folder(out):
+        return _analyse_position(options, name, out, console)
+
+
+def _analyse_position(options: PositionOptions, name: str, out: Path, console: Console) -> dict[str, Any]:
     source = read_source(options.source, name, options.reading)
-    out = make_folder(options.out or Path("runs") / "position" / name)
     interrupt, models = Interrupt(console), Models(options.reading.device, options.reading.trust_remote_code)
     pair = models.pair(source, options.reading)
     console.print(f"{source.name}: {pair.told()}", markup=False, highlight=False, soft_wrap=True)

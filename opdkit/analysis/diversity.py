@@ -21,7 +21,7 @@ from opdkit.measure.diversity import NGrams, distinct_words, text_distance, toke
 from opdkit.measure.intervals import Difference, Estimate, estimate_difference, estimate_mean
 from opdkit.measure.programs import node_counts
 from opdkit.tasks.code_text import extract_program
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 
 Row = dict[str, float | None]  # measure -> value of one problem; None: not defined
 Progress = Callable[[str, int, int], None]
@@ -110,13 +110,10 @@ def write_diversity(out: Path, results: Mapping[str, SetDiversity]) -> list[Path
         out / "per_problem.jsonl": "".join(json.dumps(row) + "\n" for row in problems),
         out / "case_studies.jsonl": "".join(json.dumps(row) + "\n" for row in cases),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with Lock.on_folder(out):
         for path, content in files.items():
             atomic_write(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}); choose another --out") from None
-    write_page(out / "diversity.html", diversity_page(results))
+        write_page(out / "diversity.html", diversity_page(results))
     return [*files, out / "diversity.html"]
 
 

@@ -24,6 +24,7 @@ from opdkit.contexts import build_views
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import check_model_path
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.evaluation.results import clock_of
@@ -35,7 +36,7 @@ from opdkit.tasks.guard import make_task_for
 from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.loop import Parts
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 from opdkit.train.sides import read_sides
 from opdkit.train.teacher import Teacher
 from opdkit.types import Example, Group, Problem, seed_from
@@ -62,6 +63,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         )
     limits = Thresholds().changed(options.thresholds)
     section = recipe.data
+    check_model_path(recipe.model.path)
     data = load_problems(
         section.train,
         task=section.task.main.name,
@@ -73,6 +75,13 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
+    with Lock.on_folder(folder):
+        return _fit(recipe, options, limits, data, folder, console)
+
+
+def _fit(
+    recipe: Recipe, options: FitOptions, limits: Thresholds, data: Dataset, folder: Path, console: Console
+) -> Advice:
     interrupt = Interrupt(console)
     now = clock_of(asked_before(folder))
     sides = read_sides(recipe, now=now)
@@ -82,6 +91,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
+    section = recipe.data
     task = make_task_for(section.task, [data.problems])
     asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
     try:

@@ -53,18 +53,15 @@ class Asker:
     seed: int
 
     def open(self, asked: Mapping[str, Any]) -> None:
-        """Raises UserError for a folder that holds answers to another question, or something else."""
+        """The folder is there, and locked. Raises UserError if it holds something else."""
         path, wanted = self.folder / "asked.json", json.loads(json.dumps(asked))
         if (found := asked_before(self.folder)) is not None:
             check_identity(path, found, wanted)
             return
-        if self.folder.exists() and not path.exists() and any(self.folder.iterdir()):
+        if not path.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a folder of opdkit fit; choose another --out")
-        try:
-            for name in ("student", "teacher"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create {self.folder} ({error.strerror}); choose another --out") from error
+        for name in ("student", "teacher"):
+            (self.folder / name).mkdir(exist_ok=True)
         atomic_write(path, json.dumps(wanted, indent=1))
 
     def student(

@@ -27,7 +27,7 @@ from opdkit.measure.published_overlap import parse_published, published_overlap
 from opdkit.report.overlap_figure import overlap_figure
 from opdkit.train.agreement import compare_parts, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 
 MAX_TOKENS_PER_BATCH = 32768
 NUM_BINS = 10  # of the relative position
@@ -48,7 +48,12 @@ def analyse_overlap(options: OverlapOptions, *, console: Console) -> dict[str, A
     if options.published is not None:
         parse_published(options.published)
     names = source_names(options.sources)
-    out = make_folder(options.out or Path("runs") / "overlap" / "+".join(names))
+    out = options.out or Path("runs") / "overlap" / "+".join(names)
+    with Lock.on_folder(out):
+        return _analyse_overlap(options, names, out, console)
+
+
+def _analyse_overlap(options: OverlapOptions, names: Sequence[str], out: Path, console: Console) -> dict[str, Any]:
     interrupt, models = Interrupt(console), Models(options.reading.device, options.reading.trust_remote_code)
     results = {}
     with interrupt.listening():
@@ -68,19 +73,11 @@ def analyse_overlap(options: OverlapOptions, *, console: Console) -> dict[str, A
 
 def source_names(paths: Sequence[Path]) -> list[str]:
     """What each source is called. Raises UserError where two would be called the same."""
-    names = [path.name.removesuffix(".parquet").removesuffix(".tokens") for path in paths]
+    names = [path.resolve().name.removesuffix(".parquet").removesuffix(".tokens") for path in paths]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two sources are called {name}: rename one, or analyse them one after the other")
     return names
-
-
-def make_folder(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {out} ({error.strerror}); choose another --out") from error
-    return out
 
 
 def numbers_of(table: TokenTable, about: Mapping[str, Any], bucket_tokens: int) -> dict[str, Any]:

@@ -134,13 +134,18 @@ def read_source(path: Path, name: str, reading: Reading) -> Source:
     if path.is_file():
         raise UserError(f"{path} is no source of answers: give a run folder or a .parquet file of rows")
     folder = RunFolder(path)
-    recipe = folder.read_recipe()
+    recipe = folder.read_whole_recipe()
     steps = folder.row_steps()
     step = reading.step if reading.step is not None else max(steps, default=0)
     if step not in steps:
         have = f"rows of the steps {', '.join(map(str, steps))}" if steps else "no rows (train.save_rows_every)"
         raise UserError(f"{path} has no rows of step {step}: it has {have}")
-    saved = checkpoint.latest(folder.checkpoints)
+    saved = checkpoint.latest(folder.checkpoints) if reading.student is None else None
+    if saved and saved.damaged:
+        newest, reason = next(iter(saved.damaged.items()))
+        raise UserError(
+            f"the checkpoint {newest} is damaged ({reason}); name a student, e.g. --student {saved.model_path}"
+        )
     student = reading.student or (str(saved.model_path) if saved else recipe["model"]["path"])
     teacher, why = _teacher_of(recipe, student)
     section = recipe["teacher"]

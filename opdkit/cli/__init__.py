@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from opdkit import __version__
 from opdkit.cli.base import app, console, errors
+from opdkit.data.write import SHOWN
 from opdkit.errors import Interrupted, UserError
 
 # Each adds its commands to `app`; --help shows them in this order.
@@ -33,6 +34,14 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
+    except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
+        if error.filename is None:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}... ({len(name)} characters)"
+        said = escape(f"{shown}: {error.strerror}; choose another path")
+        errors.print(f"[bold red]error[/bold red] {said}", highlight=False, soft_wrap=True)
+        sys.exit(2)
     except UserError as error:
         for sentence in str(error).splitlines():
             errors.print(f"[bold red]error[/bold red] {escape(sentence)}", highlight=False, soft_wrap=True)

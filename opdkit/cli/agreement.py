@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from opdkit.cli.analysis import analyse_app
-from opdkit.cli.base import Device, Seed, TrustRemoteCode, console
+from opdkit.cli.base import MANY, MOST, Device, Seed, TrustRemoteCode, console
 from opdkit.errors import Interrupted
 
 Sources = Annotated[
@@ -45,11 +45,11 @@ def overlap(
     student: Student = None,
     teacher: TeacherPath = None,
     step: Step = None,
-    rows: Annotated[int, typer.Option(min=1, help="Answers of each source, drawn by the seed.")] = 256,
+    rows: Annotated[int, typer.Option(min=1, max=MOST, help="Answers of each source, drawn by the seed.")] = 256,
     k: Annotated[
         int | None, typer.Option("-k", min=1, help="Length of both lists; default: 16, or an eighth of the vocabulary.")
     ] = None,
-    bucket: Annotated[int, typer.Option(min=1, help="Tokens of a bucket of positions.")] = 1024,
+    bucket: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens of a bucket of positions.")] = 1024,
     published: Annotated[
         str | None,
         typer.Option(metavar="STRATEGY:WEIGHT", help="Also what thunlp/OPD logs, e.g. only_stu:student_p."),
@@ -100,11 +100,11 @@ def position(
     student: Student = None,
     teacher: TeacherPath = None,
     step: Step = None,
-    rows: Annotated[int, typer.Option(min=1, help="Answers, drawn by the seed.")] = 128,
+    rows: Annotated[int, typer.Option(min=1, max=MOST, help="Answers, drawn by the seed.")] = 128,
     branches: Annotated[
-        int, typer.Option(min=1, help="Of an answer: at most one in each of so many stretches of it.")
+        int, typer.Option(min=1, max=MANY, help="Of an answer: at most one in each of so many stretches of it.")
     ] = 4,
-    n: Annotated[int, typer.Option("-n", min=1, help="The student's continuations of a branch.")] = 2,
+    n: Annotated[int, typer.Option("-n", min=1, max=MANY, help="The student's continuations of a branch.")] = 2,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = "auto",

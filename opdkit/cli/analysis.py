@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdkit.cli.base import Sampling, app, console, with_sampling
+from opdkit.cli.base import MANY, Sampling, app, console, with_sampling
 from opdkit.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def signal(
     data: Annotated[str | None, typer.Option(help="Instead: sample answers to this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Who grades them: see `opdkit tasks`.")] = None,
     student: Annotated[str | None, typer.Option(help="Who answers; default: the teacher itself.")] = None,
-    n: Annotated[int, typer.Option("-n", min=2, help="Answers per problem.")] = 8,
+    n: Annotated[int, typer.Option("-n", min=2, max=MANY, help="Answers per problem.")] = 8,
     steps: Annotated[str | None, typer.Option(help="In commas: rollouts,contexts,scores,metrics,plots.")] = None,
     conditions: Annotated[str, typer.Option(help="In commas, e.g. base,2S1F; or all.")] = "all",
     design: Annotated[Literal["fixed", "siblings"], typer.Option(help="What is shown beside an answer.")] = "fixed",
@@ -53,7 +53,7 @@ def signal(
         typer.Option("--context", metavar="KEY=VALUE", help="How peers are shown, e.g. max_tokens_per_peer=2048."),
     ] = None,
     resamples: Annotated[
-        int | None, typer.Option(min=1, help="Of the bootstrap of published definitions; 2000.")
+        int | None, typer.Option(min=1, max=10**6, help="Of the bootstrap of published definitions; 2000.")
     ] = None,
 ) -> None:
     """Does the teacher rank answers as the grader does, and with which context? Resumes.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from opdkit.cli.base import Model, Sampling, Task, app, console, with_sampling
+from opdkit.cli.base import MANY, Model, Sampling, Task, app, console, with_sampling
 from opdkit.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Where a suite's prepared data sets are.")] = Path("data"),
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Go on without what a suite lacks.")] = False,
-    n: Annotated[int, typer.Option("-n", min=1, help="Answers per problem.")] = 8,
+    n: Annotated[int, typer.Option("-n", min=1, max=MANY, help="Answers per problem.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the answers.")] = None,
     published: Published = False,
     verifier: Annotated[
@@ -56,7 +56,7 @@ def evaluate(
         raise UserError("--task says who grades --data, and a suite knows its own graders: leave --task out")
     found = find_sets(suite or [], data_dir, lambda line: console.print(line, highlight=False, soft_wrap=True))
     if found.missing and not skip_missing:
-        raise UserError("\n".join([*found.missing.values(), "give --skip-missing to evaluate without what is missing"]))
+        raise UserError(_missing(found.missing, data_dir))
     for sentence in found.missing.values():
         console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
     from opdkit.evaluation.eval_sets import sets_of
@@ -92,11 +92,11 @@ def sample(
     data: Annotated[str, typer.Option(help="A file, folder, hub name or built-in world.")],
     task: Task,
     out: Annotated[Path, typer.Option(help="JSONL to write; `data.train` reads it as it is.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="Answers wanted per problem.")] = 1,
+    n: Annotated[int, typer.Option("-n", min=1, max=MANY, help="Answers wanted per problem.")] = 1,
     reject: Annotated[str, typer.Option(help="Rules, in commas: truncated,no_answer,wrong,repetition; or none.")] = (
         "truncated,no_answer,repetition"
     ),
-    attempts: Annotated[int, typer.Option(min=1, help="For each wanted answer.")] = 3,
+    attempts: Annotated[int, typer.Option(min=1, max=MANY, help="For each wanted answer.")] = 3,
 ) -> None:
     """A model's answers as training data; resumes.
 
@@ -112,6 +112,18 @@ def sample(
         )
     except Interrupted:
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
+
+
+def _missing(missing: Mapping[str, str], data_dir: Path) -> str:
+    """Every data set by name; why, of the first: the others seldom have another reason."""
+    first, *others = missing
+    why = missing[first]
+    if not others:
+        return f"{why}\ngive --skip-missing to evaluate without it"
+    return (
+        f"{len(missing)} data sets are not in {data_dir}: {', '.join(missing)} (of the first: {why}); or give "
+        "--skip-missing to evaluate without them"
+    )
 
 
 def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num_samples: int) -> EvaluateOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -30,15 +31,26 @@ Set = Annotated[
 ]
 
 
+MANY = 2**16  # answers to one problem
+MOST = 2**31 - 1
+
+
+def finite(number: float | None) -> float | None:
+    """A float option's callback: "nan" passes every bound, and "inf" those of one side."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is no finite number")
+    return number
+
+
 # Options of every command that samples answers to a data set.
 Model = Annotated[str, typer.Option(help="A folder in Hugging Face format, a checkpoint's model/, or a hub id.")]
 Task = Annotated[str, typer.Option(help='Who grades: see `opdkit tasks`; with options: "code time_limit_s=2".')]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only so many problems, drawn by a seed.")]
-Temperature = Annotated[float, typer.Option(min=0.0)]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0)]
-TopK = Annotated[int, typer.Option(min=0, help="0: off.")]
-MaxAnswerTokens = Annotated[int, typer.Option(min=1)]
-Seed = Annotated[int, typer.Option(min=0)]
+Limit = Annotated[int | None, typer.Option(min=1, max=MOST, help="Only so many problems, drawn by a seed.")]
+Temperature = Annotated[float, typer.Option(min=0.0, callback=finite)]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, callback=finite)]
+TopK = Annotated[int, typer.Option(min=0, max=MOST, help="0: off.")]
+MaxAnswerTokens = Annotated[int, typer.Option(min=1, max=MOST)]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')]
 ChatTemplate = Annotated[str | None, typer.Option(help='A jinja file, or "plain".')]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console
+from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console, finite
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def prepare_set(
     format_: Annotated[str, typer.Option("--format", help="opdkit or verl.")] = "opdkit",
     revision: Annotated[str | None, typer.Option(help="A commit, branch or tag of the hub.")] = None,
     split: Annotated[str, typer.Option(help="Of a raw benchmark: problem, or shared (code).")] = "problem",
-    test_share: Annotated[float | None, typer.Option(help="Of a raw benchmark that is split by problem.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split; 42 is the published one.")] = 42,
+    test_share: Annotated[
+        float | None, typer.Option(callback=finite, help="Of a raw benchmark that is split by problem.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split; 42 is the published one.")] = 42,
     since: Annotated[str | None, typer.Option(metavar="DATE", help="First day of its problems.")] = None,
     until: Annotated[str | None, typer.Option(metavar="DATE", help="The day after the last one.")] = None,
     drop_repeats: Annotated[
@@ -97,11 +100,11 @@ def dedup_file(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report.")] = False,
     method: Annotated[str, typer.Option(help="exact, normalised, ngram, containment or embedding.")] = "ngram",
     threshold: Annotated[
-        float | None, typer.Option(help="From which similarity on a row goes: 0.5, of embeddings 0.9.")
+        float | None, typer.Option(callback=finite, help="From which similarity on a row goes: 0.5, of embeddings 0.9.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Of --method embedding: a sentence encoder.")] = None,
     device: Device = "cpu",
-    ngram: Annotated[int, typer.Option(min=1, help="Tokens of a shingle.")] = 3,
+    ngram: Annotated[int, typer.Option(min=1, max=1000, help="Tokens of a shingle.")] = 3,
     examples: Annotated[int, typer.Option(min=0, help="Pairs to show for each set; the report has all.")] = 3,
     report: Annotated[Path | None, typer.Option(help="JSON file for every pair.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out and --report.")] = False,
@@ -254,14 +257,17 @@ def _show_row(found: Inspection, number: int, renderer: Renderer | None) -> None
 
 
 def _tokenizer(model: str) -> Any:
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+    is_folder = Path(model).is_dir()
+    if not is_folder and not may_be_on_hub(model):
         raise UserError(f"--model {model}: there is no such folder; give one in Hugging Face format, or a hub id")
     from transformers import AutoTokenizer
 
+    said = None
     try:
-        return AutoTokenizer.from_pretrained(model)
+        with nullcontext() if is_folder else asked_once(model, "model") as said:
+            return AutoTokenizer.from_pretrained(model)
     except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = said or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--model {model} has no tokenizer that can be loaded: {reason}") from None
 
 

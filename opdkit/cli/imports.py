@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from opdkit.cli.base import Set, app, console
+from opdkit.data.write import file_to_write
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ def import_config(
     from opdkit.recipe import key_values, override, parse_recipe, warnings
     from opdkit.recipe.imported import read_settings, translate
     from opdkit.toml import dumps, printable
+    from opdkit.train.run_folder import atomic_write
 
-    target = out or file.with_suffix(".toml")
+    if file.exists() and not file.is_file():
+        raise UserError(f"{str(file)[:200]!r} is no file; give a YAML file or a launcher script")
+    target = file_to_write(out or file.with_suffix(".toml"))
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give --overwrite, or another name with --out")
     imported = translate(read_settings(file), task=task, parity=parity)
@@ -48,9 +52,9 @@ def import_config(
     comment = f"# From {printable(file.name)} by opdkit import-config. What is not said here is the method's default.\n"
     ordered = {key: imported.recipe[key] for key in type(recipe).model_fields if key in imported.recipe}
     try:
-        target.write_text(comment + dumps(ordered), encoding="utf-8")
+        atomic_write(target, comment + dumps(ordered))
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from None
+        raise UserError(f"{target} cannot be written: {error.strerror}") from None
     console.print(f"wrote {target}", highlight=False, soft_wrap=True, markup=False)
     for sentence in warnings(recipe):
         console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)

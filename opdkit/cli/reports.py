@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from opdkit.cli.base import app, console
+from opdkit.cli.base import app, console, finite
 
 
 @app.command()
@@ -33,7 +33,9 @@ def report(
 def watch(
     run: Annotated[Path, typer.Argument(help="A run folder; one that is not there yet is waited for.")],
     once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=86400.0, callback=finite, help="Seconds between two looks.")
+    ] = 1.0,
 ) -> None:
     """A running or finished run in the terminal.
 

@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from opdkit.cli.base import Set, app, console, errors
+from opdkit.cli.base import MANY, MOST, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
 
 
 @app.command()
 def quickstart(
-    seed: Annotated[int, typer.Option(help="Another seed makes other models, problems and samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 2, help="Another seed makes other models, problems and samples.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="The run folder; an earlier quickstart there is replaced.")] = Path(
         "runs/quickstart"
     ),
@@ -92,12 +94,13 @@ def pipeline(
 def fit(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML) with a teacher.")],
     set_: Set = None,
-    problems: Annotated[int, typer.Option(min=1, help="How many, drawn by the recipe's seed.")] = 64,
+    problems: Annotated[int, typer.Option(min=1, max=MOST, help="How many, drawn by the recipe's seed.")] = 64,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="The student's answers to each; default: 4, or group_size if more.")
+        int | None,
+        typer.Option(min=1, max=MANY, help="The student's answers to each; default: 4, or group_size if more."),
     ] = None,
     teacher_answers: Annotated[
-        int, typer.Option(min=0, help="The teacher's, from the start and from each prefix; 0: none.")
+        int, typer.Option(min=0, max=MANY, help="The teacher's, from the start and from each prefix; 0: none.")
     ] = 2,
     k: Annotated[
         int | None, typer.Option("-k", min=1, help="Length of both lists; default: 16, or an eighth of the vocabulary.")
@@ -166,15 +169,16 @@ def check(
 def make_model(
     out: Annotated[Path, typer.Argument(help="Folder to write, in Hugging Face format.")],
     data: Annotated[str, typer.Option(help="What its tokenizer and its first lessons come from: a world or a file.")],
-    hidden_size: Annotated[int, typer.Option(min=16)] = 64,
-    num_layers: Annotated[int, typer.Option(min=1)] = 3,
-    vocab_size: Annotated[int, typer.Option(min=300, help="For text; worlds use their characters.")] = 2048,
+    hidden_size: Annotated[int, typer.Option(min=16, max=MANY)] = 64,
+    num_layers: Annotated[int, typer.Option(min=1, max=1000)] = 3,
+    vocab_size: Annotated[int, typer.Option(min=300, max=2**20, help="For text; worlds use their characters.")] = 2048,
     steps: Annotated[
-        int, typer.Option(min=0, help="SFT steps on the data's solutions; 0 leaves random weights.")
+        int, typer.Option(min=0, max=10**6, help="SFT steps on the data's solutions; 0 leaves random weights.")
     ] = 300,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Teach only so many problems, again and again: a half-taught model.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Teach only so many problems, again and again: a half-taught model."),
     ] = None,
     reads_demonstrations: Annotated[
         bool,

@@ -167,7 +167,7 @@ class Renderer:
         except Exception as error:  # a template is a program of somebody else's: it raises anything
             roles = ", ".join(turn["role"] for turn in turns)
             raise UserError(
-                f"the chat template refuses messages with the roles {roles} ({error}); "
+                f"the chat template refuses messages with the roles {roles} ({error or type(error).__name__}); "
                 "change the messages or set chat_template to another template."
             ) from error
         for role in ("system", "user"):
@@ -176,6 +176,11 @@ class Renderer:
                     f"the chat template of {self.name} drops the {role} turn or changes its words; change the messages "
                     "or set chat_template to another template."
                 )
+        if not text.strip():
+            raise UserError(
+                f"the chat template of {self.name} renders messages to nothing, so there is no prompt to answer; set "
+                "chat_template to another template."
+            )
         return text
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -244,10 +249,14 @@ def read_chat_template(value: str | None) -> str | None:
     if value is None or value == PLAIN:
         return value
     try:
+        if not Path(value).is_file():
+            raise FileNotFoundError(2, "no such file")
         return Path(value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f'chat_template = "{value}" is not a readable file ({error}); give the path of a jinja file, or "{PLAIN}".'
+            f'chat_template = "{value[:200]}" is not a readable file ({reason}); give the path of a jinja file, or '
+            f'"{PLAIN}".'
         ) from error
 
 

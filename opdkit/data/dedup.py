@@ -20,7 +20,7 @@ from opdkit.data.similar import METHODS, Embed, EmbeddingIndex, Embeddings, Inde
 from opdkit.data.sources import Row, data_files, rows_of, splits_of
 from opdkit.data.templates import bare_question
 from opdkit.data.unusable import Unusable
-from opdkit.data.write import replace_files
+from opdkit.data.write import file_to_write, replace_files
 from opdkit.errors import UserError
 
 _COPIED = (".jsonl", ".json", ".parquet")  # formats whose rows are copied as they are
@@ -124,7 +124,7 @@ def dedup(
 
 def check_report(path: Path, *, overwrite: bool) -> None:
     """Before anything is compared. Raises UserError where `write_report` would fail, or write over a file."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if not file_to_write(path).parent.is_dir():
         raise UserError(f"--report {path} is not a file in a folder that exists; name another")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; name another --report, or give --overwrite to replace it")
@@ -147,6 +147,7 @@ def _check(source: str, out: Path | None, options: DedupOptions, overwrite: bool
         raise UserError(f"--ngram {options.n} must be 1 or more")
     if out is None:
         return
+    file_to_write(out)
     if not Path(source).is_file() or Path(source).suffix not in _COPIED:
         raise UserError(
             f"{source} is not one {', '.join(_COPIED)} file, so nothing can be removed from it; name a file"

@@ -27,6 +27,7 @@ from opdkit.data.formats import (
     format_of,
     stem_of,
 )
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 __all__ = ["LocatedRow", "OnBroken", "Row", "data_files", "every_row_column", "files_left_out", "rows_of", "splits_of"]
@@ -87,6 +88,9 @@ def splits_of(source: str) -> list[tuple[str | None, str]]:
     return [(name, f"{path}:{name}") for name in names] or [(None, source)]
 
 
+_LONGEST = 4096  # characters of a path
+
+
 def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None]:
     """The existing local path (None: look on the hub) and the split to take of it."""
     if not source:
@@ -94,9 +98,11 @@ def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None
     try:
         path = Path(source).expanduser()
         if path.exists():
+            if not path.is_file() and not path.is_dir():
+                raise UserError(f"{source} is no file and no folder; give a data file, a folder of them or a hub name")
             return path, split
-    except (OSError, RuntimeError) as error:  # a name of 5000 characters, a folder that may not be looked into, no home
-        raise UserError(f"no data at {source:.100}: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # 5000 characters, a NUL, a folder that may not be looked into
+        raise UserError(f"no data at {source[:60]}: {getattr(error, 'strerror', None) or error}") from None
     if path.is_symlink():
         raise UserError(f"no data at {source}: it is a link to nothing, or in a circle; copy the file itself here")
     head, colon, tail = source.rpartition(":")
@@ -104,7 +110,9 @@ def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None
         if split is not None and split != tail:
             raise UserError(f"{source} names the split {tail!r} and split says {split!r}: keep one of them")
         return Path(head).expanduser(), tail
-    if format_of(path) or source.startswith(("/", "./", "../", "~")) or not _HUB_NAME.fullmatch(source):
+    match = _HUB_NAME.fullmatch(source)
+    is_local = format_of(path) is not None or source.startswith(("/", "./", "../", "~"))
+    if is_local or match is None or not may_be_on_hub(match["name"]):
         raise UserError(f"no data at {source}: there is no such file or folder{_near_names(path)}")
     return None, split
 
@@ -219,13 +227,15 @@ def _hub_rows(source: str, split: str | None, keep: KeepColumns) -> Iterator[Loc
     split = match["split"] or split
     import datasets
 
+    hub_says = None
     try:
-        loaded = datasets.load_dataset(name, config, split=split, revision=match["revision"])
+        with asked_once(name, "dataset", match["revision"]) as hub_says:
+            loaded = datasets.load_dataset(name, config, split=split, revision=match["revision"])
     except Exception as error:  # the network, the hub's refusals, a wrong config or split: all are the user's to read
-        near = _near_names(Path(name)) if Path(name).parent.is_dir() else ""
+        reason = first_words(error) + (f" ({hub_says})" if hub_says else "")
         raise UserError(
-            f"there is no file or folder {name}{near.rstrip('?')}, and the hub dataset {name} could not be loaded: "
-            f"{first_words(error)}; without a connection, copy the data set here and name its folder"
+            f"there is no such folder or file {name}, and the hub dataset {name} could not be loaded: {reason}; "
+            "without a connection, copy the data set here and name its folder"
         ) from None
     return _dataset_rows(loaded, name, None, keep)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def write_parquet(
 def replace_files(folder: Path, names: Sequence[str], outdated: Sequence[str] = ()) -> Iterator[Callable[[str], Path]]:
     """Gives paths in a folder of its own; at the end the files `names` are moved to `folder`, the last one last, and
     `outdated` ones are removed from it. If anything is raised, `folder` stays as it was."""
+    for name in names:
+        file_to_write(folder / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
@@ -45,7 +48,7 @@ def replace_files(folder: Path, names: Sequence[str], outdated: Sequence[str] = 
         for name in outdated:
             (folder / name).unlink(missing_ok=True)
         for name in names:
-            os.replace(scratch / name, folder / name)
+            os.replace(scratch / name, file_to_write(folder / name))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -64,3 +67,30 @@ def _groups(
             rows, num_characters = [], 0
     if rows:
         yield rows
+
+
+SHOWN = 200  # characters of a path that is refused for its length
+
+
+def file_to_write(path: Path) -> Path:
+    """The file itself, behind any links. Raises UserError where no file can be: a folder, a device, a loop of links,
+    a name that is too long."""
+    try:
+        real = path.resolve()
+        what = what_is_at(real) if real.exists() else None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)[:SHOWN]} cannot be written ({reason}); choose another file") from None
+    if what not in (None, "a file"):
+        raise UserError(f"{path} is {what}, not a file; choose another file")
+    return real
+
+
+def what_is_at(path: Path) -> str:
+    """In words, behind any links."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing"
+    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((words for is_kind, words in kinds.items() if is_kind(mode)), "a device")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from opdkit.engines.load import load_tokenizer
+from opdkit.engines.load import load_tokenizer, quiet_libraries
 from opdkit.errors import UserError
 from opdkit.types import FloatArray
 
@@ -25,7 +25,8 @@ def embedder(model: str, *, device: str = "cpu") -> Callable[[Sequence[str]], Fl
 
     tokenizer = load_tokenizer(model, trust_remote_code=False)
     try:
-        module = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
+        with quiet_libraries():
+            module = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model} cannot be loaded to embed texts: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token is None:

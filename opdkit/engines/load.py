@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,36 +12,86 @@ from typing import Any
 
 import torch
 
+from opdkit.data.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def load_checkpoint(
-    path: str, *, dtype: torch.dtype | str, trust_remote_code: bool, attn_implementation: str | None
+    path: str,
+    *,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
+    attn_implementation: str | None,
+    base: str | None = None,
 ) -> tuple[Any, Any, list[str]]:
     """(module, tokenizer, sentences to be shown) of a checkpoint folder, an adapter folder (base plus adapter, never
     merged) or a hub name.
+
+    base: where an adapter's base model is, if not where its folder says.
 
     Raises UserError if there is no such model, no tokenizer, or weights are missing: transformers would fill them with
     random numbers and carry on.
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
-    return _load(path, options)
+    return _load(path, options, base)
 
 
-def _load(path: str, options: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
+def _load(path: str, options: Mapping[str, Any], base: str | None = None) -> tuple[Any, Any, list[str]]:
+    check_model_path(path)
     folder = Path(path)
-    _check_folder(path)
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options)
-    module, said = _load_module(path, options)
-    return module, load_tokenizer(path, options["trust_remote_code"]), said
+    with _found(path), quiet_libraries():
+        if (folder / "adapter_config.json").is_file():
+            return _load_adapter(folder, options, base)
+        module, said = _load_module(path, options)
+        return module, _load_tokenizer(path, options["trust_remote_code"]), said
+
+
+def check_model_path(path: str) -> None:
+    """Raises UserError for what can be neither a model's folder nor a hub name. Loads nothing and asks nobody."""
+    try:
+        is_there, is_folder = os.path.lexists(path), Path(path).is_dir()
+    except (OSError, ValueError):  # too long a name, a NUL in it
+        is_there = is_folder = False
+    if is_there and path and not is_folder:
+        raise UserError(f"the model {path[:200]} is no folder; give a folder with a config.json, or a hub name.")
+    if not path or not (is_there or may_be_on_hub(path)):
+        raise UserError(
+            f"there is no such folder {path[:200]!r}, and it is no hub name; give a model's folder, with a config.json "
+            "in it, or a name on the hub (owner/name)."
+        )
+
+
+@contextmanager
+def _found(path: str) -> Iterator[None]:
+    """The hub is asked once where `path` is no folder; the refusal then says that there is none, and what it said."""
+    if Path(path).exists():
+        yield
+        return
+    with asked_once(path, "model") as reason:
+        try:
+            yield
+        except UserError as error:
+            if reason is None:
+                raise
+            raise UserError(
+                f"there is no such folder {path}, and no model of that name is to be had from the hub ({reason}); "
+                "check the path, or without a connection copy the model here and name its folder."
+            ) from error
 
 
 def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The module, and what must be said of it."""
     with _one_sentence(f"{path} cannot be loaded as a causal language model"):
         auto = _auto_class(path, options["trust_remote_code"])
-        module, info = auto.from_pretrained(path, **options, output_loading_info=True)
+        module, info = auto.from_pretrained(path, **options, output_loading_info=True, ignore_mismatched_sizes=True)
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, wanted = misfits[0]
+        raise UserError(
+            f"the checkpoint {path} does not fit its config.json: {len(misfits)} of its weights have other sizes "
+            f"(first: {name} is {list(found)}, and should be {list(wanted)}); use the config.json it was saved with."
+        )
     missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
         raise UserError(
@@ -73,8 +125,35 @@ def _auto_class(path: str, trust_remote_code: bool) -> Any:
     return AutoModelForCausalLM
 
 
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What transformers prints while it loads (bars, and a table of what is wrong with a checkpoint, which we say in a
+    sentence) is left out. Bars of downloads stay: they take long."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as theirs
+
+    level, has_bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    has_hub_bars = not are_progress_bars_disabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    if has_hub_bars:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if has_bars:
+            theirs.enable_progress_bar()
+
+
 def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
-    """Raises UserError if there is none."""
+    """Of a folder or a hub name. Raises UserError if there is none."""
+    check_model_path(path)
+    with _found(path), quiet_libraries():
+        return _load_tokenizer(path, trust_remote_code)
+
+
+def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     with _one_sentence(f"{path} has no tokenizer that can be loaded"):
@@ -102,8 +181,8 @@ def load_generation_config(path: str, trust_remote_code: bool = False) -> Any:
 
 def load_words(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
     """(tokenizer, generation config) that `load_checkpoint` would find at the same path. No weight is read."""
+    check_model_path(path)
     folder = Path(path)
-    _check_folder(path)
     if not (folder / "adapter_config.json").is_file():
         return load_tokenizer(path, trust_remote_code), load_generation_config(path, trust_remote_code)
     tokenizer, generation = None, None
@@ -127,24 +206,19 @@ def _base_of(folder: Path) -> str:
     return str(base_path)
 
 
-def _check_folder(path: str) -> None:
-    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"there is no model folder {path}; give a folder with a config.json, or a hub name.")
-
-
-def _load_adapter(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
+def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) -> tuple[Any, Any, list[str]]:
     """Base and adapter side by side, the adapter trainable. The tokenizer is the adapter folder's own if it has one."""
     from peft import PeftModel
 
-    base_path = _base_of(folder)
-    base, tokenizer, said = _load(base_path, options)
+    base_path = base or _base_of(folder)
+    module, tokenizer, said = _load(base_path, options)
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = load_generation_config(str(folder))
     with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
-        module = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        module = PeftModel.from_pretrained(module, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(str(folder), options["trust_remote_code"])
-    if (folder / "generation_config.json").is_file():
-        base.generation_config = load_generation_config(str(folder))
+        tokenizer = _load_tokenizer(str(folder), options["trust_remote_code"])
     return module, tokenizer, said
 
 

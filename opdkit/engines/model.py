@@ -105,15 +105,21 @@ class LanguageModel:
         chat_template: str | None = None,
         attn_implementation: str | None = None,
         stop_tokens: Sequence[str | int] | None = None,
+        base: str | None = None,
     ) -> LanguageModel:
-        """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged.
+        """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged; `base` is
+        where its base model is, if not where the folder says.
 
         `chat_template`: None, "plain", or the path of a jinja file. Raises UserError if there is no such model, it has
         no tokenizer, weights are missing from the file, or it cannot be scored exactly.
         """
         template = read_chat_template(chat_template)
         module, tokenizer, said = load_checkpoint(
-            str(path), dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+            str(path),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            base=base,
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it

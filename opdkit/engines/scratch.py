@@ -25,6 +25,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from opdkit.engines.load import quiet_libraries
 from opdkit.errors import UserError
 from opdkit.types import seed_from
 
@@ -138,8 +139,9 @@ def make_model(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        with quiet_libraries():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp makes it private
         os.rename(partial, out)
     except OSError as error:

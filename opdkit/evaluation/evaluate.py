@@ -7,7 +7,7 @@ Every answer goes to a JSONL file as soon as its batch is graded, under its (pro
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +23,7 @@ from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import check_model_path
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
@@ -32,7 +33,6 @@ from opdkit.evaluation.results import (
     StoredAnswer,
     clock_of,
     interval,
-    locked,
     measure,
     problems_path,
     sentence,
@@ -43,12 +43,14 @@ from opdkit.evaluation.results import (
 )
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
+from opdkit.recipe.rules import number_faults
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import open_lines
 from opdkit.train.rollouts import sample_rollouts
+from opdkit.train.run_folder import Lock, read_object
 from opdkit.train.student import pick_device
 from opdkit.types import Problem
 
@@ -153,7 +155,7 @@ def evaluate_model(
 
         check_verifier(verifier, {task_named(set_.task).main.name for set_ in sets})
     folder = out or Path("runs") / "evaluate" / slug(options.model)
-    with locked(folder):
+    with Lock.on_folder(folder):
         return _evaluate(options, sets, folder, console, missing or {}, with_published, verifier)
 
 
@@ -331,10 +333,17 @@ def load_engine(options: EvaluateOptions, console: Console, now: datetime | None
 def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
     for task in tasks:
         task_named(task, may_be_none=True)  # `opdkit sample` needs nobody
+    check_model_path(options.model)
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
     if options.instruction not in ("auto", "boxed", "answer_line", "none"):
         raise UserError(f"--instruction {options.instruction}: choose auto, boxed, answer_line or none")
+    if faults := list(number_faults({"--temperature": options.temperature, "--top-p": options.top_p})):
+        raise UserError(faults[0])
+    if not math.isfinite(options.temperature) or not options.temperature >= 0 or not 0 <= options.top_p <= 1:
+        raise UserError(
+            f"--temperature {options.temperature} and --top-p {options.top_p}: give numbers from 0 on, --top-p up to 1"
+        )
     if options.top_p == 0:
         raise UserError(
             "--top-p 0 leaves no token to draw; use 1 to leave it off, or --temperature 0 for the likeliest"
@@ -379,6 +388,6 @@ def model_digest(folder: Path) -> str | None:
                 digest.update(file.read(1 << 20) if path.suffix == ".safetensors" else file.read())
     adapter = folder / "adapter_config.json"
     if adapter.exists():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        digest.update(str(model_digest(Path(base)) if base else None).encode())
+        base = read_object(adapter).get("base_model_name_or_path")
+        digest.update(str(model_digest(Path(base)) if isinstance(base, str) and base else None).encode())
     return digest.hexdigest()

@@ -20,7 +20,6 @@ from opdkit.evaluation.results import (
     RESULT,
     AnswerSet,
     StoredAnswer,
-    locked,
     measure,
     num_measured,
     problems_path,
@@ -36,7 +35,7 @@ from opdkit.measure.intervals import mean_over_sets
 from opdkit.tasks import TASKS
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.options import TaskOptions
-from opdkit.train.run_folder import atomic_write
+from opdkit.train.run_folder import Lock, atomic_write
 from opdkit.types import Problem
 
 PER_BATCH = 512
@@ -86,7 +85,7 @@ def regrade(
     """
     if dry_run or not folder.is_dir():
         return _regrade(folder, data or {}, task, with_published, dry_run, progress)
-    with locked(folder):
+    with Lock.on_folder(folder):
         return _regrade(folder, data or {}, task, with_published, dry_run, progress)
 
 

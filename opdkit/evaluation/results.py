@@ -11,11 +11,11 @@ A training run keeps its evaluations' answers in eval/<which>.jsonl, all data se
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from opdkit.measure.published import Published, published
 from opdkit.measure.votes import SameAnswer
 from opdkit.tasks.math_votes import math_votes
 from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.run_folder import Lock, atomic_write
+from opdkit.train.run_folder import atomic_write
 from opdkit.types import Finish, Problem, Rollout
 
 RESULT = "result.json"
@@ -89,23 +89,6 @@ class Store:
         self._is_new = False
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process writes a result at a time: two would sample the same answers twice."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / ".lock")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
-    try:
-        yield
-    finally:
-        if [path.name for path in folder.iterdir()] == [".lock"]:  # refused: it leaves nothing
-            (folder / ".lock").unlink()
-            folder.rmdir()
-        lock.release()
-
-
 def clock_of(identity: Mapping[str, Any] | None) -> datetime:
     """What the date is to chat templates that print it: when the first answers were asked for, so that a later call
     asks in the same words. identity: of answers that are there already."""
@@ -127,9 +110,16 @@ def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in [{"identity": asked}, *rows]))
 
 
+MOST_BYTES = 150  # of a data set's name in a file's: the rest of 255 is for what stands before and behind it
+
+
 def slug(name: str) -> str:
-    """A file name for a data set."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
+    """A file name for a data set; a long one ends in a digest."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
+    if len(plain.encode()) <= MOST_BYTES:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{plain.encode()[-MOST_BYTES:].decode(errors='ignore').lstrip('._')}-{digest}"
 
 
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text
@@ -199,7 +189,7 @@ def read_problems(path: Path) -> dict[str, Problem] | None:
         return {row["id"]: Problem(**{**row, "messages": tuple(row["messages"])}) for row in rows}
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}); delete it and run the same `opdkit evaluate` again, which "
             "samples nothing that is there"
@@ -265,7 +255,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the same `opdkit evaluate` again to write it") from None
     if not isinstance(result, dict) or not isinstance(result.get("eval"), dict):
         raise UserError(f'{path} is not the result of an evaluation: it has no "eval"')
@@ -342,7 +332,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             raise UserError(f"{path}:{number} is not JSON: the file was changed; restore it") from None

@@ -25,7 +25,7 @@ def row_answers(run: Path, step: int | None) -> dict[str, AnswerSet]:
     if chosen not in steps:
         near = min(steps, key=lambda saved: abs(saved - chosen))
         raise UserError(f"{run} saved no rows of step {chosen}; the nearest are those of step {near}, @rows-{near}")
-    recipe = folder.read_recipe()
+    recipe = folder.read_whole_recipe()
     tokenizer = _tokenizer(run, recipe)
     examples = load_rows(folder.rows(chosen))
     answers = [

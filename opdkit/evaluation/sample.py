@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import load_problems
+from opdkit.data.write import file_to_write
 from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions, check_options, load_engine, model_digest, task_files
@@ -29,6 +30,7 @@ from opdkit.tasks.rejection import RULES, Rule, rejected_by
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.jsonl import append_lines, open_lines
 from opdkit.train.rollouts import sample_rollouts
+from opdkit.train.run_folder import Lock
 from opdkit.types import Problem
 
 PROBLEMS_PER_BATCH = 256  # what a crash can cost
@@ -55,6 +57,14 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
     if options.attempts < 1:
         raise UserError(f"--attempts {options.attempts}: give at least 1")
     check_options(asked, {asked.task})
+    if out.suffix != ".jsonl":
+        raise UserError(f"--out {out}: give the name of a .jsonl file, as which data.train will read it")
+    with Lock.on_file(file_to_write(out)):
+        return _sample(options, out, console)
+
+
+def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, int]:
+    asked = options.model
     (source,) = asked.data
     chosen = task_named(asked.task, may_be_none=True)
     if chosen.is_none and (graded := {"no_answer", "wrong"}.intersection(options.reject)):
@@ -69,7 +79,7 @@ def sample(options: SampleOptions, *, out: Path, console: Console) -> dict[str, 
         instruction=asked.instruction,
         require_gold=chosen.needs_gold_or_tests,
     )
-    rejected = out.with_name(f"{out.name}.rejected.jsonl")
+    rejected = file_to_write(out.with_name(f"{out.name}.rejected.jsonl"))
     clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))
     done = _open(out, rejected, _identity(options, data.fingerprint) | {"clock": clock.isoformat()})
     engine, renderer = load_engine(asked, console, clock)
@@ -172,16 +182,19 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
     wanted = json.loads(json.dumps(identity))
     rejected_rows, kept_rows = open_lines(rejected), open_lines(out)
     if rejected_rows:
-        check_identity(out, rejected_rows[0]["identity"], wanted)
+        check_identity(out, rejected_rows[0].get("identity", {}), wanted)
     elif kept_rows:
         raise UserError(f"{out} already exists and was not written by opdkit sample; choose another --out")
     else:
         append_lines(rejected, [{"identity": wanted}])
         append_lines(out, [])
-    for row in rejected_rows[1:]:
-        done.attempts[row["id"], row["number"]] += 1
-    for row in kept_rows:
-        done.kept.add((row["problem_id"], row["number"]))
+    try:
+        done.attempts.update((row["id"], row["number"]) for row in rejected_rows[1:])
+        done.kept.update((row["problem_id"], row["number"]) for row in kept_rows)
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{out} or {rejected.name} holds lines that opdkit sample did not write; choose another --out"
+        ) from None
     return done
 
 

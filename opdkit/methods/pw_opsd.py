@@ -55,7 +55,7 @@ class PWOPSD(OPSD):
                 'method.schedule = "aggressive" is named in the paper\'s tables, but its values are published neither '
                 f'there nor in the code; set method.{", method.".join(missing)} yourself, or use "moderate"'
             )
-        return {**SCHEDULES.get(name, {}), **keys}
+        return {**(SCHEDULES.get(name, {}) if isinstance(name, str) else {}), **keys}
 
     def terms(self, plan: PlanInputs) -> list[Term]:
         weight_N = losses.weights.position(

@@ -20,7 +20,7 @@ def choice(
         return None
     name = section[key]
     if not isinstance(name, str) or name not in table:
-        faults.append(f"{where}.{key} = {name!r} does not exist{did_you_mean(str(name), table)}")
+        faults.append(f"{where}.{key} = {shortened(name)} does not exist{did_you_mean(str(name), table)}")
         return None
     try:
         return table[name].model_validate(section)
@@ -56,8 +56,14 @@ def sentences(error: ValidationError, root: type[BaseModel], prefix: str = "") -
         else:
             reason = fault["msg"].removeprefix("Value error, ")
             whole = not parts  # a fault of the section, not of one key: its sentence names the keys itself
-            said.append(reason if whole else f"{key} = {fault['input']!r}: {reason[0].lower()}{reason[1:]}")
+            said.append(reason if whole else f"{key} = {shortened(fault['input'])}: {reason[0].lower()}{reason[1:]}")
     return said
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value as a sentence can hold it."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}... ({len(text)} characters)"
 
 
 def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -69,3 +75,14 @@ def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
         if model is None:
             return []
     return list(model.model_fields)
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value}"""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

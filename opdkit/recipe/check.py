@@ -7,15 +7,18 @@ from pathlib import Path
 
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
-from opdkit.recipe.rules import departures, method_warnings, warnings
+from opdkit.recipe.rules import check_sinks, departures, method_warnings, warnings
 from opdkit.recipe.sections import Recipe
 
 
 def check_file(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     """What is doubtful about it, a sentence each. Raises UserError with a line for every fault."""
     if not is_pipeline(read_toml(path)):
-        return warnings(load_recipe(path, overrides))
+        recipe = load_recipe(path, overrides)
+        check_sinks(recipe)
+        return warnings(recipe)
     pipeline = load_pipeline(path, overrides)
+    pipeline.check_sinks()
     doubts = [
         f"stage {stage.name}: {sentence}"
         for stage in pipeline.stages

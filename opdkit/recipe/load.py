@@ -34,6 +34,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys of a file. Raises UserError for one that cannot be read."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is no file; give a recipe file (*.toml)")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
@@ -47,14 +49,40 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: its tables or lists are too deep to be a recipe's") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a number of more digits than Python reads
+        raise UserError(f"{str(path)[:200]} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+_DEEPEST = 32  # tables and lists inside each other
+
+
+def check_plain(raw: Any, where: str) -> None:
+    """Raises UserError for what no key of a recipe can be: nested without end, or with a NUL character."""
+    left: list[tuple[str, Any, int]] = [("", raw, 0)]
+    while left:
+        key, value, depth = left.pop()
+        if depth > _DEEPEST or key.count(".") > _DEEPEST:
+            raise UserError(f"{where}: {key[:60]}... is nested more than {_DEEPEST} deep; no key of a recipe is")
+        if isinstance(value, Mapping):
+            left += [(f"{key}.{name}" if key else str(name), inner, depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [(key, inner, depth + 1) for inner in value]
+        if "\0" in key or (isinstance(value, str) and "\0" in value):
+            raise UserError(f"{where}: {key!r} holds a NUL character (\\u0000); remove it")
 
 
 def parse_recipe(
     raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "recipe", adapters: Collection[str] = ()
 ) -> Recipe:
     """The same for a recipe that is already a dict. adapters: paths where a pipeline will have put LoRA adapters."""
-    merged = merge({}, raw)
     settings = key_values(overrides)
+    check_plain(raw, where)
+    check_plain(settings, where)
+    merged = merge({}, raw)
     for key, value in settings.items():
         override(merged, key, value)
     faults: list[str] = []
@@ -138,9 +166,14 @@ def key_values(settings: Sequence[str], *, flag: str = "--set") -> dict[str, Any
         if not equals or not key.strip():
             raise UserError(f"{flag} {setting}: write it as {flag} key=value")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            read = tomllib.loads(f"value = {text}")
         except tomllib.TOMLDecodeError:
-            values[key.strip()] = text  # so that quotes need no second quoting in the shell
+            read = {"value": text}  # so that quotes need no second quoting in the shell
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{flag} {key.strip()}: its value cannot be read ({error})") from None
+        if len(read) > 1:
+            raise UserError(f"{flag} {key.strip()}: its value goes on in a new line; give each key its own {flag}")
+        values[key.strip()] = read["value"]
     return values
 
 

@@ -36,13 +36,25 @@ from pydantic import Field, ValidationError
 
 from opdkit.errors import UserError
 from opdkit.recipe.build import sentences
-from opdkit.recipe.load import key_values, merge, parse_recipe, read_toml
-from opdkit.recipe.rules import missing_paths, paths_of
-from opdkit.recipe.sections import Count, PositiveInt, Recipe, Section, StopTokens, Strings, did_you_mean
+from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
+from opdkit.recipe.rules import check_sinks, missing_paths, number_faults, paths_of
+from opdkit.recipe.sections import (
+    MANY,
+    Answers,
+    Count,
+    PositiveInt,
+    Recipe,
+    Section,
+    Seed,
+    StopTokens,
+    Strings,
+    Words,
+    did_you_mean,
+)
 from opdkit.tasks.options import resolve_task
 from opdkit.tasks.rejection import RULES
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9][A-Za-z0-9._-]*)\}")
 _TOP = ("name", "runs_dir", "paths", "recipe", "stage")
 
@@ -50,16 +62,16 @@ _TOP = ("name", "runs_dir", "paths", "recipe", "stage")
 class Asked(Section):
     """Whose answers to what: the options of `opdkit sample` and `opdkit evaluate`, with their defaults."""
 
-    model: str
-    data: str
+    model: Words
+    data: Words
     task: str
-    n: PositiveInt = 1
+    n: Answers = 1
     limit: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     max_answer_tokens: PositiveInt = 1024
-    seed: Count = 0
+    seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     chat_template: str | None = None
@@ -73,22 +85,22 @@ class Asked(Section):
 
 class Sample(Asked):
     reject: Strings = ("truncated", "no_answer", "repetition")
-    attempts: PositiveInt = 3
+    attempts: Answers = 3
 
 
 class Evaluate(Asked):
-    n: PositiveInt = 8
+    n: Answers = 8
 
 
 class MakeModel(Section):
     """The options of `opdkit make-model`."""
 
-    data: str
-    hidden_size: Annotated[int, Field(ge=16)] = 64
+    data: Words
+    hidden_size: Annotated[int, Field(ge=16, le=MANY)] = 64
     num_layers: PositiveInt = 3
-    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    vocab_size: Annotated[int, Field(ge=300, le=2**20)] = 2048
     steps: Count = 300
-    seed: Count = 0
+    seed: Seed = 0
     limit: PositiveInt | None = None
 
 
@@ -137,6 +149,12 @@ class Pipeline:
     folder: Path
     stages: tuple[Stage, ...]
 
+    def check_sinks(self) -> None:
+        """Raises UserError for a stage whose `log.sinks` are not installed."""
+        for stage in self.stages:
+            if isinstance(stage.does, Recipe):
+                check_sinks(stage.does)
+
     def missing(self) -> list[tuple[str, str]]:
         """(stage, sentence) for local paths where nothing is, and that no stage makes."""
         made = {str(stage.result) for stage in self.stages}
@@ -173,9 +191,11 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     if faults or not tables:
         faults = faults or ["stage is empty; write one [[stage]] or more"]
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+    check_plain(raw, str(path))
     settings = key_values(overrides)
+    check_plain(settings, str(path))
     common = _common(path, raw, [str(name) for name in names], settings)
-    folder = Path(common["runs_dir"]) / common["name"]
+    folder = Path(common["runs_dir"]).expanduser() / common["name"]
     known: dict[str, str] = dict(common["paths"])
     stages: list[Stage] = []
     for table in tables:
@@ -208,7 +228,7 @@ def _common(path: Path, raw: Mapping[str, Any], names: list[str], settings: Mapp
     faults = []
     if not isinstance(common.get("name"), str) or not _NAME.fullmatch(common["name"]):
         faults.append(f"name = {common.get('name')!r}: give the pipeline a name of letters, digits, '.', '_' and '-'")
-    if not isinstance(common["runs_dir"], str):
+    if not isinstance(common["runs_dir"], str) or not common["runs_dir"]:
         faults.append(f"runs_dir = {common['runs_dir']!r} is no path")
     paths = common["paths"]
     if not isinstance(paths, Mapping) or not all(isinstance(value, str) for value in paths.values()):
@@ -349,6 +369,8 @@ def _definition(kind: type[Section], keys: Mapping[str, Any], faults: list[str])
             resolve_task(does.task)
         except ValueError as error:
             faults.append(f"task = {does.task!r} {error}")
+    if isinstance(does, Asked):
+        faults += number_faults({"temperature": does.temperature, "top_p": does.top_p})
     if isinstance(does, Asked) and does.temperature == 0 and does.n > 1:
         faults.append(f"n = {does.n} at temperature = 0 samples the same greedy answer every time; use n = 1")
     if isinstance(does, Sample):

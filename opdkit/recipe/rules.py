@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from opdkit.data.formats import format_of
+from opdkit.errors import UserError
 from opdkit.methods.base import Method
+from opdkit.metrics import is_installed
+from opdkit.recipe.build import flat
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import Recipe
+from opdkit.recipe.sections import MOST, Recipe
 
 
 def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collection[str] = ()) -> list[str]:
@@ -21,14 +25,17 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     stages: {where in the schedule, in words: the recipe there}. adapters: paths where LoRA adapters will be.
     """
     path = recipe.model.path
-    is_adapter = path in adapters or (Path(path) / "adapter_config.json").exists()
+    is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
     said = [*_teacher_faults(recipe, is_adapter), *_data_faults(recipe)]
     if is_adapter and recipe.model.lora:
         said.append(
             f"model.path = {path} is itself an adapter: remove model.lora to go on training that adapter (in a "
             "pipeline, set it in the stage that begins the adapter)"
         )
-    found = {where: [*_method_faults(stage), *_stage_teacher_faults(stage)] for where, stage in stages.items()}
+    found = {
+        where: [*number_faults(flat(stage.as_dict())), *_method_faults(stage), *_stage_teacher_faults(stage)]
+        for where, stage in stages.items()
+    }
     first = {fault: where for where in reversed(found) for fault in found[where]}
     for fault, place in first.items():
         everywhere = all(fault in faults for faults in found.values())
@@ -93,6 +100,13 @@ def needs_rewards(recipe: Recipe) -> bool:
     return any(who for stage in stages_of(recipe).values() for who in _who_needs_rewards(stage))
 
 
+def check_sinks(recipe: Recipe) -> None:
+    """Raises UserError for a sink that is not installed on this machine: the run would be refused once it has begun."""
+    if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
+        names = ", ".join(absent)
+        raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
+
+
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
     """(key, path) of everything a recipe reads."""
     named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path, "data.train": recipe.data.train}
@@ -104,7 +118,7 @@ def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
     """(path, sentence) of local paths where nothing is. They may be made later; what looks like a hub id may be one."""
     for key, path in named:
         is_local = path.startswith((".", "/", "~")) or format_of(Path(path)) is not None
-        if is_local and not Path(path).expanduser().exists():
+        if is_local and not os.path.exists(Path(path).expanduser()):
             yield path, f"{key} = {path}: there is no such file or folder yet"
 
 
@@ -228,7 +242,30 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
         )
 
 
+LEAST, LARGEST = 1e-20, 1e20  # well inside a 32-bit float, in which the numbers of a step are
+TEMPERATURES = (1e-4, 1e4)  # and 0, where it means the likeliest token
+
+
+def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that no computation could use. keys: dotted key -> value."""
+    for key, value in keys.items():
+        if not isinstance(value, float | int) or isinstance(value, bool) or value == 0:
+            continue
+        if key.rpartition(".")[2].removeprefix("loss_").removeprefix("--") == "temperature":
+            if not TEMPERATURES[0] <= value <= TEMPERATURES[1]:
+                yield f"{key} = {value!r}: give a temperature from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}"
+        elif isinstance(value, float) and not LEAST <= abs(value) <= LARGEST:
+            yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
+        elif isinstance(value, int) and abs(value) > MOST and key != "seed":
+            yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
+
+
 def _data_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.train.lr * recipe.train.weight_decay >= 1:
+        yield (
+            f"train.weight_decay = {recipe.train.weight_decay:g} at train.lr = {recipe.train.lr:g} takes more than all "
+            "of a weight away at every step; lower it"
+        )
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.eval.sources and recipe.data.task.is_none:

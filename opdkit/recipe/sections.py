@@ -20,9 +20,14 @@ from opdkit.recipe.points import Points
 from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+MOST = 2**31 - 1  # what every index of an array can count
+MANY = 2**16  # answers to one problem
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Answers = Annotated[int, Field(gt=0, le=MANY)]
+Words = Annotated[str, Field(min_length=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
 
 StopTokens = Annotated[tuple[str | int, ...], Field(strict=False, min_length=1)]
@@ -59,9 +64,9 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The student."""
 
-    path: str  # a folder in Hugging Face format, or a hub id
+    path: Words  # a folder in Hugging Face format, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained is kept in float32
-    device: str = "auto"
+    device: Words = "auto"
     chat_template: str | None = None  # a jinja file, or "plain", for tokenizers that have none
     template_kwargs: Mapping[str, Any] = {}  # passed to the chat template, e.g. { enable_thinking = false }
     close_thinking: bool = False  # where the template opens <think> in every prompt (R1, Olmo-Think), close it again
@@ -83,7 +88,7 @@ class TeacherSection(Section):
     )
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    path: str | None = None  # kind = "model"
+    path: Words | None = None  # kind = "model"
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None
     template_kwargs: Mapping[str, Any] | None = (
@@ -95,7 +100,7 @@ class TeacherSection(Section):
 
 
 class DataSection(Section):
-    train: str
+    train: Words
     # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
     # unknown, and prompts alone are enough; for methods that need no reward.
     task: ChosenTask = resolve_task("none")
@@ -108,7 +113,7 @@ class DataSection(Section):
 
 class SamplingSection(Section):
     engine: Literal["hf"] = "hf"
-    group_size: PositiveInt = 1
+    group_size: Answers = 1
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
@@ -134,11 +139,11 @@ class TrainSection(Section):
     # earlier student gave, which is what a clipped ratio and [weights] importance are for.
     updates_per_step: PositiveInt = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-6
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-6  # AdamW moves a weight by about so much
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
     max_tokens_per_micro_batch: PositiveInt = 32768
     save_every: Count = 50  # 0: only at the end
@@ -149,7 +154,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     data: str | Strings | None = None  # None: no evaluation
     limit: PositiveInt | None = None
-    samples: PositiveInt = 8
+    samples: Answers = 8
     every: Count = 0  # besides before and after training; 0: not
     before: bool = True
     teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
@@ -190,9 +195,9 @@ class LogSection(Section):
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Count = 42
-    runs_dir: str = "runs"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    seed: Seed = 42
+    runs_dir: Words = "runs"
     model: ModelSection
     teacher: TeacherSection = TeacherSection()
     context: Context = NoContext()
@@ -214,7 +219,7 @@ class Recipe(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
+        return Path(self.runs_dir).expanduser() / self.name
 
     @property
     def needs(self) -> Needs:

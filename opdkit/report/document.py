@@ -11,10 +11,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from opdkit.data.write import file_to_write
 from opdkit.errors import UserError
 from opdkit.report.markup import Html, join, tag
 from opdkit.report.style import COLOURS, FIGURE, PAGE
 from opdkit.train.run_folder import atomic_write
+
+_TITLE = " · opdkit"
+_OURS = f"{_TITLE}</title>".encode()
 
 
 def document(title: str, sections: Sequence[Html | None]) -> str:
@@ -30,14 +34,17 @@ def document(title: str, sections: Sequence[Html | None]) -> str:
         ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{title} · opdkit"),
+        tag("title", f"{title}{_TITLE}"),
         tag("style", Html(style)),
     )
     return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", *sections)), lang="en") + "\n"
 
 
 def write_page(path: Path, text: str) -> None:
-    """Whole or not at all. Raises UserError where it cannot be written."""
+    """Whole or not at all. Raises UserError where it cannot be written, and for another file than a page of ours."""
+    real = file_to_write(path)
+    if real.is_file() and real.stat().st_size and _OURS not in real.read_bytes():
+        raise UserError(f"{path} exists and is no page of opdkit; choose another file, or remove it")
     try:
         atomic_write(path, text)
     except OSError as error:

@@ -65,7 +65,7 @@ class MetricLines:
         try:
             line = json.loads(raw)
             line["step"] + 0
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self.num_broken += 1
         else:
             self.lines.append(line)

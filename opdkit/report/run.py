@@ -226,7 +226,7 @@ def _piece(path: Path, read: Callable[[Path], T], missing: list[str], so: str) -
         missing.append(f"{path.name} is not there: {so}.")
     except UserError as error:
         missing.append(f"{error}: {so}.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         missing.append(f"{path.name} cannot be read ({type(error).__name__}: {error}): {so}.")
     return None
 

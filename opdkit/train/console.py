@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -30,6 +31,15 @@ class Terminal(Console):
         os.dup2(nowhere, self.file.fileno())  # or Python's own flush at exit would complain
         os.close(nowhere)
 
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal gives that was closed, as after SIGHUP
+                raise
+            self._buffer.clear()
+            self.on_broken_pipe()
+
 
 def is_live(console: Console) -> bool:
     """Whether lines may be redrawn: on a terminal that can, for a person who did not ask for plain text (NO_COLOR)."""
@@ -37,7 +47,8 @@ def is_live(console: Console) -> bool:
 
 
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks; the second one does not wait. A console that was closed asks too."""
+    """The first Ctrl-C (SIGTERM, or SIGHUP of a closed terminal) asks; the second one does not wait. A console that
+    was closed asks too."""
 
     def __init__(self, console: Console) -> None:
         self.asked = False
@@ -52,7 +63,10 @@ class Interrupt:
             self._console.print("[yellow]Stopping after this step. Press Ctrl-C again to stop at once.[/yellow]")
 
         try:
-            old = {s: signal.signal(s, hear) for s in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` asked for work that outlives its shell
+                numbers.append(signal.SIGHUP)
+            old = {s: signal.signal(s, hear) for s in numbers}
         except ValueError:  # not the main thread (a notebook's, a test's): signals belong to somebody else
             yield
             return

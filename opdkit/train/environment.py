@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,28 @@ def describe_environment() -> dict[str, Any]:
         "hardware": _hardware(),
         "commit": _commit(),
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What moves a number's last bits and is another one than in an earlier description, a sentence each."""
+    said = []
+    for what, keys in (("versions", ("python", *PACKAGES)), ("hardware", ("cpu", "torch_threads", "gpus", "cuda"))):
+        old, new = before.get(what), now.get(what)
+        if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+            continue
+        said += [
+            f"{key} was {_told(old.get(key))} when this run was last written, is {_told(new.get(key))}: numbers "
+            "from here on may differ from those of an uninterrupted run"
+            for key in keys
+            if old.get(key) != new.get(key)
+        ]
+    return said
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(gpu.get("name")) for gpu in value if isinstance(gpu, Mapping)) or "none"
+    return "not installed" if value is None else str(value)
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -39,7 +38,7 @@ class Evaluations:
         """
         path = self.folder.evaluation(which)
         if path.exists():  # a resumed run: the numbers would come out the same
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return self.folder.read_evaluation(path)
         section, sampling = self.recipe.eval, self.recipe.sampling
         results: dict[str, Accuracy] = {}
         answers: dict[str, list[StoredAnswer]] = {}

@@ -34,7 +34,9 @@ def open_lines(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{path}:{number} is not a JSON object: it is a file of something else; choose another")
+        except (json.JSONDecodeError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path}:{number} is not JSON: the file was changed, not cut by a crash; restore it, or choose "

@@ -19,11 +19,12 @@ from rich.markup import escape
 
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
+from opdkit.engines.load import check_model_path
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
-from opdkit.metrics import Metric, MetricsLog, reduce_metrics
-from opdkit.recipe import Recipe, needs_rewards, warnings
+from opdkit.metrics import Metric, MetricsLog, read_metrics, reduce_metrics
+from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
 from opdkit.tasks.guard import make_task_for
 from opdkit.train import checkpoint
 from opdkit.train.alarms import alarms
@@ -34,7 +35,7 @@ from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
 from opdkit.train.pass_rates import measure_pass_rates
-from opdkit.train.resume import check_same_recipe
+from opdkit.train.resume import check_same_recipe, last_bits
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.sides import read_sides, student_reading
@@ -58,6 +59,7 @@ def train(
 
     Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
+    check_sinks(recipe)
     data = _load_data(recipe, problems)
     eval_sets = {
         source: load_problems(
@@ -69,19 +71,44 @@ def train(
         )
         for source in recipe.eval.sources
     }
+    for _, path in _model_paths(recipe):
+        check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
-    existing = RunFolder.check(recipe.run_dir, resume=resume, overwrite=overwrite)
-    saved = checkpoint.latest(existing.checkpoints) if resume else None
-    if resume:
-        check_same_recipe(existing.read_recipe(), recipe.as_dict(), steps_taken=saved.step if saved else 0)
-    now = existing.clock(anew=overwrite)
-    sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
-    parts = Parts(recipe, saved, now=now)
-    with (
-        closing(Run(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run,
-        RunFolder.open(recipe.run_dir, resume=resume, overwrite=overwrite) as folder,
-    ):
-        return run.go(folder, saved)
+    with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
+        saved, changed, said = _found(folder, recipe) if resume else (None, {}, [])
+        now = folder.clock(anew=overwrite)
+        sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
+        parts = Parts(recipe, saved, now=now)
+        with closing(Run(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+            for sentence in said:
+                run.warn(sentence)
+            folder.prepare(overwrite=overwrite)
+            return run.go(folder, saved, changed)
+
+
+def _found(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, dict[str, Any], list[str]]:
+    """The checkpoint that a resumed run goes on from, the keys that are other ones than its recipe's, and what has to
+    be said about either. Raises UserError where it cannot go on."""
+    saved = checkpoint.latest(folder.checkpoints)
+    step = saved.step if saved else 0
+    models = {key: path for key, path in _model_paths(recipe) if _same_files(folder, key, path)}
+    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
+    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
+    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+    if kept < step:
+        said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
+    return saved, changed, said
+
+
+def _model_paths(recipe: Recipe) -> list[tuple[str, str]]:
+    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path}
+    return [(key, path) for key, path in named.items() if path]
+
+
+def _same_files(folder: RunFolder, key: str, path: str) -> bool:
+    """Whether the model at `path` is the one the run began with, whatever its path was then."""
+    began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
+    return began is not None and began == model_digest(Path(path))
 
 
 class Parts:
@@ -124,7 +151,7 @@ class Run:
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
         for sentence in [*warnings(recipe), *doubts, *parts.warnings()]:
-            self._warn(sentence)
+            self.warn(sentence)
         for sentence in parts.student.notes:
             console.print(escape(sentence), highlight=False, soft_wrap=True)
         self.problems = self._fitting(data)
@@ -153,14 +180,24 @@ class Run:
     def close(self) -> None:
         self.task.close()
 
-    def go(self, folder: RunFolder, saved: checkpoint.Saved | None) -> dict[str, Any]:
-        """Write the run to `folder`, from the checkpoint it goes on from."""
+    def go(
+        self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the run to `folder`, from the checkpoint it goes on from, with the recipe's keys that were changed."""
         recipe, state = self.recipe, self.state
         if saved:
             self._restore(saved)
         folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
-        folder.write_environment(self._fingerprints(), task=self.task.describe(), clock=self.parts.now)
+        models = {key: model_digest(Path(path)) for key, path in _model_paths(recipe)}
+        for sentence in folder.write_environment(
+            self._fingerprints(models),
+            task=self.task.describe(),
+            clock=self.parts.now,
+            models=models,
+            changed=changed,
+        ):
+            self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
         self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
         log = MetricsLog(
@@ -178,7 +215,7 @@ class Run:
                     self._save()
                 raise
         for sentence in lost_answers(state.counters):
-            self._warn(sentence)
+            self.warn(sentence)
         summary = self._summary(before, after, teacher)
         folder.write_summary(summary)
         return summary
@@ -249,7 +286,7 @@ class Run:
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
         if self.state.step and not self.folder.evaluation(0).exists():
-            self._warn("the student was not evaluated before its first step, and no longer can be")
+            self.warn("the student was not evaluated before its first step, and no longer can be")
             return {}
         return self._evaluate_student(0, "student before")
 
@@ -266,14 +303,14 @@ class Run:
             return None
         return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
 
-    def _fingerprints(self) -> dict[str, str]:
+    def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
         prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
         prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
-        teacher, lora = self.recipe.teacher.path, self.recipe.model.lora
-        for path in filter(None, (teacher, self.recipe.model.path if lora else None)):
-            if (digest := model_digest(Path(path))) is not None:
-                prints[path] = digest
+        not_saved = ("teacher.path", "model.path") if self.recipe.model.lora else ("teacher.path",)
+        prints |= {
+            path: digest for key, path in _model_paths(self.recipe) if (digest := models[key]) and key in not_saved
+        }
         return prints
 
     def _check_evaluations(self) -> None:
@@ -313,7 +350,7 @@ class Run:
                 "or use a model with more positions"
             )
         if long:
-            self._warn(
+            self.warn(
                 f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
                 f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
@@ -331,37 +368,37 @@ class Run:
         unknown = sum(not chosen.can_grade(problem) for problem in self.problems)
         if unknown:
             why = "data.task names nobody who grades" if chosen.is_none else "they have no gold answer"
-            self._warn(
+            self.warn(
                 f"the rewards of {unknown} of {len(self.problems)} problems are unknown: {why}; "
                 f"{self.recipe.method.name} learns from them all the same"
             )
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
-            self._warn(sentence)
+            self.warn(sentence)
 
     def _raise_alarms(self, seen: Mapping[str, float | None]) -> None:
         """Each kind once; how often it happened is in the metrics, and on the page."""
         for kind, sentence in alarms(seen, self.answers.recipe):
             if kind not in self.alarmed:
                 self.alarmed.add(kind)
-                self._warn(f"step {self.state.step}: {sentence}")
+                self.warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
         for sentence in data.files_left_out:
-            self._warn(sentence)
+            self.warn(sentence)
         if data.dropped:
             where, why = data.dropped[0]
-            self._warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
+            self.warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
         own = sum(any(turn["role"] == "system" for turn in problem.messages) for problem in data.problems)
         if self.recipe.model.system and own:
-            self._warn(f"{own} problems of {data.source} have a system turn, which model.system takes the place of")
+            self.warn(f"{own} problems of {data.source} have a system turn, which model.system takes the place of")
         if data.num_duplicate_ids:
-            self._warn(
+            self.warn(
                 f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
             )
 
-    def _warn(self, sentence: str) -> None:
+    def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
         self.console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
 

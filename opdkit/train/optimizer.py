@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from opdkit.errors import UserError
 from opdkit.recipe import TrainSection
 
 
@@ -75,23 +76,60 @@ class Optimizer:
             p.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Flat, for safetensors: "<parameter>/<what>" -> tensor."""
+        """Flat, for safetensors: "<parameter>/<what>" -> tensor; {} before the first applied step.
+
+        A parameter that has had no gradient yet is written with the zeros that its first one would find.
+        """
+        if not any(part.state for part in self._parts):
+            return {}
         state = {}
         for part, name, p in self._owned():
-            for key, value in part.state[p].items():
+            for key in _kept(part):
+                value = part.state[p][key] if p in part.state else torch.zeros(_shape(key, p), dtype=p.dtype)
                 state[f"{name}/{key}"] = torch.as_tensor(value)
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises UserError unless it is exactly what `state` gives for these parameters."""
+        if not state:
+            return
+        check_tensors(
+            "optimizer",
+            state,
+            {f"{name}/{key}": _shape(key, p) for part, name, p in self._owned() for key in _kept(part)},
+        )
         for part, name, p in self._owned():
-            prefix = f"{name}/"
-            mine = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             # The step counter of a fused kernel lives beside the parameter, as torch itself leaves it.
-            part.state[p] = {k: v.to(p.device, copy=True) for k, v in mine.items()}
+            part.state[p] = {key: state[f"{name}/{key}"].to(p.device, copy=True) for key in _kept(part)}
 
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         names = {id(p): n for n, p in self.weights.items()}
         return [(part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]]
+
+
+def check_tensors(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError unless `found` has exactly the wanted names and shapes. what: whose, of a checkpoint."""
+    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{name} is not one of the model's" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {list(tensor.shape)}, not {list(wanted[name])}"
+        for name, tensor in found.items()
+        if name in wanted and tensor.shape != wanted[name]
+    ]
+    if faults:
+        raise UserError(
+            f"the checkpoint's {what} does not fit the model: of its tensors, {len(faults)} are wrong (first: "
+            f"{min(faults)}); restore its files, or begin again with --overwrite"
+        )
+
+
+def _kept(part: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What torch keeps of a parameter."""
+    return ("momentum_buffer",) if isinstance(part, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+
+
+def _shape(key: str, p: nn.Parameter) -> tuple[int, ...]:
+    return () if key == "step" else tuple(p.shape)
 
 
 def _optimizers(

@@ -26,11 +26,12 @@ from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model, model_di
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
+from opdkit.recipe.build import flat
 from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
 from opdkit.report import write_report
 from opdkit.train.loop import train
 from opdkit.train.make_model import make_model
-from opdkit.train.resume import CHANGEABLE, flat
+from opdkit.train.resume import CHANGEABLE
 from opdkit.train.run_folder import Lock, atomic_write
 
 RECORD = "pipeline.json"
@@ -42,12 +43,13 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     redo: a stage to make again, with all that follow it; what they made is deleted. Raises UserError for what cannot
     work (before anything runs, as far as it can be known without weights), Interrupted after Ctrl-C.
     """
+    pipeline.check_sinks()
     record = Record(pipeline)
     again = record.from_(redo) if redo is not None else []
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}
     if missing := [sentence for name, sentence in pipeline.missing() if name in to_come]:
         raise UserError("\n".join(f"{pipeline.file}: {sentence}" for sentence in missing))
-    lock = record.lock()
+    lock = Lock.on_folder(pipeline.folder)
     try:
         record.read()  # again: another process may have come and gone
         record.forget(again)
@@ -79,15 +81,6 @@ class Record:
         self.pipeline = pipeline
         self.path = pipeline.folder / RECORD
         self.read()
-
-    def lock(self) -> Lock:
-        try:
-            self.pipeline.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot create {self.pipeline.folder} ({error.strerror}); choose another runs_dir"
-            ) from error
-        return Lock(self.pipeline.folder / ".lock")
 
     def read(self) -> None:
         self.content: dict[str, Any] = {"name": self.pipeline.name, "stages": {}}
@@ -170,7 +163,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         whole = all(isinstance(entry["definition"], dict) for entry in content["stages"].values())
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(

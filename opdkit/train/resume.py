@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from opdkit.errors import UserError
+from opdkit.recipe.build import flat
 
-# Nothing that moves a number that is already on disk, or to come.
+# Memory and place: the same numbers, but for what another order of additions does to them.
+LAST_BITS = (
+    "train.max_tokens_per_micro_batch",
+    "sampling.max_tokens_per_batch",
+    "model.gradient_checkpointing",
+    "model.device",
+)
+# Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (
+    *LAST_BITS,
+    "name",  # the run's folder may have been moved
     "runs_dir",
     "train.save_every",
     "train.keep_checkpoints",
@@ -22,20 +32,20 @@ CHANGEABLE = (
 )
 
 
-def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any], *, steps_taken: int) -> None:
-    """Raises UserError naming every key in which a resumed run would differ from the run it continues.
+def check_same_recipe(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, steps_taken: int, same_models: Collection[str] = ()
+) -> dict[str, Any]:
+    """What is another value now: {key: [was, is]}. Raises UserError naming every key in which a resumed run would be
+    another run than the one it continues.
 
     `train.steps` may change where neither the learning rate nor a [schedule] depends on it: a longer run is what it
-    would have been.
+    would have been. same_models: keys of models whose path may be another one, since their files are the same.
     """
     was, now = flat(old), flat(new)
     same_when_longer = now["train.schedule"] == "constant" and "schedule" not in new
-    changeable = {*CHANGEABLE, *(["train.steps"] if same_when_longer else [])}
-    differ = [
-        f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*was, *now} - changeable)
-        if was.get(key) != now.get(key)
-    ]
+    changeable = {*CHANGEABLE, *same_models, *(["train.steps"] if same_when_longer else [])}
+    changed = {key: [was.get(key), now.get(key)] for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
+    differ = [f"{key} was {values[0]!r}, is {values[1]!r}" for key, values in changed.items() if key not in changeable]
     if now["train.steps"] < steps_taken:
         differ.append(f"train.steps is {now['train.steps']}, and {steps_taken} are taken")
     if differ:
@@ -43,14 +53,15 @@ def check_same_recipe(old: Mapping[str, Any], new: Mapping[str, Any], *, steps_t
             f"--resume continues a run with its own recipe, but {'; '.join(differ)}; "
             "undo that, or start a run of another name"
         )
+    return changed
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"section.key": value}"""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
+def last_bits(changed: Mapping[str, Any]) -> list[str]:
+    """A sentence for what was changed and moves last bits."""
+    said = [f"{key} (was {changed[key][0]!r}, is {changed[key][1]!r})" for key in LAST_BITS if key in changed]
+    if not said:
+        return []
+    return [
+        f"resumed with another {', '.join(said)}: sums are taken in another order, so from here on the last bits, and "
+        "with them now and then a sampled token, may differ from those of an uninterrupted run"
+    ]

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from opdkit import toml
+from opdkit.data.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
-from opdkit.train.environment import describe_environment
+from opdkit.train.environment import changes, describe_environment
 
 _FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id")
 _FOLDERS = ("rows", "checkpoints", "eval", "tensorboard", "wandb")
 _OURS = {"recipe.toml", ".lock", *_FILES, *_FOLDERS}
+# What readers of a recipe.toml take for granted.
+_RECIPE_HAS = {
+    "model": ("path", "dtype"),
+    "teacher": ("kind",),
+    "context": ("kind",),
+    "data": ("train", "task"),
+    "sampling": ("temperature", "top_p", "top_k", "min_p", "max_answer_tokens"),
+    "method": ("name", "loss_temperature"),
+    "train": ("steps",),
+}
+_NAME_BYTES = 60  # of a file's name that go into the names of its lock and of its unfinished self
 
 
 class RunFolder:
@@ -59,32 +72,45 @@ class RunFolder:
         living process; the folder is something else than a run. `overwrite` deletes only what a run wrote, and only
         beside a recipe.toml.
         """
-        run = cls.check(path, resume=resume, overwrite=overwrite)
+        run = cls.locked(path, resume=resume, overwrite=overwrite)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            run._lock = Lock(run.path / ".lock")
-            run._check_existing(resume=resume, overwrite=overwrite)  # another process may have come and gone
-            if overwrite:
-                run._delete_run()
-            for name in ("rows", "checkpoints", "eval"):
-                (run.path / name).mkdir(exist_ok=True)
-            run._delete_unfinished()
-        except OSError as error:
-            run.close()
-            raise UserError(f"cannot prepare the run folder {run.path}: {error}") from error
+            run.prepare(overwrite=overwrite)
         except UserError:
             run.close()
             raise
         return run
 
     @classmethod
-    def check(cls, path: str | os.PathLike[str], *, resume: bool, overwrite: bool) -> Self:
+    def locked(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
+        """The refusals of `open`, and the lock; what is there is as it was. A folder made for it goes at `close`."""
+        run = cls.check(path, resume=resume, overwrite=overwrite)
+        run._lock = Lock.on_folder(run.path)
+        try:
+            run._check_existing(resume=resume, overwrite=overwrite)  # another process may have come and gone
+        except UserError:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> Self:
         """The refusals of `open`, but for the lock, without touching anything."""
         if resume and overwrite:
             raise UserError("--resume goes on with the run and --overwrite deletes it: choose one")
         run = cls(path)
         run._check_existing(resume=resume, overwrite=overwrite)
         return run
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder ready to be written, emptied first with `overwrite`. It must be locked."""
+        try:
+            if overwrite:
+                self._delete_run()
+            for name in ("rows", "checkpoints", "eval"):
+                (self.path / name).mkdir(exist_ok=True)
+            self._delete_unfinished()
+        except OSError as error:
+            raise UserError(f"cannot prepare the run folder {self.path}: {error}") from error
 
     def close(self) -> None:
         """Release the lock. Safe to call twice."""
@@ -122,7 +148,11 @@ class RunFolder:
         atomic_write(self.recipe, toml.dumps(recipe))
 
     def read_recipe(self) -> dict[str, Any]:
-        return tomllib.loads(self._read(self.recipe))
+        text = self._read(self.recipe)
+        try:
+            return tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(self.recipe, error) from None
 
     def clock(self, *, anew: bool = False) -> datetime:
         """What the date is to chat templates that print it: the day the run began, whenever it is resumed.
@@ -136,35 +166,58 @@ class RunFolder:
             return datetime.fromisoformat(began["time"]).astimezone().replace(tzinfo=None)
         return datetime.now().replace(microsecond=0)
 
+    def read_whole_recipe(self) -> dict[str, Any]:
+        """The same. Raises UserError unless it has what every recipe has that a run resolved."""
+        found = self.read_recipe()
+        for section, keys in _RECIPE_HAS.items():
+            if not isinstance(found.get(section), dict) or not {*keys} <= found[section].keys():
+                raise _damaged(self.recipe, f"it lacks {section}.{keys[0]}")
+        return found
+
     def write_environment(
         self,
         fingerprints: Mapping[str, str],
         *,
         task: Mapping[str, Any] | None = None,
         clock: datetime | None = None,
-    ) -> None:
-        """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades.
+        models: Mapping[str, str | None] | None = None,
+        changed: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades,
+        and the digests of its models (recipe key -> digest; None: a hub's). clock: what its prompts say the date is,
+        where a chat template prints it.
 
-        clock: what its prompts say the date is, where a chat template prints it.
-        A resumed run keeps the first record and appends what it resumes on. Raises UserError when the data changed.
+        A resumed run keeps the first record and appends what it resumes on, and the recipe keys that were `changed`;
+        returns in what its libraries and its machine are not those of the call before, a sentence each. Raises
+        UserError when the data changed.
         """
         now = describe_environment() | ({} if task is None else {"task": task})
         if not self.environment.exists():
             now |= {} if clock is None else {"clock": clock.isoformat()}
-            _write_json(self.environment, {**now, "data": dict(fingerprints), "resumed": []})
-            return
-        first = json.loads(self._read(self.environment))
+            content = {**now, "data": dict(fingerprints), "models": dict(models or {}), "resumed": []}
+            _write_json(self.environment, content)
+            return []
+        first = self.read_environment()
         for source, fingerprint in fingerprints.items():
             if first["data"].get(source, fingerprint) != fingerprint:
                 raise UserError(
                     f"{source} is not what it was when {self.path} began (its problems, its instruction or the seed "
                     "changed), so the run cannot go on with it: restore it, or start another run"
                 )
+        said = changes([first, *first["resumed"]][-1], now)
+        resumed = [*first["resumed"], now | ({"changed": dict(changed)} if changed else {})]
         data = {**first["data"], **fingerprints}
-        _write_json(self.environment, {**first, "data": data, "resumed": [*first["resumed"], now]})
+        known = {**(models or {}), **first.get("models", {})}
+        _write_json(self.environment, {**first, "data": data, "models": known, "resumed": resumed})
+        return said
 
     def read_environment(self) -> dict[str, Any]:
-        return dict(json.loads(self._read(self.environment)))
+        """Raises UserError for a file that is not one of `write_environment`."""
+        found = self._read_object(self.environment)
+        parts = {"data": dict, "resumed": list, "models": dict}
+        if not all(isinstance(found.get(key, kind()), kind) for key, kind in parts.items()) or "data" not in found:
+            raise _damaged(self.environment, "it has no data and resumed")
+        return {"resumed": [], **found}
 
     def write_evaluation(self, path: Path, evaluation: Mapping[str, Any]) -> None:
         """path: of `evaluation(...)`. Content: E of design section 8, {"<dataset>": `measure.accuracy.Accuracy`}."""
@@ -174,7 +227,14 @@ class RunFolder:
         _write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any]:
-        return dict(json.loads(self._read(self.summary)))
+        return self._read_object(self.summary)
+
+    def read_evaluation(self, path: Path) -> dict[str, Any]:
+        return self._read_object(path)
+
+    def _read_object(self, path: Path) -> dict[str, Any]:
+        self._read(path)  # which says why it is not there
+        return read_object(path)
 
     def _read(self, path: Path) -> str:
         try:
@@ -182,10 +242,18 @@ class RunFolder:
         except FileNotFoundError:
             why = "the run has not written it" if self.recipe.exists() else f"{self.path} is not a run folder"
             raise UserError(f"there is no {path}: {why}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(path, error) from None
 
     def _check_existing(self, *, resume: bool, overwrite: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file, not a folder: give the run another name")
+        try:
+            self._check_what_is_there(resume=resume, overwrite=overwrite)
+        except OSError as error:  # too long a name, a folder that cannot be read
+            raise UserError(f"{str(self.path)[:SHOWN]} cannot be a run folder: {error.strerror}") from None
+
+    def _check_what_is_there(self, *, resume: bool, overwrite: bool) -> None:
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise UserError(f"{self.path} is {what_is_at(self.path)}, not a folder: give the run another name")
         if self.recipe.exists():
             if not resume and not overwrite and self._has_begun():
                 raise UserError(
@@ -238,9 +306,11 @@ def teacher_reading_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Write to the path `with` gives: when the block ends well it becomes `path`, whole and on disk, else it is gone.
 
-    A full disk becomes a UserError that names the file and says what is safe.
+    A link stays one: what it leads to is replaced. A full disk becomes a UserError that names the file and says what is
+    safe, and so does a path that cannot be a file.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    path = file_to_write(path)
+    unfinished = path.with_name(f".{path.name[:_NAME_BYTES]}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -278,41 +348,112 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it is no JSON object")
+    return found
+
+
 def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".unfinished")
 
 
+def _damaged(path: Path, why: Exception | str) -> UserError:
+    reason = " ".join(str(why).split()) or type(why).__name__
+    return UserError(f"{path} is damaged or something else's ({reason}): restore it from a copy, or start another run")
+
+
 class Lock:
-    """An flock on `.lock`, so that two processes do not write one run.
+    """An flock, so that two processes do not write one result: on `<folder>/.lock`, or beside a file on
+    `.<name>.lock`. It makes the folder; what it made and what is still empty at `release` goes again.
 
     The kernel drops it when its process dies, however it dies: a stale lock cannot exist, and no process id is guessed
     about. The text inside only serves the refusal.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def __init__(self, path: Path, *, file: Path | None = None) -> None:
+        """path: of the lock; it locks the folder it is in, or a `file` of it. See `on_folder`, `on_file`.
+
+        Raises UserError: another process holds it, or it cannot be made there.
+        """
+        if file is None and _is_there(path.parent) and not path.parent.is_dir():
+            raise UserError(f"{path.parent} is {what_is_at(path.parent)}, not a folder; choose another")
+        self._path, self._is_file, self._what = path, file is not None, file or path.parent
+        self._descriptor: int | None = None
+        self._made = [folder for folder in (self._path.parent, *self._path.parents[1:]) if not _is_there(folder)]
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._locked()
         except OSError as error:
-            owner = os.pread(self._descriptor, 500, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._descriptor)
-            self._descriptor = None
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
-                    f"the run {path.parent} is being written by {owner}: wait for it, stop it, or give this one "
-                    "another name"
-                ) from None
+            self._remove_made()
             raise UserError(
-                f"the file system of {path.parent} cannot lock files ({error.strerror}): keep runs on one that can"
+                f"cannot write to {str(self._path.parent)[:SHOWN]} ({error.strerror}); choose another place"
             ) from error
         self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         # A forked child shares the lock; it must not keep the run locked after we are gone.
         os.register_at_fork(after_in_child=self._close)
 
+    @classmethod
+    def on_folder(cls, folder: Path) -> Self:
+        return cls(folder / ".lock")
+
+    @classmethod
+    def on_file(cls, file: Path) -> Self:
+        return cls(file.with_name(f".{file.name[:_NAME_BYTES]}.lock"), file=file)
+
+    def _locked(self) -> int:
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise UserError(f"{self._path} is {what_is_at(self._path)}, not a lock of ours: remove it")
+                # Its holder may have removed it between our two calls: then we hold a file nobody else will find.
+                if _is_there(self._path) and os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                    return descriptor
+                os.close(descriptor)
+            except OSError as error:
+                owner = os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "another process"
+                os.close(descriptor)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise UserError(
+                        f"{self._what} is being written by {owner}: wait for it, stop it, or give this one another name"
+                    ) from None
+                raise UserError(
+                    f"the file system of {self._path.parent} cannot lock files ({error.strerror}): keep runs on one "
+                    "that can"
+                ) from error
+            except UserError:
+                os.close(descriptor)
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
-        if self._descriptor is not None:
-            self._write("")
+        """Safe to call twice."""
+        if self._descriptor is None:
+            return
+        self._write("")
+        if self._is_file or [entry.name for entry in self._what.glob("*")] == [self._path.name]:
+            self._path.unlink(missing_ok=True)
+        self._remove_made()
         self._close()
+
+    def _remove_made(self) -> None:
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # something is in it, and in those around it
 
     def _write(self, text: str) -> None:
         assert self._descriptor is not None
@@ -323,3 +464,7 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)

@@ -24,7 +24,7 @@ from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe
-from opdkit.train.optimizer import Optimizer
+from opdkit.train.optimizer import Optimizer, check_tensors
 from opdkit.train.sides import teacher_reading
 from opdkit.types import Needs, TeacherSignal
 
@@ -78,7 +78,8 @@ class Teacher:
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        assert not state
+        """Raises UserError unless `state` has exactly the tensors that this teacher saves."""
+        check_tensors("teacher", state, {})
 
 
 class LiveTeacher(Teacher):
@@ -118,6 +119,7 @@ class InitialTeacher(Teacher):
         return dict(self._kept)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self._kept))
         self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
 
 
@@ -144,6 +146,7 @@ class EMATeacher(Teacher):
         return dict(self.average)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self.average))
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
     def _as_computed(self) -> Mapping[str, Tensor]:
@@ -268,6 +271,10 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _copy(head: Head) -> Head:
     bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
     return replace(head, weight_VH=head.weight_VH.detach().clone(), bias_V=bias_V)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def _live(optimizer: Optimizer) -> Weights:

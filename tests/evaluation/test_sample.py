@@ -13,6 +13,7 @@ from opdkit.evaluation import sample as module
 from opdkit.evaluation.evaluate import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.tasks.rejection import rejected_by, repeats
+from opdkit.train.run_folder import Lock
 
 
 @pytest.fixture
@@ -82,3 +83,21 @@ def test_repetition_by_hand() -> None:
     assert len(period) == 137 and repeats(period * 12) and not repeats(period)
     assert rules_of("wrong, truncated") == ("truncated", "wrong") and rules_of("none") == ()
     assert rejected_by is module.rejected_by
+
+
+def test_one_writer_of_a_file(options: SampleOptions, tmp_path: Path, console: Console) -> None:
+    """A second process is refused while the first works; a link leads to one and the same file; a refused call leaves
+    nothing, and a name that data.train would not read is refused."""
+    out, link = tmp_path / "answers.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    with Lock.on_file(out):
+        for name in (out, link):
+            with pytest.raises(UserError, match=r"answers\.jsonl is being written by process"):
+                sample(options, out=name, console=console)
+    assert [path.name for path in tmp_path.iterdir()] == ["link.jsonl"]
+    for name in ("answers", "o.parquet", "folder"):
+        with pytest.raises(UserError, match=r"give the name of a \.jsonl file"):
+            sample(options, out=tmp_path / "new" / name, console=console)
+    assert not (tmp_path / "new").exists()
+    counts = sample(options, out=link, console=console)
+    assert link.is_symlink() and len(out.read_text().splitlines()) == counts["kept"]

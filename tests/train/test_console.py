@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from opdkit.errors import Interrupted
 from opdkit.metrics import read_metrics
 from opdkit.recipe import Recipe
 from opdkit.train import checkpoint
-from opdkit.train.console import Bar, Terminal
+from opdkit.train.console import Bar, Interrupt, Terminal
 from opdkit.train.loop import train
 
 
@@ -66,3 +67,33 @@ def test_a_run_whose_reader_has_gone_stops_and_is_saved(recipe: Callable[..., Re
     assert saved is not None and 0 < saved.step < 4
     train(made, console=Terminal(file=io.StringIO()), resume=True)
     assert [line["step"] for line in read_metrics(made.run_dir / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_closed_terminal_asks_as_ctrl_c_does(number: signal.Signals) -> None:
+    """The step ends first; the second one does not wait. Under `nohup` SIGHUP stays unheard."""
+    interrupt = Interrupt(Terminal(file=io.StringIO()))
+    before = signal.getsignal(number)
+    with interrupt.listening():
+        signal.raise_signal(number)
+        with pytest.raises(Interrupted):
+            interrupt.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.listening():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_console_whose_terminal_is_gone_is_quiet() -> None:
+    """Writing to a closed terminal gives EIO, which must end no step."""
+    main, side = os.openpty()
+    console = Terminal(file=os.fdopen(side, "w"), force_terminal=True)
+    os.close(main)
+    console.print("one")
+    assert console.closed
+    console.print("two")

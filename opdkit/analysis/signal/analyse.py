@@ -24,6 +24,7 @@ from opdkit.errors import UserError
 from opdkit.measure.ranking import Definitions
 from opdkit.measure.signal import RESAMPLES
 from opdkit.train.console import Interrupt
+from opdkit.train.run_folder import Lock
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
 
@@ -58,7 +59,7 @@ def analyse_signal(options: SignalOptions, console: Console) -> None:
     """Run the steps; what is there already is kept. Raises UserError, and Interrupted after Ctrl-C."""
     _check(options)
     interrupt = Interrupt(console)
-    with interrupt.listening():
+    with Lock.on_folder(options.folder), interrupt.listening():
         if set(options.steps) & set(MODEL_STEPS):
             from opdkit.analysis.signal.model_steps import ModelSteps  # loads torch
 

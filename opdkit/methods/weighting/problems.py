@@ -32,7 +32,7 @@ class Paced(Named):
     floor: NotNegative = 0.0  # weights are at least this: 0 drops problems that are never or always solved
     mean_one: bool = True  # divide by the mean over the batch's problems, so that the learning rate keeps its meaning
     pass_rate: Literal["fixed", "refreshed", "measured"] = "fixed"
-    samples: Annotated[int, Field(gt=0)] = 8  # pass_rate = "measured": answers to every problem
+    samples: Annotated[int, Field(gt=0, le=2**16)] = 8  # pass_rate = "measured": answers to every problem
     success_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
     @property
