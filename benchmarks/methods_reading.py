@@ -29,7 +29,7 @@ from opdkit.recipe import Recipe
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task
 from opdkit.train.rollouts import sample_groups
-from opdkit.types import Group, Needs, Problem, Rollout, seed_from
+from opdkit.types import Group, Asked, Problem, Rollout, seed_from
 
 NUM_PROBLEMS = 96
 
@@ -127,5 +127,5 @@ def _right_token(readings: Sequence[Reading], engine: HFEngine, renderer: Render
             beginnings.append(right_ids[: error + 1])
     if not contexts:
         return None
-    signals = engine.score(contexts, beginnings, Needs(teacher="sampled"))
+    signals = engine.score(contexts, beginnings, Asked("sampled"))
     return float(np.mean([np.exp(s.sampled_logprob_T[-1]) for s in signals if s.sampled_logprob_T is not None]))

@@ -1,8 +1,8 @@
 """The rows that flow through a training step. One row carries everything about one answer.
 
 There are never two lists that must stay in step: a `Rollout` knows its problem, an `Example` holds the rollout together
-with what the teacher read (`TeacherView`) and what it said (`TeacherSignal`). "Unknown" is None and an error when it is
-used; it is never 0.0.
+with what each reader of the answer read (`View`) and said (`Signal`), by the view's name. "Unknown" is None and an
+error when it is used; it is never 0.0.
 
 Letters in array names: T answer positions of one rollout, K entries of a support, H hidden width, S terms of the loss.
 """
@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Message = Mapping[str, str]
 Finish = Literal["stop", "length"]
+AUTHORS = ("student", "teacher", "data", "tool")  # who wrote a token: the place in this tuple is its number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +54,34 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop"
     answer_logprobs: FloatArray | None  # [T] nats, under the distribution that was sampled; None: not sampled by us
-    answer_mask: npt.NDArray[np.bool_]  # [T] True = the model wrote it, False = tool or environment text
+    answer_mask: npt.NDArray[np.bool_]  # [T] True = it is trained on, False = tool or environment text
     finish: Finish
     reward: float | None = None  # None: not graded. Never 0.0 for "unknown"
     parsed: str | None = None  # what the grader read as the final answer
     feedback: str | None = None
     # [T] nats, from the same forward before top-k, top-p and min-p cut; None: none of them did. Not saved.
     uncut_logprobs: FloatArray | None = None
+    turn: npt.NDArray[np.int16] | None = None  # [T] of the model, from 0; None: all are of turn 0
+    author: npt.NDArray[np.uint8] | None = None  # [T] places in AUTHORS; None: the student, and a tool where masked
 
     def __post_init__(self) -> None:
         num_tokens = len(self.answer_ids)
-        if len(self.answer_mask) != num_tokens:
-            raise ValueError(f"rollout {self.key}: answer_mask has {len(self.answer_mask)} entries, not {num_tokens}")
-        if self.answer_logprobs is not None and len(self.answer_logprobs) != num_tokens:
-            raise ValueError(f"rollout {self.key}: answer_logprobs has {len(self.answer_logprobs)}, not {num_tokens}")
+        for name in ("answer_mask", "answer_logprobs", "turn", "author"):
+            array = getattr(self, name)
+            if array is not None and len(array) != num_tokens:
+                raise ValueError(f"rollout {self.key}: {name} has {len(array)} entries, not {num_tokens}")
+
+    @property
+    def turns(self) -> npt.NDArray[np.int16]:
+        """[T] which turn of the model each token belongs to."""
+        return np.zeros(len(self.answer_ids), dtype=np.int16) if self.turn is None else self.turn
+
+    @property
+    def authors(self) -> npt.NDArray[np.uint8]:
+        """[T] who wrote each token, as places in AUTHORS."""
+        if self.author is not None:
+            return self.author
+        return np.where(self.answer_mask, AUTHORS.index("student"), AUTHORS.index("tool")).astype(np.uint8)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -82,8 +97,8 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherView:
-    """What the teacher reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
+class View:
+    """What somebody reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
 
     context_ids: tuple[int, ...]
     sources: tuple[tuple[str, int], ...] = ()  # (problem_id, sample_id) of each peer shown
@@ -92,11 +107,11 @@ class TeacherView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherSignal:
-    """What the teacher said about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
+class Signal:
+    """What a view says about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
 
-    Exactly what the method's `Needs` asked for is filled in. `hidden_TH` (a tensor in host memory, never saved) gives
-    the exact full distribution through `head`, the `losses.Head` it was made with: the teacher's own may have moved.
+    Exactly what was `Asked` is filled in. `hidden_TH` (a tensor in host memory, never saved) gives the exact full
+    distribution through `head`, the `losses.Head` it was made with: the model's own may have moved since.
     """
 
     sampled_logprob_T: FloatArray | None = None
@@ -129,35 +144,67 @@ class Example:
 
     problem: Problem
     rollout: Rollout
-    view: TeacherView | None = None  # None: no teacher reads this row (SFT, GRPO)
-    signal: TeacherSignal | None = None
+    views: Mapping[str, View] = field(default_factory=dict)  # by name; one that has nothing to read is missing
+    signals: Mapping[str, Signal] = field(default_factory=dict)  # missing: nobody asked, or it is too long for the view
     taught: Taught | None = None  # None: the loss has not read this row
 
+    @property
+    def view(self) -> View | None:
+        """What the teacher read; None: nothing, or no teacher reads this row (SFT, GRPO)."""
+        return self.views.get("teacher")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What a method must be told, per answer token. The engine must be able to answer it.
+    @property
+    def signal(self) -> Signal | None:
+        """What the teacher said."""
+        return self.signals.get("teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a view must say of every answer token. The engine must be able to answer it.
 
     "distribution" is answered with hidden states alone; "sampled" and "topk" with log-probs at the loss temperature.
     """
 
-    teacher: Literal["none", "sampled", "topk", "distribution"] = "none"
-    k: int | None = None  # for teacher == "topk"
-    entropy: bool = False  # of the teacher's distribution, nats
+    answer: Literal["sampled", "topk", "distribution"]
+    k: int | None = None  # for answer == "topk"
+    entropy: bool = False  # of the view's distribution, nats
+
+    def __or__(self, other: Asked) -> Asked:
+        """What answers both."""
+        answer = max(self.answer, other.answer, key=("sampled", "topk", "distribution").index)
+        k = max(self.k or 0, other.k or 0) if answer == "topk" else None
+        return Asked(answer, k, self.entropy or other.entropy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method must be told, per answer token."""
+
+    views: Mapping[str, Asked] = field(default_factory=dict)  # by name; most methods ask "teacher" alone
     reward: bool = False  # every rollout must be graded
     student: bool = False  # the student's log-prob of every token and its entropy, before coefficients are made
 
+    @property
+    def teacher(self) -> Asked | None:
+        return self.views.get("teacher")
+
     def __or__(self, other: Needs) -> Needs:
         """What answers both."""
-        order = ("none", "sampled", "topk", "distribution")
-        teacher = max(self.teacher, other.teacher, key=order.index)
-        return Needs(
-            teacher=teacher,
-            k=max(self.k or 0, other.k or 0) if teacher == "topk" else None,
-            entropy=self.entropy or other.entropy,
-            reward=self.reward or other.reward,
-            student=self.student or other.student,
-        )
+        views = dict(self.views)
+        for name, asked in other.views.items():
+            views[name] = views[name] | asked if name in views else asked
+        return Needs(views=views, reward=self.reward or other.reward, student=self.student or other.student)
+
+
+def reading_names(view: str, count: int) -> list[str]:
+    """The names of the readings of a view: its own, or `view.0`, `view.1`, ... of one that repeats."""
+    return [view] if count == 1 else [f"{view}.{number}" for number in range(count)]
+
+
+def base_name(reading: str) -> str:
+    """The view that a reading is one of."""
+    return reading.partition(".")[0]
 
 
 def seed_from(*identity: int | str) -> int:

@@ -226,7 +226,9 @@ def _with_views(
         for i, problem in enumerate(problems)
     ]
     views = build_views(groups, recipe.context, teacher.renderer, identity=(recipe.seed, 0, "context"))
-    return [replace(row, view=view) for row, view in zip(rows, views, strict=True)]
+    return [
+        row if view is None else replace(row, views={"teacher": view}) for row, view in zip(rows, views, strict=True)
+    ]
 
 
 def _readable(row: Example, teacher: Teacher) -> bool:

@@ -21,7 +21,7 @@ from opdkit.train.rows import load_rows
 from opdkit.train.run_folder import RunFolder, teacher_reading_of
 from opdkit.train.student import pick_device
 from opdkit.train.teacher import limit_to_common
-from opdkit.types import Example, TeacherView, seed_from
+from opdkit.types import Example, View, seed_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +194,12 @@ def _readable(source: Source, student: LanguageModel, teacher: LanguageModel) ->
     saved = source.context not in (None, "none")
     rows = []
     for row in source.rows:
-        view = row.view if saved else TeacherView(context_ids=renderer.prompt_ids(row.problem.messages))
+        view = row.view if saved else View(context_ids=renderer.prompt_ids(row.problem.messages))
         if view is None or not row.rollout.answer_mask.any():
             continue
         length = len(row.rollout.answer_ids)
         if _fits(student, len(row.rollout.prompt_ids) + length) and _fits(teacher, len(view.context_ids) + length):
-            rows.append(replace(row, view=view))
+            rows.append(replace(row, views={"teacher": view}))
     if not rows:
         raise UserError(f"{source.name}: none of its {len(source.rows)} answers can be read by both models")
     return rows

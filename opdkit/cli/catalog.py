@@ -25,7 +25,13 @@ def methods() -> None:
         about = (sys.modules[method.__module__].__doc__ or "").splitlines()[0]
         keys = [f"{k} = {_toml(v)}" for k, v in example.model_dump().items() if k != "name"]
         paper = [f"{section}.{k} = {_toml(v)}" for section, d in method.defaults.items() for k, v in d.items()]
-        table.add_row(name, about, example.needs.teacher, "\n".join(keys), "\n".join(paper))
+        table.add_row(
+            name,
+            about,
+            ", ".join(f"{v}: {a.answer}" for v, a in example.needs.views.items()) or "none",
+            "\n".join(keys),
+            "\n".join(paper),
+        )
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be copied
     console.print(table)

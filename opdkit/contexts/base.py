@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from opdkit.types import Group, Message, Rollout, TeacherView
+from opdkit.types import Group, Message, Rollout, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Reading:
     messages: tuple[Message, ...]
     sources: tuple[tuple[str, int], ...] = ()
     num_truncated_tokens: int = 0
-    shown: tuple[str, ...] = ()  # see `TeacherView.shown`
+    shown: tuple[str, ...] = ()  # see `View.shown`
 
 
 # Cuts a text to a number of tokens; returns the text and how many tokens were cut.
@@ -76,18 +76,22 @@ class Context(BaseModel, ABC):
         raise NotImplementedError(f"{type(self).__name__} defines neither read nor read_groups")
 
     def read_groups(
-        self, groups: Sequence[Group], reader: Reader, identity: tuple[int | str, ...]
+        self, groups: Sequence[Group], reader: Reader, identity: tuple[int | str, ...], reading: int = 0
     ) -> list[Reading | None]:
         """One reading per rollout, in the order of the groups.
 
         `groups` are all of the step's. `identity` says which run and which step: it seeds whatever is drawn.
+        `reading` counts the readings of a view that repeats (`count`): each has other evidence than those before it,
+        or is None. A context that always shows the same has one.
         """
+        if reading:
+            return [None for group in groups for _ in group.rollouts]
         return [self.read(group, rollout, reader.cut) for group in groups for rollout in group.rollouts]
 
 
 def build_views(
-    groups: Sequence[Group], context: Context, reader: Reader, identity: tuple[int | str, ...]
-) -> list[TeacherView | None]:
+    groups: Sequence[Group], context: Context, reader: Reader, identity: tuple[int | str, ...], reading: int = 0
+) -> list[View | None]:
     """One view per rollout, in the order of the groups. `reader` is the teacher's own; see `Context.read_groups`."""
 
     @cache  # siblings often read the same
@@ -96,12 +100,12 @@ def build_views(
 
     return [
         None
-        if reading is None
-        else TeacherView(
-            context_ids=context_ids(tuple(tuple(message.items()) for message in reading.messages)),
-            sources=reading.sources,
-            num_truncated_tokens=reading.num_truncated_tokens,
-            shown=reading.shown,
+        if shown is None
+        else View(
+            context_ids=context_ids(tuple(tuple(message.items()) for message in shown.messages)),
+            sources=shown.sources,
+            num_truncated_tokens=shown.num_truncated_tokens,
+            shown=shown.shown,
         )
-        for reading in context.read_groups(groups, reader, identity)
+        for shown in context.read_groups(groups, reader, identity, reading)
     ]

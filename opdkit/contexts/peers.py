@@ -101,7 +101,9 @@ class Peers(Context):
         """None: not graded, hence neither a success nor a failure."""
         return None if rollout.reward is None else rollout.reward >= self.success_threshold
 
-    def read_groups(self, groups: Sequence[Group], reader: Reader, identity: Identity) -> list[Reading | None]:
+    def read_groups(
+        self, groups: Sequence[Group], reader: Reader, identity: Identity, reading: int = 0
+    ) -> list[Reading | None]:
         """See `Context.read_groups`. Two of the controls show answers to other problems of `groups`."""
         texts = _Texts(self, reader)
         successes = [rollout for group in groups for rollout in group.rollouts if self.is_success(rollout)]
@@ -111,16 +113,19 @@ class Peers(Context):
             if self.control is not None and self.control.kind != "random_peer":
                 strangers = [rollout for rollout in successes if rollout.problem_id != group.problem.id]
                 strangers = self._ordered(strangers, (*identity, "strangers", group.problem.id))
-            readings += self._read_group(group, strangers, texts, identity)
+            readings += self._read_group(group, strangers, texts, identity, reading)
         return readings
 
-    def choose(self, ordered: Sequence[Rollout], own: Rollout) -> list[Pick]:
-        """Who fills which slot for one rollout of the group, taken in this order. Slots left empty are missing."""
+    def choose(self, ordered: Sequence[Rollout], own: Rollout, reading: int = 0) -> list[Pick]:
+        """Who fills which slot for one rollout of the group, taken in this order. Slots left empty are missing. Every
+        further reading passes over whom the ones before it took."""
         successes = [peer for peer in self._others(ordered, own) if self.is_success(peer)]
         failures = [peer for peer in self._others(ordered, own) if not self.is_success(peer)]
         if self.failures == "when_no_solution" and successes:
             failures = []
-        next_success, next_failure = iter(successes), iter(failures)
+        of_failures = self.slots.count("failure")
+        next_success = iter(successes[reading * (len(self.slots) - of_failures) :])
+        next_failure = iter(failures[reading * of_failures :])
         picks = []
         for slot, kind in zip(self.slots, self.kinds, strict=True):
             peer = next(next_failure if slot == "failure" else next_success, None)
@@ -129,13 +134,16 @@ class Peers(Context):
         return picks
 
     def _read_group(
-        self, group: Group, strangers: Sequence[Rollout], texts: _Texts, identity: Identity
+        self, group: Group, strangers: Sequence[Rollout], texts: _Texts, identity: Identity, reading: int
     ) -> list[Reading | None]:
         ordered = self._ordered(group.rollouts, identity)
         reordered = self._ordered(group.rollouts, (*identity, "control"))  # or a random peer would follow the baseline
         readings: list[Reading | None] = []
         for own in group.rollouts:
-            picks = self.choose(ordered, own)
+            picks = self.choose(ordered, own, reading)
+            if reading and not picks:
+                readings.append(None)  # its feedback and summaries were shown before
+                continue
             shown: list[Pick] | None = [pick for pick in picks if not pick.hidden]
             if self.control is not None and shown:
                 hidden = {pick.peer.key for pick in picks if pick.hidden}

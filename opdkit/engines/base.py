@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from opdkit.types import Finish, FloatArray, Needs, TeacherSignal
+from opdkit.types import Asked, Finish, FloatArray, Signal
 
 # Called with (number of finished answers, number of answers) while an engine works, for progress bars.
 Progress = Callable[[int, int], None]
@@ -50,11 +50,11 @@ class Scorer(Protocol):
         self,
         contexts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float = 1.0,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
+    ) -> list[Signal]:
         """What this model says of every answer token, given the context. Log-probs are at `temperature`, over the
         tokenizer's vocabulary; hidden states are raw."""
         ...

@@ -12,7 +12,7 @@ import torch
 
 from opdkit.engines.base import Progress, Sampled, SamplingParams
 from opdkit.losses import Head
-from opdkit.types import Needs, TeacherSignal, seed_from
+from opdkit.types import Asked, Signal, seed_from
 
 Script = Callable[[tuple[int, ...], int], Sequence[int]]  # (prompt ids, seed) -> answer ids
 
@@ -56,31 +56,31 @@ class FakeEngine:
         self,
         contexts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float = 1.0,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
+    ) -> list[Signal]:
         signals = []
         for context, answer in zip(contexts, answers, strict=True):
-            signals.append(self._signal(context, answer, needs))
+            signals.append(self._signal(context, answer, asked))
             if progress is not None:
                 progress(len(signals), len(answers))
         return signals
 
-    def _signal(self, context: Sequence[int], answer: Sequence[int], needs: Needs) -> TeacherSignal:
-        length, k = len(answer), needs.k if needs.teacher == "topk" else None
+    def _signal(self, context: Sequence[int], answer: Sequence[int], asked: Asked) -> Signal:
+        length, k = len(answer), asked.k if asked.answer == "topk" else None
         logprob_T = np.full(length, self.logprob, dtype=np.float32)
         hidden_TH = head = None
-        if needs.teacher == "distribution":
+        if asked.answer == "distribution":
             generator = torch.Generator().manual_seed(seed_from("fake hidden", *context, "answer", *answer))
             hidden_TH = torch.randn(length, self.hidden_width, generator=generator)
             head = Head(weight_VH=torch.eye(self.hidden_width), num_tokens=self.hidden_width)
-        return TeacherSignal(
-            sampled_logprob_T=None if needs.teacher == "distribution" else logprob_T,
+        return Signal(
+            sampled_logprob_T=None if asked.answer == "distribution" else logprob_T,
             topk_ids_TK=None if k is None else np.tile(np.arange(k, dtype=np.int64), (length, 1)),
             topk_logprob_TK=None if k is None else np.full((length, k), self.logprob, dtype=np.float32),
-            entropy_T=-logprob_T if needs.entropy else None,
+            entropy_T=-logprob_T if asked.entropy else None,
             hidden_TH=hidden_TH,
             head=head,
         )

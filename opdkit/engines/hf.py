@@ -18,7 +18,7 @@ from opdkit.engines.decode import decode
 from opdkit.engines.draw import check_params
 from opdkit.engines.model import Ids, LanguageModel
 from opdkit.losses import Head, head_stats
-from opdkit.types import Needs, TeacherSignal
+from opdkit.types import Asked, Signal
 
 LOGIT_BYTES = 512 << 20  # of one array of a step's logits, so that short answers of many rows do not fill the memory
 
@@ -101,25 +101,25 @@ class HFEngine:
         self,
         contexts: Sequence[Ids],
         answers: Sequence[Ids],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float = 1.0,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
-        """What this model says of every answer token, given the context, in order: what `needs.teacher` asks for.
+    ) -> list[Signal]:
+        """What this model says of every answer token, given the context, in order: what `asked.answer` asks for.
 
         "sampled": log-probs of the answer tokens. "topk": also the k likeliest ids and their log-probs.
         "distribution": hidden states, and the head to read them through; it is not applied here. The states are in host
         memory: a whole batch of them would fill an accelerator, and each is wanted in one micro-batch only.
-        With `needs.entropy` also each token's entropy.
+        With `asked.entropy` also each token's entropy.
         Raises UserError for a row longer than the model's positions.
         """
-        if needs.teacher == "none":
+        if asked.answer == "none":
             raise ValueError("score was called for a method that needs no teacher")
         lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
         self.model.check_fits(lengths, what="context and answer")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
-        results: dict[int, TeacherSignal] = {}
+        results: dict[int, Signal] = {}
         # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
         with torch.no_grad():
             head = self.model.head(self.weights)
@@ -127,7 +127,7 @@ class HFEngine:
                 rows = order[part]
                 said = [answers[r] for r in rows]
                 hidden_NH = self.model.hidden([contexts[r] for r in rows], said, weights=self.weights)
-                signals = signals_of(hidden_NH, head, said, needs, temperature)
+                signals = signals_of(hidden_NH, head, said, asked, temperature)
                 results.update(zip(rows, signals, strict=True))
                 if progress is not None:
                     progress(len(results), len(lengths))
@@ -161,22 +161,20 @@ def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
     return replace(rest, answer_ids=beginning.answer_ids + rest.answer_ids, **arrays)
 
 
-def signals_of(
-    hidden_NH: Tensor, head: Head, answers: Sequence[Ids], needs: Needs, temperature: float
-) -> list[TeacherSignal]:
-    """What hidden states say of the answer tokens they predict, rows one after another: what `needs` asks for."""
+def signals_of(hidden_NH: Tensor, head: Head, answers: Sequence[Ids], asked: Asked, temperature: float) -> list[Signal]:
+    """What hidden states say of the answer tokens they predict, rows one after another: what was asked."""
     ends = np.cumsum([len(answer) for answer in answers])[:-1]
     columns: dict[str, Sequence[Any]] = {}
-    if needs.teacher == "distribution":
+    if asked.answer == "distribution":
         columns["hidden_TH"] = hidden_NH.cpu().tensor_split(ends.tolist())
         columns["head"] = [head] * len(answers)
-    if needs.teacher != "distribution" or needs.entropy:
+    if asked.answer != "distribution" or asked.entropy:
         stats = head_stats(
             hidden_NH,
             head,
-            sampled_ids_N=None if needs.teacher == "distribution" else _flat(answers, hidden_NH.device),
-            k=needs.k if needs.teacher == "topk" else None,
-            entropy=needs.entropy,
+            sampled_ids_N=None if asked.answer == "distribution" else _flat(answers, hidden_NH.device),
+            k=asked.k if asked.answer == "topk" else None,
+            entropy=asked.entropy,
             temperature=temperature,
         )
         said = {
@@ -186,7 +184,7 @@ def signals_of(
             "entropy_T": stats.entropy_N,
         }
         columns |= {name: np.split(array.cpu().numpy(), ends) for name, array in said.items() if array is not None}
-    return [TeacherSignal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
+    return [Signal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
 
 
 def _flat(answers: Sequence[Ids], device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ from opdkit.losses import head_stats
 from opdkit.tasks.guard import task_named
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.student import pick_device
-from opdkit.types import Needs, Problem, seed_from
+from opdkit.types import Asked, Problem, seed_from
 
 PER_BATCH = 256  # answers; what a crash can cost
 MAX_CHARACTERS = 2000  # of an answer's end, where its final answer is; and of question and reference
@@ -140,7 +140,7 @@ class Verifier:
     def _log_probs(self, prompts: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
         """log p of either letter as the first token of the reply."""
         letters = letter_ids(self.renderer)
-        signals = self.engine.score(prompts, [[letters[0]]] * len(prompts), Needs(teacher="distribution"))
+        signals = self.engine.score(prompts, [[letters[0]]] * len(prompts), Asked("distribution"))
         hidden_NH = torch.cat([signal.hidden_TH for signal in signals if signal.hidden_TH is not None])
         found = []
         for letter in letters:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TeacherAdvantage,
     )
     from opdkit.losses.sums import HeadOutput
+    from opdkit.losses.target import combined
     from opdkit.losses.terms import Term
 
 _HOME = {
@@ -52,6 +53,7 @@ _HOME = {
     "Target": "spec",
     "TeacherAdvantage": "spec",
     "Term": "terms",
+    "combined": "target",
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "TeacherAdvantage",
     "Term",
     "ViewTokens",
+    "combined",
     "compare_heads",
     "group_centred",
     "group_return",

@@ -154,7 +154,7 @@ def _score(
     for term in (whole.take(rows) for whole in terms):
         target = None
         if term.asks:
-            form = (term.target, "distribution" in {needs.teacher for needs in term.asks.values()})
+            form = (term.target, "distribution" in {asked.answer for asked in term.asks.values()})
             if form not in targets:
                 targets[form] = target_scores(term.target, term.loss, views, sampled_ids_n)
             target = targets[form]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from opdkit.losses.logprobs import math_dtype
 from opdkit.losses.terms import Term, counted_tokens
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 # Far below any logit and finite: its probability is exactly 0, and 0 times its log-probability is 0 and not NaN.
 ABSENT_LOGIT = -1e5
@@ -219,17 +219,17 @@ def views_with_logits(terms: Sequence[Term], views: Mapping[str, ViewTokens], nu
     """Views that must be read from their hidden states. Raises ValueError if what a term asks of a view is missing."""
     found = []
     for term in terms:
-        for name, needs in term.asks.items():
+        for name, asked in term.asks.items():
             view = views.get(name, ViewTokens())
-            if _lists_answer(view, needs, num_tokens):
+            if _lists_answer(view, asked, num_tokens):
                 continue
             if view.hidden_NH is None:
                 listed = {
                     "sampled": "sampled_logprob_N or ",
-                    "topk": f"topk_ids_NK and topk_logprob_NK with K >= {needs.k}, or ",
+                    "topk": f"topk_ids_NK and topk_logprob_NK with K >= {asked.k}, or ",
                 }
                 raise ValueError(
-                    f"term {term.name!r} needs of view {name!r} {listed.get(needs.teacher, '')}hidden_NH and head: "
+                    f"term {term.name!r} needs of view {name!r} {listed.get(asked.answer, '')}hidden_NH and head: "
                     f"{term.loss}"
                 )
             if name not in found:
@@ -237,12 +237,12 @@ def views_with_logits(terms: Sequence[Term], views: Mapping[str, ViewTokens], nu
     return found
 
 
-def _lists_answer(view: ViewTokens, needs: Needs, num_tokens: int) -> bool:
-    if needs.teacher == "sampled":
+def _lists_answer(view: ViewTokens, asked: Asked, num_tokens: int) -> bool:
+    if asked.answer == "sampled":
         return view.sampled_logprob_N is not None
-    if needs.teacher == "topk" and view.topk_ids_NK is not None:
-        assert needs.k is not None
-        return view.topk_ids_NK.shape[-1] >= min(needs.k, num_tokens)
+    if asked.answer == "topk" and view.topk_ids_NK is not None:
+        assert asked.k is not None
+        return view.topk_ids_NK.shape[-1] >= min(asked.k, num_tokens)
     return False
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, get_args
 
 from opdkit.errors import UserError
 from opdkit.losses.names import DivergenceKind, EntryWeight, JsdScale, SupportKind, SurrogateForm, TailKind, TargetKind
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 # What the teacher must be able to answer for each support. Entries chosen by the student can be any id at all, so they
 # need the teacher's whole distribution; an intersection only ever holds entries the teacher listed itself.
@@ -76,15 +76,16 @@ class Target:
         """The view that is the whole target; None for a combination."""
         return self.views[0] if len(self.weights) == 1 and self.weights[0][1] == 1 else None
 
-    def asks(self, loss: LossSpec) -> dict[str, Needs]:
-        """What `loss` must be told by each view of this target."""
-        if loss.needs.teacher == "none":
+    def asks(self, loss: LossSpec) -> dict[str, Asked]:
+        """What each view of this target must say for `loss`."""
+        if loss.asks is None:
             return {}
         if self.only is not None:
-            return {self.only: loss.needs}
+            return {self.only: loss.asks}
         mixed_at_sample = self.kind == "mixture" and loss.support.kind == "sampled"
-        answer = Needs(teacher="sampled" if mixed_at_sample or loss.omits_normaliser else "distribution")
-        return dict.fromkeys(self.views, answer)
+        return dict.fromkeys(
+            self.views, Asked("sampled" if mixed_at_sample or loss.omits_normaliser else "distribution")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,10 @@ class Support:
             raise UserError(f"support {self.kind!r} needs k >= 1, the length of a top-k list; k = {self.k} was given.")
 
     @property
-    def needs(self) -> Needs:
-        """What the teacher must be told to answer for these entries."""
+    def asks(self) -> Asked:
+        """What the target must say of these entries."""
         answer = _TEACHER_ANSWER[self.kind]
-        return Needs(teacher=answer, k=self.k if answer == "topk" else None)  # type: ignore[arg-type]
+        return Asked(answer, self.k if answer == "topk" else None)  # type: ignore[arg-type]
 
     @property
     def has_one_entry(self) -> bool:
@@ -218,8 +219,8 @@ class Divergence:
             )
 
     @property
-    def needs(self) -> Needs:
-        return self.support.needs
+    def asks(self) -> Asked:
+        return self.support.asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class NegativeLogLikelihood:
     """-log p of the token in the answer: supervised fine-tuning."""
 
     support: ClassVar[Support] = Support("sampled")
-    needs: ClassVar[Needs] = Needs()
+    asks: ClassVar[Asked | None] = None
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
     omits_normaliser: ClassVar[bool] = False
@@ -246,7 +247,7 @@ class PolicyGradient:
     clip_high: float | None = None
     dual_clip: float | None = None
     support: ClassVar[Support] = Support("sampled")
-    needs: ClassVar[Needs] = Needs()
+    asks: ClassVar[Asked | None] = None
     uses_advantage: ClassVar[bool] = True
     takes_old_logprob: ClassVar[bool] = True
     omits_normaliser: ClassVar[bool] = False
@@ -280,7 +281,7 @@ class TeacherAdvantage:
 
     form: SurrogateForm = "log_prob"
     support: ClassVar[Support] = Support("sampled")
-    needs: ClassVar[Needs] = Needs(teacher="sampled")
+    asks: ClassVar[Asked | None] = Asked("sampled")
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
     omits_normaliser: ClassVar[bool] = True
@@ -309,8 +310,8 @@ class EntryAdvantage:
             raise UserError("one sampled token has no entries to weigh; use PolicyGradient or TeacherAdvantage for it.")
 
     @property
-    def needs(self) -> Needs:
-        return self.support.needs
+    def asks(self) -> Asked:
+        return self.support.asks
 
     @property
     def weights_sum_to_one(self) -> bool:
@@ -327,7 +328,7 @@ class KLEstimate:
     """
 
     support: ClassVar[Support] = Support("sampled")
-    needs: ClassVar[Needs] = Needs(teacher="sampled")
+    asks: ClassVar[Asked | None] = Asked("sampled")
     uses_advantage: ClassVar[bool] = False
     takes_old_logprob: ClassVar[bool] = False
     omits_normaliser: ClassVar[bool] = False

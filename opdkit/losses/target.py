@@ -6,13 +6,14 @@ Letters: n tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.names import TargetKind
 from opdkit.losses.spec import LossSpec, Target
 from opdkit.losses.support import TargetScores
 
@@ -25,25 +26,23 @@ def target_scores(
         return views[target.only]
     asked = target.asks(loss)
     parts = [(views[view], weight) for view, weight in target.weights]
-    combine = _mixed if target.kind == "mixture" else _summed
-    if all(needs.teacher == "sampled" for needs in asked.values()):
+    if all(needs.answer == "sampled" for needs in asked.values()):
         said = [(view.sampled(sampled_ids_n), weight) for view, weight in parts]
-        return TargetScores(
-            sampled_logprob_n=combine([(known_n, weight) for known_n, weight in said if known_n is not None])
-        )
-    logprob_nV = combine([(view.logprob_nV, weight) for view, weight in parts if view.logprob_nV is not None])
+        known = [(sampled_n, weight) for sampled_n, weight in said if sampled_n is not None]
+        return TargetScores(sampled_logprob_n=combined(known, target.kind))
+    full = [(view.logprob_nV, weight) for view, weight in parts if view.logprob_nV is not None]
+    logprob_nV = combined(full, target.kind)
     if target.kind == "mixture":
         return TargetScores(logprob_nV, logprob_nV.exp())
     return TargetScores(*logprobs.distribution(logprob_nV))  # a weighted sum of log-probs is one of logits
 
 
-def _summed(parts: list[tuple[Tensor, float]]) -> Tensor:
+def combined(parts: Sequence[tuple[Tensor, float]], kind: TargetKind = "logits") -> Tensor:
+    """From (log-probs, weight) of views, of one shape: log sum w q of a mixture, else sum w log q, not normalised."""
+    if kind == "mixture":
+        return reduce(torch.logaddexp, [logprob + math.log(weight) for logprob, weight in parts])
     (first, weight), *others = parts
     total = first * weight
     for logprob, weight in others:
         total.add_(logprob, alpha=weight)
     return total
-
-
-def _mixed(parts: list[tuple[Tensor, float]]) -> Tensor:
-    return reduce(torch.logaddexp, [logprob + math.log(weight) for logprob, weight in parts])

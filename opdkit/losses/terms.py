@@ -26,7 +26,7 @@ from opdkit.losses.spec import (
     Target,
 )
 from opdkit.losses.support import Entries
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 TEACHER = Target()
 
@@ -67,7 +67,7 @@ class Term:
             raise ValueError(f"term {self.name!r}: a clipped ratio needs old_logprob_N")
 
     @property
-    def asks(self) -> dict[str, Needs]:
+    def asks(self) -> dict[str, Asked]:
         """What each view must have said of the tokens that this term counts."""
         return self.target.asks(self.loss)
 

@@ -1,6 +1,6 @@
 """Every method: one paper, one small file, one row in this table."""
 
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
 from opdkit.methods.dpo import DPO
 from opdkit.methods.eopd import EOPD
 from opdkit.methods.grpo import GRPO
@@ -8,6 +8,7 @@ from opdkit.methods.grpo_opd import GRPOOPD
 from opdkit.methods.mopd import MOPD
 from opdkit.methods.opd import OPD
 from opdkit.methods.opsd import OPSD
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.pw_opsd import PWOPSD
 from opdkit.methods.reopold import Reopold
 from opdkit.methods.sdpo import SDPO

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.preference import Preference
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class DPO(Preference):
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher="sampled", reward=True, student=True)
+        return Needs(views={"teacher": Asked("sampled")}, reward=True, student=True)
 
     @property
     def pair_margin(self) -> float:

@@ -21,9 +21,10 @@ from pydantic import Field
 
 from opdkit import losses
 from opdkit.losses.spec import Divergence, Support, TeacherAdvantage
-from opdkit.methods.base import Averaged, PlanInputs, Report
+from opdkit.methods.base import Averaged, Report
 from opdkit.methods.opsd import OPSD
-from opdkit.types import Needs
+from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.types import Asked, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class EOPD(Averaged):
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher="topk", k=self.k, entropy=True)
+        return Needs(views={"teacher": Asked("topk", self.k, entropy=True)})
 
     def gated_N(self, plan: PlanInputs) -> Tensor:
         assert plan.teacher_entropy_N is not None

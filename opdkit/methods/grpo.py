@@ -26,8 +26,9 @@ from pydantic import Field
 
 from opdkit import losses
 from opdkit.losses.names import AdvantageStd, Reduction
-from opdkit.losses.spec import Divergence, KLEstimate, PolicyGradient
-from opdkit.methods.base import Averaged, PlanInputs
+from opdkit.losses.spec import Divergence, KLEstimate, PolicyGradient, Target
+from opdkit.methods.base import Averaged
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ class GRPO(GroupReward):
 
     @property
     def needs(self) -> Needs:
-        return Needs(reward=True) | (self.kl.needs if self.kl_weight else Needs())
+        return Needs(reward=True, views=Target().asks(self.kl) if self.kl_weight else {})
 
     def terms(self, plan: PlanInputs) -> list[Term]:
         terms = [self.reward_term(plan)]
         if self.kl_weight:
-            coef_N = self.kl_weight * plan.coefficients(self.reduction, divide_by=self.divide_by, view="teacher")
+            coef_N = self.kl_weight * plan.coefficients(self.reduction, divide_by=self.divide_by, views=("teacher",))
             terms.append(losses.Term(name="reference_kl", loss=self.kl, coef_N=coef_N))
         return terms

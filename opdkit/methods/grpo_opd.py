@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from opdkit.losses.names import SupportKind
-from opdkit.methods.base import PlanInputs
 from opdkit.methods.grpo import GroupReward
 from opdkit.methods.opd import OPD
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.topk_opd import TopkDistillation
 from opdkit.types import Needs
 
@@ -40,7 +40,7 @@ class GRPOOPD(TopkDistillation, GroupReward):
 
     @property
     def needs(self) -> Needs:
-        return self.loss.needs | Needs(reward=True)
+        return super().needs | Needs(reward=True)
 
     @property
     def required_views(self) -> tuple[str, ...]:

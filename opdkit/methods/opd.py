@@ -32,8 +32,9 @@ from pydantic import model_validator
 from opdkit import losses
 from opdkit.losses.names import AdvantageStd
 from opdkit.losses.spec import LossSpec, PolicyGradient
-from opdkit.methods.base import Distillation, PlanInputs
-from opdkit.types import Needs
+from opdkit.methods.distillation import Distillation
+from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.types import Asked, Needs
 
 if TYPE_CHECKING:
     from opdkit.losses import Term
@@ -69,7 +70,8 @@ class OPD(Distillation):
     def needs(self) -> Needs:
         if not self.plans_advantage:
             return super().needs
-        return Needs(teacher="sampled", student=self.advantage_from == "student")
+        views = dict.fromkeys(self.compared.views, Asked("sampled"))
+        return Needs(views=views, student=self.advantage_from == "student")
 
     @model_validator(mode="after")
     def _estimates_from_own_tokens(self) -> Self:
@@ -93,10 +95,10 @@ class OPD(Distillation):
         if not self.plans_advantage:
             return super().terms(plan)
         own_N = plan.student_logprob_N if self.advantage_from == "student" else plan.sampled_logprob_N
-        assert plan.teacher_logprob_N is not None and own_N is not None
-        advantage_N = losses.teacher_minus_student(plan.teacher_logprob_N, own_N)
+        assert own_N is not None
+        advantage_N = losses.teacher_minus_student(plan.target_logprob(self.compared), own_N)
         if self.credit == "group_return":
-            said_N = plan.said_by("teacher")
+            said_N = plan.said_by(*self.compared.views)
             advantage_N[said_N] = losses.group_return(
                 advantage_N[said_N], plan.row_N[said_N], plan.group_R, self.credit_std
             )

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from opdkit.losses.names import ClipKind, DivergenceKind
-from opdkit.methods.base import Distillation
+from opdkit.methods.distillation import Distillation
 
 
 class OPSD(Distillation):

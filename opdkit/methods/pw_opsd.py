@@ -22,8 +22,8 @@ from pydantic import Field, model_validator
 
 from opdkit import losses
 from opdkit.losses.names import Reduction
-from opdkit.methods.base import PlanInputs
 from opdkit.methods.opsd import OPSD
+from opdkit.methods.plan_inputs import PlanInputs
 
 if TYPE_CHECKING:
     from opdkit.losses import Term

@@ -23,9 +23,10 @@ from pydantic import Field
 
 from opdkit import losses
 from opdkit.losses.spec import PolicyGradient
-from opdkit.methods.base import Averaged, PlanInputs, Report
+from opdkit.methods.base import Averaged, Report
 from opdkit.methods.opsd import OPSD
-from opdkit.types import Needs
+from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.types import Asked, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class Reopold(Averaged):
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher="sampled", student=True)
+        return Needs(views={"teacher": Asked("sampled")}, student=True)
 
     @property
     def floor(self) -> float:

@@ -24,7 +24,9 @@ from pydantic import Field
 
 from opdkit import losses
 from opdkit.losses.names import DivergenceKind, JsdScale, Reduction, SupportKind
-from opdkit.methods.base import Distillation, PlanInputs, Report
+from opdkit.methods.base import Report
+from opdkit.methods.distillation import Distillation
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
@@ -56,16 +58,15 @@ class FromSiblings(Distillation):
 
     @property
     def needs(self) -> Needs:
-        return self.loss.needs | Needs(reward=True, student=self.importance_cap is not None)
+        return super().needs | Needs(reward=True, student=self.importance_cap is not None)
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        coef_N = self.coefficients(plan, weight_N=None if self.importance_cap is None else self._ratios(plan))
-        return [losses.Term(name=self.divergence, loss=self.loss, coef_N=coef_N)]
+        return [self.term(plan, weight_N=None if self.importance_cap is None else self._ratios(plan))]
 
     def report(self, plan: PlanInputs) -> Report:
         if self.importance_cap is None:
             return Report()
-        counted_N = plan.mask_N & plan.said_by("teacher")
+        counted_N = plan.mask_N & plan.said_by(*self.compared.views)
         capped = float((self._ratios(plan)[counted_N] >= self.importance_cap).double().mean())
         return Report(numbers={"share_of_ratios_capped": capped})
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from opdkit import losses
 from opdkit.losses.spec import NegativeLogLikelihood
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from opdkit import losses
 from opdkit.losses.names import EntryWeight, SupportKind
 from opdkit.losses.spec import EntryAdvantage, LossSpec, Support, TeacherAdvantage
-from opdkit.methods.base import Distillation, PlanInputs
+from opdkit.methods.distillation import Distillation
 from opdkit.methods.opd import OPD
+from opdkit.methods.plan_inputs import PlanInputs
 
 if TYPE_CHECKING:
     from opdkit.losses import Term
@@ -81,8 +81,7 @@ class TopkDistillation(Distillation):
         return EntryAdvantage(Support(self.support, self.k), self.entry_weight)
 
     def terms(self, plan: PlanInputs) -> list[Term]:
-        name = self.divergence if self.form == "divergence" else "advantage"
-        return [losses.Term(name=name, loss=self.loss, coef_N=self.coefficients(plan))]
+        return [self.term(plan, self.divergence if self.form == "divergence" else "advantage")]
 
     def warnings(self, recipe: Any) -> Iterator[str]:
         yield from super().warnings(recipe)

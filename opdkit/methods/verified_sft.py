@@ -18,7 +18,8 @@ from pydantic import Field
 
 from opdkit import losses
 from opdkit.losses.spec import NegativeLogLikelihood
-from opdkit.methods.base import Method, PlanInputs, Report
+from opdkit.methods.base import Method, Report
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:

@@ -6,14 +6,24 @@ Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Impo
 from opdkit.recipe.load import key_values, load_recipe, override, parse_recipe
 from opdkit.recipe.rules import check_sinks, impossible, needs_rewards, warnings
 from opdkit.recipe.schedule import recipe_at, scheduled_at, stage_starts, stages_of
-from opdkit.recipe.sections import DiagnosticsSection, EvalSection, Recipe, SamplingSection, TrainSection
+from opdkit.recipe.sections import (
+    DiagnosticsSection,
+    EvalSection,
+    Recipe,
+    SamplingSection,
+    TeacherSection,
+    TrainSection,
+    ViewSection,
+)
 
 __all__ = [
     "DiagnosticsSection",
     "EvalSection",
     "Recipe",
     "SamplingSection",
+    "TeacherSection",
     "TrainSection",
+    "ViewSection",
     "check_sinks",
     "impossible",
     "key_values",

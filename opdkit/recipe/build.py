@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from opdkit.contexts import CONTEXTS
+from opdkit.contexts.none import NoContext
 from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS
 from opdkit.recipe.sections import Recipe, did_you_mean
 
@@ -27,6 +29,16 @@ def choice(
     except ValidationError as error:
         faults += sentences(error, table[name], prefix=f"{where}.")
         return None
+
+
+def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
+    """[views], each with the row of its table that `context.kind` chooses."""
+    chosen = dict(section)
+    for name, view in section.items():
+        if isinstance(view, Mapping) and "context" in view:
+            context = choice(view["context"], f"views.{name}.context", "kind", CONTEXTS, faults)
+            chosen[name] = {**view, "context": context or NoContext()}
+    return chosen
 
 
 def chosen_weights(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from opdkit.contexts.none import NoContext
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
-from opdkit.recipe.build import choice, chosen_weights, sentences
+from opdkit.recipe.build import choice, chosen_views, chosen_weights, sentences
 from opdkit.recipe.points import Points
 from opdkit.recipe.rules import impossible
 from opdkit.recipe.schedule import read_schedule, stages_of, start_with
@@ -95,6 +95,8 @@ def parse_recipe(
         yielded = _yield_to(merged, defaults)
         merged = merge(defaults, merged)
     context = choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
+    if isinstance(merged.get("views"), Mapping):
+        merged["views"] = chosen_views(merged["views"], faults)
     if isinstance(merged.get("weights"), Mapping):
         merged["weights"] = chosen_weights(merged["weights"], faults)
     recipe = None

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from opdkit.contexts import Context
 from opdkit.data.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import MOST, Recipe
+from opdkit.recipe.sections import MOST, Recipe, TeacherSection, did_you_mean
+
+_VIEW_NAME = re.compile(r"[A-Za-z]\w*")
 
 
 def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collection[str] = ()) -> list[str]:
@@ -109,7 +113,7 @@ def check_sinks(recipe: Recipe) -> None:
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
     """(key, path) of everything a recipe reads."""
-    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path, "data.train": recipe.data.train}
+    named = {**recipe.model_paths, "data.train": recipe.data.train}
     read = [*named.items(), *(("eval.data", source) for source in recipe.eval.sources)]
     return [(key, path) for key, path in read if path]
 
@@ -137,36 +141,48 @@ def _threshold_warnings(recipe: Recipe) -> Iterator[str]:
 
 
 def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
-    teacher = recipe.teacher
+    yield from _reader_faults("teacher", recipe.teacher, recipe, is_adapter)
+    for name, view in recipe.views.items():
+        if name == "teacher" or not _VIEW_NAME.fullmatch(name):
+            yield (
+                f"[views.{name}] cannot be the name of a view; use letters, digits and _, and not teacher: "
+                "[teacher] and [context] are that view"
+            )
+        if view.teacher.kind == "none":
+            yield f'views.{name}.teacher is missing: say who reads, e.g. {{ kind = "self", weights = "initial" }}'
+        yield from _reader_faults(f"views.{name}.teacher", view.teacher, recipe, is_adapter)
+
+
+def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapter: bool) -> Iterator[str]:
     if teacher.kind == "model" and teacher.path is None:
-        yield 'teacher.kind = "model" needs teacher.path: a folder in Hugging Face format, or a hub id'
+        yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
     if teacher.kind != "model" and teacher.path is not None:
-        yield f'teacher.path = "{teacher.path}" is only read with teacher.kind = "model"; set that, or remove the path'
+        yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
     if teacher.kind == "self" and teacher.weights is None:
         yield (
-            'teacher.kind = "self" needs teacher.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
+            f'{where}.kind = "self" needs {where}.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
             "(LoRA)"
         )
     if teacher.kind != "self" and teacher.weights is not None:
-        yield f'teacher.weights = "{teacher.weights}" is only read with teacher.kind = "self"; set that, or remove it'
+        yield f'{where}.weights = "{teacher.weights}" is only read with {where}.kind = "self"; set that, or remove it'
     for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
         if getattr(teacher, key):
-            yield f'teacher.{key} = {getattr(teacher, key)!r} is only read with teacher.kind = "model"; remove it'
+            yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
     for key in ("close_thinking", "system") if teacher.kind == "none" else ():
         if getattr(teacher, key) is not None:
-            yield f'teacher.{key} = {getattr(teacher, key)!r} is not read with teacher.kind = "none"; remove it'
+            yield f'{where}.{key} = {getattr(teacher, key)!r} is not read with {where}.kind = "none"; remove it'
     if teacher.weights == "adapter_off" and not is_adapter and recipe.model.lora is None:
         yield (
-            'teacher.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
-            'add [model] lora = {}, or use teacher.weights = "initial"'
+            f'{where}.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
+            f'add [model] lora = {{}}, or use {where}.weights = "initial"'
         )
     if teacher.weights == "ema" and teacher.ema_rate is None:
-        yield 'teacher.weights = "ema" needs teacher.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
+        yield f'{where}.weights = "ema" needs {where}.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
     if teacher.weights != "ema" and teacher.ema_rate is not None:
-        yield f'teacher.ema_rate = {teacher.ema_rate} is only read with teacher.weights = "ema"; set that, or remove it'
+        yield f'{where}.ema_rate = {teacher.ema_rate} is only read with {where}.weights = "ema"; set that, or remove it'
     if (teacher.weights == "trust_region") != (teacher.student_share is not None):
         yield (
-            f'teacher.weights = "{teacher.weights}" and teacher.student_share = {teacher.student_share}: '
+            f'{where}.weights = "{teacher.weights}" and {where}.student_share = {teacher.student_share}: '
             'weights = "trust_region" mixes logits, initial * (1 - student_share) + student * student_share; '
             "set both (e.g. 0.05) or neither"
         )
@@ -182,19 +198,25 @@ def _stage_teacher_faults(recipe: Recipe) -> Iterator[str]:
 
 def _method_faults(recipe: Recipe) -> Iterator[str]:
     method, teacher = recipe.method, recipe.teacher
-    asks_teacher = recipe.needs.teacher != "none"
+    asks_teacher = recipe.needs.teacher is not None
+    for view in sorted(recipe.needs.views.keys() - {"teacher"} - recipe.views.keys()):
+        yield (
+            f'method.name = "{method.name}" asks the view "{view}", which is not there; add [views.{view}] with '
+            f"teacher and context{did_you_mean(view, [*recipe.views]) if recipe.views else ''}"
+        )
     if (asks_teacher or method.answer_source == "teacher") and teacher.kind == "none":
-        alone = method.needs.teacher == "none" and method.answer_source != "teacher"
+        alone = method.needs.teacher is None and method.answer_source != "teacher"
         who = "what [weights] compares" if alone else f'method.name = "{method.name}"'
         yield (
             f'{who} needs a teacher, but teacher.kind = "none"; '
             'set [teacher] kind = "model" and path, or kind = "self" and weights'
         )
-    if recipe.context.needs_siblings and recipe.sampling.group_size == 1:
-        yield (
-            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but '
-            "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
-        )
+    for where, context in _contexts(recipe):
+        if context.needs_siblings and recipe.sampling.group_size == 1:
+            yield (
+                f'{where}.kind = "{context.kind}" shows the teacher other answers to the same problem, but '
+                "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
+            )
     if recipe.context.needs_siblings and method.answer_source == "teacher":
         yield (
             f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but with '
@@ -223,13 +245,26 @@ def _who_needs_rewards(recipe: Recipe) -> Iterator[str]:
         yield f'method.name = "{recipe.method.name}"'
     if recipe.weights.needs.reward:
         yield "[weights]"
-    if recipe.context.needs_rewards and recipe.needs.teacher != "none":
-        yield f'context.kind = "{recipe.context.kind}"'
+    for where, context in _contexts(recipe):
+        if context.needs_rewards:
+            yield f'{where}.kind = "{context.kind}"'
+
+
+def _contexts(recipe: Recipe) -> list[tuple[str, Context]]:
+    """(where it is written, what is read) of every view that is asked."""
+    asked = [(name, view.context) for name, view in recipe.views.items() if name in recipe.needs.views]
+    own = [("context", recipe.context)] if recipe.needs.teacher else []
+    return [*own, *((f"views.{name}.context", context) for name, context in asked)]
 
 
 def _unused_faults(recipe: Recipe) -> Iterator[str]:
     method, teacher = recipe.method, recipe.teacher
-    asks_teacher = recipe.needs.teacher != "none"
+    asks_teacher = recipe.needs.teacher is not None
+    for name in sorted(recipe.views.keys() - recipe.needs.views.keys()):
+        yield (
+            f'[views.{name}] is a view that method.name = "{method.name}" never asks; remove it, or name it in '
+            "method.target or method.mixture"
+        )
     if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
         yield (
             f'teacher.kind = "{teacher.kind}" would load a teacher that method.name = "{method.name}" never asks; '

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
@@ -97,6 +97,14 @@ class TeacherSection(Section):
     close_thinking: bool | None = None  # default: as the student. false beside the student's true: OPSD's asymmetry
     system: str | None = None  # default: the student's; "" is none
     trust_remote_code: bool = False
+
+
+class ViewSection(Section):
+    """[views.NAME]: somebody who reads something, beside the view "teacher" that [teacher] and [context] are."""
+
+    teacher: TeacherSection = TeacherSection()
+    context: SerializeAsAny[Context] = NoContext()
+    count: PositiveInt = 1  # readings of every answer, each with other evidence; fewer where there is no more
 
 
 class DataSection(Section):
@@ -201,6 +209,7 @@ class Recipe(Section):
     model: ModelSection
     teacher: TeacherSection = TeacherSection()
     context: Context = NoContext()
+    views: Mapping[str, ViewSection] = {}
     data: DataSection
     sampling: SamplingSection = SamplingSection()
     method: Method
@@ -223,8 +232,21 @@ class Recipe(Section):
 
     @property
     def needs(self) -> Needs:
-        """What the teacher and the grader must provide for the method and the weights."""
+        """What views and the grader must provide for the method and the weights."""
         return self.method.needs | self.weights.needs
+
+    @property
+    def model_paths(self) -> dict[str, str]:
+        """{key: path} of the models that are loaded."""
+        teachers = {"teacher.path": self.teacher.path}
+        teachers |= {f"views.{name}.teacher.path": view.teacher.path for name, view in self.views.items()}
+        return {"model.path": self.model.path, **{key: path for key, path in teachers.items() if path}}
+
+    @property
+    def all_views(self) -> dict[str, ViewSection]:
+        """By name; the first is "teacher", where [teacher] names somebody."""
+        teacher = ViewSection(teacher=self.teacher, context=self.context)
+        return {**({"teacher": teacher} if self.teacher.kind != "none" else {}), **self.views}
 
     def as_dict(self) -> dict[str, Any]:
         """Complete and resolved, for `recipe.toml`; keys that are None are left out, as TOML has no null."""

@@ -43,7 +43,7 @@ def silent_answers(run: Run) -> float:
 def _on_policy(run: Run, method: Method) -> str:
     num_answers = total(run, "rollout/num_rows")
     done, sources = ["In each step the student wrote answers"], []
-    if method.needs.teacher != "none":
+    if method.needs.views:
         scored = not num_answers or silent_answers(run) < num_answers
         done.append("a teacher scored every token of them" if scored else "a teacher was to score them and could not")
         sources += ["scores"] if scored else []

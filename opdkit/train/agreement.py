@@ -17,10 +17,10 @@ from torch import Tensor
 
 from opdkit.losses import Head, compare_heads
 from opdkit.measure.overlap import Compared, Ints, TokenTable, token_table
-from opdkit.types import Example, Needs, TeacherSignal
+from opdkit.types import Asked, Example, Signal
 
 TOKENS_PER_PART = 16384  # whose hidden states are in host memory at one time, on both sides
-_DISTRIBUTION = Needs(teacher="distribution")
+_DISTRIBUTION = Asked("distribution")
 
 Progress = Callable[[int, int], None]  # (rows done, rows)
 
@@ -33,7 +33,7 @@ class Side:
     head: Head
 
 
-def student_side(score: Callable[..., list[TeacherSignal]], head: Head) -> Side:
+def student_side(score: Callable[..., list[Signal]], head: Head) -> Side:
     """Reads `prompt_ids`. `score` is a `Scorer`'s."""
 
     def hidden(rows: Sequence[Example]) -> list[Tensor]:
@@ -43,7 +43,7 @@ def student_side(score: Callable[..., list[TeacherSignal]], head: Head) -> Side:
     return Side(hidden=hidden, head=head)
 
 
-def teacher_side(score: Callable[..., list[TeacherSignal]], head: Head) -> Side:
+def teacher_side(score: Callable[..., list[Signal]], head: Head) -> Side:
     """Reads the row's view, which must be there."""
 
     def hidden(rows: Sequence[Example]) -> list[Tensor]:
@@ -156,7 +156,7 @@ def _parts(rows: Sequence[Example]) -> Iterator[slice]:
         yield slice(start, len(rows))
 
 
-def _hidden_states(signals: Sequence[TeacherSignal]) -> list[Tensor]:
+def _hidden_states(signals: Sequence[Signal]) -> list[Tensor]:
     states = []
     for signal in signals:
         assert signal.hidden_TH is not None

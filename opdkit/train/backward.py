@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opdkit import losses
 from opdkit.losses.terms import counted_tokens
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.train.batch import Batch, Part
 from opdkit.train.state import State
 
@@ -33,8 +33,7 @@ class Learned:
         self.num_empty_support.update(out.num_empty_support)
         seen = {**out.token_loss, "entropy": out.entropy_N, "logprob": out.sampled_logprob_N}
         seen |= {f"{name}/unclipped": value_n for name, value_n in out.unclipped_loss.items()}
-        if "teacher" in out.view_sampled_logprob:
-            seen["teacher_logprob"] = out.view_sampled_logprob["teacher"]
+        seen |= {f"{view}_logprob": said_n for view, said_n in out.view_sampled_logprob.items()}
         for name, seen_n in seen.items():
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
 
@@ -43,7 +42,7 @@ class Learned:
         known = {
             "entropy": inputs.student_entropy_N,
             "logprob": inputs.student_logprob_N,
-            "teacher_logprob": inputs.teacher_logprob_N,
+            **{f"{view}_logprob": said_N for view, said_N in inputs.view_logprob.items()},
         }
         for name, known_N in known.items():
             if known_N is not None:
@@ -85,7 +84,7 @@ def read(
         state.student.head(weights),
         batch.ids_N[part.tokens_n],
         terms,
-        batch.teacher_tokens(part, state.needs) if any(term.asks for term in terms) else None,
+        batch.view_tokens(part, sorted({view for term in terms for view in term.asks})),
         temperature=state.method.loss_temperature,
     )
 

@@ -6,7 +6,7 @@ Letters: N counted answer tokens, R rows, K support entries, H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import ViewTokens
-from opdkit.methods.base import PlanInputs
-from opdkit.types import Example, FloatArray, Needs, seed_from
+from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.types import Asked, Example, FloatArray, Signal, seed_from
+
+# Arrays of a Signal and of the ViewTokens made from several of them.
+_ARRAYS = {
+    "hidden_TH": "hidden_NH",
+    "sampled_logprob_T": "sampled_logprob_N",
+    "topk_ids_TK": "topk_ids_NK",
+    "topk_logprob_TK": "topk_logprob_NK",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class Part:
 
 
 class Batch:
-    """The rows of one optimizer step, also those that the teacher says nothing of."""
+    """The rows of one optimizer step, also those that a view says nothing of."""
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
         self.examples = list(examples)
@@ -41,9 +49,7 @@ class Batch:
             device
         )
         self.index_N = self._flat([c.astype(np.int64) for c in counted])
-        self.ids_N = self._flat(
-            [np.asarray(e.rollout.answer_ids, dtype=np.int64)[c] for e, c in zip(self.examples, counted, strict=True)]
-        )
+        self.ids_N = self._counted_ints([np.asarray(e.rollout.answer_ids) for e in self.examples])
 
     @property
     def num_tokens(self) -> int:
@@ -62,18 +68,17 @@ class Batch:
         progress: float,
         seed: int,
         num_ids: int,
-        needs: Needs,
+        asked: Mapping[str, Asked],
         required_views: tuple[str, ...],
         pass_rates: Mapping[str, float | None] | None = None,
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
-        """All that a method may know but what the student says. `num_ids`: of the vocabulary; `needs`: what the teacher
-        was asked; `required_views`: the method's."""
+        """All that a method may know but what the student says. `num_ids`: of the vocabulary; `asked`: what the views
+        were asked, by reading; `required_views`: the method's."""
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
-        asked = needs.teacher != "none"
-        scored_R = torch.tensor([e.signal is not None for e in self.examples], dtype=torch.bool, device=self.device)
+        has_view = {name: self._has_view(name)[self.row_N] for name in asked}
         inputs = PlanInputs(
             row_N=self.row_N,
             index_N=self.index_N,
@@ -83,8 +88,10 @@ class Batch:
             mask_N=torch.ones(self.num_tokens, dtype=torch.bool, device=self.device),
             weight_N=torch.ones(self.num_tokens, dtype=torch.float32, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
-            teacher_logprob_N=self._said("sampled_logprob_T") if asked else None,
-            teacher_entropy_N=self._said("entropy_T") if needs.entropy else None,
+            view_logprob={
+                v: self._said(v, "sampled_logprob_T") for v, a in asked.items() if a.answer != "distribution"
+            },
+            view_entropy={v: self._said(v, "entropy_T") for v, a in asked.items() if a.entropy},
             student_logprob_N=None,
             student_entropy_N=None,
             pass_rate_R=self._pass_rates(pass_rates) if pass_rates else None,
@@ -92,8 +99,10 @@ class Batch:
             num_ids=num_ids,
             step=step,
             progress=progress,
-            has_view={"teacher": scored_R[self.row_N]} if asked else {},
+            has_view=has_view,
             required_views=required_views,
+            turn_N=self._counted_ints([e.rollout.turns for e in self.examples]),
+            author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
             total=total,
         )
         return replace(inputs, mask_N=inputs.countable_N)
@@ -114,45 +123,53 @@ class Batch:
 
     def parts(self, max_tokens: int, wanted_N: Tensor) -> list[Part]:
         """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone. Rows without a wanted
-        token would only cost time, and are left out."""
+        token would only cost time, and are left out. All hidden states of a view in a part were made for one head."""
         lengths = [len(e.rollout.prompt_ids) + len(e.rollout.answer_ids) for e in self.examples]
-        order = sorted(self.row_N[wanted_N].unique().tolist(), key=lambda i: lengths[i])
+        rows = self.row_N[wanted_N].unique().tolist()
+        order = sorted(rows, key=lambda i: lengths[i])
         parts: list[list[int]] = []
-        for i in order:
-            if parts and lengths[i] * (len(parts[-1]) + 1) <= max_tokens:
-                parts[-1].append(i)
-            else:
-                parts.append([i])
+        for heads in dict.fromkeys(self._heads(i) for i in rows):
+            begun = len(parts)
+            for i in (i for i in order if self._heads(i) == heads):
+                if len(parts) > begun and lengths[i] * (len(parts[-1]) + 1) <= max_tokens:
+                    parts[-1].append(i)
+                else:
+                    parts.append([i])
         return [self._part(rows) for rows in parts]
 
-    def teacher_tokens(self, part: Part, needs: Needs) -> ViewTokens:
-        """What the teacher said about the counted tokens of a part, at least one of whose rows it scored. Of the other
+    def view_tokens(self, part: Part, views: Collection[str]) -> dict[str, ViewTokens]:
+        """What each of these views said about the counted tokens of a part, if it read any of its rows. Of the other
         rows: NaN, and the id 0."""
-        signals = [e.signal for e in part.rows]
-        masks = [torch.from_numpy(np.asarray(e.rollout.answer_mask)) for e in part.rows]
+        said = {}
+        for view in views:
+            signals = [e.signals.get(view) for e in part.rows]
+            known = next((signal for signal in signals if signal is not None), None)
+            if known is not None:
+                arrays = {
+                    flat: self._gather(part, signals, name)
+                    for name, flat in _ARRAYS.items()
+                    if getattr(known, name) is not None
+                }
+                said[view] = ViewTokens(head=known.head, **arrays)
+        return said
 
-        def gather(name: str) -> Tensor:
-            known = [None if s is None else torch.as_tensor(getattr(s, name)) for s in signals]
-            like = next(array for array in known if array is not None)
-            unknown = torch.nan if like.is_floating_point() else 0
-            tensors = [
-                like.new_full((len(m), *like.shape[1:]), unknown) if array is None else array
-                for array, m in zip(known, masks, strict=True)
-            ]
-            return torch.cat([t[m.to(t.device)] for t, m in zip(tensors, masks, strict=True)]).to(self.device)
+    def _heads(self, row: int) -> frozenset[tuple[str, int]]:
+        """Which heads the hidden states of a row belong to."""
+        signals = self.examples[row].signals
+        return frozenset((view, id(signal.head)) for view, signal in signals.items() if signal.head is not None)
 
-        if needs.teacher == "distribution":
-            heads = {id(s.head): s.head for s in signals if s is not None}
-            assert len(heads) == 1, "the rows of a part were scored apart: their hidden states belong to several heads"
-            return ViewTokens(hidden_NH=gather("hidden_TH"), head=next(iter(heads.values())))
-        sampled = gather("sampled_logprob_T")
-        if needs.teacher == "sampled":
-            return ViewTokens(sampled_logprob_N=sampled)
-        return ViewTokens(
-            sampled_logprob_N=sampled,
-            topk_ids_NK=gather("topk_ids_TK"),
-            topk_logprob_NK=gather("topk_logprob_TK"),
-        )
+    def _gather(self, part: Part, signals: Sequence[Signal | None], name: str) -> Tensor:
+        known = [None if signal is None else torch.as_tensor(getattr(signal, name)) for signal in signals]
+        like = next(array for array in known if array is not None)
+        unknown = torch.nan if like.is_floating_point() else 0
+        tensors = []
+        for array, example in zip(known, part.rows, strict=True):
+            counted = torch.from_numpy(np.asarray(example.rollout.answer_mask))
+            if array is None:
+                tensors.append(like.new_full((int(counted.sum()), *like.shape[1:]), unknown))
+            else:
+                tensors.append(array[counted.to(array.device)])
+        return torch.cat(tensors).to(self.device)
 
     def _part(self, rows: list[int]) -> Part:
         tokens = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in rows])
@@ -169,6 +186,9 @@ class Batch:
         known = [pass_rates[e.rollout.problem_id] for e in self.examples]
         return torch.tensor([np.nan if r is None else r for r in known], dtype=torch.float64, device=self.device)
 
+    def _counted_ints(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        return self._flat([a.astype(np.int64)[c] for a, c in zip(arrays, self._counted, strict=True)])
+
     def _flat(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *arrays])).to(self.device)
 
@@ -179,11 +199,16 @@ class Batch:
         kept = [np.asarray(a)[c] for a, c in zip(arrays, self._counted, strict=True)]
         return torch.from_numpy(np.concatenate(kept)).to(self.device)
 
-    def _said(self, name: str) -> Tensor | None:
-        """[N] an array of the teacher's signals, NaN for the rows it said nothing of; None: it was not asked for it."""
-        return self._per_token(
-            [
-                getattr(e.signal, name) if e.signal else np.full(len(e.rollout.answer_ids), np.nan, dtype=np.float32)
-                for e in self.examples
-            ]
-        )
+    def _has_view(self, view: str) -> Tensor:
+        return torch.tensor([view in e.signals for e in self.examples], dtype=torch.bool, device=self.device)
+
+    def _said(self, view: str, name: str) -> Tensor:
+        """[N] an array of a view's signals, NaN for the rows it said nothing of."""
+        arrays = []
+        for example in self.examples:
+            signal = example.signals.get(view)
+            said = None if signal is None else getattr(signal, name)
+            assert signal is None or said is not None, f"{example.rollout.key}: view {view!r} was not asked for {name}"
+            arrays.append(np.full(len(example.rollout.answer_ids), np.nan, dtype=np.float32) if said is None else said)
+        said_N = self._per_token(arrays)
+        return self.new_per_token() if said_N is None else said_N

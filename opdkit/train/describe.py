@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from opdkit import losses
-from opdkit.contexts import Context
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
+from opdkit.train.state import State
 from opdkit.types import Example, Group
 
 
@@ -43,29 +43,33 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
     return metrics
 
 
-def describe_teacher(rows: Sequence[Example]) -> list[Metric]:
-    """How much a teacher read, and of which rows it says nothing."""
-    read = [(row.view, row.rollout) for row in rows if row.view and row.signal]
+def describe_view(state: State, view: str, rows: Sequence[Example]) -> list[Metric]:
+    """How much is read for a view (under `teacher/`, or `views/NAME/`), and of which rows it says nothing."""
+    names = state.readings(view)
+    read = [(row.views[name], row.rollout) for row in rows for name in names if name in row.signals]
     counts = {
-        "tokens": sum(len(view.context_ids) + len(rollout.answer_ids) for view, rollout in read),
-        "num_truncated_tokens": sum(view.num_truncated_tokens for view, _ in read),
-        "num_rows_without_view": sum(row.view is None for row in rows),
-        "num_rows_too_long": sum(row.view is not None and row.signal is None for row in rows),
+        "tokens": sum(len(shown.context_ids) + len(rollout.answer_ids) for shown, rollout in read),
+        "num_truncated_tokens": sum(shown.num_truncated_tokens for shown, _ in read),
+        "num_rows_without_view": sum(not any(name in row.views for name in names) for row in rows),
+        "num_rows_too_long": sum(any(name in row.views and name not in row.signals for name in names) for row in rows),
     }
-    return [Metric(f"teacher/{name}", float(count), "sum") for name, count in counts.items()]
+    where = view if view == "teacher" else f"views/{view}"
+    return [Metric(f"{where}/{name}", float(count), "sum") for name, count in counts.items()]
 
 
-def describe_context(context: Context, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
-    """What the teacher was shown beside the problem, as shares of all answers, by the kinds in order; a combination
-    that no answer of the step was shown has no metric."""
+def describe_context(state: State, view: str, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
+    """What a view was shown beside the problem (under `context/`, or `views/NAME/context/`), as shares of all readings,
+    by the kinds in order; a combination that no answer of the step was shown has no metric."""
+    context, names = state.viewers[view].context, state.readings(view)
     if context.kind == "none":
         return []
-    shown = Counter("_".join(row.view.shown if row.view and row.signal else ()) or "nothing" for row in rows)
-    shares = {"nothing": 0, **dict(sorted(shown.items()))}
-    metrics = [Metric(f"context/share_{kinds}", count / len(rows)) for kinds, count in shares.items()]
+    read = [row.views[name].shown if name in row.signals else () for row in rows for name in names]
+    shares = {"nothing": 0, **dict(sorted(Counter("_".join(shown) or "nothing" for shown in read).items()))}
+    where = "context" if view == "teacher" else f"views/{view}/context"
+    metrics = [Metric(f"{where}/share_{kinds}", count / len(read)) for kinds, count in shares.items()]
     if context.shows_successes:
         solved = [any(context.is_success(rollout) for rollout in group.rollouts) for group in groups]
-        metrics.append(Metric("context/share_of_groups_with_success", float(np.mean(solved))))
+        metrics.append(Metric(f"{where}/share_of_groups_with_success", float(np.mean(solved))))
     return metrics
 
 
@@ -90,8 +94,8 @@ def describe_weights(inputs: PlanInputs, weights: Weights) -> list[Metric]:
     countable_N, counted_N = inputs.countable_N, inputs.mask_N
     num_rows, weight_N = len(inputs.row_N[countable_N].unique()), inputs.weight_N[counted_N]
     trained_rows = inputs.row_N[counted_N & (inputs.weight_N != 0)].unique()
-    compares = weights.needs.teacher != "none"
-    silent_rows = inputs.row_N[countable_N & ~inputs.said_by("teacher")].unique()
+    compares = bool(weights.needs.views)
+    silent_rows = inputs.row_N[countable_N & ~inputs.said_by(*weights.needs.views)].unique()
     return [
         Metric("weights/share_of_tokens_counted", float(counted_N[countable_N].double().mean())),
         Metric("weights/mean", float(weight_N.double().mean()) if len(weight_N) else None),

@@ -61,7 +61,8 @@ def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
 
 def _teacher(state: State, rows: Sequence[Example]) -> Side:
     assert state.teacher is not None
-    if state.needs.teacher == "distribution":
+    asked = state.needs.teacher
+    if asked is not None and asked.answer == "distribution":
         return known_side(rows)
     return teacher_side(state.teacher.score, state.teacher.head())
 

@@ -43,7 +43,8 @@ from opdkit.train.stages import Stages
 from opdkit.train.state import State
 from opdkit.train.step import train_step
 from opdkit.train.student import load_student
-from opdkit.train.teacher import make_teacher
+from opdkit.train.teacher import Teacher
+from opdkit.train.viewers import load_state, make_viewers, state_of
 from opdkit.types import Problem
 
 
@@ -101,8 +102,7 @@ def _found(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, 
 
 
 def _model_paths(recipe: Recipe) -> list[tuple[str, str]]:
-    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path}
-    return [(key, path) for key, path in named.items() if path]
+    return [*recipe.model_paths.items()]
 
 
 def _same_files(folder: RunFolder, key: str, path: str) -> bool:
@@ -120,16 +120,20 @@ class Parts:
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
         self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-        self.teacher = make_teacher(recipe, self.student, self.optimizer, now)
+        self.viewers = make_viewers(recipe, self.student, self.optimizer, now)
         if saved:
             self.optimizer.load_state(saved.tensors("optimizer"))
-            if self.teacher:
-                self.teacher.load_state(saved.tensors("teacher"))
+            load_state(self.viewers, saved.tensors("teacher"))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who reads the view "teacher"."""
+        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
 
     def warnings(self) -> list[str]:
         """What loading the models found."""
-        teacher = self.teacher.model.warnings if self.teacher and self.teacher.model is not self.student else []
-        return [*self.student.warnings, *teacher]
+        models = dict.fromkeys(viewer.teacher.model for viewer in self.viewers.values())
+        return [*self.student.warnings, *(w for m in models if m is not self.student for w in m.warnings)]
 
 
 class Run:
@@ -164,11 +168,10 @@ class Run:
         self.state = State(
             student=parts.student,
             optimizer=parts.optimizer,
-            teacher=parts.teacher,
+            viewers=parts.viewers,
             method=recipe.method,
             weights=recipe.weights,
             diagnostics=recipe.diagnostics,
-            context=recipe.context,
             sample=self.answers,
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
             updates_per_step=recipe.train.updates_per_step,
@@ -270,7 +273,7 @@ class Run:
             step=state.step,
             model=parts.student,
             optimizer=parts.optimizer.state(),
-            teacher=parts.teacher.state() if parts.teacher else {},
+            teacher=state_of(parts.viewers),
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from opdkit import losses
-from opdkit.losses.spec import LossSpec, NegativeLogLikelihood, TeacherAdvantage
-from opdkit.methods.base import PlanInputs, Report
+from opdkit.losses.spec import LossSpec, NegativeLogLikelihood, Target, TeacherAdvantage
+from opdkit.methods.base import Report
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.train.backward import Learned, parts_of_terms, read
 from opdkit.train.batch import Batch
 from opdkit.train.state import State
@@ -23,7 +24,7 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
         progress=state.step / state.num_steps,
         seed=state.seed,
         num_ids=state.student.num_tokens,
-        needs=state.needs,
+        asked=state.asked,
         required_views=state.method.required_views,
         pass_rates=state.weights.pass_rates(groups, state.pass_rates),
     )
@@ -37,35 +38,41 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
 def ask_student(state: State, batch: Batch, inputs: PlanInputs) -> PlanInputs:
     """What the student says before the update, from a pass without gradient; only made where coefficients depend on it.
 
-    NaN for tokens that no term can count; for scores that ask the teacher also where it says nothing.
+    NaN for tokens that no term can count; for what asks a view also where that says nothing. The same pass reads the
+    log-probs of views that gave hidden states, for whoever asked for log-probs.
     """
     asked = asked_before_the_update(state)
     if not asked:
         return inputs
     weights, weight_N = state.optimizer.compute_weights(), inputs.weight_N
     terms = []
-    for name, loss in asked.items():
-        known_N = inputs.mask_N & inputs.said_by("teacher") if loss.needs.teacher != "none" else inputs.mask_N
-        terms.append(losses.Term(name=name, loss=loss, coef_N=known_N.to(weight_N.dtype)))
+    for name, (loss, target) in asked.items():
+        known_N = inputs.mask_N & inputs.said_by(*target.asks(loss))
+        terms.append(losses.Term(name=name, loss=loss, coef_N=known_N.to(weight_N.dtype), target=target))
     seen = Learned()
     for part, of_part in parts_of_terms(state, batch, terms):
         seen.add(read(state, batch, part, of_part, weights), part.tokens_n, batch.num_tokens)
     unknown_N = batch.new_per_token()
-    teacher_logprob_N = inputs.teacher_logprob_N
+    from_states = {v: seen.tokens.get(f"{v}_logprob", unknown_N) for v in state.asked if v not in inputs.view_logprob}
     return replace(
         inputs,
         student_logprob_N=seen.tokens.get("logprob", unknown_N),
         student_entropy_N=seen.tokens.get("entropy", unknown_N),
         student_scores={name: seen.tokens.get(name, unknown_N) for name in asked},
-        teacher_logprob_N=seen.tokens.get("teacher_logprob") if teacher_logprob_N is None else teacher_logprob_N,
+        view_logprob={**inputs.view_logprob, **from_states},
     )
 
 
-def asked_before_the_update(state: State) -> dict[str, LossSpec]:
-    """What must be scored for every token before coefficients are made, by name."""
-    asked, asking = state.weights.scores, [state.method.needs, *(part.needs for part in state.weights.parts)]
-    if state.needs.teacher == "distribution" and any(needs.teacher in ("sampled", "topk") for needs in asking):
-        asked["teacher"] = TeacherAdvantage()  # whoever asked for log-probs gets them, read from hidden states
+def asked_before_the_update(state: State) -> dict[str, tuple[LossSpec, Target]]:
+    """What must be scored for every token before coefficients are made, by name, and against what."""
+    asked = {name: (loss, Target()) for name, loss in state.weights.scores.items()}
+    asking = [state.method.needs, *(part.needs for part in state.weights.parts)]
+    for view, whole in state.needs.views.items():
+        if whole.answer == "distribution" and any(
+            view in needs.views and needs.views[view].answer != "distribution" for needs in asking
+        ):  # whoever asked for log-probs gets them, read from hidden states
+            for reading in state.readings(view):
+                asked[reading] = (TeacherAdvantage(), Target.of({reading: 1.0}))
     if state.needs.student:
-        asked["student"] = NegativeLogLikelihood()
+        asked["student"] = (NegativeLogLikelihood(), Target())
     return asked

@@ -1,7 +1,8 @@
 """Every Example of a step, to and from one Parquet file. A saved run is re-scored from it without a model.
 
-Public schema, version 2 (in the file's metadata as `opdkit_rows_version`), one row per answer. T = answer tokens, S =
-terms of the loss. Version 1 lacks the columns from `taught_terms` on, and is still read:
+Public schema, version 3 (in the file's metadata as `opdkit_rows_version`), one row per answer. T = answer tokens, S =
+terms of the loss. Version 2 lacks `turn`, `author` and `views`, version 1 also what begins at `taught_terms`; both are
+still read:
 
     problem_id, task     string              messages      list<map<string, string>>, the chat turns the student read
     gold, solution       string or null      meta          string, a JSON object
@@ -17,6 +18,12 @@ terms of the loss. Version 1 lacks the columns from `taught_terms` on, and is st
     taught_terms         list<string> [S] or null: the loss has not read this answer; then the rest is null too
     taught_coef, taught_loss  list<float> [S * T] term by term; loss NaN where the coefficient is 0
     taught_clipped       list<bool> [T]          student_logprob, student_entropy  list<float> [T], NaN: not computed
+    turn                 list<int32> [T] or null: the model's turn each token belongs to, from 0; null: all of turn 0
+    author               list<int32> [T] or null: who wrote each token, 0 student, 1 teacher, 2 data, 3 tool; null: the
+                         student, and a tool where the mask is false
+    views                list<struct>: what the views besides the teacher's read and said, in the order of their names;
+                         each has `name`, and the teacher's columns as context_ids, sources, num_truncated_tokens,
+                         has_signal, sampled_logprob, entropy, topk_ids, topk_logprob, topk_k
 
 What was taught costs about 10 bytes a token (4 more for each further term), the rest about 8.
 
@@ -39,14 +46,29 @@ import pyarrow.parquet as pq
 
 from opdkit.errors import UserError
 from opdkit.train.run_folder import atomic_path
-from opdkit.types import Example, Problem, Rollout, Taught, TeacherSignal, TeacherView
+from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
 
-VERSION = 2
+VERSION = 3
 _VERSION_KEY = b"opdkit_rows_version"
 _TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
 _IDS, _FLOATS, _FLAGS = pa.large_list(pa.int32()), pa.large_list(pa.float32()), pa.large_list(pa.bool_())
 _SOURCE = pa.struct([("problem_id", pa.string()), ("sample_id", pa.int64())])
 _MESSAGE = pa.map_(pa.string(), pa.string())
+_INT32S, _FLOAT32S = pa.list_(pa.int32()), pa.list_(pa.float32())
+_VIEW = pa.struct(
+    [
+        ("name", pa.string()),
+        ("context_ids", _INT32S),
+        ("sources", pa.list_(_SOURCE)),
+        ("num_truncated_tokens", pa.int64()),
+        ("has_signal", pa.bool_()),
+        ("sampled_logprob", _FLOAT32S),
+        ("entropy", _FLOAT32S),
+        ("topk_ids", _INT32S),
+        ("topk_logprob", _FLOAT32S),
+        ("topk_k", pa.int64()),
+    ]
+)
 
 Ids = Sequence[int] | npt.NDArray[Any]
 
@@ -83,7 +105,11 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
     "taught_clipped": (_FLAGS, lambda row: row.taught and row.taught.clipped_T),
     "student_logprob": (_FLOATS, lambda row: row.taught and row.taught.student_logprob_T),
     "student_entropy": (_FLOATS, lambda row: row.taught and row.taught.student_entropy_T),
+    "turn": (_IDS, lambda row: row.rollout.turn),
+    "author": (_IDS, lambda row: row.rollout.author),
+    "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in sorted(row.views) if name != "teacher"]),
 }
+_SINCE_3 = ("turn", "author", "views")
 _SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
 
 
@@ -97,7 +123,7 @@ def _schema(version: int, without: Sequence[str] = ()) -> pa.Schema:
 
 
 SCHEMA = _schema(VERSION)
-_READABLE = {b"1": _schema(1, without=_SINCE_2), b"2": SCHEMA}
+_READABLE = {b"1": _schema(1, without=_SINCE_2 + _SINCE_3), b"2": _schema(2, without=_SINCE_3), b"3": SCHEMA}
 
 
 # Dictionaries pay for texts and token ids, and cost half of the time for log-probs and top-k ids, where they never fit.
@@ -149,8 +175,8 @@ def _row_groups(examples: Sequence[Example]) -> Iterator[list[Example]]:
     for example in examples:
         group.append(example)
         size += len(example.rollout.prompt_ids) + len(example.rollout.answer_ids)
-        size += len(example.view.context_ids) if example.view else 0
-        size += example.signal.topk_ids_TK.size if example.signal and example.signal.topk_ids_TK is not None else 0
+        size += sum(len(view.context_ids) for view in example.views.values())
+        size += sum(s.topk_ids_TK.size for s in example.signals.values() if s.topk_ids_TK is not None)
         size += example.taught.coef_ST.size if example.taught else 0
         if size >= _TOKENS_PER_GROUP:
             yield group
@@ -203,7 +229,24 @@ def _source(problem_id: str, sample_id: int) -> dict[str, Any]:
     return {"problem_id": problem_id, "sample_id": sample_id}
 
 
-def _width(signal: TeacherSignal) -> int | None:
+def _other_view(row: Example, name: str) -> dict[str, Any]:
+    view, signal = row.views[name], row.signals.get(name)
+    said = signal or Signal()
+    return {
+        "name": name,
+        "context_ids": _flat(view.context_ids, _IDS),
+        "sources": [_source(*peer) for peer in view.sources],
+        "num_truncated_tokens": view.num_truncated_tokens,
+        "has_signal": signal is not None,
+        "sampled_logprob": said.sampled_logprob_T,
+        "entropy": said.entropy_T,
+        "topk_ids": None if said.topk_ids_TK is None else _flat(said.topk_ids_TK, _IDS),
+        "topk_logprob": None if said.topk_logprob_TK is None else said.topk_logprob_TK.reshape(-1),
+        "topk_k": _width(said),
+    }
+
+
+def _width(signal: Signal) -> int | None:
     return None if signal.topk_ids_TK is None else signal.topk_ids_TK.shape[1]
 
 
@@ -235,7 +278,8 @@ def _examples(table: pa.Table, problems: dict[str, Problem]) -> Iterable[Example
         problem = _problem(row)
         if problems.setdefault(problem.id, problem) == problem:
             problem = problems[problem.id]
-        yield Example(problem=problem, rollout=_rollout(row), view=_view(row), signal=_signal(row), taught=_taught(row))
+        views, signals = _views(row)
+        yield Example(problem=problem, rollout=_rollout(row), views=views, signals=signals, taught=_taught(row))
 
 
 def _python_column(column: pa.ChunkedArray) -> list[Any]:
@@ -274,28 +318,46 @@ def _rollout(row: dict[str, Any]) -> Rollout:
         reward=row["reward"],
         parsed=row["parsed"],
         feedback=row["feedback"],
+        turn=None if row.get("turn") is None else row["turn"].astype(np.int16),
+        author=None if row.get("author") is None else row["author"].astype(np.uint8),
     )
 
 
-def _view(row: dict[str, Any]) -> TeacherView | None:
-    if row["view_context_ids"] is None:
-        return None
-    return TeacherView(
-        context_ids=tuple(row["view_context_ids"].tolist()),
-        sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in row["view_sources"]),
-        num_truncated_tokens=row["view_num_truncated_tokens"],
+def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:
+    """What the views read and what they said, by name."""
+    found = [] if row["view_context_ids"] is None else [("teacher", {**row, **_as_other(row)})]
+    found += [(view["name"], view) for view in row.get("views") or ()]
+    num_tokens = len(row["answer_ids"])
+    views = {name: _view(columns) for name, columns in found}
+    return views, {name: _signal(columns, num_tokens) for name, columns in found if columns["has_signal"]}
+
+
+def _as_other(row: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's columns under the names that the other views' have."""
+    names = ("context_ids", "sources", "num_truncated_tokens")
+    return {**{name: row[f"view_{name}"] for name in names}, "entropy": row["teacher_entropy"]}
+
+
+def _view(columns: dict[str, Any]) -> View:
+    return View(
+        context_ids=tuple(np.asarray(columns["context_ids"], dtype=np.int64).tolist()),
+        sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in columns["sources"]),
+        num_truncated_tokens=columns["num_truncated_tokens"],
     )
 
 
-def _signal(row: dict[str, Any]) -> TeacherSignal | None:
-    if not row["has_signal"]:
-        return None
-    shape = (len(row["answer_ids"]), row["topk_k"])
-    return TeacherSignal(
-        sampled_logprob_T=row["sampled_logprob"],
-        entropy_T=row["teacher_entropy"],
-        topk_ids_TK=None if row["topk_ids"] is None else row["topk_ids"].astype(np.int64).reshape(shape),
-        topk_logprob_TK=None if row["topk_logprob"] is None else row["topk_logprob"].reshape(shape),
+def _signal(columns: dict[str, Any], num_tokens: int) -> Signal:
+    shape = (num_tokens, columns["topk_k"])
+
+    def array(name: str, dtype: Any) -> Any:
+        return None if columns[name] is None else np.asarray(columns[name], dtype=dtype)
+
+    ids, logprobs = array("topk_ids", np.int64), array("topk_logprob", np.float32)
+    return Signal(
+        sampled_logprob_T=array("sampled_logprob", np.float32),
+        entropy_T=array("entropy", np.float32),
+        topk_ids_TK=None if ids is None else ids.reshape(shape),
+        topk_logprob_TK=None if logprobs is None else logprobs.reshape(shape),
     )
 
 

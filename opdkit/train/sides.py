@@ -19,9 +19,10 @@ from opdkit.engines.load import load_words
 from opdkit.engines.stops import Stops, find_stops, texts_of
 from opdkit.engines.vocabulary import CommonIds, common_ids
 from opdkit.errors import UserError
-from opdkit.recipe import Recipe, load_recipe
+from opdkit.recipe import Recipe, TeacherSection, load_recipe
 from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
+from opdkit.recipe.sections import ModelSection
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
@@ -67,11 +68,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """What a recipe's models are to each other. common: None where they know the same ids, or there is one model."""
+    """What a recipe's models are to each other."""
 
     student: Side
-    teacher: Side | None
-    common: CommonIds | None
+    teacher: Side | None  # who reads the view "teacher"
     warnings: tuple[str, ...]
 
 
@@ -86,9 +86,9 @@ def student_reading(recipe: Recipe, now: datetime | None) -> dict[str, Any]:
     }
 
 
-def teacher_reading(recipe: Recipe, bare: Renderer, now: datetime | None) -> dict[str, Any]:
-    """How the teacher's renderer is made: what [teacher] does not say is as for the student. bare: without kwargs."""
-    model, section = recipe.model, recipe.teacher
+def teacher_reading(recipe: Recipe, section: TeacherSection, bare: Renderer, now: datetime | None) -> dict[str, Any]:
+    """How a teacher's renderer is made: what its section does not say is as for the student. bare: without kwargs."""
+    model = recipe.model
     kwargs = section.template_kwargs
     return {
         "template_kwargs": read_kwargs(bare, model.template_kwargs) if kwargs is None else kwargs,
@@ -103,39 +103,50 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
 
     Raises UserError with a line for each thing that would ruin the run.
     """
-    model, section = recipe.model, recipe.teacher
+    model = recipe.model
     ours = _words(str(student or model.path), model.trust_remote_code, model.chat_template)
     stops = find_stops(ours.bare, ours.generation_config, model.stop_tokens, name=str(model.path))
     pupil = Side(
         label="model", name=model.path, renderer=ours.renderer(stops, student_reading(recipe, now)), stops=stops
     )  # fmt: skip
     pupil.opening()  # what cannot be rendered shows here
-    if section.kind == "none":
-        return Sides(student=pupil, teacher=None, common=None, warnings=tuple(_own_warnings(pupil, recipe)))
-    name = model.path
+    said = _own_warnings(pupil, recipe.model)
+    sides = {}
+    for view, section in recipe.all_views.items():
+        label = "teacher" if view == "teacher" else f"views.{view}.teacher"
+        sides[view], doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
+        said += doubts
+    return Sides(student=pupil, teacher=sides.get("teacher"), warnings=tuple(dict.fromkeys(said)))
+
+
+def _read_teacher(
+    recipe: Recipe, label: str, section: TeacherSection, pupil: Side, ours: _Words, now: datetime | None
+) -> tuple[Side, list[str]]:
+    """A teacher, and what is doubtful about it beside the student. Raises UserError for what would ruin the run."""
+    model, name, stops = recipe.model, recipe.model.path, pupil.stops
     if section.kind == "model":
         assert section.path is not None
         name = section.path
         ours = _words(name, section.trust_remote_code, section.chat_template)
         stops = find_stops(ours.bare, ours.generation_config, name=name)
-    reading = teacher_reading(recipe, ours.bare, now)
-    tutor = Side(label="teacher", name=name, renderer=ours.renderer(stops, reading), stops=stops)
+    reading = teacher_reading(recipe, section, ours.bare, now)
+    tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
     tutor.opening()
     common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
     if faults := list(_faults(pupil, tutor, common)):
         raise UserError("\n".join(faults))
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
-    said = [*_own_warnings(pupil, recipe), *_pair_warnings(pupil, tutor, recipe)]
+    said = _pair_warnings(pupil, tutor, section)
     if section.kind == "model" or section.close_thinking:
-        said += _own_warnings(tutor, recipe)
+        said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
         said.append(
             f"the teacher's chat template reads no {', '.join(unread)}, which model.template_kwargs sets for the "
-            "student; say what the teacher reads with teacher.template_kwargs"
+            f"student; say what the teacher reads with {label}.template_kwargs"
         )
     if common is not None:
         said.append(common.sentence)
-    return Sides(student=pupil, teacher=tutor, common=common, warnings=tuple(said))
+    return tutor, said
 
 
 def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -150,7 +161,7 @@ def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     made = {str(stage.result) for stage in pipeline.stages}
     for stage in pipeline.stages:
         asked = stage.does
-        paths = [asked.model.path, asked.teacher.path] if isinstance(asked, Recipe) else [getattr(asked, "model", None)]
+        paths = [*asked.model_paths.values()] if isinstance(asked, Recipe) else [getattr(asked, "model", None)]
         if missing := [one for one in paths if one in made and not Path(one).exists()]:
             said.append(f"stage {stage.name}: {missing[0]} is not made yet, so its models were not looked at")
             continue
@@ -220,8 +231,8 @@ def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]
     return faults
 
 
-def _own_warnings(side: Side, recipe: Recipe) -> list[str]:
-    said, section = [], recipe.model if side.label == "model" else recipe.teacher
+def _own_warnings(side: Side, section: ModelSection | TeacherSection) -> list[str]:
+    said = []
     if side.adds_bos and side.bos is None:
         said.append(
             f"{side.label}: its tokenizer begins every text with {side.renderer.tokenizer.bos_token!r}, but its chat "
@@ -238,8 +249,8 @@ def _left_open(side: Side) -> str:
     return replace(side.renderer, close_thinking=False).prompt_text(QUESTION)
 
 
-def _pair_warnings(student: Side, teacher: Side, recipe: Recipe) -> list[str]:
-    said, section = [], recipe.teacher
+def _pair_warnings(student: Side, teacher: Side, section: TeacherSection) -> list[str]:
+    said = []
     chosen = [
         key for key in ("chat_template", "template_kwargs", "close_thinking") if getattr(section, key) is not None
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opdkit.contexts import Context
@@ -12,9 +12,18 @@ from opdkit.methods.weighting import Weights
 from opdkit.recipe import DiagnosticsSection
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.teacher import Teacher
-from opdkit.types import Group, Needs, Problem
+from opdkit.types import Asked, Group, Needs, Problem, reading_names
 
 Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who reads a view, and what: up to `count` readings of each answer, with other evidence in each."""
+
+    teacher: Teacher
+    context: Context
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -23,9 +32,8 @@ class State:
 
     student: LanguageModel
     optimizer: Optimizer
-    teacher: Teacher | None
+    viewers: Mapping[str, Viewer]  # by view; none where the method asks nobody
     method: Method
-    context: Context
     sample: Sample
     max_tokens_per_micro_batch: int
     updates_per_step: int
@@ -42,3 +50,21 @@ class State:
     @property
     def needs(self) -> Needs:
         return self.method.needs | self.weights.needs
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What each reading of a view is asked."""
+        return {reading: asked for view, asked in self.needs.views.items() for reading in self.readings(view)}
+
+    def readings(self, view: str) -> list[str]:
+        return reading_names(view, self.viewers[view].count)
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Every reader once."""
+        return list(dict.fromkeys(viewer.teacher for viewer in self.viewers.values()))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who reads the view "teacher"."""
+        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from opdkit.contexts import build_views
 from opdkit.metrics import Metric
 from opdkit.train.backward import backward
 from opdkit.train.batch import Batch
-from opdkit.train.describe import describe_batch, describe_context, describe_rows, describe_teacher, describe_weights
+from opdkit.train.describe import describe_batch, describe_context, describe_rows, describe_view, describe_weights
 from opdkit.train.diagnose import diagnose
 from opdkit.train.optimizer import StepResult
 from opdkit.train.plan import plan
@@ -16,7 +15,8 @@ from opdkit.train.resources import Resources
 from opdkit.train.sampler_gap import sampler_gap
 from opdkit.train.state import State
 from opdkit.train.taught import with_taught, without_hidden_states
-from opdkit.types import Example, Group, Problem, TeacherSignal, TeacherView
+from opdkit.train.views import join, score, view_groups
+from opdkit.types import Example, Group, Problem
 
 
 def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
@@ -32,13 +32,15 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         updates = [update(state, part, own_rows, first=number == 0) for number, (part, own_rows) in parts]
-        if state.teacher is not None and any(not result.skipped for _, _, result in updates):
-            state.teacher.after_step()
+        if any(not result.skipped for _, _, result in updates):
+            for teacher in state.teachers:
+                teacher.after_step()
     state.step += 1
     rows = [row for own_rows, _, _ in updates for row in own_rows]
     told = [metric for _, metrics, _ in updates for metric in metrics]
-    if state.needs.teacher != "none":
-        told = [*describe_teacher(rows), *describe_context(state.context, groups, rows), *agreement, *told]
+    for view in state.needs.views:
+        told = [*describe_view(state, view, rows), *describe_context(state, view, groups, rows), *told]
+    told = [*agreement, *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
     return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
@@ -78,45 +80,3 @@ def parts_of(
         size = sum(len(group.rollouts) for group in part)
         yield part, list(rows[row : row + size])
         row += size
-
-
-def view_groups(state: State, groups: Sequence[Group]) -> list[TeacherView | None]:
-    """What the teacher reads for each rollout; None where it has nothing to read."""
-    if state.needs.teacher == "none":
-        return [None for group in groups for _ in group.rollouts]
-    assert state.teacher is not None
-    return build_views(groups, state.context, state.teacher.renderer, identity=(state.seed, state.step, "context"))
-
-
-def score(state: State, groups: Sequence[Group], views: Sequence[TeacherView | None]) -> list[TeacherSignal | None]:
-    """What the teacher says of every rollout it has a view of; None also where that is longer than its positions."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    room = state.teacher.model.max_positions if state.teacher else None
-    views = [
-        view if view and (room is None or len(view.context_ids) + len(rollout.answer_ids) <= room) else None
-        for view, rollout in zip(views, rollouts, strict=True)
-    ]
-    read = [(view, rollout) for view, rollout in zip(views, rollouts, strict=True) if view is not None]
-    if not read:
-        return [None] * len(rollouts)
-    assert state.teacher is not None
-    said = iter(
-        state.teacher.score(
-            [view.context_ids for view, _ in read],
-            [rollout.answer_ids for _, rollout in read],
-            state.needs,
-            temperature=state.method.loss_temperature,
-        )
-    )
-    return [None if view is None else next(said) for view in views]
-
-
-def join(
-    groups: Sequence[Group], views: Sequence[TeacherView | None], signals: Sequence[TeacherSignal | None]
-) -> list[Example]:
-    """From here on nothing is parallel."""
-    asked = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-    return [
-        Example(problem=problem, rollout=rollout, view=view, signal=signal)
-        for (problem, rollout), view, signal in zip(asked, views, signals, strict=True)
-    ]

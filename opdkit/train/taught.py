@@ -15,9 +15,9 @@ from torch import Tensor
 from opdkit.losses.spec import PolicyGradient
 from opdkit.losses.surrogate import policy_gradient
 from opdkit.losses.terms import Term
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.train.batch import Batch
-from opdkit.types import Example, Taught
+from opdkit.types import Example, FloatArray, Signal, Taught
 
 
 def with_taught(
@@ -55,18 +55,19 @@ def with_taught(
 
 
 def without_hidden_states(rows: Sequence[Example], batch: Batch, tokens: Mapping[str, Tensor]) -> list[Example]:
-    """The rows as they are kept: the teacher's hidden states give way to its log-probs of the sampled tokens, which the
-    loss has just read from them (NaN for tokens it did not compute)."""
-    known_N = tokens.get("teacher_logprob")
-    said = {} if known_N is None else {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(known_N)}
-    return [
-        row
-        if row.signal is None or row.signal.hidden_TH is None
-        else replace(
-            row, signal=replace(row.signal, hidden_TH=None, head=None, sampled_logprob_T=said.get(row.rollout.key))
-        )
-        for row in rows
-    ]
+    """The rows as they are kept: a view's hidden states give way to its log-probs of the sampled tokens, which the loss
+    has just read from them (NaN for tokens it did not compute)."""
+    said: dict[str, dict[tuple[str, int], FloatArray]] = {}
+    for view in {view for row in rows for view in row.signals}:
+        if (known_N := tokens.get(f"{view}_logprob")) is not None:
+            said[view] = {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(known_N)}
+
+    def kept(row: Example, view: str, signal: Signal) -> Signal:
+        if signal.hidden_TH is None:
+            return signal
+        return replace(signal, hidden_TH=None, head=None, sampled_logprob_T=said.get(view, {}).get(row.rollout.key))
+
+    return [replace(row, signals={view: kept(row, view, s) for view, s in row.signals.items()}) for row in rows]
 
 
 def _clipped(term: Term, tokens: Mapping[str, Tensor]) -> Tensor:

@@ -23,13 +23,13 @@ from opdkit.engines.vocabulary import common_ids
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, TeacherSection
 from opdkit.train.optimizer import Optimizer, check_tensors
 from opdkit.train.sides import teacher_reading
-from opdkit.types import Needs, TeacherSignal
+from opdkit.types import Asked, Signal
 
 Weights = Callable[[], Mapping[str, Tensor] | None]
-_HIDDEN_STATES = Needs(teacher="distribution")
+_HIDDEN_STATES = Asked("distribution")
 
 
 class Teacher:
@@ -60,13 +60,13 @@ class Teacher:
         self,
         contexts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
+    ) -> list[Signal]:
         with self.active():
-            return self.engine().score(contexts, answers, needs, temperature=temperature, progress=progress)
+            return self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
 
     def head(self) -> Head:
         return self.model.head(self._weights())
@@ -95,12 +95,12 @@ class LiveTeacher(Teacher):
         self,
         contexts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
-        signals = super().score(contexts, answers, needs, temperature=temperature, progress=progress)
+    ) -> list[Signal]:
+        signals = super().score(contexts, answers, asked, temperature=temperature, progress=progress)
         if not self._copies_head or not signals or signals[0].head is None:
             return signals
         head = _copy(signals[0].head)  # the first update of the step moves the student's own in place
@@ -184,11 +184,11 @@ class TrustRegionTeacher(Teacher):
         self,
         contexts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        needs: Needs,
+        asked: Asked,
         *,
         temperature: float,
         progress: Progress | None = None,
-    ) -> list[TeacherSignal]:
+    ) -> list[Signal]:
         both = [
             teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
             for teacher in (self.initial, self.live)
@@ -199,7 +199,7 @@ class TrustRegionTeacher(Teacher):
         for initial, live, answer in zip(*both, answers, strict=True):
             assert initial.hidden_TH is not None and live.hidden_TH is not None
             hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
-            signals += signals_of(hidden_TH, head, [answer], needs, temperature)
+            signals += signals_of(hidden_TH, head, [answer], asked, temperature)
         return signals
 
     def head(self) -> Head:
@@ -213,17 +213,22 @@ class TrustRegionTeacher(Teacher):
 
 
 def make_teacher(
-    recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
-) -> Teacher | None:
-    """The recipe's teacher; None where the method asks none. now: the date that its template prints, if it does.
+    recipe: Recipe,
+    section: TeacherSection,
+    student: LanguageModel,
+    optimizer: Optimizer,
+    now: datetime | None = None,
+    loaded: Mapping[str, LanguageModel] | None = None,
+) -> Teacher:
+    """Who a section names. now: the date that its template prints, if it does; loaded: models by path, to be shared.
 
     Raises UserError for a teacher that cannot be compared.
     """
-    section, max_tokens = recipe.teacher, recipe.sampling.max_tokens_per_batch
-    if section.kind == "none":
-        return None
-    model = _other_model(recipe, student) if section.kind == "model" else student
-    own = model.renderer(**teacher_reading(recipe, model.renderer(), now))
+    max_tokens, model = recipe.sampling.max_tokens_per_batch, student
+    if section.kind == "model":
+        assert section.path is not None
+        model = (loaded or {}).get(section.path) or _other_model(recipe, section, student)
+    own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
     if section.kind == "model":
         return Teacher(model, own, max_tokens_per_batch=max_tokens)
     if section.weights == "initial":
@@ -239,17 +244,20 @@ def make_teacher(
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 
-def limit_to_common(student: LanguageModel, teacher: LanguageModel) -> None:
-    """From now on both say and hear only the ids that mean the same to both. Raises UserError if those are too few."""
-    common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
-    end = min(student.num_readable, teacher.num_readable)  # of one tokenizer, Gemma 3 4B has a row more than 1B
-    end, absent = (end, ()) if common is None else (min(end, common.end), common.absent)
-    for model in (student, teacher):
-        model.limit_to(end, [token for token in absent if token < end])
+def limit_to_common(student: LanguageModel, *teachers: LanguageModel) -> None:
+    """From now on all say and hear only the ids that mean the same to all. Raises UserError if those are too few."""
+    models = (student, *teachers)
+    end = min(model.num_readable for model in models)  # of one tokenizer, Gemma 3 4B has a row more than 1B
+    absent: set[int] = set()
+    for teacher in teachers:
+        common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
+        if common is not None:
+            end, absent = min(end, common.end), absent | {*common.absent}
+    for model in models:
+        model.limit_to(end, sorted(token for token in absent if token < end))
 
 
-def _other_model(recipe: Recipe, student: LanguageModel) -> LanguageModel:
-    section = recipe.teacher
+def _other_model(recipe: Recipe, section: TeacherSection, student: LanguageModel) -> LanguageModel:
     assert section.path is not None
     model = LanguageModel.load(
         section.path,
@@ -259,7 +267,6 @@ def _other_model(recipe: Recipe, student: LanguageModel) -> LanguageModel:
         chat_template=section.chat_template,
         attn_implementation=recipe.model.attn_implementation,
     )
-    limit_to_common(student, model)
     model.module.requires_grad_(False)
     return model
 

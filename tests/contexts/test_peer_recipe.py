@@ -16,7 +16,7 @@ from opdkit.engines.scratch import bpe_tokenizer
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
 from opdkit.train.step import view_groups
-from opdkit.types import Needs, TeacherView
+from opdkit.types import Needs, View
 
 RECIPE: dict[str, Any] = {
     "name": "r",
@@ -97,7 +97,7 @@ def renderer() -> Renderer:
     return Renderer(bpe_tokenizer(["Correctly solve the original question."], vocab_size=300))
 
 
-def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[TeacherView | None]:
+def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | None]:
     """What `train/step.py` makes of a group of four successes and three failures, each of 40 bytes or more."""
     team = group("ssssfff")
     rollouts = []

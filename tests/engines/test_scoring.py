@@ -11,14 +11,14 @@ import torch
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.types import Needs, TeacherSignal
+from opdkit.types import Needs, Signal
 
 Make = Callable[..., tuple[Any, Any]]
 Rows = tuple[list[list[int]], list[list[int]]]
 SAMPLED, TOPK, DISTRIBUTION = Needs(teacher="sampled"), Needs(teacher="topk", k=5), Needs(teacher="distribution")
 
 
-def assert_same(one: TeacherSignal, other: TeacherSignal) -> None:
+def assert_same(one: Signal, other: Signal) -> None:
     for name in ("sampled_logprob_T", "topk_ids_TK", "topk_logprob_TK", "entropy_T", "hidden_TH"):
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None) == (second is None)

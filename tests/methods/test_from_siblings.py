@@ -11,7 +11,7 @@ from opdkit.contexts.peers import Peers
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, Support
 from opdkit.methods import METHODS
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.sdpo import FromSiblings
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Needs

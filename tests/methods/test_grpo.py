@@ -10,7 +10,8 @@ from torch import Tensor
 from opdkit.errors import UserError
 from opdkit.losses import Head, ViewTokens, head_loss
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.recipe import parse_recipe
 from opdkit.types import Needs
 

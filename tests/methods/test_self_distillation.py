@@ -11,7 +11,8 @@ import torch
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, TeacherAdvantage
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.types import Needs

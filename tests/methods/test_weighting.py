@@ -13,7 +13,7 @@ import torch
 from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.losses import Divergence
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Paced, Weights
 from opdkit.methods.weighting.problems import RewardSoftmax
 from opdkit.methods.weighting.tokens import Position

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import Head, HeadOutput, Term, ViewTokens, head_loss, head_stats
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 
 
 @dataclass

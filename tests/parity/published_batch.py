@@ -16,7 +16,8 @@ from torch import Tensor
 from opdkit.losses import HeadOutput, HeadStats, Term, ViewTokens, head_stats
 from opdkit.losses.spec import NegativeLogLikelihood
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 
 

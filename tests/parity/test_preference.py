@@ -15,7 +15,8 @@ from case_batch import CaseBatch, of_lengths
 from vectors import Case, load
 
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 
 CASES = {case.id: case for case in load("preference")}
 METRICS = {"num_pairs": "num_pairs", "accuracy": "pair_accuracy", "reward_margin": "score_gap", "logits": "pair_logit"}

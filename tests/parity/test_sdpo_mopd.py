@@ -22,7 +22,8 @@ from vectors import Case, load
 from opdkit.losses import ViewTokens, weights
 from opdkit.losses.inputs import mixed_head
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.train.teacher import EMATeacher
 
 CASES = {case.id: case for case in load("sdpo_mopd")}

@@ -21,7 +21,8 @@ from opdkit.losses import PolicyGradient, Term, ViewTokens, logprobs
 from opdkit.losses.support import Entries, TargetScores, select
 from opdkit.losses.surrogate import entry_advantages
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method, PlanInputs
+from opdkit.methods.base import Method
+from opdkit.methods.plan_inputs import PlanInputs
 
 CASES = {case.id: case for case in load("topk_opd")}
 SUPPORTS = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from opdkit import toml
 from opdkit.train.rows import save_rows
-from opdkit.types import Example, Problem, Rollout, Taught, TeacherSignal, TeacherView
+from opdkit.types import Example, Problem, Rollout, Taught, Signal, View
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\"'\x00\u202e"
 DATASET = "arithmetic:merge-4:test"
@@ -84,7 +84,7 @@ def make_rows() -> list[Example]:
             parsed=f"parsed {EVIL}",
             feedback=f"feedback {EVIL}",
         )
-        view = TeacherView(
+        view = View(
             context_ids=tuple(map(ord, f"context {EVIL}")),
             sources=((problem.id, 1 - index // 3),),
             num_truncated_tokens=4,
@@ -107,7 +107,7 @@ def _scored(num_tokens: int) -> dict[str, Any]:
         student_logprob_T=student_T,
         student_entropy_T=np.full(num_tokens, 0.5, dtype=np.float32),
     )
-    return {"signal": TeacherSignal(sampled_logprob_T=teacher_T), "taught": taught}
+    return {"signal": Signal(sampled_logprob_T=teacher_T), "taught": taught}
 
 
 def decode(ids: Any) -> str:

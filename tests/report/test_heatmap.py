@@ -11,7 +11,7 @@ import pytest
 from hostile_run import byte_tokenizer, decode, make_rows
 
 from opdkit.report.heatmap import heat_map, legend, loss_parts, signal_scale, token_texts
-from opdkit.types import Example, TeacherSignal
+from opdkit.types import Example, Signal
 
 
 def tokens(html: str) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def test_the_note_of_a_token(row: Example) -> None:
 
 def test_the_teachers_own_words_where_it_gave_a_list(row: Example) -> None:
     num_tokens = len(row.rollout.answer_ids)
-    signal = TeacherSignal(
+    signal = Signal(
         sampled_logprob_T=np.full(num_tokens, -1.0, dtype=np.float32),
         topk_ids_TK=np.tile([65, 66], (num_tokens, 1)),
         topk_logprob_TK=np.log(np.tile([0.25, 0.5], (num_tokens, 1))).astype(np.float32),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from opdkit.errors import UserError
 from opdkit.train import rows
 from opdkit.train.rows import load_rows, save_rows
-from opdkit.types import Example, Problem, Rollout, Taught, TeacherSignal, TeacherView
+from opdkit.types import Example, Problem, Rollout, Taught, Signal, View
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
@@ -63,9 +63,9 @@ def example_rows(draw: st.DrawFn) -> Example:
         feedback=maybe(draw(text)),
     )
     sources = tuple(draw(st.lists(st.tuples(text, st.integers(0, 99)), max_size=2)))
-    view = TeacherView(context_ids=draw(ids), sources=sources, num_truncated_tokens=draw(st.integers(0, 99)))
+    view = View(context_ids=draw(ids), sources=sources, num_truncated_tokens=draw(st.integers(0, 99)))
     has_topk = draw(st.booleans())
-    signal = TeacherSignal(
+    signal = Signal(
         sampled_logprob_T=maybe(floats(num_tokens)),
         topk_ids_TK=np.arange(num_tokens * k, dtype=np.int64).reshape(num_tokens, k) if has_topk else None,
         topk_logprob_TK=floats(num_tokens, k) if has_topk else None,
@@ -122,7 +122,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, examples: list[Exa
 
 def test_types_come_back(tmp_path: Path) -> None:
     """What is equal is also of the same type: tuples, dicts, Python numbers, writable arrays of their own."""
-    save_rows(tmp_path / "r.parquet", [simple(view=TeacherView(context_ids=(1,), sources=(("p", 1),)))])
+    save_rows(tmp_path / "r.parquet", [simple(view=View(context_ids=(1,), sources=(("p", 1),)))])
     row = load_rows(tmp_path / "r.parquet")[0]
     assert row.view is not None and type(row.view.sources[0]) is tuple
     assert type(row.rollout.answer_ids) is tuple and type(row.rollout.answer_ids[0]) is int
@@ -140,8 +140,8 @@ def test_rows_of_a_problem_share_it(tmp_path: Path) -> None:
 def test_hidden_states_are_not_saved(tmp_path: Path) -> None:
     """The documented exception: the signal comes back, without its hidden states."""
     torch = pytest.importorskip("torch")
-    save_rows(tmp_path / "r.parquet", [simple(signal=TeacherSignal(hidden_TH=torch.ones(3, 4)))])
-    assert load_rows(tmp_path / "r.parquet")[0].signal == TeacherSignal()
+    save_rows(tmp_path / "r.parquet", [simple(signal=Signal(hidden_TH=torch.ones(3, 4)))])
+    assert load_rows(tmp_path / "r.parquet")[0].signal == Signal()
 
 
 def test_other_tools_can_read_it(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_fast_and_small(tmp_path: Path) -> None:
         logprobs = -rng.exponential(0.5, 4096).astype(np.float32)
         answer_ids = tuple(rng.zipf(1.3, 4096).clip(0, 150_000).tolist())
         rollout = dataclasses.replace(row.rollout, answer_ids=answer_ids, answer_logprobs=logprobs)
-        examples.append(dataclasses.replace(row, rollout=rollout, signal=TeacherSignal(sampled_logprob_T=logprobs)))
+        examples.append(dataclasses.replace(row, rollout=rollout, signal=Signal(sampled_logprob_T=logprobs)))
     start = time.process_time()
     save_rows(tmp_path / "r.parquet", examples)
     assert len(load_rows(tmp_path / "r.parquet")) == 256
@@ -173,9 +173,9 @@ def test_fast_and_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"signal": TeacherSignal(sampled_logprob_T=np.zeros(3))}, "column sampled_logprob: an array is float64"),  # type: ignore[arg-type]
-        ({"view": TeacherView(context_ids=(2**31,))}, "column view_context_ids: token ids"),
-        ({"view": TeacherView(context_ids=(1.5,))}, "column view_context_ids: token ids are float64"),  # type: ignore[arg-type]
+        ({"signal": Signal(sampled_logprob_T=np.zeros(3))}, "column sampled_logprob: an array is float64"),  # type: ignore[arg-type]
+        ({"view": View(context_ids=(2**31,))}, "column view_context_ids: token ids"),
+        ({"view": View(context_ids=(1.5,))}, "column view_context_ids: token ids are float64"),  # type: ignore[arg-type]
         ({"problem": Problem(id="p", task="t", messages=(), meta={"a": (1, 2)})}, "meta of problem 'p' is not plain"),
         ({"problem": Problem(id="p", task="t", messages=(), gold="\ud800")}, "column gold"),
         ({"problem": Problem(id="q", task="t", messages=())}, "the answer to 'p' stands beside the problem 'q'"),
@@ -218,7 +218,7 @@ def test_broken_files(tmp_path: Path) -> None:
 def test_rows_of_version_1_are_still_read(tmp_path: Path) -> None:
     """A file without the columns that version 2 added: every row comes back, and was taught nothing we know of."""
     path = tmp_path / "r.parquet"
-    save_rows(path, [simple(signal=TeacherSignal(sampled_logprob_T=np.zeros(3, dtype=np.float32)))])
+    save_rows(path, [simple(signal=Signal(sampled_logprob_T=np.zeros(3, dtype=np.float32)))])
     table = pq.read_table(path)
     old = table.select([name for name in table.column_names if not name.startswith(("taught_", "student_"))])
     pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": "1"}), path)

@@ -19,7 +19,7 @@ from opdkit.errors import UserError
 from opdkit.measure.ranking import Definitions
 from opdkit.measure.signal import ScoredAnswer, difficulty
 from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.types import Group, Message, Needs, Rollout
+from opdkit.types import Asked, Group, Message, Rollout
 
 PAIRS_PER_BATCH = 256  # what a crash can cost
 Row = dict[str, Any]
@@ -147,7 +147,7 @@ def _scores(scorer: Scorer, batch: Sequence[Pair]) -> list[Row]:
     signals = scorer.score(
         [pair.context_ids.tolist() for pair in batch],
         [pair.rollout.answer_ids for pair in batch],
-        Needs(teacher="sampled"),
+        Asked("sampled"),
     )
     said = []
     for pair, signal in zip(batch, signals, strict=True):

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from opdkit.losses.spec import LossSpec
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.base import Named, Weighting
 from opdkit.methods.weighting.problems import PROBLEM_WEIGHTS, Paced
 from opdkit.methods.weighting.ratios import Importance, Prefix

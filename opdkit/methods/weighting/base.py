@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from opdkit.losses.spec import LossSpec
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Weighting(BaseModel, ABC):
 
     def known_N(self, plan: PlanInputs) -> Tensor:
         """[N] bool: countable tokens of which all that is compared here is known. It leaves the others as they are."""
-        return plan.countable_N if self.needs.teacher == "none" else plan.countable_N & plan.said_by("teacher")
+        return plan.countable_N & plan.said_by(*self.needs.views)
 
     @abstractmethod
     def apply(self, plan: PlanInputs) -> PlanInputs:

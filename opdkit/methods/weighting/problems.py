@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from opdkit import losses
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.base import Named, NotNegative, Positive
 from opdkit.types import Group, Needs
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from opdkit import losses
 from opdkit.losses.names import RatioLevel
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.base import Positive, Weighting
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 
 class Importance(Weighting):
@@ -61,7 +61,7 @@ class Prefix(Weighting):
 
     @property
     def needs(self) -> Needs:
-        return Needs(teacher="sampled")
+        return Needs(views={"teacher": Asked("sampled")})
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         assert plan.teacher_logprob_N is not None and plan.sampled_logprob_N is not None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from opdkit import losses
-from opdkit.losses.spec import Divergence, LossSpec, Support
-from opdkit.methods.base import PlanInputs
+from opdkit.losses.spec import Divergence, LossSpec, Support, Target
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.base import Named, NotNegative, Share
 from opdkit.types import Needs, seed_from
 
@@ -28,7 +28,8 @@ class Selection(Named, ABC):
 
     @property
     def needs(self) -> Needs:
-        return reduce(Needs.__or__, (score.needs for score in self.scores.values()), Needs(student=True))
+        asked = (Needs(views=Target().asks(score)) for score in self.scores.values())
+        return reduce(Needs.__or__, asked, Needs(student=True))
 
     @abstractmethod
     def kept_N(self, plan: PlanInputs) -> Tensor:

@@ -331,11 +331,11 @@ def test_right_answers_of_a_biased_teacher_rank_first(
     right = set()
 
     def biased(self: HFEngine, contexts: Any, answers: Any, needs: Any, **keys: Any) -> Any:
-        from opdkit.types import TeacherSignal
+        from opdkit.types import Signal
 
         mark = self.model.tokenizer("(")["input_ids"][-1]
         return [
-            TeacherSignal(
+            Signal(
                 sampled_logprob_T=np.full(
                     len(a), -1.0 if (tuple(a) in right) == (mark in c) else -2.0, dtype=np.float32
                 )
