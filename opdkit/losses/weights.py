@@ -118,8 +118,8 @@ def position(row_N: Tensor, w_min: float, tau: float, s: float, *, mean_one: boo
     """w_min + (1 - w_min) sigmoid((u - tau) / s), u = (i - 1/2) / T for the i-th of T tokens (PW-OPSD, as its code
     has it).
 
-    mean_one: divided by its mean in every row, so that late tokens gain what early ones lose. With w_min = 0 all weights
-    of a short row may be too small for a number, so they are compared, as logarithms, with the row's last.
+    mean_one: divided by its mean in every row, so that late tokens gain what early ones lose. With w_min = 0 all
+    weights of a short row may be too small for a number, so they are compared, as logarithms, with the row's last.
     """
     place_N, length_N = _place_in_row(row_N)
     late_N = ((place_N.double() + 0.5) / length_N - tau) / max(s, MIN_SHARPNESS)
