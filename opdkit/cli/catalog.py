@@ -35,7 +35,7 @@ def methods() -> None:
 def tasks() -> None:
     """The tasks that can be graded, and their options."""
     from opdkit.tasks import TASKS
-    from opdkit.tasks.options import option_arguments
+    from opdkit.tasks.arguments import option_arguments
 
     table = Table("task", "what it grades", "options", show_lines=True)
     for name, task in TASKS.items():
