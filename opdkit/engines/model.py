@@ -115,16 +115,6 @@ class LanguageModel:
         absent = () if common is None else common.absent
         self._absent_ids = torch.tensor(absent, device=self.device) if absent else None
 
-    def save(self, path: Path) -> None:
-        """Weights as they are trained (float32), tokenizer and stops, as transformers or peft load them."""
-        generation = getattr(self._base, "generation_config", None)
-        if generation is not None:
-            generation.eos_token_id = sorted(self.stop_ids)
-        self.module.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
-        if generation is not None and self._base is not self.module:  # peft saves the adapter alone
-            generation.save_pretrained(path)
-
     @property
     def device(self) -> torch.device:
         return self._head_module.weight.device
