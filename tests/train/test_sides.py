@@ -174,7 +174,7 @@ def test_a_system_prompt_for_each_side(recipe: Make) -> None:
         assert parts.teacher is not None and parts.teacher.renderer.prompt_text(asks).startswith(theirs)
     with pytest.raises(UserError, match="drops the system turn"):
         sides(
-            recipe, None, None, 'model.system="1"', "model.chat_template=" + _file(recipe, "{{ messages[-1].content }}")
+            recipe, None, None, 'model.system="7"', "model.chat_template=" + _file(recipe, "{{ messages[-1].content }}")
         )
 
 
