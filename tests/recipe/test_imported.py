@@ -242,7 +242,7 @@ ON_AND_OFF = [  # settings that move numbers, and the same key where it does not
     ({"rollout.multi_turn.tool_config_path": "t.yaml"}, {"rollout.multi_turn.tool_config_path": None}),
     ({"data.tool_config_path": "t.yaml"}, {"data.tool_config_path": None}),
     ({"rollout.agent.default_agent_loop": "tool_agent"}, {"rollout.agent.default_agent_loop": "single_turn_agent"}),
-    ({"custom_reward_function.path": "r.py"}, {"custom_reward_function.path": None, "custom_reward_function.name": "f"}),
+    ({"custom_reward_function.path": "r.py"}, {"custom_reward_function.path": None}),
     ({"reward.custom_reward_function.path": "r.py"}, {"reward.custom_reward_function.path": ""}),
     ({"reward_model.enable": True, "reward_model.model.path": "rm"}, {"reward_model.enable": False}),
     ({"reward_model.reward_manager": "dapo"}, {"reward_model.reward_manager": "naive"}),
