@@ -86,7 +86,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     recipes = {arm: _recipe(out, seed, arm) for arm in ("", *ARMS)}
     _check_ours(out, out.with_name(f"{out.name}-models"))
     for recipe in recipes.values():  # before minutes of work
-        RunFolder.check(recipe.run_dir, overwrite=_exists(recipe.run_dir))
+        RunFolder.locked(recipe.run_dir, overwrite=_exists(recipe.run_dir)).close()
     models = out.with_name(f"{out.name}-models")
     _say(console, "1/3  Two models from nothing: a teacher, and a student that has seen 512 solved problems")
     _make_models(models, seed, console)

@@ -165,6 +165,8 @@ def test_outputs(
     Path("c.yaml").write_text(f"{settings}\n")
     extra = ("--set", "model.path=/m", "--set", "data.train=d.jsonl", "--set", "train.steps=2", "--task", "math")
     words = (*command, out) if command[0] != "make-model" else (command[0], out, *command[1:])
+    if (command[0], out) == ("quickstart", "folder") or ("--overwrite" in command and out == "text"):
+        pytest.skip("an empty folder may be filled, and --overwrite says that the file may go")
     before = everything(folder)
     status = call(*words, *(extra if command[0] == "import-config" else ()))
     said = capsys.readouterr().err
@@ -178,7 +180,7 @@ VALUES: tuple[Any, ...] = (-1, float("nan"), float("inf"), 1e300, 1e-320, 10**23
 
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_of_a_recipe(method: str) -> None:
-    """Every number of a recipe with values no such number has: refused, but for -1 where a reward is meant."""
+    """Every number of a recipe with values no such number has: refused, but for a reward or a place of -1."""
     teacher = {"teacher": {"kind": "model", "path": "/t"}}
     weights = {"tokens": {"name": "entropy_sampling"}, "problems": {"name": "paced"}, "importance": {}, "prefix": {}}
     recipe = None
@@ -204,7 +206,7 @@ def test_numbers_of_a_recipe(method: str) -> None:
             except UserError as error:
                 assert len(str(error)) < 4000
             else:
-                assert value == -1 and key.endswith("success_threshold"), (key, value)
+                assert value == -1 and key.endswith(("success_threshold", ".tau")), (key, value)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.recipe import Recipe, needs_rewards
-from opdkit.tasks.guard import make_task_for
+from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.train.agreement import compare_rows, student_side, teacher_side
 from opdkit.train.console import Bar, Interrupt
 from opdkit.train.loop import Parts
@@ -99,8 +99,8 @@ def _fit(
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
                 _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
-            if unknown := sum(not section.task.can_grade(problem) for problem in problems):
-                _note(console, f"the rewards of {unknown} of {len(problems)} problems are unknown: nothing to grade by")
+            if unknown := unknown_rewards(section.task, problems):
+                _note(console, unknown)
             asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
             answered = Answered(problems, limit, share_long, rows, read, went_on)

@@ -73,7 +73,7 @@ def _analyse_overlap(options: OverlapOptions, names: Sequence[str], out: Path, c
 
 def source_names(paths: Sequence[Path]) -> list[str]:
     """What each source is called. Raises UserError where two would be called the same."""
-    names = [path.resolve().name.removesuffix(".parquet").removesuffix(".tokens") for path in paths]
+    names = [path.absolute().name.removesuffix(".parquet").removesuffix(".tokens") for path in paths]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two sources are called {name}: rename one, or analyse them one after the other")

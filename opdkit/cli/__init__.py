@@ -6,6 +6,7 @@ A command is a function in the file of its area.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -37,18 +38,23 @@ def main() -> None:
     except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
         if error.filename is None:
             raise
-        name = str(error.filename)
-        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}... ({len(name)} characters)"
-        said = escape(f"{shown}: {error.strerror}; choose another path")
-        errors.print(f"[bold red]error[/bold red] {said}", highlight=False, soft_wrap=True)
+        _print_error(f"{error.filename}: {error.strerror}; choose another path")
         sys.exit(2)
     except UserError as error:
         for sentence in str(error).splitlines():
-            errors.print(f"[bold red]error[/bold red] {escape(sentence)}", highlight=False, soft_wrap=True)
+            _print_error(sentence)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as stop:
         errors.print(f"Stopped. {stop}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(130)
+
+
+_LONG_WORD = re.compile(rf"\S{{{2 * SHOWN},}}")  # a path, say, that is refused for its length
+
+
+def _print_error(sentence: str) -> None:
+    short = _LONG_WORD.sub(lambda word: f"{word[0][:SHOWN]}... ({len(word[0])} characters)", sentence)
+    errors.print(f"[bold red]error[/bold red] {escape(short)}", highlight=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

@@ -117,9 +117,9 @@ def dedup_file(
     if (out is None) != dry_run:
         raise UserError("give either --out FILE, for what is left, or --dry-run, to be told only")
     if report is not None:
+        check_report(report, overwrite=overwrite)
         if overwrite and report.resolve() in {Path(source).resolve(), *([out.resolve()] if out else [])}:
             raise UserError(f"--report {report} is also the file to compare or --out; name another")
-        check_report(report, overwrite=overwrite)
     if threshold is None:
         threshold = DEFAULT_THRESHOLD.get(method, 0.5)
     options = DedupOptions(method=method, threshold=threshold, n=ngram)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,7 @@ def import_config(
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give --overwrite, or another name with --out")
     imported = translate(read_settings(file), task=task, parity=parity)
-    imported.recipe.setdefault("name", file.stem)
+    imported.recipe.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "imported")
     for key, value in key_values(set_ or []).items():
         override(imported.recipe, key, value)
     _show(imported.lines)

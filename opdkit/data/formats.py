@@ -33,10 +33,10 @@ MAX_LINE_BYTES = 256 << 20  # rows with tests may have tens of megabytes
 MAX_LIST_BYTES = 1 << 30  # of a .json list, which is held whole
 MAX_ROW_VALUES = 1_000_000  # numbers and texts in one Parquet row; as Python objects they take some 100 MB
 MAX_CSV_FIELD_BYTES = 64 << 20
-UNGZIPPED_BYTES, UNGZIPPED_RATIO = 128 << 20, 50  # a .gz may come to the larger of both; text comes to some 10 times
+UNPACKED_BYTES, UNPACKED_RATIO = 256 << 20, 50  # a file may come to the larger of both; text comes to some 10 times
 MAX_EMPTY_LINES = 1_000_000
 BATCH_ROWS = 1024
-BATCH_BYTES = 64 << 20
+BATCH_BYTES, DICTIONARY_BYTES = 64 << 20, 1 << 30
 PYTHON_ROWS = 64  # of a batch at a time as Python objects
 _JSON_HINT = " (a .json file is one list of objects, or one object a line)"
 _BOM = b"\xef\xbb\xbf"
@@ -94,7 +94,7 @@ class _Ungzipped(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self._path, self._file, self._num = path, gzip.GzipFile(path), 0
-        self._most = max(UNGZIPPED_BYTES, UNGZIPPED_RATIO * path.stat().st_size)
+        self._most = max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
         with path.open("rb") as packed:  # the last four bytes say what it comes to, if it is whole and they do not lie
             packed.seek(max(0, path.stat().st_size - 4))
             self._claimed = int.from_bytes(packed.read(4), "little")
@@ -113,7 +113,7 @@ class _Ungzipped(io.RawIOBase):
         if self._num > self._most:
             raise UserError(
                 f"{self._path} is cut short, or unpacks to more than {max(self._most, self._claimed) >> 20} MiB, over "
-                f"{UNGZIPPED_RATIO} times its size, as no data set does; copy it again, or gunzip it first"
+                f"{UNPACKED_RATIO} times its size, as no data set does; copy it again, or gunzip it first"
             )
         return num
 
@@ -245,10 +245,8 @@ def _parquet_rows(path: Path, keep: KeepColumns) -> Iterator[LocatedRow]:
                 raise UserError(
                     f"{path} says that it holds {meta.num_rows:,} rows in {size:,} bytes, as no data set does"
                 )
-            unpacked = sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES * meta.num_rows // max(1, unpacked)))
-            batches = file.iter_batches(rows, columns=keep(file.schema_arrow.names))
-            yield from batch_rows(batches, f"{path} row ")
+            batches = file.iter_batches(_rows_at_once(meta), columns=keep(file.schema_arrow.names))
+            yield from batch_rows(batches, f"{path} row ", max(UNPACKED_BYTES, UNPACKED_RATIO * size))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a complete Parquet file ({first_words(error)}); copy or download it again"
@@ -257,9 +255,22 @@ def _parquet_rows(path: Path, keep: KeepColumns) -> Iterator[LocatedRow]:
         raise UserError(f"{path} is nested too deeply to be a data set") from None
 
 
-def batch_rows(batches: Iterator[pa.RecordBatch | pa.Table], prefix: str) -> Iterator[LocatedRow]:
-    """The rows of Arrow batches, a few at a time as Python objects."""
-    number = 0
+def _rows_at_once(meta: Any) -> int:
+    """How many rows of a Parquet file come to about `BATCH_BYTES`, and never to more than `DICTIONARY_BYTES`: where a
+    column has a dictionary, every row may hold its longest text."""
+    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(meta.num_columns)]
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+    longest = max((chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page), default=1)
+    rows = min(BATCH_ROWS, BATCH_BYTES * meta.num_rows // max(1, unpacked), DICTIONARY_BYTES // max(1, longest))
+    return max(1, rows)
+
+
+def batch_rows(
+    batches: Iterator[pa.RecordBatch | pa.Table], prefix: str, max_bytes: int | None = None
+) -> Iterator[LocatedRow]:
+    """The rows of Arrow batches, a few at a time as Python objects. max_bytes: of all of them together."""
+    number = num_bytes = 0
     for batch in batches:
         start = 0
         while start < batch.num_rows:
@@ -271,6 +282,12 @@ def batch_rows(batches: Iterator[pa.RecordBatch | pa.Table], prefix: str) -> Ite
                         f"{prefix}{number + 1} holds {_num_values(part):,} values in {part.nbytes >> 20} MiB, as no "
                         f"problem does (at most {MAX_ROW_VALUES:,} in {MAX_LINE_BYTES >> 20} MiB)"
                     )
+            num_bytes += sum(map(_num_bytes, part.columns))
+            if max_bytes is not None and num_bytes > max_bytes:
+                raise UserError(
+                    f"{prefix.removesuffix(' row ')} unpacks to more than {max_bytes >> 20} MiB, over {UNPACKED_RATIO} "
+                    "times its size, as no data set does; write it again without its repetitions"
+                )
             try:
                 rows = part.to_pylist()
             except UnicodeDecodeError:
@@ -285,6 +302,13 @@ def batch_rows(batches: Iterator[pa.RecordBatch | pa.Table], prefix: str) -> Ite
             for row in rows:
                 number += 1
                 yield f"{prefix}{number}", row
+
+
+def _num_bytes(column: Any) -> int:
+    """With every text of a dictionary written out where it stands."""
+    import pyarrow as pa
+
+    return int((column.dictionary_decode() if pa.types.is_dictionary(column.type) else column).nbytes)
 
 
 def _num_values(part: pa.RecordBatch | pa.Table) -> int:

@@ -35,7 +35,7 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
-from opdkit.engines.load import load_checkpoint, quiet_libraries
+from opdkit.engines.load import load_checkpoint
 from opdkit.engines.prove import close, proof_hidden, prove
 from opdkit.engines.rope import Span, max_length, passes, switch_length
 from opdkit.engines.stops import find_stops
@@ -138,17 +138,6 @@ class LanguageModel:
         """
         self.num_tokens = end
         self._absent_ids = torch.tensor(absent, device=self.device) if absent else None
-
-    def save(self, path: Path) -> None:
-        """Weights as they are trained (float32), tokenizer and stops, as transformers or peft load them."""
-        generation = getattr(self._base, "generation_config", None)
-        if generation is not None:
-            generation.eos_token_id = sorted(self.stop_ids)
-        with quiet_libraries():
-            self.module.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
-            if generation is not None and self._base is not self.module:  # peft saves the adapter alone
-                generation.save_pretrained(path)
 
     @property
     def device(self) -> torch.device:

@@ -39,8 +39,8 @@ class GroupReward(Averaged):
     """The reward's part of a loss, for GRPO and for methods that mix it with a teacher's."""
 
     advantage_std: AdvantageStd = "unbiased"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
     dual_clip: float | None = None
 
     corrects_for_sampler: ClassVar[bool] = True

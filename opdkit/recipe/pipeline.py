@@ -233,6 +233,8 @@ def _common(path: Path, raw: Mapping[str, Any], names: list[str], settings: Mapp
     paths = common["paths"]
     if not isinstance(paths, Mapping) or not all(isinstance(value, str) for value in paths.values()):
         faults.append(f'paths = {paths!r}: write [paths] with NAME = "PATH" lines')
+    elif within := sorted(name for name, value in paths.items() if _PLACEHOLDER.search(value)):
+        faults.append(f"paths.{within[0]} = {paths[within[0]]!r} names another path; write that one out")
     elif taken := sorted(set(paths) & set(names)):
         faults.append(f"{taken[0]} is the name of a path and of a stage: {{{taken[0]}}} would mean both; rename one")
     if not isinstance(common["recipe"], Mapping):

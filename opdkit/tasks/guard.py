@@ -167,6 +167,15 @@ def make_task_for(options: TaskOptions, sets: Sequence[Sequence[Problem]]) -> Gu
     return make_task(options if found else resolve_task("none"), found)
 
 
+def unknown_rewards(options: TaskOptions, problems: Sequence[Problem]) -> str | None:
+    """A sentence about the problems that the task cannot grade; None: it can grade all of them."""
+    count = sum(not options.can_grade(problem) for problem in problems)
+    if not count:
+        return None
+    why = "data.task names nobody who grades" if options.is_none else "they have no gold answer"
+    return f"the rewards of {count} of {len(problems)} problems are unknown: {why}"
+
+
 def task_named(line: str, *, flag: str = "--task", may_be_none: bool = False) -> TaskOptions:
     """The task that one line of text names, e.g. "tool_use feedback=reveal". Raises UserError, also for "none" where
     somebody must grade."""

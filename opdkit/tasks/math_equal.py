@@ -20,7 +20,7 @@ from opdkit.tasks.math_values import decide, is_bare_percentage, rational
 _LIST = re.compile(r"[,;]|\\lor(?![A-Za-z])")
 _COMMA = re.compile(r"[,;]")
 _GROUP = re.compile(r";|\\lor(?![A-Za-z])")
-_COLON = re.compile(r":")
+_COLON = re.compile(r":|(?<=[0-9]) to (?=[0-9])|\\text\{to\}")
 _EQUALS = re.compile(r"=")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _MATRIX = re.compile(r"\\begin\{pmatrix\}((?:(?!\\begin|\\end).)*)\\end\{pmatrix\}")
@@ -184,14 +184,14 @@ def _same_ratio(gold: list[str], answer: list[str]) -> bool:
 
 def _same_points(gold: str, answer: str) -> bool | None:
     """p=5,q=2;p=7,q=2 are the points (5,2),(7,2): the unknowns in the order of the alphabet. None if neither side is
-    made of such assignments, or both are and name one point each, which are lists like any other."""
+    made of such assignments."""
     named = [_assignments(side) for side in (gold, answer)]
     if named[0] and named[1]:
-        if len(named[0][1]) == len(named[1][1]) == 1:
-            return None
         return named[0][0] == named[1][0] and _same_unordered(named[0][1], named[1][1])
     if not named[0] and not named[1]:
         return None
+    if (gold if named[0] else answer).startswith("("):
+        return None  # (p,q)=(3,2) against (3,2): the order is the one that is named
     points = [known[1] if known else split_top(side, _LIST) for known, side in zip(named, (gold, answer), strict=True)]
     others = points[1] if named[0] else points[0]
     if not all(len(split_top(point[1:-1], _COMMA)) > 1 and point[0] == "(" and enclosed(point) for point in others):
@@ -204,7 +204,7 @@ def _assignments(text: str) -> tuple[list[str], list[str]] | None:
     names: list[str] | None = None
     points = []
     for group in split_top(text, _GROUP):
-        sides = [split_top(assignment, _EQUALS) for assignment in split_top(group, _COMMA)]
+        sides = _pairs(group) or [split_top(assignment, _EQUALS) for assignment in split_top(group, _COMMA)]
         if len(sides) < 2 or not all(len(pair) == 2 and SYMBOL.fullmatch(pair[0]) and pair[1] for pair in sides):
             return None
         values = dict(sorted(sides, key=lambda pair: (pair[0].startswith("\\"), pair[0])))
@@ -213,6 +213,15 @@ def _assignments(text: str) -> tuple[list[str], list[str]] | None:
         names = list(values)
         points.append(f"({','.join(values.values())})")
     return (names, points) if names else None
+
+
+def _pairs(group: str) -> list[list[str]]:
+    """(x,y)=(1,2) as x=1 and y=2; none for anything else."""
+    sides = split_top(group, _EQUALS)
+    if len(sides) != 2 or not all(side.startswith("(") and enclosed(side) for side in sides):
+        return []
+    names, values = (split_top(side[1:-1], _COMMA) for side in sides)
+    return [[name, value] for name, value in zip(names, values, strict=True)] if len(names) == len(values) else []
 
 
 # --- intervals and inequalities -------------------------------------------------------------------------------------

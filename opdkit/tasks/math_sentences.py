@@ -12,7 +12,7 @@ import re
 _VERB = (
     r"\b(?:is|are|was|were|be|equals|equal to|gives?|gets?|got|has|have|had|needs?|makes?|made|costs?|takes?|obtains?"
     r"|finds?|spends?|spent|pays?|paid|earns?|earned|saves?|saved|sells?|sold|buys?|bought|eats?|ate|uses?|used"
-    r"|total of|we see|answer|therefore|thus|hence|so|then)\b[,:]?|(?<=[a-z]{3}):"
+    r"|(?:total|profit|amount|cost|price) of|we see|answer|therefore|thus|hence|so|then)\b[,:]?|(?<=[a-z]{3}):"
 )
 _LAST_VERB = re.compile(rf".*(?:{_VERB})", re.IGNORECASE | re.DOTALL)
 _PREFIX = re.compile(r"(?:\\text\{|[A-Za-z' ,:}])+")

@@ -44,8 +44,11 @@ _UNIT_NAMES = {
     **{"h": "hour", "l": "liter", "ml": "milliliter", "rad": "radian", "deg": "degree", "sq": "square", "cu": "cubic"},
     **{"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "usd": "dollar", "$": "dollar"},
     **{"litre": "liter", "metre": "meter", "centimetre": "centimeter", "millimetre": "millimeter"},
-    **{"kilometre": "kilometer", "hz": "hertz"},
+    **{"kilometre": "kilometer", "hz": "hertz", "day": "day", "mo": "month", "yr": "year"},
 }
+
+
+_KNOWN_UNITS = {*_CURRENCIES.values(), *_UNIT_NAMES.values()}
 
 
 class TimeOfDay(NamedTuple):
@@ -87,9 +90,9 @@ def split_unit(text: str, *, short_units: bool) -> tuple[str, str | None]:
     if match := _CURRENCY_BEFORE.fullmatch(text):
         value, unit = split_unit(match[1] + match[3], short_units=short_units)
         currency = _CURRENCIES[match[2]]
-        if unit is not None and unit != currency and not unit.startswith("/"):
+        if unit in _KNOWN_UNITS and unit != currency:
             return text, None  # \$5\text{ euros}
-        return value, currency + unit if unit and unit != currency else currency
+        return value, currency + (unit if unit is not None and unit.startswith("/") else "")
     if match := _CURRENCY_AFTER.fullmatch(text):
         return match[1], _CURRENCIES[match[2]]
     if match := _SCALED.fullmatch(text):
@@ -105,7 +108,7 @@ def split_unit(text: str, *, short_units: bool) -> tuple[str, str | None]:
         value, space, unit, power = match.groups()
         words = [word for word in re.split(r"[ /]", unit.casefold()) if word not in ("", "per")]
         known = bool(words) and all(word.rstrip("s") in _UNIT_NAMES for word in words)
-        long = space and bool(words) and all(len(word) >= _MIN_WORD_LENGTH for word in words)
+        long = space and bool(words) and all(len(word) >= _MIN_WORD_LENGTH or word == "day" for word in words)
         if (long or (known and (short_units or (space and len(unit) > 1)))) and not _NOT_UNITS.intersection(words):
             return value, _unit_name(unit, power)
     return text, None

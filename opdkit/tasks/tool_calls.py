@@ -25,15 +25,12 @@ MAX_NAME_CHARACTERS = 200
 _MAX_DIGITS = 400  # of an integer; Python's own limit is an error in the middle of a text
 _MAX_ATTEMPTS = 64  # at finding JSON in an answer without marks
 
-_MARK = r"Action(?P<input>[ _]Input)?\**:\**"
-_INLINE_MARK = re.compile(rf"(?<!\w){_MARK}")
-_NEXT_MARK = re.compile(rf"[^\w\n]{{0,40}}{_MARK}")
-_LINE_START = r"^[^\w\n]{0,40}(?:\d{1,3}[.)][^\w\n]{0,40})?"  # "- ", "2. **"
-_WHOLE_CALL = r"(?<!\w)(?=Action\**:\**[ \t]*\S{1,200}+\s[^\w{]{0,40}Action[ _]Input\**:[^\w{]{0,40}(?:json\s)?\s*\{)"
-_MARK_THAT_COUNTS = re.compile(rf"(?:{_LINE_START}|{_WHOLE_CALL}){_MARK}", re.MULTILINE)
-# A tag that only a sentence names opens nothing: it begins its line, or JSON follows.
-_OPEN_TAG = r"(?:^[ \t]{0,40}<tool_call>|<tool_call>(?=\s{0,40}[{\[]))"
-_TOOL_CALL = re.compile(rf"{_OPEN_TAG}|(?P<close></tool_call>)", re.MULTILINE)
+_MARK = re.compile(r"(?<!\w)Action(?P<input>[ _]Input)?\**:\**")
+_BEFORE_A_MARK = re.compile(r"[^\w\n]*(?:\d{1,3}[.)][^\w\n]*)?")  # of its line: "- ", "2. **"
+_MAX_BEFORE = 80  # characters
+_WHOLE_CALL = re.compile(r"Action\**:\**[ \t]*\S{1,200}+\s[^\w{]{0,40}Action[ _]Input\**:[^\w{]{0,40}(?:json\s)?\s*\{")
+_TOOL_CALL = re.compile(r"<(?P<close>/?)tool_call>")
+_JSON_FOLLOWS = re.compile(r"\s*[{\[]")
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _INLINE_FENCE = re.compile(r"```[\w-]*\s*")
 _JSON_START = re.compile(r"^[ \t]*(?=[{\[])|(?=\{\s*\"(?:name|function)\"\s*:)", re.MULTILINE)
@@ -57,7 +54,7 @@ class Unreadable(ValueError):
 
 def calls_in(text: str) -> list[Call]:
     """The calls of an answer, in order, however it writes them. Empty if there are none."""
-    if any(not tag["close"] for tag in _TOOL_CALL.finditer(text)):
+    if any(not tag["close"] for tag in _tags(text)):
         return list(islice(_tagged_calls(text), MAX_CALLS))
     return list(islice(_action_calls(text), MAX_CALLS)) or _json_calls(text)
 
@@ -98,7 +95,7 @@ def same(value: Any, *, tolerant: bool) -> Hashable:
 def _tagged_calls(text: str) -> Iterator[Call]:
     """What stands in `<tool_call>` tags; one that is left open at the end was cut off, unless its JSON is whole."""
     start: int | None = None
-    for tag in _TOOL_CALL.finditer(text):
+    for tag in _tags(text):
         if tag["close"] and start is not None:
             yield from _block_calls(text[start : tag.start()])
             start = None
@@ -106,6 +103,19 @@ def _tagged_calls(text: str) -> Iterator[Call]:
             start = tag.end()
     if start is not None:
         yield from _block_calls(text[start:])
+
+
+def _tags(text: str) -> Iterator[re.Match[str]]:
+    """A tag that only a sentence names opens nothing: it begins its line, or JSON follows."""
+    for tag in _TOOL_CALL.finditer(text):
+        if tag["close"] or not _before(text, tag.start()).strip() or _JSON_FOLLOWS.match(text, tag.end()):
+            yield tag
+
+
+def _before(text: str, position: int) -> str:
+    """What stands before it in its line; of a long line, the beginning, which is more than marks."""
+    start = text.rfind("\n", max(0, position - _MAX_BEFORE), position) + 1
+    return text[start:position] if start or position <= _MAX_BEFORE else "..., a sentence"
 
 
 def _block_calls(block: str) -> list[Call]:
@@ -122,13 +132,13 @@ def _action_calls(text: str) -> Iterator[Call]:
     A mark begins its line, or follows the name or input before it; inside a sentence only a whole call is one, not what
     is thought about ("Thought: Action: guess would be risky")."""
     position, name = 0, None
-    while mark := _NEXT_MARK.match(text, position) or _MARK_THAT_COUNTS.search(text, position):
+    while mark := _next_mark(text, position):
         position = mark.end()
         if not mark["input"]:
             if name is not None:
                 yield Call(name, {})
             line = _rest_of_line(text, position)
-            inline = _INLINE_MARK.search(line)
+            inline = _MARK.search(line)
             name = line[: inline.start() if inline else None].strip(_NAME_MARKS)
             position += inline.start() if inline else len(line)
         elif name is not None:
@@ -137,6 +147,14 @@ def _action_calls(text: str) -> Iterator[Call]:
             name = None
     if name is not None:
         yield Call(name, {})
+
+
+def _next_mark(text: str, position: int) -> re.Match[str] | None:
+    for mark in _MARK.finditer(text, position):
+        follows = mark.start() - position < _MAX_BEFORE and not re.search(r"[\w\n]", text[position : mark.start()])
+        if follows or _BEFORE_A_MARK.fullmatch(_before(text, mark.start())) or _WHOLE_CALL.match(text, mark.start()):
+            return mark
+    return None
 
 
 def _rest_of_line(text: str, start: int) -> str:

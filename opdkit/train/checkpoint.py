@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.train.run_folder import sync_folder
@@ -79,7 +80,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        model.save(unfinished / "model")
+        save_model(model, unfinished / "model")
         files = [name for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors]
         for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
             if tensors:
@@ -103,6 +104,19 @@ def save(
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def save_model(model: LanguageModel, path: Path) -> None:
+    """Weights as they are trained (float32), tokenizer and stops, as transformers or peft load any checkpoint."""
+    adapted = hasattr(model.module, "get_base_model")
+    generation = getattr(model.module.get_base_model() if adapted else model.module, "generation_config", None)
+    if generation is not None:
+        generation.eos_token_id = sorted(model.stop_ids)
+    with quiet_libraries():
+        model.module.save_pretrained(path)
+        model.tokenizer.save_pretrained(path)
+        if adapted and generation is not None:  # peft saves the adapter alone
+            generation.save_pretrained(path)
 
 
 def latest(folder: Path) -> Saved | None:

@@ -25,7 +25,7 @@ from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, read_metrics, reduce_metrics
 from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
-from opdkit.tasks.guard import make_task_for
+from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.train import checkpoint
 from opdkit.train.alarms import alarms
 from opdkit.train.answers import Answers
@@ -161,7 +161,8 @@ class Run:
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()
-        self._warn_of_unknown_rewards()
+        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.task, self.problems)):
+            self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         self.task = make_task_for(recipe.data.task, [self.problems, *(data.problems for data in eval_sets.values())])
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
         self.stages = Stages(recipe, console)
@@ -365,16 +366,6 @@ class Run:
             )
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
-
-    def _warn_of_unknown_rewards(self) -> None:
-        chosen = self.recipe.data.task
-        unknown = sum(not chosen.can_grade(problem) for problem in self.problems)
-        if unknown:
-            why = "data.task names nobody who grades" if chosen.is_none else "they have no gold answer"
-            self.warn(
-                f"the rewards of {unknown} of {len(self.problems)} problems are unknown: {why}; "
-                f"{self.recipe.method.name} learns from them all the same"
-            )
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():

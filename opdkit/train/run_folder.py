@@ -385,6 +385,7 @@ class Lock:
             raise UserError(f"{path.parent} is {what_is_at(path.parent)}, not a folder; choose another")
         self._path, self._is_file, self._what = path, file is not None, file or path.parent
         self._descriptor: int | None = None
+        self._is_new = not _is_there(path)
         self._made = [folder for folder in (self._path.parent, *self._path.parents[1:]) if not _is_there(folder)]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -435,15 +436,19 @@ class Lock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.release(refused=kind is not None)
 
-    def release(self) -> None:
-        """Safe to call twice."""
+    def release(self, *, refused: bool = False) -> None:
+        """Safe to call twice. refused: a lock that was made for nothing goes, whatever else is in its folder."""
         if self._descriptor is None:
             return
         self._write("")
-        if self._is_file or [entry.name for entry in self._what.glob("*")] == [self._path.name]:
+        if (
+            self._is_file
+            or (refused and self._is_new)
+            or [entry.name for entry in self._what.glob("*")] == [self._path.name]
+        ):
             self._path.unlink(missing_ok=True)
         self._remove_made()
         self._close()

@@ -105,7 +105,9 @@ def tiny(tiny_tokenizer: Callable[[], Any]) -> Make:
     return make
 
 
-def own_logprobs(module: Any, prompt: list[int], answer: tuple[int, ...], whole: bool = True) -> np.ndarray:
+def own_logprobs(
+    module: Any, prompt: list[int], answer: tuple[int, ...], whole: bool = True, num_tokens: int = 38
+) -> np.ndarray:
     """Of the bare module, the row alone: one pass over all of it, or (`whole=False`) one over each beginning."""
     ids = torch.tensor([[*prompt, *answer]])
     with torch.no_grad():
@@ -114,7 +116,7 @@ def own_logprobs(module: Any, prompt: list[int], answer: tuple[int, ...], whole:
         else:
             ends = range(len(prompt), ids.shape[1])
             logits_TV = torch.stack([module(input_ids=ids[:, :end], use_cache=False).logits[0, -1] for end in ends])
-    return logits_TV[:, :38].log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0].numpy()
+    return logits_TV[:, :num_tokens].log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0].numpy()
 
 
 def sampled_and_scored(model: LanguageModel, lengths: list[int], limit: int) -> list[tuple[Any, ...]]:
@@ -188,7 +190,6 @@ def test_rows_on_both_sides_of_longropes_switch(kind: str, tiny: Make, tiny_toke
         )
         assert alone[0].answer_ids == answer.answer_ids and alone[0].finish == answer.finish
     assert crossing >= 3
-    assert np.abs(own_logprobs(module, rows[4][0], rows[4][1].answer_ids)).sum() > 0
 
 
 def test_gradients_cross_the_switch(tiny: Make, tiny_tokenizer: Callable[[], Any]) -> None:
@@ -253,7 +254,7 @@ def test_a_model_that_sees_is_kept_whole_and_says_so(
     frozen = [name for name, parameter in model.module.named_parameters() if not parameter.requires_grad]
     assert frozen and all("vis" in name or "projector" in name for name in frozen)
     for prompt, answer, signal in sampled_and_scored(model, [3, 12], 8):
-        own = own_logprobs(module, prompt, answer.answer_ids)
+        own = own_logprobs(module, prompt, answer.answer_ids, num_tokens=model.num_tokens)
         np.testing.assert_allclose(answer.logprobs_T, own, atol=2e-4)
         np.testing.assert_allclose(signal.sampled_logprob_T, own, atol=2e-4)
     assert model.module.state_dict().keys() == module.state_dict().keys()

@@ -115,8 +115,7 @@ def test_pw_opsd_by_hand() -> None:
 
 def test_pw_opsd_without_a_floor() -> None:
     """w_min = 0, which the published code runs with: tokens before the step weigh nothing and are still counted. In a
-    row that the schedule leaves nothing `mean_one` has a limit all the same: a lone token weighs 1, of two the last 2.
-    """
+    row that the schedule leaves nothing, `mean_one` still has a limit: a lone token weighs 1, of two the last 2."""
     keys = {"w_min": 0.0, "tau": 0.5, "s": 0.0}
     (term,) = method("pw_opsd", **keys).terms(plan([1, 2]))
     assert term.coef_N.tolist() == pytest.approx([0.5 / 2, 0.0, 1.0 / 4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -233,3 +235,91 @@ def test_nothing_is_overwritten_or_run(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["import-config", str(script), "--overwrite"]).exit_code == 0
     assert tomllib.loads((tmp_path / "run.toml").read_text())["train"]["steps"] == 200
     assert not (tmp_path / "ran").exists()
+
+
+ON_AND_OFF = [  # settings that move numbers, and the same key where it does not
+    ({"rollout.multi_turn.enable": True, "rollout.multi_turn.max_turns": 5}, {"rollout.multi_turn.enable": False}),
+    ({"rollout.multi_turn.tool_config_path": "t.yaml"}, {"rollout.multi_turn.tool_config_path": None}),
+    ({"data.tool_config_path": "t.yaml"}, {"data.tool_config_path": None}),
+    ({"rollout.agent.default_agent_loop": "tool_agent"}, {"rollout.agent.default_agent_loop": "single_turn_agent"}),
+    ({"custom_reward_function.path": "r.py"}, {"custom_reward_function.path": None}),
+    ({"reward.custom_reward_function.path": "r.py"}, {"reward.custom_reward_function.path": ""}),
+    ({"reward_model.enable": True, "reward_model.model.path": "rm"}, {"reward_model.enable": False}),
+    ({"reward_model.reward_manager": "dapo"}, {"reward_model.reward_manager": "naive"}),
+    ({"reward_model.overlong_buffer.enable": True}, {"reward_model.overlong_buffer.enable": False}),
+    ({"algorithm.filter_groups.enable": True}, {"algorithm.filter_groups.enable": False}),
+    ({"data.custom_cls.path": "d.py"}, {"data.custom_cls.path": None}),
+    ({"data.truncation": "left"}, {"data.truncation": "error"}),
+    ({"data.shuffle": False}, {"data.shuffle": True}),
+    ({"actor.ppo_epochs": 2}, {"actor.ppo_epochs": 1}),
+    ({"rollout.response_length": 9}, {"rollout.response_length": "${data.max_response_length}"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("on", "off"), ON_AND_OFF)
+def test_what_moves_numbers_is_said(on: dict[str, Any], off: dict[str, Any]) -> None:
+    """Several turns, tools, rewards of one's own, and the like: MOVES NUMBERS where they are on, and only there."""
+    lines = {line.key: line for line in translate(BASE | on).lines}
+    assert all(lines[key].fate == "left out" and "MOVES NUMBERS there: " in lines[key].note for key in on)
+    lines = {line.key: line for line in translate(BASE | off).lines}
+    assert all(lines[key].fate == "left out" and "MOVES NUMBERS" not in lines[key].note for key in off)
+
+
+@pytest.mark.parametrize("section", ["rollout", "actor", "data", "model", "algorithm", "reward", "actor.optim"])
+def test_a_key_nobody_knows_is_not_said_to_be_harmless(section: str) -> None:
+    """In any section of the trainer."""
+    (line,) = (line for line in translate(BASE | {f"{section}.new_idea": 3}).lines if line.key.endswith("new_idea"))
+    assert line.fate == "not known" and "may move numbers" in line.note
+
+
+def test_the_command_says_what_moves_numbers(tmp_path: Path) -> None:
+    """Once more at the end, by name; template arguments are taken over."""
+    script = tmp_path / "run.sh"
+    script.write_text(f"{LAUNCHER.rstrip()} rollout.multi_turn.enable=True data.apply_chat_template_kwargs.mode=x\n")
+    done = CliRunner().invoke(app, ["import-config", str(script)])
+    assert "1 settings move numbers there and are left out: rollout.multi_turn.enable" in done.output
+    assert load_recipe(tmp_path / "run.toml").model.template_kwargs["mode"] == "x"
+
+
+def test_a_name_cannot_write_the_recipe(tmp_path: Path) -> None:
+    """A file's name stands in a comment: line breaks and colours are escaped, and the recipe's name is a legal one."""
+    script = tmp_path / "a\nseed = 7 \x1b[31m\u202e.sh"
+    script.write_text(LAUNCHER.replace("trainer.experiment_name='mopd $UNUSED'", ""))
+    assert CliRunner().invoke(app, ["import-config", str(script), "--out", str(tmp_path / "r.toml")]).exit_code == 0
+    text = (tmp_path / "r.toml").read_text()
+    assert text.startswith("# From a\\nseed = 7 \\x1b[31m\\u202e.sh by opdkit") and "seed" not in tomllib.loads(text)
+    assert tomllib.loads(text)["name"] == "a-seed-7-31m-"
+
+
+DOUBLING = "A=aaaaaaaaaa\n" + "A=$A$A$A$A\n" * 40 + "data.seed=$A\n"
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("laughs.yaml", LAUGHS, "its aliases .* come to more than 50,000 values"),
+        ("merged.yaml", LAUGHS.replace("[x, x]", "{x: 1}").replace("[", "{<<: [").replace("]", "]}"), "its aliases"),
+        ("circle.yaml", "a: &a {b: *a}", "its aliases"),
+        ("doubling.sh", DOUBLING, "variables come to more than"),
+        ("override.sh", f"data.seed='{LAUGHS}'", "holds no settings|does not say"),
+        ("large.yaml", "a: 1\n" * 300_000, "as no configuration has"),
+        ("deep.yaml", "a: " + "[" * 900 + "]" * 900, "nested too deeply|does not say"),
+        ("date.yaml", "a: 2020-99-99", "month must be in"),
+        ("utf16.yaml", "a: 1".encode("utf-16"), "is not UTF-8 text"),
+    ],
+)
+def test_bombs(tmp_path: Path, name: str, text: str | bytes, said: str) -> None:
+    """One sentence within a second, little printed, and no recipe."""
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    started = time.process_time()
+    done = CliRunner().invoke(app, ["import-config", str(tmp_path / name)])
+    assert isinstance(done.exception, UserError) and re.search(said, str(done.exception)), done.exception
+    assert len(done.output) < 20_000 and time.process_time() - started < 5
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_one_alias_is_fine(tmp_path: Path) -> None:
+    """They are bounded, not forbidden; a byte order mark is none of the first key."""
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfbase: &base {lr: 1e-5}\nactor: {optim: {<<: *base}}\n")
+    assert read_settings(tmp_path / "a.yaml") == {"base.lr": 1e-5, "actor.optim.lr": 1e-5}

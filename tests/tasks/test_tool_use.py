@@ -137,6 +137,8 @@ def test_every_way_of_writing_calls(way: Any, calls: Calls) -> None:
         ('{"a": 1}\nI would call nothing.', []),
         ("Reaction: f\nTransaction: 3", []),
         ("Thought: Action: guess would be risky", []),
+        (f"Thought:{' ' * 100}Action: guess would be risky", []),
+        (f"{'x' * 100}\n  Action: f", [("f", {})]),
         ("Thought: <tool_call> would be risky.\nAction: f", [("f", {})]),
         ("<tool_call>\nf(1)\n</tool_call>", [("", None)]),
         ("Thought: Action: guess would be risky\nAction: f\nAction Input: {}", [("f", {})]),

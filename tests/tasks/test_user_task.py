@@ -88,7 +88,7 @@ def grade(problem, text):
         return numpy.float32(0.5)
     return values.get(text, 1.0)
 
-grade.time_limit_s = 2.0
+grade.time_limit_s = 4.0
 """
 
 
@@ -125,8 +125,8 @@ def fault(value: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("loop", "there was no answer within 2 s, so its process was ended, and another started"),
-        ("loop in C", "no answer within 2 s"),
+        ("loop", "there was no answer within 4 s, so its process was ended, and another started"),
+        ("loop in C", "no answer within 4 s"),
         ("sleep", "if it needs longer, give what grades a time_limit_s"),
         ("close the channel", "its process was killed by SIGKILL"),
         ("os._exit", "its process ended with status 0, as by os._exit, and another started"),
@@ -227,7 +227,7 @@ from opdkit.tasks import Grade
 
 class Task:
     needs_gold = True
-    time_limit_s = 1.0
+    time_limit_s = 4.0
 
     def __init__(self, step: int = 1):
         self.num, self.step, self.stats = 0, step, {"num_seen": 0}

@@ -23,6 +23,7 @@ from opdkit.engines.stops import find_stops
 from opdkit.engines.vocabulary import common_ids
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
+from opdkit.train.checkpoint import save_model
 from opdkit.train.loop import Parts, train
 from opdkit.train.rows import load_rows
 from opdkit.train.sides import check_models, read_sides
@@ -86,7 +87,7 @@ def test_a_base_model_stops_where_its_template_ends_a_turn(variant: Variant, tmp
     turns; a checkpoint carries all of it to whoever serves it."""
     base = load(variant("student", eos="<|endoftext|>"))
     assert base.stop_ids == {PAD, END} and base.end_id == END
-    base.save(tmp_path / "saved")
+    save_model(base, tmp_path / "saved")
     assert json.loads((tmp_path / "saved/generation_config.json").read_text())["eos_token_id"] == [PAD, END]
     assert load(variant("student", eos="<|endoftext|>"), stop_tokens=["<|endoftext|>"]).stop_ids == {PAD}
     assert load(variant("student"), stop_tokens=[END]).stop_ids == {END}
@@ -102,7 +103,7 @@ def test_an_adapter_keeps_its_stops(recipe: Make, tmp_path: Path) -> None:
     """peft saves no generation config: what was trained to stop at `<s>` stops there when it is evaluated."""
     chosen = recipe("opsd", "model.lora.r=4", "teacher.weights=adapter_off", 'model.stop_tokens=["<e>", "<s>"]')
     student = Parts(chosen, None).student
-    student.save(tmp_path / "adapter")
+    save_model(student, tmp_path / "adapter")
     assert student.stop_ids == {1, END}
     assert load(tmp_path / "adapter").stop_ids >= {1, END}
     assert read_sides(chosen, student=tmp_path / "adapter").student.stops.ids == {1, END}
@@ -173,7 +174,7 @@ def test_a_system_prompt_for_each_side(recipe: Make) -> None:
         assert parts.teacher is not None and parts.teacher.renderer.prompt_text(asks).startswith(theirs)
     with pytest.raises(UserError, match="drops the system turn"):
         sides(
-            recipe, None, None, 'model.system="1"', "model.chat_template=" + _file(recipe, "{{ messages[-1].content }}")
+            recipe, None, None, 'model.system="7"', "model.chat_template=" + _file(recipe, "{{ messages[-1].content }}")
         )
 
 
@@ -305,15 +306,14 @@ def test_the_date_stays_in_a_run_folder(recipe: Make, variant: Variant, console:
     """A run that is resumed on another day asks in the same words; one that is begun anew takes today's."""
     dated = NO_END.replace("<u>", "<s>{{ strftime_now('%d%H%M%S')}}<u>") + "<e>"
     student = variant("student", template=dated)
-    settings = (f"model.path={student}", "method.name=grpo", "teacher.kind=none", "train.save_every=1")
-    settings = (*settings, "sampling.group_size=2", "data.max_prompt_tokens=60")
-    chosen = recipe("grpo", *settings[:1], *settings[3:], "train.steps=1")
+    settings = (f"model.path={student}", "train.save_every=1", "sampling.group_size=2", "data.max_prompt_tokens=60")
+    chosen = recipe("grpo", *settings, "train.steps=1")
     warnings = train(chosen, console=console)["warnings"]
     record = json.loads((chosen.run_dir / "environment.json").read_text())
     assert any("prints the date, which stays" in s for s in warnings)
     record["clock"] = "2020-02-29T23:59:58"
     (chosen.run_dir / "environment.json").write_text(json.dumps(record))
-    longer = recipe("grpo", *settings[:1], *settings[3:], "train.steps=2")
+    longer = recipe("grpo", *settings, "train.steps=2")
     train(longer, console=console, resume=True)
     (row, *_) = load_rows(longer.run_dir / "rows/step_000002.parquet")
     text = load(student).tokenizer.decode(row.rollout.prompt_ids)
@@ -324,7 +324,7 @@ def test_the_date_stays_in_a_run_folder(recipe: Make, variant: Variant, console:
 
 def test_check_models(recipe: Make, variant: Variant, tmp_path: Path) -> None:
     """Without --models nothing of a model is read, and that is said; with it, the sentences are train's."""
-    from opdkit.cli import app
+    from opdkit.cli.base import app
 
     def check(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["check", *arguments], env={"COLUMNS": "500"})
