@@ -38,10 +38,10 @@ from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
 from opdkit.measure.accuracy import Accuracy
 from opdkit.methods import METHODS
 from opdkit.recipe import Recipe, load_recipe
-from opdkit.train.demonstrations import WORDING
-from opdkit.train.loop import train
-from opdkit.train.make_model import BATCH, lessons, make_model
-from opdkit.train.run_folder import RunFolder, atomic_write
+from opdkit.run.folder import RunFolder, atomic_write
+from opdkit.training.demonstrations import WORDING
+from opdkit.training.loop import train
+from opdkit.training.make_model import BATCH, lessons, make_model
 
 RECIPE = Path(__file__).with_suffix(".toml")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods_table.md"

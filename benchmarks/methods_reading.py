@@ -26,10 +26,10 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
+from opdkit.rollouts.single_turn import sample_groups
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task
-from opdkit.train.rollouts import sample_groups
-from opdkit.types import Group, Asked, Problem, Rollout, seed_from
+from opdkit.types import Asked, Group, Problem, Rollout, seed_from
 
 NUM_PROBLEMS = 96
 

@@ -27,10 +27,10 @@ from rich.table import Table
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.report import headline_figure, write_report
-from opdkit.train.loop import train
-from opdkit.train.make_model import lessons, make_model
-from opdkit.train.run_folder import RunFolder
+from opdkit.reporting import headline_figure, write_report
+from opdkit.run.folder import RunFolder
+from opdkit.training.loop import train
+from opdkit.training.make_model import lessons, make_model
 
 RECIPE = Path(__file__).with_suffix(".toml")
 WORLD = "arithmetic:merge-4:train"

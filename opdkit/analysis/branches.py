@@ -25,18 +25,18 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.evaluation.evaluate import model_digest
-from opdkit.evaluation.results import check_identity
 from opdkit.measure.overlap import TokenTable, by_relative_position, default_k, summary
 from opdkit.measure.position import Branch, by_position, predictors
-from opdkit.report.overlap_figure import position_figure
+from opdkit.reporting.figures.overlap import position_figure
+from opdkit.rollouts.single_turn import grade
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.stored_answers import check_identity
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task
 from opdkit.tasks.options import resolve_task
-from opdkit.train.agreement import ComparedPart, compare_parts, student_side, teacher_side
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.rollouts import grade
-from opdkit.train.run_folder import Lock, atomic_write
+from opdkit.training.metrics.agreement import ComparedPart, compare_parts, student_side, teacher_side
 from opdkit.types import Example, Rollout, seed_from
 
 BRANCHES_PER_PART = 64  # what a crash can cost

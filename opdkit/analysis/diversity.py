@@ -15,13 +15,13 @@ from typing import Any, TypedDict
 import numpy as np
 
 from opdkit.errors import UserError
-from opdkit.evaluation.results import AnswerSet, StoredAnswer, path_and_which, read_answers
 from opdkit.measure.accuracy import by_problem, is_right, pass_at_k
 from opdkit.measure.diversity import NGrams, distinct_words, text_distance, tokens, tree_distance, unique_ratio
 from opdkit.measure.intervals import Difference, Estimate, estimate_difference, estimate_mean
 from opdkit.measure.programs import node_counts
-from opdkit.tasks.code_text import extract_program
-from opdkit.train.run_folder import Lock, atomic_write
+from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.stored_answers import AnswerSet, StoredAnswer, path_and_which, read_answers
+from opdkit.tasks.code.text import extract_program
 
 Row = dict[str, float | None]  # measure -> value of one problem; None: not defined
 Progress = Callable[[str, int, int], None]
@@ -94,8 +94,8 @@ def measure_runs(
 
 def write_diversity(out: Path, results: Mapping[str, SetDiversity]) -> list[Path]:
     """diversity.json (the means), per_problem.jsonl, case_studies.jsonl, and a page. Returns their paths."""
-    from opdkit.report.diversity import diversity_page
-    from opdkit.report.document import write_page
+    from opdkit.reporting.diversity import diversity_page
+    from opdkit.reporting.html.document import write_page
 
     means: dict[str, Any] = {}
     problems: list[dict[str, Any]] = []

@@ -27,18 +27,18 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import check_model_path
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import model_digest
-from opdkit.evaluation.results import clock_of
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.recipe import Recipe, needs_rewards
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
-from opdkit.train.agreement import compare_rows, student_side, teacher_side
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.loop import Parts
-from opdkit.train.run_folder import Lock, atomic_write
-from opdkit.train.sides import read_sides
-from opdkit.train.teacher import Teacher
+from opdkit.training.loop import Parts
+from opdkit.training.metrics.agreement import compare_rows, student_side, teacher_side
+from opdkit.training.models.sides import read_sides
+from opdkit.training.models.teacher import Teacher
 from opdkit.types import Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on

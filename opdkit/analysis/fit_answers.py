@@ -20,11 +20,11 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.errors import UserError
-from opdkit.evaluation.results import check_identity
+from opdkit.rollouts.single_turn import grade, sample_rollouts
+from opdkit.run.folder import atomic_write
+from opdkit.run.rows import load_rows, save_rows
+from opdkit.run.stored_answers import check_identity
 from opdkit.tasks.base import Task
-from opdkit.train.rollouts import grade, sample_rollouts
-from opdkit.train.rows import load_rows, save_rows
-from opdkit.train.run_folder import atomic_write
 from opdkit.types import Example, Problem, Rollout, seed_from
 
 

@@ -24,10 +24,10 @@ from opdkit.engines.hf import HFEngine
 from opdkit.errors import UserError
 from opdkit.measure.overlap import Compared, TokenTable, by_bucket, by_relative_position, default_k, summary
 from opdkit.measure.published_overlap import parse_published, published_overlap
-from opdkit.report.overlap_figure import overlap_figure
-from opdkit.train.agreement import compare_parts, student_side, teacher_side
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.run_folder import Lock, atomic_write
+from opdkit.reporting.figures.overlap import overlap_figure
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.folder import Lock, atomic_write
+from opdkit.training.metrics.agreement import compare_parts, student_side, teacher_side
 
 MAX_TOKENS_PER_BATCH = 32768
 NUM_BINS = 10  # of the relative position

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from opdkit.errors import UserError
 from opdkit.measure.overlap import TokenTable
-from opdkit.train.run_folder import atomic_path
+from opdkit.run.folder import atomic_path
 
 VERSION = b"1"
 _VERSION_KEY, _ABOUT_KEY = b"opdkit_tokens_version", b"opdkit_tokens"

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from opdkit import __version__
 from opdkit.cli.base import app, console, errors
-from opdkit.data.write import SHOWN
+from opdkit.data.files.write import SHOWN
 from opdkit.errors import Interrupted, UserError
 
 # Each adds its commands to `app`; --help shows them in this order.

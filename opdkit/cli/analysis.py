@@ -137,7 +137,7 @@ def diversity(
     """
     from opdkit.analysis.diversity import DiversityOptions, measure_runs, write_diversity
     from opdkit.cli.tables import diversity_tables
-    from opdkit.train.console import Bars
+    from opdkit.run.console import Bars
 
     options = DiversityOptions(text_distance=text_distance, max_answers=n)
     with Bars(console) as bars:

@@ -198,7 +198,7 @@ def regrade(
     """
     from opdkit.cli.tables import regraded_lines
     from opdkit.evaluation.regrade import regrade as grade_again
-    from opdkit.train.console import Bars
+    from opdkit.run.console import Bars
 
     sources = dict(_name_and_source(one) for one in data or [])
     with Bars(console) as bars:

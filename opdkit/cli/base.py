@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opdkit.train.console import Terminal
+from opdkit.run.console import Terminal
 
 app = typer.Typer(
     help="Post-train language models by on-policy distillation: the student samples its own answers, a teacher scores "

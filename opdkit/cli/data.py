@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console, finite
-from opdkit.data.hub import asked_once, may_be_on_hub
+from opdkit.data.files.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def dedup_file(
 ) -> None:
     """Remove from a file what is, or nearly is, in other sets; --dry-run only says what is (contamination)."""
     from opdkit.data.dedup import DedupOptions, check_report, dedup, write_report
+    from opdkit.data.files.sources import files_left_out
     from opdkit.data.similar import DEFAULT_THRESHOLD
-    from opdkit.data.sources import files_left_out
 
     if (out is None) != dry_run:
         raise UserError("give either --out FILE, for what is left, or --dry-run, to be told only")

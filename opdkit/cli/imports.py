@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from opdkit.cli.base import Set, app, console
-from opdkit.data.write import file_to_write
+from opdkit.data.files.write import file_to_write
 from opdkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def import_config(
     """Write the recipe that another system's configuration comes to; says what became of every key."""
     from opdkit.recipe import key_values, override, parse_recipe, warnings
     from opdkit.recipe.imported import read_settings, translate
+    from opdkit.run.folder import atomic_write
     from opdkit.toml import dumps, printable
-    from opdkit.train.run_folder import atomic_write
 
     if file.exists() and not file.is_file():
         raise UserError(f"{str(file)[:200]!r} is no file; give a YAML file or a launcher script")

@@ -23,7 +23,7 @@ def report(
     One self-contained HTML file from what the run folders hold; needs no model. The first run is what the others are
     compared with.
     """
-    from opdkit.report import write_comparison, write_report
+    from opdkit.reporting import write_comparison, write_report
 
     path = write_report(runs[0], out=out) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -41,7 +41,7 @@ def watch(
 
     Steps, time left, curves, the last evaluation, warnings and the last answer, until the run ends.
     """
-    from opdkit.report.watch import watch
+    from opdkit.reporting.watch import watch
 
     with contextlib.suppress(KeyboardInterrupt):  # only the looking ends
         watch(run, console, once=once, every_s=every)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from opdkit.measure.intervals import FEW, side_of
-from opdkit.report.markup import printable
+from opdkit.reporting.html.markup import printable
 
 if TYPE_CHECKING:
     from opdkit.analysis.diversity import SetDiversity

@@ -51,8 +51,8 @@ def train(
     from opdkit.recipe import load_recipe
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
-    from opdkit.report import write_report
-    from opdkit.train.loop import train
+    from opdkit.reporting import write_report
+    from opdkit.training.loop import train
 
     try:
         train(resolved, resume=resume, overwrite=overwrite, console=console)
@@ -85,7 +85,7 @@ def pipeline(
     from opdkit.recipe.pipeline import load_pipeline
 
     resolved = load_pipeline(file, set_ or [])  # refused before anything heavy is imported
-    from opdkit.train.pipeline import run_pipeline
+    from opdkit.pipeline import run_pipeline
 
     run_pipeline(resolved, console=console, redo=redo)
 
@@ -148,7 +148,7 @@ def check(
         try:
             doubts = check_file(path, set_ or [])
             if models:
-                from opdkit.train.sides import check_models
+                from opdkit.training.models.sides import check_models
 
                 doubts += check_models(path, set_ or [])
         except UserError as error:
@@ -192,7 +192,7 @@ def make_model(
 
     Qwen3 architecture, its own tokenizer and chat template, trained a little on the data's solutions.
     """
-    from opdkit.train.make_model import make_model
+    from opdkit.training.make_model import make_model
 
     make_model(
         out, data=data, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size, steps=steps, seed=seed,

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from opdkit.data.formats import is_list
+from opdkit.data.files.formats import is_list
+from opdkit.data.files.sources import Row, data_files, rows_of, splits_of
+from opdkit.data.files.unusable import Unusable
+from opdkit.data.files.write import file_to_write, replace_files
 from opdkit.data.prepared import is_prepared
-from opdkit.data.schema import Schema
+from opdkit.data.schemas.schema import Schema
+from opdkit.data.schemas.templates import bare_question
 from opdkit.data.similar import METHODS, Embed, EmbeddingIndex, Embeddings, Index, Method, same_numbers
-from opdkit.data.sources import Row, data_files, rows_of, splits_of
-from opdkit.data.templates import bare_question
-from opdkit.data.unusable import Unusable
-from opdkit.data.write import file_to_write, replace_files
 from opdkit.errors import UserError
 
 _COPIED = (".jsonl", ".json", ".parquet")  # formats whose rows are copied as they are

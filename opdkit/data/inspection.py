@@ -13,15 +13,15 @@ import numpy as np
 
 from opdkit.contexts.reference_solution import ReferenceSolution
 from opdkit.contexts.render import Renderer
-from opdkit.data.draft import Draft
+from opdkit.data.files.sources import Row, every_row_column, files_left_out, rows_of
+from opdkit.data.files.unusable import Unusable
 from opdkit.data.prepare import problem_of
 from opdkit.data.prepared import FIELDS, is_prepared
 from opdkit.data.repeats import find_repeats
-from opdkit.data.schema import Schema
+from opdkit.data.schemas.draft import Draft
+from opdkit.data.schemas.schema import Schema
+from opdkit.data.schemas.templates import TEMPLATES, UNFILLED_BOX, bare_question
 from opdkit.data.sets import raw_set_of
-from opdkit.data.sources import Row, every_row_column, files_left_out, rows_of
-from opdkit.data.templates import TEMPLATES, UNFILLED_BOX, bare_question
-from opdkit.data.unusable import Unusable
 from opdkit.errors import UserError
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import task_named

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from opdkit.data.draft import Draft
+from opdkit.data.files.sources import LocatedRow, every_row_column, files_left_out, rows_of, splits_of
+from opdkit.data.files.unusable import Unusable
+from opdkit.data.files.write import replace_files, write_parquet
 from opdkit.data.prepared import FORMATS
 from opdkit.data.readers import UniqueIds, fingerprint
 from opdkit.data.repeats import Repeats, find_repeats, without_repeats
-from opdkit.data.schema import as_asked, question_digest
+from opdkit.data.schemas.draft import Draft
+from opdkit.data.schemas.schema import as_asked, question_digest
+from opdkit.data.schemas.templates import TEMPLATES, Template, spaceless
 from opdkit.data.sets import MAIN, DataSet, Hub, data_set
-from opdkit.data.sources import LocatedRow, every_row_column, files_left_out, rows_of, splits_of
-from opdkit.data.templates import TEMPLATES, Template, spaceless
-from opdkit.data.unusable import Unusable
-from opdkit.data.write import replace_files, write_parquet
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from opdkit.data.schema import Schema
-from opdkit.data.sources import LocatedRow, files_left_out, rows_of
-from opdkit.data.unusable import Unusable
+from opdkit.data.files.sources import LocatedRow, files_left_out, rows_of
+from opdkit.data.files.unusable import Unusable
+from opdkit.data.schemas.schema import Schema
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opdkit.data.draft import Draft
-from opdkit.data.templates import spaceless
-from opdkit.tasks.math import MathTask
+from opdkit.data.schemas.draft import Draft
+from opdkit.data.schemas.templates import spaceless
+from opdkit.tasks.math.task import MathTask
 from opdkit.types import Problem
 
 

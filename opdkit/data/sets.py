@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from opdkit.data.choice_rows import gpqa_rows, sciknoweval_rows
-from opdkit.data.code_rows import contest_date, humaneval_rows, livecodebench_rows, mbpp_rows
-from opdkit.data.draft import Read
-from opdkit.data.math_rows import first_solution, math_rows
-from opdkit.data.sources import Row
-from opdkit.data.templates import MATH_TEMPLATES
-from opdkit.data.tool_rows import tool_rows
+from opdkit.data.files.sources import Row
+from opdkit.data.schemas.choice_rows import gpqa_rows, sciknoweval_rows
+from opdkit.data.schemas.code_rows import contest_date, humaneval_rows, livecodebench_rows, mbpp_rows
+from opdkit.data.schemas.draft import Read
+from opdkit.data.schemas.math_rows import first_solution, math_rows
+from opdkit.data.schemas.templates import MATH_TEMPLATES
+from opdkit.data.schemas.tool_rows import tool_rows
 from opdkit.errors import UserError
 
 MAIN = "main"

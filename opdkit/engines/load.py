@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from opdkit.data.hub import asked_once, may_be_on_hub
+from opdkit.data.files.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from opdkit.errors import UserError
-from opdkit.evaluation.results import RESULT, TASKS_WITHOUT_VOTES, AnswerSet, path_and_which, read_answers
 from opdkit.measure.accuracy import Answer, contested
 from opdkit.measure.intervals import Estimate, mean_over_sets
 from opdkit.measure.paired import Comparison, Votes, compare
 from opdkit.measure.votes import SameAnswer
-from opdkit.tasks.math_votes import math_votes
+from opdkit.run.stored_answers import RESULT, TASKS_WITHOUT_VOTES, AnswerSet, path_and_which, read_answers
+from opdkit.tasks.math.votes import math_votes
 
 # How the answers were sampled. The model, the seed and the data are what may differ.
 _SAMPLING = (

@@ -13,7 +13,7 @@ from rich.markup import escape
 from opdkit.data.readers import Dataset
 from opdkit.data.sets import data_set
 from opdkit.errors import UserError
-from opdkit.evaluation.results import Store
+from opdkit.run.stored_answers import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

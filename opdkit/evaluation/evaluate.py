@@ -27,7 +27,14 @@ from opdkit.engines.load import check_model_path
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
-from opdkit.evaluation.results import (
+from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.intervals import mean_over_sets
+from opdkit.recipe.rules import number_faults
+from opdkit.rollouts.single_turn import sample_rollouts
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.folder import Lock, read_object
+from opdkit.run.jsonl import open_lines
+from opdkit.run.stored_answers import (
     RESULT,
     Store,
     StoredAnswer,
@@ -41,17 +48,10 @@ from opdkit.evaluation.results import (
     write_problems,
     write_result,
 )
-from opdkit.measure.accuracy import Accuracy
-from opdkit.measure.intervals import mean_over_sets
-from opdkit.recipe.rules import number_faults
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.jsonl import open_lines
-from opdkit.train.rollouts import sample_rollouts
-from opdkit.train.run_folder import Lock, read_object
-from opdkit.train.student import pick_device
+from opdkit.training.models.student import pick_device
 from opdkit.types import Problem
 
 ANSWERS_PER_BATCH = 512  # at most; what a crash can cost

@@ -16,7 +16,11 @@ from typing import Any
 
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
-from opdkit.evaluation.results import (
+from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
+from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.intervals import mean_over_sets
+from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.stored_answers import (
     RESULT,
     AnswerSet,
     StoredAnswer,
@@ -29,13 +33,9 @@ from opdkit.evaluation.results import (
     write_problems,
     write_result,
 )
-from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
-from opdkit.measure.accuracy import Accuracy
-from opdkit.measure.intervals import mean_over_sets
 from opdkit.tasks import TASKS
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.options import TaskOptions
-from opdkit.train.run_folder import Lock, atomic_write
 from opdkit.types import Problem
 
 PER_BATCH = 512

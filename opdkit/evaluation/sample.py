@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from opdkit.contexts.render import Renderer
+from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
-from opdkit.data.write import file_to_write
 from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions, check_options, load_engine, model_digest, task_files
-from opdkit.evaluation.results import check_identity, clock_of
+from opdkit.rollouts.single_turn import sample_rollouts
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.folder import Lock
+from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.stored_answers import check_identity, clock_of
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.rejection import RULES, Rule, rejected_by
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.rollouts import sample_rollouts
-from opdkit.train.run_folder import Lock
 from opdkit.types import Problem
 
 PROBLEMS_PER_BATCH = 256  # what a crash can cost

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from opdkit.errors import UserError
-from opdkit.evaluation.results import StoredAnswer, measure, read_lines, slug
 from opdkit.measure.accuracy import Accuracy, by_problem
-from opdkit.train.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.stored_answers import StoredAnswer, measure, read_lines, slug
 
 MIN_MASS = 0.5  # a verifier that would rather say something else than its verdict has given none
 

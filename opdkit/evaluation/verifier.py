@@ -28,7 +28,6 @@ from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import Loaded
 from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, EvaluateOptions, model_digest
-from opdkit.evaluation.results import StoredAnswer, sentence
 from opdkit.evaluation.verdicts import (
     TASKS_WITH_RULES,
     Verdict,
@@ -40,9 +39,10 @@ from opdkit.evaluation.verdicts import (
     with_verdicts,
 )
 from opdkit.losses import head_stats
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.stored_answers import StoredAnswer, sentence
 from opdkit.tasks.guard import task_named
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.student import pick_device
+from opdkit.training.models.student import pick_device
 from opdkit.types import Asked, Problem, seed_from
 
 PER_BATCH = 256  # answers; what a crash can cost

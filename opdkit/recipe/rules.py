@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from opdkit.contexts import Context
-from opdkit.data.formats import format_of
+from opdkit.data.files.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed

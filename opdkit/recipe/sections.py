@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
-from opdkit.data.schema import COLUMNS
+from opdkit.data.schemas.schema import COLUMNS
 from opdkit.engines.base import SamplingParams
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.tasks.base import Grade, Option, Task
-from opdkit.tasks.code import CodeTask
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.code.task import CodeTask
+from opdkit.tasks.math.task import MathTask
 from opdkit.tasks.multiple_choice import MultipleChoiceTask
 from opdkit.tasks.none import NoTask
 from opdkit.tasks.shape import FormatTask, LengthTask

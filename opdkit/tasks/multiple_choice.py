@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 
 from opdkit.tasks.base import Grade, Option
 from opdkit.tasks.final_text import after_thinking, last_tagged, unclosed_tag
-from opdkit.tasks.math_text import answer_line, enclosed, last_boxed
+from opdkit.tasks.math.text import answer_line, enclosed, last_boxed
 from opdkit.types import Problem
 
 Style = Literal["tags", "boxed", "answer_line"]

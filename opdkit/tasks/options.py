@@ -32,7 +32,7 @@ from opdkit.tasks import TASKS
 from opdkit.tasks.arguments import OptionArgument, option_arguments
 from opdkit.tasks.base import Task
 from opdkit.tasks.none import NoTask
-from opdkit.tasks.user_task import UserTask, load_user_task
+from opdkit.tasks.user.task import UserTask, load_user_task
 from opdkit.tasks.weighted import WeightedTask, WeightedTerm
 from opdkit.types import Problem
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from opdkit.analysis.diversity import DiversityOptions, measure_runs, write_diversity
 from opdkit.cli.tables import diversity_tables
 from opdkit.errors import UserError
-from opdkit.evaluation.results import Store, StoredAnswer, problems_path, write_problems
 from opdkit.measure.diversity import NGrams, tokens
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, write_problems
 from opdkit.types import Problem
 
 HOSTILE = "<script>alert(1)</script> \x1b[2J [red]"

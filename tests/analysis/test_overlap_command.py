@@ -20,8 +20,8 @@ from opdkit.analysis.two_models import Reading
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
-from opdkit.train.loop import train
-from opdkit.train.rows import load_rows, save_rows
+from opdkit.run.rows import load_rows, save_rows
+from opdkit.training.loop import train
 
 Make = Callable[..., Recipe]
 

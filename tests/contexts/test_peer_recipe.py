@@ -15,7 +15,7 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.scratch import bpe_tokenizer
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
-from opdkit.train.step import view_groups
+from opdkit.training.step import view_groups
 from opdkit.types import Needs, View
 
 RECIPE: dict[str, Any] = {

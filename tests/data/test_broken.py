@@ -14,9 +14,9 @@ from published_sets import jsonl, livecodebench, real
 from opdkit.data.inspection import Inspection, by_kind, gold_as_answer, grade_golds, inspect_data, lengths
 from opdkit.data.prepare import PrepareOptions, prepare
 from opdkit.data.readers import load_problems
-from opdkit.data.templates import TEMPLATES
+from opdkit.data.schemas.templates import TEMPLATES
 from opdkit.errors import UserError
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.math.task import MathTask
 from opdkit.tasks.multiple_choice import MultipleChoiceTask
 from opdkit.tasks.tool_use import ToolUseTask
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from opdkit.data.pickled_text import NotPlainText, pickled_text, unpack
+from opdkit.data.files.pickled_text import NotPlainText, pickled_text, unpack
 
 
 def packed(raw: bytes) -> str:

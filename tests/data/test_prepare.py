@@ -26,8 +26,8 @@ from published_sets import (
 from opdkit.data.prepare import Card, PrepareOptions, hub_commit, prepare
 from opdkit.data.prepared import FORMATS
 from opdkit.data.readers import fingerprint, load_problems
+from opdkit.data.schemas.templates import INSTRUCTIONS, TEMPLATES, bare_question, spaceless
 from opdkit.data.sets import DATA_SETS, Hub
-from opdkit.data.templates import INSTRUCTIONS, TEMPLATES, bare_question, spaceless
 from opdkit.errors import UserError
 from opdkit.types import Problem
 
@@ -274,7 +274,7 @@ def test_mbpp(tmp_path: Path) -> None:
 def test_prepared_programs_pass_their_tests(tmp_path: Path) -> None:
     """HumanEval's 82 canonical solutions and MBPP's two, as prepared, through the sandbox; of LiveCodeBench, a script
     and a `class Solution` as its starter code has it, and a function as its prompt does; a wrong one of each fails."""
-    from opdkit.tasks.code import CodeTask
+    from opdkit.tasks.code.task import CodeTask
 
     _, problems = made("humaneval", real("humaneval"), tmp_path / "h")
     _, more = made("mbpp", jsonl(tmp_path / "test.jsonl", [MBPP_FULL, MBPP_SANITIZED]), tmp_path / "m")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from opdkit.data.readers import Dataset, load_problems
-from opdkit.data.templates import INSTRUCTIONS
+from opdkit.data.schemas.templates import INSTRUCTIONS
 from opdkit.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import GPQA, MBPP_FULL, jsonl, livecodebench, real, sciknoweval
 
-from opdkit.data import formats
+from opdkit.data.files import formats
 from opdkit.data.inspection import inspect_data
 from opdkit.data.prepare import prepare
 from opdkit.data.readers import load_problems
-from opdkit.data.templates import INSTRUCTIONS
+from opdkit.data.schemas.templates import INSTRUCTIONS
 from opdkit.errors import UserError
 
 VERL = [

@@ -14,8 +14,8 @@ from opdkit.cli import app
 from opdkit.cli.tables import evaluation_table
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions
-from opdkit.evaluation.results import Store, StoredAnswer, problems_path, sentence, write_problems, write_result
 from opdkit.measure.accuracy import Answer, accuracy
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, sentence, write_problems, write_result
 from opdkit.tasks import arithmetic
 
 PROBLEMS = arithmetic.problems("merge-3", "test", 12, 0)

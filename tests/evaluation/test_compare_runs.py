@@ -15,11 +15,11 @@ from rich.console import Console
 from opdkit.cli.tables import comparison_tables
 from opdkit.errors import UserError
 from opdkit.evaluation.compare_runs import compare_runs
-from opdkit.evaluation.results import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
 from opdkit.recipe import Recipe
+from opdkit.run.rows import load_rows
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
 from opdkit.tasks.arithmetic import ArithmeticTask
-from opdkit.train.loop import train
-from opdkit.train.rows import load_rows
+from opdkit.training.loop import train
 from opdkit.types import Problem
 
 

@@ -15,8 +15,8 @@ from opdkit.errors import UserError
 from opdkit.evaluation import evaluate as module
 from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
-from opdkit.evaluation.results import read_answers
-from opdkit.train.run_folder import Lock
+from opdkit.run.folder import Lock
+from opdkit.run.stored_answers import read_answers
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from opdkit.cli.tables import regraded_lines
 from opdkit.errors import UserError
 from opdkit.evaluation.regrade import regrade
-from opdkit.evaluation.results import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
 from opdkit.measure.accuracy import accuracy
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
 from opdkit.tasks import arithmetic
 from opdkit.types import Problem
 

@@ -12,8 +12,8 @@ from opdkit.errors import UserError
 from opdkit.evaluation import sample as module
 from opdkit.evaluation.evaluate import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
+from opdkit.run.folder import Lock
 from opdkit.tasks.rejection import rejected_by, repeats
-from opdkit.train.run_folder import Lock
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
 from opdkit.evaluation.regrade import regrade
-from opdkit.evaluation.results import StoredAnswer, read_answers
 from opdkit.evaluation.verdicts import Verdict, digest, read_verdicts, rejected, with_verdicts
 from opdkit.evaluation.verifier import Verifier, check_verifier
+from opdkit.run.stored_answers import StoredAnswer, read_answers
 from opdkit.types import Problem
 
 PROBLEM = Problem(id="p", task="math", messages=({"role": "user", "content": "3 + 4?"},), gold="7")

@@ -15,7 +15,7 @@ from rich.console import Console
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.train.loop import train
+from opdkit.training.loop import train
 
 RECORD = Path(__file__).with_name("recorded_steps.json")
 NAMES = ("train/loss", "train/grad_norm", "student/entropy", "student/logprob", "rollout/answer_tokens")

@@ -11,7 +11,7 @@ from opdkit import losses
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.train.loop import train
+from opdkit.training.loop import train
 
 pytestmark = [
     pytest.mark.gpu,

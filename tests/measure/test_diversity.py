@@ -18,7 +18,7 @@ from opdkit.measure.diversity import (
     unique_ratio,
 )
 from opdkit.measure.programs import handle, node_counts
-from opdkit.tasks.code_text import extract_program
+from opdkit.tasks.code.text import extract_program
 
 CASES = json.loads((Path(__file__).parents[1] / "parity" / "metrics.json").read_text())["cases"]
 DIVERSITY = {case["id"]: case for case in CASES if case["id"].startswith("pub.metrics.diversity")}

@@ -12,7 +12,7 @@ from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.methods import METHODS
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.train.loop import train
+from opdkit.training.loop import train
 
 PAGE = Path(__file__).parent.parent.parent / "CONTRIBUTING.md"
 

@@ -24,7 +24,7 @@ from opdkit.losses.inputs import mixed_head
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs
-from opdkit.train.teacher import EMATeacher
+from opdkit.training.models.teacher import EMATeacher
 
 CASES = {case.id: case for case in load("sdpo_mopd")}
 AVERAGES = [name for name in CASES if ".ema." in name]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.math.task import MathTask
 
 
 @pytest.fixture(scope="session")

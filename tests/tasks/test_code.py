@@ -13,11 +13,11 @@ import pytest
 
 from opdkit.errors import UserError
 from opdkit.tasks import TASKS
-from opdkit.tasks.code import CodeGrade, CodeTask
-from opdkit.tasks.code_feedback import CUT_OFF, MAX_CHARACTERS, NO_PROGRAM
-from opdkit.tasks.code_judge import outputs_match, values_match
-from opdkit.tasks.code_problem import json_values
-from opdkit.tasks.code_text import extract_program
+from opdkit.tasks.code.feedback import CUT_OFF, MAX_CHARACTERS, NO_PROGRAM
+from opdkit.tasks.code.judge import outputs_match, values_match
+from opdkit.tasks.code.problem import json_values
+from opdkit.tasks.code.task import CodeGrade, CodeTask
+from opdkit.tasks.code.text import extract_program
 from opdkit.tasks.sandbox import Sandbox
 from opdkit.types import Problem
 

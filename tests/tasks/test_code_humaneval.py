@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opdkit.tasks.code import CodeTask
+from opdkit.tasks.code.task import CodeTask
 from opdkit.tasks.sandbox import Sandbox
 from opdkit.types import Problem
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.math.task import MathTask
 from opdkit.types import Problem
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.math.task import MathTask
 from opdkit.types import Problem
 
 FILES = ["math_rows.jsonl", "math_kinds.jsonl"]

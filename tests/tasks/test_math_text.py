@@ -7,9 +7,9 @@ import time
 import pytest
 
 from opdkit.errors import UserError
-from opdkit.tasks.math import extract_answer
-from opdkit.tasks.math_spelling import Unreadable, canonical
-from opdkit.tasks.math_values import as_text, decide, rational
+from opdkit.tasks.math.spelling import Unreadable, canonical
+from opdkit.tasks.math.task import extract_answer
+from opdkit.tasks.math.values import as_text, decide, rational
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Math answers that are one vote of maj@n."""
 
 from opdkit.measure.accuracy import Answer, accuracy, contested
-from opdkit.tasks.math_votes import math_votes
+from opdkit.tasks.math.votes import math_votes
 
 
 def rows(*votes: tuple[str | None, float]) -> list[Answer]:

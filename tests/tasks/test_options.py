@@ -12,8 +12,8 @@ import pytest
 from opdkit import toml
 from opdkit.tasks import TASKS
 from opdkit.tasks.arguments import option_arguments
-from opdkit.tasks.code import CodeTask
-from opdkit.tasks.math import MathTask
+from opdkit.tasks.code.task import CodeTask
+from opdkit.tasks.math.task import MathTask
 from opdkit.tasks.multiple_choice import MultipleChoiceTask
 from opdkit.tasks.options import TaskOptions, resolve_task
 from opdkit.tasks.weighted import WeightedTask

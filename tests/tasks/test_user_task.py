@@ -17,10 +17,10 @@ import pytest
 from test_pool import descendants, wait_until_gone
 
 from opdkit.errors import UserError
-from opdkit.tasks import user_task
 from opdkit.tasks.base import MAX_TEXT_CHARACTERS, Crash, Grade, GraderDown
 from opdkit.tasks.guard import GuardedTask, make_task
 from opdkit.tasks.options import resolve_task
+from opdkit.tasks.user import task as user_task
 from opdkit.types import Problem
 
 PROBLEM = Problem(id="p7", task="t", messages=({"role": "user", "content": "?"},), gold="g", meta={"tests": [1, "x"]})
@@ -291,7 +291,7 @@ def test_it_is_refused_before_the_run(
     here: Path, monkeypatch: pytest.MonkeyPatch, where: str, does: str, why: str
 ) -> None:
     """One that always loops, exits or raises: one sentence that says when, and nothing is left running."""
-    from opdkit.tasks.user_task import START_LIMIT_S
+    from opdkit.tasks.user.task import START_LIMIT_S
 
     assert START_LIMIT_S == 60.0
     if does.startswith("while") and where != "grade":

@@ -23,8 +23,8 @@ from opdkit.analysis.signal.sampling import SamplingOptions
 from opdkit.errors import UserError
 from opdkit.measure.ranking import Definitions
 from opdkit.measure.signal import RESAMPLES
-from opdkit.train.console import Interrupt
-from opdkit.train.run_folder import Lock
+from opdkit.run.console import Interrupt
+from opdkit.run.folder import Lock
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
 

@@ -53,11 +53,11 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, model_digest, task_files
-from opdkit.evaluation.results import clock_of
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.jsonl import open_lines
+from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import task_named
-from opdkit.train.console import Bar, Interrupt
-from opdkit.train.jsonl import open_lines
-from opdkit.train.student import pick_device
+from opdkit.training.models.student import pick_device
 from opdkit.types import Message
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
-from opdkit.evaluation.results import read_lines
-from opdkit.train.run_folder import atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.stored_answers import read_lines
 
 STEPS = ("rollouts", "contexts", "scores", "metrics", "plots")
 CONTEXTS_FILE, SCORES_FILE, METRICS_FILE = "contexts.jsonl", "scores.jsonl", "metrics.json"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdkit.measure.signal import BASE, BUCKETS
-from opdkit.report.markup import Html, tag
-from opdkit.report.numbers import compact, score, ticks
-from opdkit.report.style import COLOURS, FIGURE, STANDALONE
+from opdkit.reporting.html.markup import Html, tag
+from opdkit.reporting.html.numbers import compact, score, ticks
+from opdkit.reporting.html.style import COLOURS, FIGURE, STANDALONE
 
 PANELS: Mapping[str, str] = {
     "spearman": "Spearman",

@@ -18,8 +18,8 @@ from opdkit.errors import UserError
 from opdkit.measure.intervals import FEW, Estimate, side_of
 from opdkit.measure.ranking import METRICS, Definitions
 from opdkit.measure.signal import BASE, SAMPLE_SETS, SampleSet, SampleSetSignal, signal_metrics
-from opdkit.report.numbers import UNKNOWN, compact, score, share
-from opdkit.train.run_folder import atomic_write
+from opdkit.reporting.html.numbers import UNKNOWN, compact, score, share
+from opdkit.run.folder import atomic_write
 
 VERSION = 2
 MANY = 8  # conditions; of more, the report shows the pairs of those that show peers and nothing else

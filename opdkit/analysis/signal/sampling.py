@@ -12,9 +12,9 @@ from opdkit.contexts.render import Renderer
 from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.errors import UserError
+from opdkit.rollouts.single_turn import sample_rollouts
+from opdkit.run.jsonl import append_lines, open_lines
 from opdkit.tasks.guard import make_task, task_named
-from opdkit.train.jsonl import append_lines, open_lines
-from opdkit.train.rollouts import sample_rollouts
 
 ANSWERS_PER_BATCH = 256  # what a crash can cost
 

@@ -18,7 +18,7 @@ from opdkit.engines.base import Scorer
 from opdkit.errors import UserError
 from opdkit.measure.ranking import Definitions
 from opdkit.measure.signal import ScoredAnswer, difficulty
-from opdkit.train.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import append_lines, open_lines
 from opdkit.types import Asked, Group, Message, Rollout
 
 PAIRS_PER_BATCH = 256  # what a crash can cost

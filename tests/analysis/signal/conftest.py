@@ -69,7 +69,7 @@ def make_run(models: dict[str, Path]) -> Callable[..., Path]:
     """make_run(folder, recipe sections): two steps of 6 problems with 6 answers; one problem is in both."""
     from transformers import AutoTokenizer
 
-    from opdkit.train.rows import save_rows
+    from opdkit.run.rows import save_rows
 
     tokenizer = AutoTokenizer.from_pretrained(models["student"])
     problems = arithmetic.problems("merge-3", "train", 11, 0)

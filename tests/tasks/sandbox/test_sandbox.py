@@ -339,7 +339,9 @@ def test_no_walls_only_when_asked_for_by_name() -> None:
 
 def test_the_trainer_does_not_import_what_runs_programs() -> None:
     """What runs programs is imported by no one but the zygote."""
-    code = "import sys, opdkit.tasks.code; print(*[m for m in sys.modules if m.startswith('opdkit.tasks.sandbox')])"
+    code = (
+        "import sys, opdkit.tasks.code.task; print(*[m for m in sys.modules if m.startswith('opdkit.tasks.sandbox')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"child", "zygote", "confine", "linux", "link"} & {
         name.rpartition(".")[2] for name in done.stdout.split()

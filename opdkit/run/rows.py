@@ -1,0 +1,375 @@
+"""Every Example of a step, to and from one Parquet file. A saved run is re-scored from it without a model.
+
+Public schema, version 3 (in the file's metadata as `opdkit_rows_version`), one row per answer. T = answer tokens, S =
+terms of the loss. Version 2 lacks `turn`, `author` and `views`, version 1 also what begins at `taught_terms`; both are
+still read:
+
+    problem_id, task     string              messages      list<map<string, string>>, the chat turns the student read
+    gold, solution       string or null      meta          string, a JSON object
+    sample_id, policy_version  int64         prompt_ids    list<int32>
+    answer_ids           list<int32> [T]     answer_logprobs  list<float> [T] or null: nats, as it was sampled
+    answer_mask          list<bool> [T]      finish        "stop" | "length"
+    reward               double or null      parsed, feedback  string or null
+    view_context_ids     list<int32> or null: what the teacher read; null = no view
+    view_sources         list<struct<problem_id, sample_id>> or null         view_num_truncated_tokens  int64 or null
+    has_signal           bool: the teacher scored this answer
+    sampled_logprob, teacher_entropy  list<float> [T] or null
+    topk_ids, topk_logprob  list<int32>, list<float> [T * K] row by row, or null          topk_k  int64 or null: K
+    taught_terms         list<string> [S] or null: the loss has not read this answer; then the rest is null too
+    taught_coef, taught_loss  list<float> [S * T] term by term; loss NaN where the coefficient is 0
+    taught_clipped       list<bool> [T]          student_logprob, student_entropy  list<float> [T], NaN: not computed
+    turn                 list<int32> [T] or null: the model's turn each token belongs to, from 0; null: all of turn 0
+    author               list<int32> [T] or null: who wrote each token, 0 student, 1 teacher, 2 data, 3 tool; null: the
+                         student, and a tool where the mask is false
+    views                list<struct>: what the views besides the teacher's read and said, in the order of their names;
+                         each has `name`, and the teacher's columns as context_ids, sources, num_truncated_tokens,
+                         has_signal, sampled_logprob, entropy, topk_ids, topk_logprob, topk_k
+
+What was taught costs about 10 bytes a token (4 more for each further term), the rest about 8.
+
+Null is "unknown" or "not there", never 0. Everything comes back equal, bit for bit, but what only the step itself reads
+and is not saved: a teacher's hidden states (as large as all the rest a hundred times over), the sampler's log-probs
+before a cut (`rollout/sampler_gap_...`), and what a view showed (`context/...`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opdkit.errors import UserError
+from opdkit.run.folder import atomic_path
+from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
+
+VERSION = 3
+_VERSION_KEY = b"opdkit_rows_version"
+_TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
+_IDS, _FLOATS, _FLAGS = pa.large_list(pa.int32()), pa.large_list(pa.float32()), pa.large_list(pa.bool_())
+_SOURCE = pa.struct([("problem_id", pa.string()), ("sample_id", pa.int64())])
+_MESSAGE = pa.map_(pa.string(), pa.string())
+_INT32S, _FLOAT32S = pa.list_(pa.int32()), pa.list_(pa.float32())
+_VIEW = pa.struct(
+    [
+        ("name", pa.string()),
+        ("context_ids", _INT32S),
+        ("sources", pa.list_(_SOURCE)),
+        ("num_truncated_tokens", pa.int64()),
+        ("has_signal", pa.bool_()),
+        ("sampled_logprob", _FLOAT32S),
+        ("entropy", _FLOAT32S),
+        ("topk_ids", _INT32S),
+        ("topk_logprob", _FLOAT32S),
+        ("topk_k", pa.int64()),
+    ]
+)
+
+Ids = Sequence[int] | npt.NDArray[Any]
+
+# Column -> (type, how to get it from an Example). Arrays are flattened; the order here is the order in the file.
+_COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
+    "problem_id": (pa.string(), lambda row: _shared_id(row)),
+    "task": (pa.string(), lambda row: row.problem.task),
+    "messages": (pa.list_(_MESSAGE), lambda row: [list(turn.items()) for turn in row.problem.messages]),
+    "gold": (pa.string(), lambda row: row.problem.gold),
+    "solution": (pa.string(), lambda row: row.problem.solution),
+    "meta": (pa.string(), lambda row: _meta_text(row.problem)),
+    "sample_id": (pa.int64(), lambda row: row.rollout.sample_id),
+    "policy_version": (pa.int64(), lambda row: row.rollout.policy_version),
+    "prompt_ids": (_IDS, lambda row: row.rollout.prompt_ids),
+    "answer_ids": (_IDS, lambda row: row.rollout.answer_ids),
+    "answer_logprobs": (_FLOATS, lambda row: row.rollout.answer_logprobs),
+    "answer_mask": (_FLAGS, lambda row: row.rollout.answer_mask),
+    "finish": (pa.string(), lambda row: row.rollout.finish),
+    "reward": (pa.float64(), lambda row: row.rollout.reward),
+    "parsed": (pa.string(), lambda row: row.rollout.parsed),
+    "feedback": (pa.string(), lambda row: row.rollout.feedback),
+    "view_context_ids": (_IDS, lambda row: row.view and row.view.context_ids),
+    "view_sources": (pa.list_(_SOURCE), lambda row: row.view and [_source(*peer) for peer in row.view.sources]),
+    "view_num_truncated_tokens": (pa.int64(), lambda row: row.view and row.view.num_truncated_tokens),
+    "has_signal": (pa.bool_(), lambda row: row.signal is not None),
+    "sampled_logprob": (_FLOATS, lambda row: row.signal and row.signal.sampled_logprob_T),
+    "teacher_entropy": (_FLOATS, lambda row: row.signal and row.signal.entropy_T),
+    "topk_ids": (_IDS, lambda row: row.signal and row.signal.topk_ids_TK),
+    "topk_logprob": (_FLOATS, lambda row: row.signal and row.signal.topk_logprob_TK),
+    "topk_k": (pa.int64(), lambda row: row.signal and _width(row.signal)),
+    "taught_terms": (pa.list_(pa.string()), lambda row: row.taught and list(row.taught.terms)),
+    "taught_coef": (_FLOATS, lambda row: row.taught and row.taught.coef_ST),
+    "taught_loss": (_FLOATS, lambda row: row.taught and row.taught.loss_ST),
+    "taught_clipped": (_FLAGS, lambda row: row.taught and row.taught.clipped_T),
+    "student_logprob": (_FLOATS, lambda row: row.taught and row.taught.student_logprob_T),
+    "student_entropy": (_FLOATS, lambda row: row.taught and row.taught.student_entropy_T),
+    "turn": (_IDS, lambda row: row.rollout.turn),
+    "author": (_IDS, lambda row: row.rollout.author),
+    "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in sorted(row.views) if name != "teacher"]),
+}
+_SINCE_3 = ("turn", "author", "views")
+_SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
+
+
+def _leaf(field: pa.Field) -> str:
+    return f"{field.name}.list.element" if pa.types.is_large_list(field.type) else field.name
+
+
+def _schema(version: int, without: Sequence[str] = ()) -> pa.Schema:
+    fields = [(name, type_) for name, (type_, _) in _COLUMNS.items() if name not in without]
+    return pa.schema(fields, {_VERSION_KEY: str(version).encode()})
+
+
+SCHEMA = _schema(VERSION)
+_READABLE = {b"1": _schema(1, without=_SINCE_2 + _SINCE_3), b"2": _schema(2, without=_SINCE_3), b"3": SCHEMA}
+
+
+# Dictionaries pay for texts and token ids, and cost half of the time for log-probs and top-k ids, where they never fit.
+# Floats split into byte planes compress a tenth better.
+_NO_DICTIONARY = {name for name, (type_, _) in _COLUMNS.items() if type_ == _FLOATS} | {"topk_ids"}
+_WRITER_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "write_page_checksum": True,
+    "use_dictionary": [_leaf(field) for field in SCHEMA if field.name not in _NO_DICTIONARY],
+    "column_encoding": {_leaf(field): "BYTE_STREAM_SPLIT" for field in SCHEMA if field.type == _FLOATS},
+}
+
+
+def save_rows(path: Path, examples: Sequence[Example]) -> None:
+    """Write the rows, whole or not at all. The folder exists.
+
+    Raises UserError when the disk is full; ValueError for what would not come back equal (a log-prob array that is not
+    float32, meta that is not plain JSON, text that is not valid Unicode).
+    """
+    with atomic_path(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, **_WRITER_OPTIONS) as writer:
+        for group in _row_groups(examples):
+            arrays = [_column(name, [get(row) for row in group]) for name, (_, get) in _COLUMNS.items()]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+
+
+def load_rows(path: Path) -> list[Example]:
+    """The rows in the order they were saved. Problems that several rows share are one object.
+
+    Raises UserError for a file that is missing, cut short, not of rows, or of a newer version than this opdkit reads.
+    """
+    examples: list[Example] = []
+    problems: dict[str, Problem] = {}
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_schema(path, file.schema_arrow)
+            for index in range(file.num_row_groups):
+                examples += _examples(file.read_row_group(index), problems)
+    except FileNotFoundError:
+        raise UserError(f"there are no rows at {path}: the file does not exist") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a complete Parquet file ({words}): it was cut short or changed") from None
+    return examples
+
+
+def _row_groups(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    size = 0
+    for example in examples:
+        group.append(example)
+        size += len(example.rollout.prompt_ids) + len(example.rollout.answer_ids)
+        size += sum(len(view.context_ids) for view in example.views.values())
+        size += sum(s.topk_ids_TK.size for s in example.signals.values() if s.topk_ids_TK is not None)
+        size += example.taught.coef_ST.size if example.taught else 0
+        if size >= _TOKENS_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group or not examples:  # an empty step is a file without rows, not a missing file
+        yield group
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    type_ = SCHEMA.field(name).type
+    try:
+        if type_ in (_IDS, _FLOATS, _FLAGS):
+            return _list_column(values, type_)
+        return pa.array(values, type_)
+    except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+        raise ValueError(f"rows cannot be saved: column {name}: {error}") from error
+
+
+def _list_column(values: list[Ids | None], type_: pa.DataType) -> pa.Array:
+    """list<number> out of tuples and arrays, without a Python object per number."""
+    parts = [None if value is None else _flat(value, type_) for value in values]
+    lengths = np.array([0 if part is None else len(part) for part in parts], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    known = [part for part in parts if part is not None]
+    numbers = np.concatenate(known) if known else np.zeros(0, dtype=type_.value_type.to_pandas_dtype())
+    missing = pa.array([part is None for part in parts], pa.bool_())
+    return pa.LargeListArray.from_arrays(offsets, pa.array(numbers, type_.value_type), mask=missing)
+
+
+def _flat(value: Ids, type_: pa.DataType) -> npt.NDArray[Any]:
+    array = np.asarray(value).reshape(-1) if len(value) else np.zeros(0, dtype=type_.value_type.to_pandas_dtype())
+    if type_ == _IDS:
+        narrow = array.astype(np.int32)
+        if array.dtype.kind not in "iu" or not np.array_equal(narrow, array):
+            raise ValueError(f"token ids are {array.dtype}, or too large for 32 bits")
+        return narrow
+    expected = np.dtype(type_.value_type.to_pandas_dtype())
+    if array.dtype != expected:
+        raise ValueError(f"an array is {array.dtype}, not {expected}; it would come back changed")
+    return array
+
+
+def _shared_id(row: Example) -> str:
+    if row.problem.id != row.rollout.problem_id:
+        raise ValueError(f"the answer to {row.rollout.problem_id!r} stands beside the problem {row.problem.id!r}")
+    return row.problem.id
+
+
+def _source(problem_id: str, sample_id: int) -> dict[str, Any]:
+    return {"problem_id": problem_id, "sample_id": sample_id}
+
+
+def _other_view(row: Example, name: str) -> dict[str, Any]:
+    view, signal = row.views[name], row.signals.get(name)
+    said = signal or Signal()
+    return {
+        "name": name,
+        "context_ids": _flat(view.context_ids, _IDS),
+        "sources": [_source(*peer) for peer in view.sources],
+        "num_truncated_tokens": view.num_truncated_tokens,
+        "has_signal": signal is not None,
+        "sampled_logprob": said.sampled_logprob_T,
+        "entropy": said.entropy_T,
+        "topk_ids": None if said.topk_ids_TK is None else _flat(said.topk_ids_TK, _IDS),
+        "topk_logprob": None if said.topk_logprob_TK is None else said.topk_logprob_TK.reshape(-1),
+        "topk_k": _width(said),
+    }
+
+
+def _width(signal: Signal) -> int | None:
+    return None if signal.topk_ids_TK is None else signal.topk_ids_TK.shape[1]
+
+
+def _meta_text(problem: Problem) -> str:
+    meta = dict(problem.meta)
+    text = json.dumps(meta)
+    if json.loads(text) != meta:
+        raise ValueError(f"rows cannot be saved: meta of problem {problem.id!r} is not plain JSON: {meta}")
+    return text
+
+
+def _check_schema(path: Path, schema: pa.Schema) -> None:
+    version = (schema.metadata or {}).get(_VERSION_KEY)
+    if version is None:
+        raise UserError(f"{path} holds no opdkit rows; rows are in the rows/ folder of a run")
+    if version not in _READABLE:
+        found = version.decode(errors="replace")
+        raise UserError(f"{path} is of rows version {found} and this opdkit reads up to {VERSION}: update opdkit")
+    if not schema.equals(_READABLE[version]):
+        raise UserError(
+            f"{path} has other columns than opdkit rows of version {version.decode()}: another tool has changed it"
+        )
+
+
+def _examples(table: pa.Table, problems: dict[str, Problem]) -> Iterable[Example]:
+    columns = {name: _python_column(table.column(name)) for name in table.column_names}
+    for index in range(table.num_rows):
+        row = {name: values[index] for name, values in columns.items()}
+        problem = _problem(row)
+        if problems.setdefault(problem.id, problem) == problem:
+            problem = problems[problem.id]
+        views, signals = _views(row)
+        yield Example(problem=problem, rollout=_rollout(row), views=views, signals=signals, taught=_taught(row))
+
+
+def _python_column(column: pa.ChunkedArray) -> list[Any]:
+    """One entry per row: arrays for lists of numbers (copies, so that one row does not keep the file in memory)."""
+    if column.type not in (_IDS, _FLOATS, _FLAGS):
+        return list(column.to_pylist())
+    array = column.combine_chunks()
+    offsets = array.offsets.to_numpy()
+    numbers = array.values.to_numpy(zero_copy_only=False)
+    missing = array.is_null().to_numpy(zero_copy_only=False)
+    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), missing.tolist(), strict=True)
+    return [None if is_missing else numbers[start:end].copy() for start, end, is_missing in spans]
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    return Problem(
+        id=row["problem_id"],
+        task=row["task"],
+        messages=tuple(dict(turn) for turn in row["messages"]),
+        gold=row["gold"],
+        solution=row["solution"],
+        meta=json.loads(row["meta"]),
+    )
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    return Rollout(
+        problem_id=row["problem_id"],
+        sample_id=row["sample_id"],
+        policy_version=row["policy_version"],
+        prompt_ids=tuple(row["prompt_ids"].tolist()),
+        answer_ids=tuple(row["answer_ids"].tolist()),
+        answer_logprobs=row["answer_logprobs"],
+        answer_mask=row["answer_mask"],
+        finish=row["finish"],
+        reward=row["reward"],
+        parsed=row["parsed"],
+        feedback=row["feedback"],
+        turn=None if row.get("turn") is None else row["turn"].astype(np.int16),
+        author=None if row.get("author") is None else row["author"].astype(np.uint8),
+    )
+
+
+def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:
+    """What the views read and what they said, by name."""
+    found = [] if row["view_context_ids"] is None else [("teacher", {**row, **_as_other(row)})]
+    found += [(view["name"], view) for view in row.get("views") or ()]
+    num_tokens = len(row["answer_ids"])
+    views = {name: _view(columns) for name, columns in found}
+    return views, {name: _signal(columns, num_tokens) for name, columns in found if columns["has_signal"]}
+
+
+def _as_other(row: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's columns under the names that the other views' have."""
+    names = ("context_ids", "sources", "num_truncated_tokens")
+    return {**{name: row[f"view_{name}"] for name in names}, "entropy": row["teacher_entropy"]}
+
+
+def _view(columns: dict[str, Any]) -> View:
+    return View(
+        context_ids=tuple(np.asarray(columns["context_ids"], dtype=np.int64).tolist()),
+        sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in columns["sources"]),
+        num_truncated_tokens=columns["num_truncated_tokens"],
+    )
+
+
+def _signal(columns: dict[str, Any], num_tokens: int) -> Signal:
+    shape = (num_tokens, columns["topk_k"])
+
+    def array(name: str, dtype: Any) -> Any:
+        return None if columns[name] is None else np.asarray(columns[name], dtype=dtype)
+
+    ids, logprobs = array("topk_ids", np.int64), array("topk_logprob", np.float32)
+    return Signal(
+        sampled_logprob_T=array("sampled_logprob", np.float32),
+        entropy_T=array("entropy", np.float32),
+        topk_ids_TK=None if ids is None else ids.reshape(shape),
+        topk_logprob_TK=None if logprobs is None else logprobs.reshape(shape),
+    )
+
+
+def _taught(row: dict[str, Any]) -> Taught | None:
+    if row.get("taught_terms") is None:  # version 1 has no such column
+        return None
+    shape = (len(row["taught_terms"]), len(row["answer_ids"]))
+    return Taught(
+        terms=tuple(row["taught_terms"]),
+        coef_ST=row["taught_coef"].reshape(shape),
+        loss_ST=row["taught_loss"].reshape(shape),
+        clipped_T=row["taught_clipped"],
+        student_logprob_T=row["student_logprob"],
+        student_entropy_T=row["student_entropy"],
+    )

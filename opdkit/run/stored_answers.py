@@ -1,0 +1,368 @@
+"""The folder of an evaluation: answers as they come, the problems they answer, and the numbers. No model, no torch.
+
+    result.json                 {"options", "sets": {name: {...}}, "eval": {name: Accuracy}, ...}
+    <name>.jsonl                a first line {"identity": what was asked}, then one answer a line
+    <name>.problems.jsonl.gz    the problems, so that the answers can be graded again anywhere
+    <name>.verifier.jsonl       what a verifier model said of rejected answers, where one was asked
+
+A training run keeps its evaluations' answers in eval/<which>.jsonl, all data sets in one file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from opdkit.errors import UserError
+from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of, contested
+from opdkit.measure.intervals import Estimate
+from opdkit.measure.published import Published, published
+from opdkit.measure.votes import SameAnswer
+from opdkit.run.folder import atomic_write
+from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.tasks.math.votes import math_votes
+from opdkit.types import Finish, Problem, Rollout
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswer(Answer):
+    """An answer with the text that was graded."""
+
+    text: str
+
+
+def stored_answer(rollout: Rollout, text: str) -> StoredAnswer:
+    (answer,) = answers_of([rollout])
+    return StoredAnswer(**asdict(answer), text=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSet:
+    """The saved answers of one model to one data set."""
+
+    name: str
+    asked: Mapping[str, Any]  # what was asked: data, fingerprint, sampling, as far as it was saved
+    answers: Sequence[StoredAnswer]
+    problems: Mapping[str, Problem] | None  # None: not saved beside the answers
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.asked.get("fingerprint")
+
+    @property
+    def task(self) -> str:
+        """The task's name, without its options. Nothing is imported: the file may be a stranger's."""
+        line = str(self.asked.get("task") or "").strip()
+        if line.startswith("{"):
+            try:
+                return str(tomllib.loads(f"task = {line}")["task"]["name"])
+            except (tomllib.TOMLDecodeError, KeyError, TypeError):
+                return line
+        return line.split()[0] if line else ""
+
+
+class Store:
+    """A JSONL file of answers. Its first line says what they are answers to; another file is refused, not mixed in."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._header = {"identity": json.loads(json.dumps(identity))}
+        rows = open_lines(path)
+        self._is_new = not rows  # the header is written with the first answers: a refused evaluation leaves nothing
+        if rows:
+            check_identity(path, rows[0].get("identity", {}), self._header["identity"])
+        self.answers = [_stored(path, row) for row in rows[1:]]
+
+    def append(self, answers: Sequence[StoredAnswer]) -> None:
+        rows = [asdict(answer) for answer in answers]
+        append_lines(self.path, [self._header, *rows] if self._is_new else rows)
+        self._is_new = False
+
+
+def clock_of(identity: Mapping[str, Any] | None) -> datetime:
+    """What the date is to chat templates that print it: when the first answers were asked for, so that a later call
+    asks in the same words. identity: of answers that are there already."""
+    said = (identity or {}).get("clock")
+    return datetime.fromisoformat(said) if said else datetime.now().replace(microsecond=0)
+
+
+def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError unless what is in the file and what is to be added answer the same question."""
+    differ = sorted(key for key in {*found, *wanted} - {"clock"} if found.get(key) != wanted.get(key))
+    if differ:
+        said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in differ)
+        raise UserError(f"{path} holds answers to another question: {said}; choose another --out")
+
+
+def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str, Sequence[StoredAnswer]]) -> None:
+    """A training run's evaluation, whole or not at all. asked: "sets" is data set -> what is only its own."""
+    rows = [{"data": name, **asdict(answer)} for name, found in answers.items() for answer in found]
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in [{"identity": asked}, *rows]))
+
+
+MOST_BYTES = 150  # of a data set's name in a file's: the rest of 255 is for what stands before and behind it
+
+
+def slug(name: str) -> str:
+    """A file name for a data set; a long one ends in a digest."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
+    if len(plain.encode()) <= MOST_BYTES:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{plain.encode()[-MOST_BYTES:].decode(errors='ignore').lstrip('._')}-{digest}"
+
+
+TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text
+
+
+def measure(answers: Sequence[Answer], *, task: str, with_published: bool = False) -> tuple[Accuracy, Published | None]:
+    """Every number of one data set. Equal answers of the math task are one vote of maj@n, however they are spelled;
+    programs have none."""
+    same: SameAnswer | None = math_votes(contested(answers)) if task == "math" else None
+    other = published(answers, same=same) if with_published else None
+    return accuracy(answers, same=same, has_votes=task not in TASKS_WITHOUT_VOTES), other
+
+
+def sentence(e: Accuracy) -> str:
+    """One line a person reads."""
+    avg = e["avg_at_n"]
+    text = f"avg@{e['samples']} {interval(avg)}"
+    if e["samples"] > 1:
+        n = e["samples"]
+        passes = e["pass_at_k"][str(n)]
+        text += f", pass@{n} {interval(passes)}"
+        if passes["problems"] < e["problems"]:
+            text += f" over the {passes['problems']} with {n} graded answers"
+        text += f", maj@{n} {interval(e['maj_at_n'])}"
+    text += f" over {e['problems']} problems"
+    counts = {"truncated": e["num_truncated"], "without answer": e["num_no_answer"], "ungraded": e["num_ungraded"]}
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{text} ({said})" if said else text
+
+
+def interval(estimate: Estimate) -> str:
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "unknown"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+# --- problems -------------------------------------------------------------------------------------------------------
+
+
+def problems_path(folder: Path, name: str) -> Path:
+    return folder / f"{slug(name)}.problems.jsonl.gz"
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    lines = [
+        json.dumps(
+            {
+                "id": problem.id,
+                "task": problem.task,
+                "messages": [dict(turn) for turn in problem.messages],
+                "gold": problem.gold,
+                "solution": problem.solution,
+                "meta": dict(problem.meta),
+            }
+        )
+        for problem in problems
+    ]
+    # No time stamp inside, so that the same problems are the same bytes.
+    atomic_write(path, gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0))
+
+
+def read_problems(path: Path) -> dict[str, Problem] | None:
+    """Problem id -> problem; None if the file is not there. Raises UserError if it is damaged."""
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        return {row["id"]: Problem(**{**row, "messages": tuple(row["messages"])}) for row in rows}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}); delete it and run the same `opdkit evaluate` again, which "
+            "samples nothing that is there"
+        ) from None
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_answers(path: Path, which: str | None = None, *, unmeasured: bool = False) -> dict[str, AnswerSet]:
+    """Data set -> answers, of an evaluation's folder, one of its .jsonl files, or a training run.
+
+    Of a folder, the answers that its result.json measures: a smaller -n left more of them stored, and so does a larger
+    one that has not come to its numbers. unmeasured: those too.
+
+    which: for a training run: "after" (its last evaluation, the default), "before", "teacher", a step's evaluation; or
+    "rows", the training answers of the last step that saved them, or of another one, "rows-100".
+    Raises UserError for a path that holds no answers, with what it does hold.
+    """
+    if path.is_file():
+        found = _read_file(path)
+    elif not path.is_dir():
+        raise UserError(f"there is no file or folder {path}; give an evaluation's folder, or a run folder")
+    elif (path / "recipe.toml").exists():
+        return _read_run(path, which or "after")
+    else:
+        found = {}
+        most = math.inf if unmeasured else num_measured(read_result(path) or {})
+        for file in _answer_files(path):
+            for name, one in _read_file(file).items():
+                found[name] = replace(one, answers=[a for a in one.answers if a.sample_id < most])
+        if not found:
+            raise UserError(
+                f"{path} holds no saved answers: it is neither a run folder (no recipe.toml) nor the folder of an "
+                "evaluation (no <data>.jsonl)"
+            )
+    if which is not None:
+        raise UserError(f"{path} is one evaluation, so there is no {which!r} in it; leave `@{which}` out")
+    return found
+
+
+def path_and_which(words: str) -> tuple[Path, str | None]:
+    """The arguments of `read_answers`: `runs/x@teacher` is split at its last @, unless a path has that very name."""
+    head, at, tail = words.rpartition("@")
+    if at and head and not Path(words).exists():
+        return Path(head), tail
+    return Path(words), None
+
+
+def _answer_files(folder: Path) -> list[Path]:
+    """Those that result.json names, or every one of an evaluation that did not finish."""
+    result = read_result(folder)
+    if result is not None:
+        return [folder / f"{slug(name)}.jsonl" for name in result["eval"]]
+    files = sorted(folder.glob("*.jsonl"))
+    return [file for file in files if not file.name.endswith(".verifier.jsonl") and ".before_regrade" not in file.name]
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """result.json; None if there is none. Raises UserError if it is not one."""
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run the same `opdkit evaluate` again to write it") from None
+    if not isinstance(result, dict) or not isinstance(result.get("eval"), dict):
+        raise UserError(f'{path} is not the result of an evaluation: it has no "eval"')
+    return result
+
+
+def num_measured(result: Mapping[str, Any]) -> float:
+    """How many answers of each problem its numbers are of: those with the first sample ids. inf: all there are."""
+    return float(result.get("options", {}).get("num_samples", math.inf))
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    atomic_write(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _read_run(run: Path, which: str) -> dict[str, AnswerSet]:
+    if which == "rows" or (which.startswith("rows-") and which[5:].isdigit()):
+        from opdkit.run.row_answers import row_answers  # which imports this module
+
+        return row_answers(run, int(which[5:]) if which != "rows" else None)
+    folder = run / "eval"
+    steps = sorted(int(path.stem[5:]) for path in folder.glob("step_*.jsonl") if path.stem[5:].isdigit())
+    names = {f"step_{step:06d}": str(step) for step in steps}
+    if steps:
+        names |= {"before": str(steps[0]), "after": str(steps[-1])}
+    stem = which
+    if which in names or which.isdigit():
+        stem = f"step_{int(names.get(which, which)):06d}"
+    path = folder / f"{stem}.jsonl"
+    if not path.exists():
+        had = ["teacher"] * (folder / "teacher.jsonl").exists() + list(map(str, steps))
+        if not had:
+            raise UserError(
+                f"{run} holds no evaluation with its answers (eval/*.jsonl), so there is nothing to compare problem by "
+                "problem; evaluate its checkpoint with `opdkit evaluate`"
+            )
+        raise UserError(f"{run} has no evaluation {which!r}; it has {', '.join(had)}, before, after and rows")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, AnswerSet]:
+    rows = read_lines(path)
+    asked = rows[0].get("identity") if rows else None
+    if not isinstance(asked, dict) or not (asked.get("sets") or asked.get("name") or asked.get("data")):
+        raise UserError(f"{path} is not a file of answers: its first line should say what was asked")
+    if "sets" in asked:  # a training run: the data sets of one evaluation share a file
+        answers: dict[str, list[StoredAnswer]] = {name: [] for name in asked["sets"]}
+        for row in rows[1:]:
+            if row.get("data") not in answers:
+                raise UserError(
+                    f"{path} holds a line of no data set of its first line ({row.get('data')!r}); restore it"
+                )
+            answers[row["data"]].append(_stored(path, row))
+        shared = {key: value for key, value in asked.items() if key != "sets"}
+        return {
+            name: AnswerSet(name=name, asked={**shared, **asked["sets"][name]}, answers=found, problems=None)
+            for name, found in answers.items()
+        }
+    name = asked.get("name") or asked["data"][0]
+    problems = read_problems(problems_path(path.parent, name))
+    stored = [_stored(path, row) for row in rows[1:]]
+    return {name: AnswerSet(name=name, asked=asked, answers=stored, problems=problems)}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; a last line that a crash cut is left out, and nothing is changed."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}, which {path.parent / RESULT} names; evaluate again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number} is not JSON: the file was changed; restore it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number} is not a JSON object, so it is no file of answers")
+        rows.append(row)
+    return rows
+
+
+_FIELDS = {field.name for field in fields(StoredAnswer)}
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "problem_id": lambda value: isinstance(value, str),
+    "sample_id": lambda value: type(value) is int,
+    "reward": lambda value: value is None or (type(value) in (int, float) and math.isfinite(value)),
+    "parsed": lambda value: isinstance(value, str | None),
+    "finish": lambda value: value in get_args(Finish),
+    "num_tokens": lambda value: value is None or type(value) is int,
+    "text": lambda value: isinstance(value, str),
+}
+
+
+def _stored(path: Path, row: Mapping[str, Any]) -> StoredAnswer:
+    try:
+        answer = StoredAnswer(**{key: value for key, value in row.items() if key in _FIELDS})
+    except TypeError as error:
+        raise UserError(f"{path} holds a line that is no answer ({error})") from None
+    wrong = [name for name, fits in _FITS.items() if not fits(getattr(answer, name))]
+    if wrong:
+        raise UserError(
+            f"{path}: {wrong[0]} = {getattr(answer, wrong[0])!r} of sample {answer.sample_id!r} to problem "
+            f"{answer.problem_id!r} is none; the file was changed: restore it"
+        )
+    return answer

@@ -1,0 +1,316 @@
+"""Your own task: a file, or a module that can be imported, that a recipe names.
+
+    task = "my_task.py"            what the file calls `grade` or `Task`
+    task = "my_task.py:Strict"     another name in it
+    task = "my_pkg.my_task"        the same with a module; from the current folder, too
+    task = "my_pkg.my_task:Strict"
+
+The name stands for a function `grade(problem, text, *, options...)` that returns a `Grade` or a number, or for a class
+made with its options whose objects have `grade(items) -> list[Grade]`. It runs in a process of its own
+(`_user_worker.py`), with your rights and environment, since it is your code. It may loop, exit or crash, so it has a
+time limit, is killed with everything it started, and only JSON comes back from it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opdkit.errors import UserError
+from opdkit.tasks.arguments import OptionArgument, argument_from_json, value_as_json
+from opdkit.tasks.base import Crash, Grade, GraderDown, Task, checked
+from opdkit.tasks.user.process import Failed, Lost, TooLong, UserProcess
+from opdkit.types import Problem
+
+START_LIMIT_S = 60.0  # of importing what the recipe names
+_MAX_BATCH_TIMES = 10  # a class gets a batch at once, and for it so many times the limit of one answer, or fewer
+_MAX_LOST_IN_A_ROW = 10  # answers on which the process was lost; then it grades nothing, and waiting costs hours
+_CLOSE_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UserTask:
+    """What a recipe's reference names, as its own process describes it. Called with options, it makes the task."""
+
+    reference: str
+    path: Path | None  # of the file; None: a module
+    content: bytes | None  # of the file, when it was first read: this is what runs, also if it is edited during a run
+    arguments: tuple[OptionArgument, ...]
+    needs_gold: bool
+    takes_batches: bool
+    time_limit_s: float
+    files: Mapping[str, tuple[str, str]]  # "", or " imports NAME" -> path, sha256
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {part: digest for part, (_, digest) in self.files.items()}
+
+    def __call__(self, **options: Any) -> Task:
+        return WorkerTask(self, options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGrade(Grade):
+    """A grade from another process, with what it said besides."""
+
+    said_accuracy: float | None
+    said_numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.said_accuracy
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        return self.said_numbers
+
+
+_known: dict[tuple[str, Path], UserTask] = {}
+
+
+def load_user_task(reference: str, known: Sequence[str]) -> UserTask:
+    """Raises ValueError with one sentence: not there, broken, without end, or not a task. The same object as long as
+    no file of it has changed."""
+    module_name = reference.partition(":")[0]
+    path = Path(module_name).expanduser() if module_name.endswith(".py") else None
+    if path is None and "." not in module_name and ":" not in reference:
+        raise ValueError(
+            f'is not a task; known are {", ".join(known)}, or write your own: "file.py" or "package.module:name"'
+        )
+    if path is not None and not path.is_file():
+        raise ValueError(f"there is no file {path} (looked up from {Path.cwd()})")
+    found = _known.get((reference, Path.cwd()))
+    if found is None or any(_sha256(Path(file)) != digest for file, digest in found.files.values()):
+        path = None if path is None else path.resolve()
+        found = _describe(reference, path, None if path is None else path.read_bytes())
+        _known[reference, Path.cwd()] = found
+    return found
+
+
+def _describe(reference: str, path: Path | None, content: bytes | None) -> UserTask:
+    process = UserProcess()
+    try:
+        said = process.ask(_import_request(reference, path, content), START_LIMIT_S)
+        return UserTask(
+            reference=reference,
+            path=path,
+            content=content,
+            arguments=tuple(argument_from_json(argument) for argument in said["arguments"]),
+            needs_gold=bool(said["needs_gold"]),
+            takes_batches=bool(said["takes_batches"]),
+            time_limit_s=float(said["time_limit_s"]),
+            files={
+                str(part): (
+                    str(file),
+                    hashlib.sha256(content).hexdigest() if content is not None and not part else str(digest),
+                )
+                for part, (file, digest) in said["files"].items()
+            },
+        )
+    except Lost as error:
+        raise ValueError(
+            f"{path or reference} cannot be imported: {error}; what is slow or may not return belongs into a function"
+        ) from None
+    except (Failed, GraderDown, UserError) as error:
+        raise ValueError(str(error)) from None
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path or reference} was imported by a process that answers nonsense: {error!r}") from None
+    finally:
+        process.end()
+
+
+class WorkerTask:
+    """A user's task, graded in its own process: made at once, and again where it was lost.
+
+    What it keeps in memory (models, caches, counts) lasts as long as the process does.
+    """
+
+    def __init__(self, user_task: UserTask, options: Mapping[str, Any]) -> None:
+        """Raises UserError for options that its class refuses, or a class that cannot be made."""
+        self.name = user_task.reference
+        self._user_task, self._options = user_task, value_as_json(options)
+        self._lock = threading.Lock()
+        self._process: UserProcess | None = None
+        self._num_lost_in_a_row = 0
+        self._stats: dict[str, float] = {}  # of the process that is there
+        self._stats_before: dict[str, float] = {}  # of those that are gone
+        self._has: Mapping[str, Any] | None = None  # what else the task can do; None: it was not made yet
+        with self._lock:
+            self._start()
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        names = self._stats.keys() | self._stats_before.keys()
+        return {name: self._stats.get(name, 0.0) + self._stats_before.get(name, 0.0) for name in names}
+
+    @property
+    def describe(self) -> Any:
+        return self._said("describe")
+
+    @property
+    def main(self) -> Any:
+        return self._said("main")
+
+    def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        return self._grade(items, main=False)
+
+    def close(self) -> None:
+        """Lets the task close itself, and ends its process. Safe to call twice."""
+        with self._lock:
+            if self._process is not None:
+                with contextlib.suppress(Failed, GraderDown, UserError):
+                    self._process.ask({"do": "close"}, _CLOSE_LIMIT_S)
+                self._forget()
+
+    def _said(self, name: str) -> Any:
+        """AttributeError where the user's task has none, as for any object."""
+        if not (self._has or {}).get(name):
+            raise AttributeError(f"the task {self.name} has no {name}")
+        return self._describe if name == "describe" else _Main(self)
+
+    def _describe(self) -> Any:
+        try:
+            with self._lock:
+                return self._ask({"do": "describe"}, self._user_task.time_limit_s)["said"]
+        except (Failed, KeyError) as error:
+            raise UserError(f"the task {self.name} cannot describe itself: {error}") from None
+
+    def _grade(self, items: Sequence[tuple[Problem, str]], *, main: bool) -> list[Grade]:
+        with self._lock:
+            if self._user_task.takes_batches and len(items) > 1:
+                with contextlib.suppress(Failed):
+                    return self._grades(items, main)
+            return [self._alone(item, main) for item in items]  # so that a failure costs one answer
+
+    def _alone(self, item: tuple[Problem, str], main: bool) -> Grade:
+        try:
+            return self._grades([item], main)[0]
+        except Failed as error:
+            return Crash.because(str(error))
+
+    def _grades(self, items: Sequence[tuple[Problem, str]], main: bool) -> list[Grade]:
+        problems = {id(problem): problem for problem, _ in items}
+        places = {key: place for place, key in enumerate(problems)}
+        request = {
+            "do": "grade",
+            "problems": [_problem_as_json(problem) for problem in problems.values()],
+            "items": [(places[id(problem)], text) for problem, text in items],
+            "main": main,
+        }
+        reply = self._ask(request, self._user_task.time_limit_s * min(len(items), _MAX_BATCH_TIMES))
+        try:
+            grades = [_grade_from_json(said) for said in reply["grades"]]
+            self._stats = {str(name): float(number) for name, number in reply["stats"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._forget()
+            raise Failed(f"its process answered nonsense, and was ended: {error!r}") from None
+        return grades
+
+    def _ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+        """Raises Failed; GraderDown where the task says so, or its process is lost again and again."""
+        process = self._start()
+        try:
+            reply = process.ask(request, limit_s)
+        except Lost as error:
+            self._forget()
+            self._num_lost_in_a_row += 1
+            if self._num_lost_in_a_row >= _MAX_LOST_IN_A_ROW:
+                times = f"{self._num_lost_in_a_row} times in a row"
+                raise GraderDown(f"the task {self.name} graded nothing {times}; the last time {error}") from None
+            hint = "; if it needs longer, give what grades a time_limit_s" if isinstance(error, TooLong) else ""
+            raise Lost(f"{error}, and another started, without what it kept in memory{hint}") from None
+        except GraderDown:
+            raise
+        except (Failed, UserError) as error:
+            self._num_lost_in_a_row = 0
+            raise Failed(str(error)) from None
+        except BaseException:
+            self._forget()  # e.g. Ctrl-C: what it is asked now must not answer the next request
+            raise
+        self._num_lost_in_a_row = 0
+        return reply
+
+    def _start(self) -> UserProcess:
+        """The process, with the task in it. Raises UserError if the first cannot be made, GraderDown if a later one."""
+        if self._process is not None and self._process.is_ours:
+            return self._process
+        task, process = self._user_task, UserProcess()
+        try:
+            said = process.ask(_import_request(task.reference, task.path, task.content), START_LIMIT_S)
+            for part, (file, digest) in task.files.items():
+                if said["files"].get(part) != [file, digest] and not (part == "" and task.content is not None):
+                    raise UserError(
+                        f"{file} has changed since it was first read; start again, for one grader throughout"
+                    )
+            limit_s = max(START_LIMIT_S, task.time_limit_s)
+            self._has = process.ask({"do": "make", "options": self._options}, limit_s)
+        except (Failed, UserError) as error:
+            process.end()
+            sentence = f"the task {self.name} cannot be made: {error}"
+            raise (GraderDown(sentence) if self._has is not None else UserError(sentence)) from None
+        except BaseException:
+            process.end()
+            raise
+        self._process = process
+        return process
+
+    def _forget(self) -> None:
+        self._stats_before, self._stats = dict(self.stats), {}
+        if self._process is not None:
+            self._process.end()
+        self._process = None
+
+
+class _Main:
+    """The task whose accuracy an evaluation measures, where the user's task has another one than itself."""
+
+    def __init__(self, task: WorkerTask) -> None:
+        self.name, self._task = task.name, task
+
+    def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
+        return self._task._grade(items, main=True)
+
+    def close(self) -> None:
+        self._task.close()
+
+
+def _import_request(reference: str, path: Path | None, content: bytes | None) -> dict[str, Any]:
+    encoded = None if content is None else base64.b64encode(content).decode()
+    return {"do": "import", "reference": reference, "path": None if path is None else str(path), "content": encoded}
+
+
+def _grade_from_json(said: Mapping[str, Any]) -> Grade:
+    accuracy, numbers = said["said_accuracy"], said["said_numbers"]
+    return checked(
+        WorkerGrade(
+            score=said["score"],
+            verdict=said["verdict"],
+            parsed=said["parsed"],
+            feedback=said["feedback"],
+            said_accuracy=None if accuracy is None else float(accuracy),
+            said_numbers={str(name): float(number) for name, number in numbers.items()},
+        )
+    )
+
+
+def _problem_as_json(problem: Problem) -> dict[str, Any]:
+    return {
+        "id": problem.id,
+        "task": problem.task,
+        "messages": [dict(turn) for turn in problem.messages],
+        "gold": problem.gold,
+        "solution": problem.solution,
+        "meta": dict(problem.meta),
+    }
+
+
+def _sha256(file: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return None

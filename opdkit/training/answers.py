@@ -1,0 +1,101 @@
+"""Where a step's answers come from: the student (on-policy), the data set, or the teacher (cold starts)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from opdkit.contexts import build_views
+from opdkit.contexts.render import Renderer
+from opdkit.engines.base import Progress, Sampler
+from opdkit.engines.hf import HFEngine
+from opdkit.engines.model import LanguageModel
+from opdkit.recipe import Recipe
+from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups
+from opdkit.tasks.base import Task
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.teacher import Teacher
+from opdkit.types import Group, Problem, Rollout
+
+
+@dataclass(slots=True)
+class Answers:
+    """Called with (problems, step) it returns graded groups. The prompts are always the student's."""
+
+    recipe: Recipe
+    student: LanguageModel
+    renderer: Renderer
+    optimizer: Optimizer
+    teacher: Teacher | None
+    task: Task
+    progress: Progress | None = None  # hears of answers as they are finished
+
+    def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
+        source = self.recipe.method.answer_source
+        if source == "student":
+            return self._sampled(self.student_engine(), self.renderer, problems, step)
+        if source == "dataset":
+            return dataset_groups(
+                problems,
+                renderer=self.renderer,
+                stop_id=self.student.end_id,
+                max_answer_tokens=self.recipe.sampling.max_answer_tokens,
+                policy_version=step,
+            )
+        assert self.teacher is not None
+        read = self._read_by_teacher(problems, step)
+        with self.teacher.active():
+            groups = self._sampled(self.teacher.engine(), self.teacher.renderer, problems, step, read)
+        return [read_by(self.renderer, group) for group in groups]
+
+    def student_engine(self) -> HFEngine:
+        """The student with the weights of this moment, as the computation reads them."""
+        with torch.no_grad():
+            weights = self.optimizer.compute_weights()
+        return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
+
+    def _read_by_teacher(self, problems: Sequence[Problem], step: int) -> dict[str, Sequence[int]]:
+        """Problem id -> what the teacher reads while it answers: the context that it reads when it scores.
+
+        Problems that give it nothing to read are missing: their answers leave the batch unscored, and are counted.
+        """
+        assert self.teacher is not None
+        nothing = Rollout(
+            problem_id="",
+            sample_id=0,
+            policy_version=step,
+            prompt_ids=(),
+            answer_ids=(),
+            answer_logprobs=None,
+            answer_mask=np.ones(0, dtype=np.bool_),
+            finish="length",
+        )
+        groups = [Group(problem=p, rollouts=(replace(nothing, problem_id=p.id),)) for p in problems]
+        identity = (self.recipe.seed, step, "context")
+        views = build_views(groups, self.recipe.context, self.teacher.renderer, identity=identity)
+        return {p.id: view.context_ids for p, view in zip(problems, views, strict=True) if view is not None}
+
+    def _sampled(
+        self,
+        sampler: Sampler,
+        renderer: Renderer,
+        problems: Sequence[Problem],
+        step: int,
+        read: Mapping[str, Sequence[int]] | None = None,
+    ) -> list[Group]:
+        sampling = self.recipe.sampling
+        return sample_groups(
+            problems,
+            sampler=sampler,
+            renderer=renderer,
+            task=self.task,
+            params=sampling.params,
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, step, "sample"),
+            policy_version=step,
+            progress=self.progress,
+            read=read,
+        )

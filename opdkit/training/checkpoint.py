@@ -1,0 +1,262 @@
+"""Checkpoints that are whole or not there: everything a resumed run needs to continue to the same bits.
+
+    checkpoints/step_000100/model/                 Hugging Face format (a LoRA student: its adapter), float32
+                            optimizer.safetensors  "<parameter>/<what>"
+                            teacher.safetensors    only for teachers that have a state (initial, ema)
+                            state.json             {"version", "step", "counters", "pass_rates", "files"}
+                            SHA256SUMS             of every file; `sha256sum -c SHA256SUMS` checks them by hand
+
+There is no random state to save: every seed comes from identity (seed, step, problem, sample).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from opdkit.engines.load import quiet_libraries
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import UserError
+from opdkit.run.folder import sync_folder
+
+VERSION = 2
+WITHOUT_SUMS = 1  # the format before this one
+SUMS = "SHA256SUMS"
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    path: Path
+    step: int
+    counters: Mapping[str, float]
+    pass_rates: Mapping[str, float]
+
+    files: tuple[str, ...]  # "optimizer", "teacher": what was written
+    damaged: Mapping[Path, str]  # the newer ones that are not whole, and why
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Raises UserError for a file that became unreadable since it was checked."""
+        if name not in self.files:
+            return {}
+        file = self.path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} cannot be read ({error}); remove {self.path} to go on from an older one") from None
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    model: LanguageModel,
+    optimizer: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    counters: Mapping[str, float],
+    pass_rates: Mapping[str, float],
+    keep: int,
+) -> Path:
+    """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk."""
+    target, unfinished = folder / f"step_{step:06d}", folder / f".unfinished-step_{step:06d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        save_model(model, unfinished / "model")
+        files = [name for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors]
+        for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
+            if tensors:
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
+                )
+        state = {"version": VERSION, "step": step, "counters": dict(counters), "pass_rates": dict(pass_rates)}
+        state["files"] = files
+        (unfinished / "state.json").write_text(json.dumps(state, indent=1))
+        _write_sums(unfinished)
+        _sync(unfinished)
+        if target.exists():  # a run that was resumed from an older checkpoint writes this one anew
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        kept = _all(folder)
+        safe = f"the last complete checkpoint is {kept[-1]}; make room and go on with --resume" if kept else "make room"
+        raise UserError(f"checkpoint {target} could not be written ({error}); {safe}") from error
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def save_model(model: LanguageModel, path: Path) -> None:
+    """Weights as they are trained (float32), tokenizer and stops, as transformers or peft load any checkpoint."""
+    adapted = hasattr(model.module, "get_base_model")
+    generation = getattr(model.module.get_base_model() if adapted else model.module, "generation_config", None)
+    if generation is not None:
+        generation.eos_token_id = sorted(model.stop_ids)
+    with quiet_libraries():
+        model.module.save_pretrained(path)
+        model.tokenizer.save_pretrained(path)
+        if adapted and generation is not None:  # peft saves the adapter alone
+            generation.save_pretrained(path)
+
+
+def latest(folder: Path) -> Saved | None:
+    """The newest checkpoint that is whole, every file of it read and compared with its checksum; None if there is none.
+
+    Newer ones that are damaged are named in `Saved.damaged`. Raises UserError if all are, or if the newest was written
+    by another version of the format.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(_all(folder)):
+        try:
+            return _checked(path, dict(damaged))
+        except _Damaged as error:
+            damaged[path] = str(error)
+    if damaged:
+        said = "; ".join(f"{path}: {why}" for path, why in damaged.items())
+        raise UserError(
+            f"no checkpoint of the run is whole ({said}): restore its files, or begin again with --overwrite"
+        )
+    return None
+
+
+def set_aside(saved: Saved) -> list[str]:
+    """Rename the damaged checkpoints, so that nothing goes on from them or deletes a whole one in their favour.
+
+    Returns a sentence for each.
+    """
+    said = []
+    for path, why in saved.damaged.items():
+        number = sum(1 for _ in path.parent.glob(f"{path.name}.damaged*"))
+        aside = path.with_name(f"{path.name}.damaged{number or ''}")
+        path.rename(aside)
+        said.append(
+            f"the checkpoint {path} is damaged ({why}), and is kept as {aside.name}: going on from {saved.path}"
+        )
+    sync_folder(saved.path.parent)
+    return said
+
+
+class _Damaged(Exception):
+    """Why a checkpoint is not whole."""
+
+
+def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
+    state = _read_state(path / "state.json")
+    if state.get("version") not in (VERSION, WITHOUT_SUMS):
+        raise UserError(
+            f"{path} has checkpoint format {state.get('version')}; this opdkit reads {VERSION}: use the one that "
+            "wrote it"
+        )
+    step, counters, pass_rates = state.get("step"), state.get("counters"), state.get("pass_rates")
+    files = state.get("files")
+    if type(step) is not int or path.name != f"step_{step:06d}":
+        raise _Damaged(f"its state.json is of step {step!r}")
+    if not (_are_numbers(counters) and _are_numbers(pass_rates) and isinstance(files, list)):
+        raise _Damaged("its state.json has no counters, pass_rates and files")
+    if state["version"] == VERSION:
+        _check_sums(path)
+    else:
+        _check_without_sums(path, files)
+    return Saved(path=path, step=step, counters=counters, pass_rates=pass_rates, files=tuple(files), damaged=damaged)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _Damaged(f"{path.name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Damaged(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(state, dict):
+        raise _Damaged(f"{path.name} is no JSON object")
+    return state
+
+
+def _are_numbers(table: Any) -> TypeGuard[dict[str, float]]:
+    return isinstance(table, dict) and all(isinstance(value, int | float) for value in table.values())
+
+
+def _write_sums(folder: Path) -> None:
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def _check_sums(folder: Path) -> None:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        raise _Damaged(f"{SUMS} is missing") from None
+    except (OSError, ValueError) as error:
+        raise _Damaged(f"{SUMS} cannot be read: {error}") from None
+    if "state.json" not in sums:
+        raise _Damaged(f"{SUMS} is cut short")
+    for name, digest in sums.items():
+        file = folder / name
+        try:
+            is_same = file.is_file() and _sha256(file) == digest
+        except OSError as error:
+            raise _Damaged(f"{name} cannot be read: {error.strerror}") from None
+        if not is_same:
+            raise _Damaged(f"{name} is not what was written" if file.exists() else f"{name} is missing")
+
+
+def _check_without_sums(folder: Path, files: Sequence[str]) -> None:
+    """Of a checkpoint from before there were checksums: whether everything is there and begins as it should."""
+    for name in (f"{name}.safetensors" for name in files):
+        if not (folder / name).is_file():
+            raise _Damaged(f"{name} is missing")
+    if not any((folder / "model").glob("*.safetensors")):
+        raise _Damaged("model has no weights")
+    for file in _files(folder):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise _Damaged(f"{file.relative_to(folder)} cannot be read: {error}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below it; SHA256SUMS is written after the others."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _all(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("step_*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)

@@ -1,0 +1,148 @@
+"""`opdkit make-model`: a tiny test model with its own tokenizer, taught a little by the ordinary trainer (`sft`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from opdkit.data.readers import load_problems
+from opdkit.engines.scratch import bpe_tokenizer, char_tokenizer
+from opdkit.engines.scratch import make_model as make_untrained
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe, parse_recipe
+from opdkit.tasks import arithmetic
+from opdkit.training.demonstrations import MARKS, demonstration_lessons, rounds
+from opdkit.training.loop import train
+from opdkit.types import Problem
+
+BATCH = 64
+TEXT_POSITIONS = 4096  # room for a problem, its reference solution and an answer
+WORLD_POSITIONS, READING_POSITIONS = 128, 512  # the second with three demonstrations in the longest world
+
+
+def make_model(
+    out: Path,
+    *,
+    data: str,
+    hidden_size: int,
+    num_layers: int,
+    steps: int,
+    seed: int,
+    console: Console,
+    vocab_size: int = 2048,
+    limit: int | None = None,
+    reads_demonstrations: bool = False,
+    train_overrides: dict[str, Any] | None = None,
+    name: str = "lessons",
+    problems: Sequence[Problem] | None = None,
+) -> None:
+    """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
+
+    The tokenizer knows the characters of a built-in world, or is a byte-level BPE trained on the data's text.
+    limit: teach only so many problems, again and again: a model that is good at them and half-way on others.
+    reads_demonstrations: teach a world with worked answers in front of the question (`demonstrations.py`).
+    `problems` stand in for the lessons that `data` would give.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists; remove it, or choose another folder")
+    world = data.startswith("arithmetic:")
+    if reads_demonstrations and not world:
+        raise UserError(
+            f"--reads-demonstrations teaches in a built-in world, but --data is {data}; use arithmetic:add-3:train"
+        )
+    if problems is None:
+        problems = _lessons(data, steps * BATCH, limit, seed, reads_demonstrations)
+    if world:
+        tokenizer = char_tokenizer(arithmetic.ALPHABET + (MARKS if reads_demonstrations else ""))
+    else:
+        tokenizer = bpe_tokenizer((text for p in problems for text in _texts(p)), vocab_size)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".opdkit-make-model-", dir=out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent} ({error.strerror}); choose another folder") from error
+    with scratch_folder as scratch:  # beside `out`, so that the finished model moves there whole
+        untrained = Path(scratch) / "untrained"
+        make_untrained(
+            untrained,
+            tokenizer=tokenizer,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            seed=seed,
+            max_positions=_positions(world, reads_demonstrations),
+        )
+        made = untrained
+        if steps:
+            summary = train(
+                _recipe(untrained, scratch, name, data, world, steps, seed, train_overrides),
+                console=console,
+                problems=problems,
+            )
+            made = Path(scratch) / name / summary["model"]
+        made.rename(out)
+    console.print(f"made {out}", highlight=False, soft_wrap=True)
+
+
+def lessons(data: str, *, num: int, seed: int, limit: int | None = None) -> list[Problem]:
+    """`num` lessons: the first `limit` problems of a world again and again, with a fresh solution each time."""
+    return [
+        replace(p, id=f"{p.id}/{epoch}", solution=arithmetic.random_solution(p, seed + epoch))
+        for epoch, p in islice(rounds(data, limit, seed), num)
+    ]
+
+
+def _lessons(data: str, num: int, limit: int | None, seed: int, reads_demonstrations: bool) -> list[Problem]:
+    if not data.startswith("arithmetic:"):
+        return load_problems(data, task="math", limit=limit, seed=seed).problems
+    if reads_demonstrations:
+        return demonstration_lessons(data, num=num, pool=limit, seed=seed)
+    return lessons(data, num=num, seed=seed, limit=limit)
+
+
+def _positions(world: bool, reads_demonstrations: bool) -> int:
+    if not world:
+        return TEXT_POSITIONS
+    return READING_POSITIONS if reads_demonstrations else WORLD_POSITIONS
+
+
+def _recipe(
+    model: Path,
+    scratch: str,
+    name: str,
+    data: str,
+    world: bool,
+    steps: int,
+    seed: int,
+    overrides: dict[str, Any] | None,
+) -> Recipe:
+    return parse_recipe(
+        {
+            "name": name,
+            "seed": seed,
+            "runs_dir": scratch,
+            "model": {"path": str(model), "dtype": "float32"},
+            "data": {"train": data, "task": "arithmetic" if world else "math"},
+            "sampling": {"max_answer_tokens": 64 if world else 512},
+            "method": {"name": "sft"},
+            "train": {
+                "steps": steps,
+                "problems_per_step": BATCH if world else 16,
+                "optimizer": "muon",
+                "lr": 8e-3,
+                "schedule": "linear",
+                "save_every": 0,
+                "save_rows_every": 0,
+                **(overrides or {}),
+            },
+        }
+    )
+
+
+def _texts(problem: Problem) -> list[str]:
+    return [message["content"] for message in problem.messages] + [problem.solution or ""]

@@ -1,0 +1,55 @@
+"""The student, as the recipe asks for it: full weights in float32, or LoRA adapters over a frozen base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe
+from opdkit.training.models.lora import with_lora
+
+
+def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
+    """Load the student ready for training; `resume_from` is a checkpoint's model folder."""
+    section = recipe.model
+    compute = getattr(torch, section.dtype)
+    is_adapter = section.lora is not None or os.path.exists(Path(section.path) / "adapter_config.json")
+    student = LanguageModel.load(
+        resume_from or section.path,
+        dtype=compute if is_adapter else torch.float32,  # what is trained is float32; a frozen base is not trained
+        device=pick_device(section.device),
+        trust_remote_code=section.trust_remote_code,
+        chat_template=section.chat_template,
+        attn_implementation=section.attn_implementation,
+        stop_tokens=section.stop_tokens,
+        base=section.path if section.lora else None,  # it may have been moved since the checkpoint was written
+    )
+    if section.lora and resume_from is None:
+        student = with_lora(student, section.lora, path=section.path, seed=recipe.seed, stop_tokens=section.stop_tokens)
+    base = Path(section.path)
+    if section.lora and base.exists():  # a relative path would be lost as soon as somebody evaluates from elsewhere
+        student.module.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    if section.gradient_checkpointing:
+        student.checkpoint_activations()
+    return student
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
+    if name == "auto":
+        return (
+            torch.accelerator.current_accelerator() or torch.device("cpu")
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'model.device = "{name[:80]}" is not to be had here ({reason}); use "auto" or "cpu"') from None
+    return device

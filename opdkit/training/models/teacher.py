@@ -1,0 +1,294 @@
+"""Who scores. A teacher is an engine, a chat template and (for exact distributions) a head.
+
+Self-teachers share the student's module and differ in its weights, which are put in for the length of a call and never
+written into it: `initial` (as training began), `ema` (float32, in every checkpoint), `live`, `adapter_off` (LoRA: the
+base model), `trust_region` (initial and live logits mixed). Any other model comes by path, with its own chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from datetime import datetime
+
+import torch
+from torch import Tensor
+
+from opdkit.contexts.render import Renderer
+from opdkit.engines.base import Progress
+from opdkit.engines.hf import HFEngine, signals_of
+from opdkit.engines.model import LanguageModel
+from opdkit.engines.vocabulary import common_ids
+from opdkit.errors import UserError
+from opdkit.losses import Head
+from opdkit.losses.inputs import mixed_head
+from opdkit.recipe import Recipe, TeacherSection
+from opdkit.training.models.optimizer import Optimizer, check_tensors
+from opdkit.training.models.sides import teacher_reading
+from opdkit.types import Asked, Signal
+
+Weights = Callable[[], Mapping[str, Tensor] | None]
+_HIDDEN_STATES = Asked("distribution")
+
+
+class Teacher:
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        *,
+        max_tokens_per_batch: int,
+        weights: Weights = lambda: None,
+        adapter_off: bool = False,
+    ) -> None:
+        self.model = model
+        self.renderer = renderer
+        self._weights = weights
+        self._mode: Callable[[], AbstractContextManager[None]] = model.adapter_off if adapter_off else nullcontext
+        self._max_tokens = max_tokens_per_batch
+
+    def engine(self) -> HFEngine:
+        """An engine with the teacher's weights of this moment."""
+        return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights())
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
+        return self._mode()
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        asked: Asked,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[Signal]:
+        with self.active():
+            return self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
+
+    def head(self) -> Head:
+        return self.model.head(self._weights())
+
+    def after_step(self) -> None:
+        """Called after every optimizer step that was applied."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises UserError unless `state` has exactly the tensors that this teacher saves."""
+        check_tensors("teacher", state, {})
+
+
+class LiveTeacher(Teacher):
+    """The student itself, of the moment it is asked."""
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, several_updates: bool
+    ) -> None:
+        self._copies_head = several_updates
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        asked: Asked,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[Signal]:
+        signals = super().score(contexts, answers, asked, temperature=temperature, progress=progress)
+        if not self._copies_head or not signals or signals[0].head is None:
+            return signals
+        head = _copy(signals[0].head)  # the first update of the step moves the student's own in place
+        return [replace(signal, head=head) for signal in signals]
+
+
+class InitialTeacher(Teacher):
+    """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
+
+    def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int) -> None:
+        self._optimizer = optimizer
+        self._kept = _copies(optimizer.compute_weights() or optimizer.weights)
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: self._kept)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self._kept)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self._kept))
+        self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
+
+
+class EMATeacher(Teacher):
+    """teacher += rate * (student - teacher) after every applied step, in float32 whatever the computation reads.
+
+    Mean teacher (arXiv:1703.01780); SDPO and MOPD use rate 0.05. In bfloat16 the increments would be rounded away.
+    """
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, rate: float
+    ) -> None:
+        self.rate = rate
+        self._optimizer = optimizer
+        self.average = _copies(optimizer.weights)
+        self._reads_masters = optimizer.compute_weights() is None
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=self._as_computed)
+
+    def after_step(self) -> None:
+        for name, weight in self._optimizer.weights.items():
+            self.average[name].lerp_(weight.detach(), self.rate)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.average)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        check_tensors("teacher", state, _shapes(self.average))
+        self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
+
+    def _as_computed(self) -> Mapping[str, Tensor]:
+        if self._reads_masters:
+            return self.average
+        return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
+
+
+class TrustRegionTeacher(Teacher):
+    """logits = (1 - share) initial + share live, both reading the teacher's context; the live part is held constant.
+
+    SDPO's trust region (arXiv:2601.20802). A mixture of logits is the logits of one head, over the two hidden states
+    side by side, so every loss can ask it whatever it could ask a model. It reads each row twice, keeps twice the
+    hidden states and a copy of both heads while a batch is learned, and cannot sample.
+    Raises UserError for a student that soft-caps its logits: the mixture is then no head's.
+    """
+
+    def __init__(
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, student_share: float
+    ) -> None:
+        if model.head().softcap is not None:
+            raise UserError(
+                f'teacher.weights = "trust_region" mixes logits, but {model.name} soft-caps them, and no head gives '
+                'such a mixture; use teacher.weights = "ema"'
+            )
+        self.student_share = student_share
+        self.initial = InitialTeacher(model, renderer, optimizer, max_tokens)
+        self.live = LiveTeacher(model, renderer, optimizer, max_tokens, several_updates=False)  # mixing copies
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens)
+
+    def engine(self) -> HFEngine:
+        raise AssertionError("a mixture of logits scores; no engine samples from it")
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        asked: Asked,
+        *,
+        temperature: float,
+        progress: Progress | None = None,
+    ) -> list[Signal]:
+        both = [
+            teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
+            for teacher in (self.initial, self.live)
+        ]
+        if not answers:
+            return []
+        head, signals = mixed_head(both[0][0].head, both[1][0].head, self.student_share), []
+        for initial, live, answer in zip(*both, answers, strict=True):
+            assert initial.hidden_TH is not None and live.hidden_TH is not None
+            hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
+            signals += signals_of(hidden_TH, head, [answer], asked, temperature)
+        return signals
+
+    def head(self) -> Head:
+        return mixed_head(self.initial.head(), self.live.head(), self.student_share)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.initial.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.initial.load_state(state)
+
+
+def make_teacher(
+    recipe: Recipe,
+    section: TeacherSection,
+    student: LanguageModel,
+    optimizer: Optimizer,
+    now: datetime | None = None,
+    loaded: Mapping[str, LanguageModel] | None = None,
+) -> Teacher:
+    """Who a section names. now: the date that its template prints, if it does; loaded: models by path, to be shared.
+
+    Raises UserError for a teacher that cannot be compared.
+    """
+    max_tokens, model = recipe.sampling.max_tokens_per_batch, student
+    if section.kind == "model":
+        assert section.path is not None
+        model = (loaded or {}).get(section.path) or _other_model(recipe, section, student)
+    own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
+    if section.kind == "model":
+        return Teacher(model, own, max_tokens_per_batch=max_tokens)
+    if section.weights == "initial":
+        return InitialTeacher(student, own, optimizer, max_tokens)
+    if section.weights == "ema":
+        assert section.ema_rate is not None
+        return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate)
+    if section.weights == "trust_region":
+        assert section.student_share is not None
+        return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
+    if section.weights == "adapter_off":
+        return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
+    return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
+
+
+def limit_to_common(student: LanguageModel, *teachers: LanguageModel) -> None:
+    """From now on all say and hear only the ids that mean the same to all. Raises UserError if those are too few."""
+    models = (student, *teachers)
+    end = min(model.num_readable for model in models)  # of one tokenizer, Gemma 3 4B has a row more than 1B
+    absent: set[int] = set()
+    for teacher in teachers:
+        common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
+        if common is not None:
+            end, absent = min(end, common.end), absent | {*common.absent}
+    for model in models:
+        model.limit_to(end, sorted(token for token in absent if token < end))
+
+
+def _other_model(recipe: Recipe, section: TeacherSection, student: LanguageModel) -> LanguageModel:
+    assert section.path is not None
+    model = LanguageModel.load(
+        section.path,
+        dtype=getattr(torch, section.dtype or recipe.model.dtype),
+        device=student.device,
+        trust_remote_code=section.trust_remote_code,
+        chat_template=section.chat_template,
+        attn_implementation=recipe.model.attn_implementation,
+    )
+    model.module.requires_grad_(False)
+    return model
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _copy(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
+    return replace(head, weight_VH=head.weight_VH.detach().clone(), bias_V=bias_V)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def _live(optimizer: Optimizer) -> Weights:
+    """The student's weights of the moment, as the computation reads them; None where they are the module's own."""
+
+    def weights() -> Mapping[str, Tensor] | None:
+        read = optimizer.compute_weights()
+        return None if read is None else {name: weight.detach() for name, weight in read.items()}
+
+    return weights

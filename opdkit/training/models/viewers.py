@@ -1,0 +1,68 @@
+"""Who reads each view of a recipe. A teacher that several views name alike is one object, a model is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from torch import Tensor
+
+from opdkit.engines.model import LanguageModel
+from opdkit.recipe import Recipe
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.teacher import Teacher, limit_to_common, make_teacher
+from opdkit.training.state import Viewer
+
+
+def make_viewers(
+    recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
+) -> dict[str, Viewer]:
+    """By view. now: the date that chat templates print. Raises UserError for a teacher that cannot be compared."""
+    viewers: dict[str, Viewer] = {}
+    teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
+    loaded: dict[str, LanguageModel] = {}
+    for name, view in recipe.all_views.items():
+        teacher = next((known for section, known in teachers if section == view.teacher), None)
+        if teacher is None:
+            teacher = make_teacher(recipe, view.teacher, student, optimizer, now, loaded)
+            teachers.append((view.teacher, teacher))
+            if view.teacher.path is not None:
+                loaded[view.teacher.path] = teacher.model
+        viewers[name] = Viewer(teacher, view.context, view.count)
+    if loaded:
+        limit_to_common(student, *loaded.values())
+    return viewers
+
+
+def state_of(viewers: Mapping[str, Viewer]) -> dict[str, Tensor]:
+    """What the teachers keep between steps, for a checkpoint: of "teacher" under plain names."""
+    saved: dict[str, Tensor] = {}
+    for view, teacher in _keepers(viewers).items():
+        saved |= {_prefix(view) + name: tensor for name, tensor in teacher.state().items()}
+    return saved
+
+
+def load_state(viewers: Mapping[str, Viewer], saved: Mapping[str, Tensor]) -> None:
+    """Raises UserError for tensors that are not exactly theirs."""
+    keepers = _keepers(viewers)
+    prefixes = {view: _prefix(view) for view in keepers}
+    for view, teacher in keepers.items():
+        others = tuple(prefix for prefix in prefixes.values() if prefix and prefix != prefixes[view])
+        own = {
+            name.removeprefix(prefixes[view]): tensor
+            for name, tensor in saved.items()
+            if name.startswith(prefixes[view]) and not (others and name.startswith(others))
+        }
+        teacher.load_state(own)
+
+
+def _keepers(viewers: Mapping[str, Viewer]) -> dict[str, Teacher]:
+    """Every teacher under the first view that it reads."""
+    first: dict[int, str] = {}
+    for view, viewer in viewers.items():
+        first.setdefault(id(viewer.teacher), view)
+    return {view: viewers[view].teacher for view in first.values()}
+
+
+def _prefix(view: str) -> str:
+    return "" if view == "teacher" else f"views.{view}/"

@@ -1,0 +1,76 @@
+"""How often the student solves each problem before its first step: what PACED weighs problems by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from opdkit.evaluation.evaluate import model_digest, sample_answers
+from opdkit.methods.weighting import Paced
+from opdkit.recipe import Recipe, stages_of
+from opdkit.run.console import Bar, Interrupt
+from opdkit.run.stored_answers import Store
+from opdkit.training.answers import Answers
+from opdkit.types import Problem
+
+
+def measure_pass_rates(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    data_fingerprint: str,
+    answers: Answers,
+    kept_in: Path,
+    console: Console,
+    interrupt: Interrupt,
+) -> dict[str, float]:
+    """{problem id: share of its graded answers that are right}, with the student of this moment; {} if nobody asks.
+
+    Sampled as the recipe samples. Answers are kept as they come, so a run that was stopped here goes on. A problem
+    without a graded answer has no rate. Raises Interrupted.
+    """
+    asking = _asking(recipe)
+    if not asking:
+        return {}
+    num_samples, threshold = max(weight.samples for weight in asking), asking[0].success_threshold
+    identity = {
+        "purpose": "pass rates before training",
+        "seed": recipe.seed,
+        "sampling": asdict(recipe.sampling.params),
+        "data": data_fingerprint,
+        "model": model_digest(Path(recipe.model.path)) or recipe.model.path,
+    }
+    label = f"pass rates of {len(problems)} problems, {num_samples} answers each"
+    with Bar(console, label, len(problems) * num_samples) as bar:
+
+        def heard(done: int, total: int) -> None:
+            bar.update(done)
+            interrupt.check()
+
+        sample_answers(
+            problems,
+            sampler=answers.student_engine(),
+            renderer=answers.renderer,
+            task=answers.task,
+            params=recipe.sampling.params,
+            num_samples=num_samples,
+            seed=recipe.seed,
+            store=Store(kept_in, identity),
+            progress=heard,
+        )
+    rewards: dict[str, list[float]] = {}
+    for answer in Store(kept_in, identity).answers:
+        if answer.reward is not None and answer.sample_id < num_samples:
+            rewards.setdefault(answer.problem_id, []).append(answer.reward)
+    rates = {problem: sum(r >= threshold for r in found) / len(found) for problem, found in rewards.items()}
+    partly = sum(0 < rate < 1 for rate in rates.values())
+    console.print(f"{label}: {partly} are solved sometimes, but not always", highlight=False, soft_wrap=True)
+    return rates
+
+
+def _asking(recipe: Recipe) -> list[Paced]:
+    """The weights that ask for measured rates, of any stage."""
+    problems = [stage.weights.problems for stage in stages_of(recipe).values()]
+    return [weight for weight in problems if isinstance(weight, Paced) and weight.pass_rate == "measured"]

@@ -1,0 +1,70 @@
+"""What a step reads and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opdkit.contexts import Context
+from opdkit.engines.model import LanguageModel
+from opdkit.methods.base import Method
+from opdkit.methods.weighting import Weights
+from opdkit.recipe import DiagnosticsSection
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.teacher import Teacher
+from opdkit.types import Asked, Group, Needs, Problem, reading_names
+
+Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who reads a view, and what: up to `count` readings of each answer, with other evidence in each."""
+
+    teacher: Teacher
+    context: Context
+    count: int = 1
+
+
+@dataclass(slots=True)
+class State:
+    """What a step reads and changes."""
+
+    student: LanguageModel
+    optimizer: Optimizer
+    viewers: Mapping[str, Viewer]  # by view; none where the method asks nobody
+    method: Method
+    sample: Sample
+    max_tokens_per_micro_batch: int
+    updates_per_step: int
+    num_steps: int
+    seed: int
+    temperature: float  # that answers are sampled at
+    weights: Weights = field(default_factory=Weights)
+    diagnostics: DiagnosticsSection | None = None
+    step: int = 0  # steps taken
+    # Since the run began, saved in checkpoints:
+    counters: dict[str, float] = field(default_factory=dict)
+    pass_rates: dict[str, float] = field(default_factory=dict)  # of problems whose first one is kept
+
+    @property
+    def needs(self) -> Needs:
+        return self.method.needs | self.weights.needs
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What each reading of a view is asked."""
+        return {reading: asked for view, asked in self.needs.views.items() for reading in self.readings(view)}
+
+    def readings(self, view: str) -> list[str]:
+        return reading_names(view, self.viewers[view].count)
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Every reader once."""
+        return list(dict.fromkeys(viewer.teacher for viewer in self.viewers.values()))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who reads the view "teacher"."""
+        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None

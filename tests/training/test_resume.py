@@ -1,0 +1,210 @@
+"""Whatever ends a run, `--resume` goes on to the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from opdkit import toml
+from opdkit.errors import Interrupted, UserError
+from opdkit.recipe import Recipe
+from opdkit.run.console import Interrupt
+from opdkit.training import checkpoint
+from opdkit.training.loop import train
+
+Make = Callable[..., Recipe]
+EMA = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1")
+
+# Runs `opdkit train`, and dies by SIGKILL at the n-th call of one function.
+DRIVER = """
+import os, signal, sys
+target, nth, *arguments = sys.argv[1:]
+if target:
+    import importlib
+    module, _, name = target.rpartition(".")
+    owner = importlib.import_module(module)
+    original, calls = getattr(owner, name), [0]
+    def dying(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == int(nth):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(owner, name, dying)
+sys.argv = ["opdkit", *arguments]
+from opdkit.cli import main
+main()
+"""
+
+
+def run(recipe: Recipe, *flags: str, die_at: tuple[str, int] = ("", 0)) -> subprocess.CompletedProcess[str]:
+    path = Path(recipe.runs_dir).parent / f"{recipe.name}.toml"
+    path.write_text(toml.dumps(recipe.as_dict()))
+    command = [sys.executable, "-c", DRIVER, die_at[0], str(die_at[1]), "train", str(path), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def everything(run_dir: Path, step: int) -> dict[str, Any]:
+    """The bits of the last checkpoint, and the metrics without clocks."""
+    folder = run_dir / "checkpoints" / f"step_{step:06d}"
+    tensors = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
+    assert len(tensors) >= 3, "model, optimizer and teacher"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{k: v for k, v in line.items() if not k.startswith(("time", "memory"))} for line in lines]
+    return {"tensors": tensors, "metrics": metrics}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Any]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    "die_at",
+    [
+        ("opdkit.rollouts.single_turn.sample_rollouts", 4),  # while the fourth step samples
+        ("opdkit.training.step.backward", 6),  # with the checkpoint of step 4 two steps behind
+        ("opdkit.training.checkpoint.save_file", 3),  # the second checkpoint half written
+    ],
+)
+def test_killed_runs_resume_to_the_same_bits(
+    die_at: tuple[str, int], recipe: Make, uninterrupted: dict[str, Any]
+) -> None:
+    """kill -9 in sampling, in the backward pass, in the middle of a checkpoint: weights, optimizer, EMA teacher and
+    metrics end as if nothing had happened. One process, one machine; not across versions of torch."""
+    chosen = recipe(*EMA)
+    if not uninterrupted:
+        done = run(chosen)
+        assert done.returncode == 0, done.stderr
+        uninterrupted.update(everything(chosen.run_dir, 6))
+        chosen = recipe(*EMA, "name=again")
+    killed = run(chosen, die_at=die_at)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run(chosen, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert everything(chosen.run_dir, 6) == uninterrupted
+    assert not list((chosen.run_dir / "checkpoints").glob(".unfinished*"))
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(recipe: Make) -> None:
+    """SIGINT: exit status 130, a checkpoint of a whole step, and the command to continue, which then works."""
+    chosen = recipe(*EMA, "train.steps=2000", "train.save_every=0", "train.schedule=constant")
+    path = Path(chosen.runs_dir).parent / "long.toml"
+    path.write_text(toml.dumps(chosen.as_dict()))
+    command = [sys.executable, "-m", "opdkit.cli", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = chosen.run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said and "Traceback" not in said
+    saved = checkpoint.latest(chosen.run_dir / "checkpoints")
+    assert saved is not None and saved.step == metrics.read_text().count("\n")
+    resumed = run(
+        chosen.model_copy(update={"train": chosen.train.model_copy(update={"steps": saved.step + 1})}), "--resume"
+    )
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space while the second checkpoint is written: one sentence, the first checkpoint is whole, no debris.
+    The disk is not really full here; the error is the one the system gives."""
+    original, calls = checkpoint.save_file, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    chosen = recipe(*EMA)
+    with pytest.raises(UserError, match=r"No space left on device.*step_000002; make room and go on with --resume"):
+        train(chosen, console=console)
+    monkeypatch.undo()
+    assert [p.name for p in (chosen.run_dir / "checkpoints").iterdir()] == ["step_000002"]
+    train(chosen, console=console, resume=True)
+
+
+def test_a_changed_recipe_is_not_resumed(recipe: Make, console: Console) -> None:
+    """Another learning rate would be another run, and so would more steps of a schedule that ends with the last one; at
+    a constant rate more steps are welcome, fewer than were taken are not."""
+    constant = "train.schedule=constant"
+    train(recipe("sft", "train.steps=2", constant), console=console)
+    with pytest.raises(UserError, match=r"train\.lr was 0\.001, is 0\.5"):
+        train(recipe("sft", "train.steps=4", "train.lr=0.5", constant), console=console, resume=True)
+    with pytest.raises(UserError, match=r"train\.steps is 1, and 2 are taken"):
+        train(recipe("sft", "train.steps=1", constant), console=console, resume=True)
+    assert train(recipe("sft", "train.steps=4", constant), console=console, resume=True)["steps"] == 4
+    train(recipe("sft", "train.steps=2", "name=cosine"), console=console)
+    with pytest.raises(UserError, match=r"train\.steps was 2, is 4"):
+        train(recipe("sft", "train.steps=4", "name=cosine"), console=console, resume=True)
+
+
+def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
+    recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the evaluation after step 2: step 2 is saved although no checkpoint was due, and the resumed run has
+    every evaluation, with the numbers of a run that was left alone."""
+    keys = ("train.save_every=0", "eval.data=arithmetic:merge-3:test", "eval.limit=4", "eval.samples=2", "eval.every=2")
+    whole = recipe("sft", *keys, "name=whole")
+    train(whole, console=console)
+    chosen, heard = recipe("sft", *keys), []
+    check = Interrupt.check
+
+    def interrupted(self: Interrupt) -> None:
+        heard.append(1)
+        self.asked = len(heard) == 4  # before the run: once; each of two steps: once; then inside the evaluation
+        check(self)
+
+    monkeypatch.setattr(Interrupt, "check", interrupted)
+    with pytest.raises(Interrupted):
+        train(chosen, console=console)
+    saved = checkpoint.latest(chosen.run_dir / "checkpoints")
+    assert saved is not None and saved.step == 2
+    assert not (chosen.run_dir / "eval" / "step_000002.json").exists()
+    monkeypatch.setattr(Interrupt, "check", check)
+    train(chosen, console=console, resume=True)
+    for path in sorted((whole.run_dir / "eval").iterdir()):
+        assert (chosen.run_dir / "eval" / path.name).read_text() == path.read_text()
+
+
+def test_a_mistyped_model_costs_no_run(recipe: Make, console: Console) -> None:
+    """--overwrite with a model that is not there: the old run still is. And a first run that never loaded leaves no
+    folder in the way."""
+    train(recipe("sft", "train.steps=1"), console=console)
+    with pytest.raises(UserError, match="/no/such"):
+        train(recipe("sft", "train.steps=1", "model.path=/no/such"), console=console, overwrite=True)
+    assert checkpoint.latest(recipe("sft").run_dir / "checkpoints") is not None
+    with pytest.raises(UserError, match="/no/such"):
+        train(recipe("sft", "name=fresh", "model.path=/no/such"), console=console)
+    train(recipe("sft", "name=fresh", "train.steps=1"), console=console)
+
+
+def test_a_checkpoint_with_a_missing_file_is_refused(recipe: Make, console: Console) -> None:
+    """Fresh optimizer moments would be another run."""
+    constant = "train.schedule=constant"
+    train(recipe("sft", "train.steps=1", constant), console=console)
+    saved = checkpoint.latest(recipe("sft").run_dir / "checkpoints")
+    assert saved is not None
+    (saved.path / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"optimizer\.safetensors is missing"):
+        train(recipe("sft", "train.steps=2", constant), console=console, resume=True)
+
+
+def test_an_existing_run_is_not_overwritten_unasked(recipe: Make, console: Console) -> None:
+    train(recipe("sft", "train.steps=1"), console=console)
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+        train(recipe("sft", "train.steps=1"), console=console)
+    train(recipe("sft", "train.steps=1"), console=console, overwrite=True)
