@@ -34,7 +34,8 @@ from methods_reading import measure_reading
 from rich.console import Console
 
 from opdkit.errors import Interrupted, UserError
-from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
+from opdkit.evaluation.evaluate import evaluate_model
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.measure.accuracy import Accuracy
 from opdkit.methods import METHODS
 from opdkit.recipe import Recipe, load_recipe

@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from opdkit.engines.load import model_digest
 from opdkit.errors import Interrupted, UserError
-from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model, model_digest
+from opdkit.evaluation.evaluate import evaluate_model
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe

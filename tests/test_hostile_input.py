@@ -259,7 +259,7 @@ def test_numbers_of_the_command_line(folder: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("device", ["meta", "warp", "", "cuda:9999", "x" * 5000])
 def test_devices(device: str) -> None:
-    from opdkit.training.models.student import pick_device
+    from opdkit.engines.load import pick_device
 
     with pytest.raises(UserError, match="is not to be had here"):
         pick_device(device)

@@ -24,7 +24,7 @@ from opdkit.analysis.two_models import Models, Pair, Reading, Source, read_sourc
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
-from opdkit.evaluation.evaluate import model_digest
+from opdkit.engines.load import model_digest
 from opdkit.measure.overlap import TokenTable, by_relative_position, default_k, summary
 from opdkit.measure.position import Branch, by_position, predictors
 from opdkit.reporting.figures.overlap import position_figure

@@ -10,20 +10,31 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import by_problem, is_right, pass_at_k
-from opdkit.measure.diversity import NGrams, distinct_words, text_distance, tokens, tree_distance, unique_ratio
-from opdkit.measure.intervals import Difference, Estimate, estimate_difference, estimate_mean
+from opdkit.measure.diversity import (
+    Case,
+    NGrams,
+    Row,
+    RunDiversity,
+    SetDiversity,
+    distinct_words,
+    text_distance,
+    tokens,
+    tree_distance,
+    unique_ratio,
+)
+from opdkit.measure.intervals import estimate_difference, estimate_mean
 from opdkit.measure.programs import node_counts
+from opdkit.run.answer_sets import path_and_which, read_answers
 from opdkit.run.folder import Lock, atomic_write
-from opdkit.run.stored_answers import AnswerSet, StoredAnswer, path_and_which, read_answers
+from opdkit.run.stored_answers import AnswerSet, StoredAnswer
 from opdkit.tasks.code.text import extract_program
 
-Row = dict[str, float | None]  # measure -> value of one problem; None: not defined
 Progress = Callable[[str, int, int], None]
 
 NUM_CASES = 20
@@ -34,33 +45,6 @@ class DiversityOptions:
     text_distance: bool = False  # the published pairwise distance, by difflib: minutes for long answers
     max_answers: int | None = None  # of each problem; the first ones
     success_at: float = 1.0
-
-
-class RunDiversity(TypedDict):
-    measures: dict[str, Estimate]  # mean over problems; `problems` says over how many it is defined
-    std: dict[str, float | None]  # between problems
-    difference: dict[str, Difference] | None  # to the first run, problem by problem; None for the first
-    # Pearson, between problems: do those with more different answers have a higher pass@n?
-    correlation_with_pass: dict[str, float | None]
-    num_unparsed_programs: int | None  # None: not programs
-
-
-class Case(TypedDict):
-    """One problem, as every run answers it."""
-
-    problem_id: str
-    question: str | None
-    distances: dict[str, float]
-    answers: dict[str, list[dict[str, Any]]]  # run -> {"text", "reward"}
-
-
-class SetDiversity(TypedDict):
-    problems: int  # in all runs, with at least two answers in each
-    left_out: dict[str, int]  # run -> its problems that are not among those
-    answers_each: int  # at most; a problem has as many as the run with the fewest has
-    runs: dict[str, RunDiversity]
-    per_problem: dict[str, dict[str, Row]]  # problem -> run -> measures
-    cases: list[Case]  # the largest differences in distance first
 
 
 def measure_runs(

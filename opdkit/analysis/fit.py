@@ -24,9 +24,8 @@ from opdkit.contexts import build_views
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.hf import HFEngine
-from opdkit.engines.load import check_model_path
+from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from opdkit.contexts.render import read_kwargs
+from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.run.folder import RunFolder, teacher_reading_of
 from opdkit.run.rows import load_rows
 from opdkit.training import checkpoint
-from opdkit.training.models.student import pick_device
 from opdkit.training.models.teacher import limit_to_common
 from opdkit.types import Example, View, seed_from
 

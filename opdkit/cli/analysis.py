@@ -61,7 +61,8 @@ def signal(
     Takes saved answers (--rollouts) or samples some (--data), has the teacher score each of them behind every context,
     and measures the ranking. Run the same command again to go on. Without --model: the numbers and figures anew.
     """
-    from opdkit.analysis.signal.analyse import SignalOptions, analyse_signal
+    from opdkit.analysis.signal.analyse import analyse_signal
+    from opdkit.analysis.signal.options import SignalOptions
     from opdkit.analysis.signal.parts import STEPS
     from opdkit.recipe import key_values
 

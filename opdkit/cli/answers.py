@@ -13,7 +13,7 @@ from opdkit.cli.base import MANY, Model, Sampling, Task, app, console, with_samp
 from opdkit.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from opdkit.evaluation.evaluate import EvaluateOptions
+    from opdkit.evaluation.options import EvaluateOptions
 
 Published = Annotated[
     bool, typer.Option("--published", help="Also the estimators of published code, under their own names.")
@@ -127,7 +127,7 @@ def _missing(missing: Mapping[str, str], data_dir: Path) -> str:
 
 
 def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num_samples: int) -> EvaluateOptions:
-    from opdkit.evaluation.evaluate import EvaluateOptions
+    from opdkit.evaluation.options import EvaluateOptions
     from opdkit.recipe import key_values
 
     return EvaluateOptions(

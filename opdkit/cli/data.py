@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console, finite
-from opdkit.data.files.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
+from opdkit.hub import asked_once, may_be_on_hub
 
 if TYPE_CHECKING:
     from opdkit.contexts.render import Renderer

@@ -13,10 +13,10 @@ from opdkit.measure.intervals import FEW, side_of
 from opdkit.reporting.html.markup import printable
 
 if TYPE_CHECKING:
-    from opdkit.analysis.diversity import SetDiversity
     from opdkit.evaluation.compare_runs import RunComparison
     from opdkit.evaluation.regrade import Changed, Regraded
     from opdkit.measure.accuracy import Accuracy
+    from opdkit.measure.diversity import SetDiversity
     from opdkit.measure.intervals import Difference, Estimate
 
 _MISSING = "-"

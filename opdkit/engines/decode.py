@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +23,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from opdkit.engines.base import Sampled, SamplingParams
+from opdkit.engines.causal import CausalModel, Ids
 from opdkit.engines.draw import Uniforms, cuts, draw, uncut_logprob
 from opdkit.errors import UserError
-
-if TYPE_CHECKING:  # `engines.prove` runs this loop to prove a model that is being made
-    from opdkit.engines.model import Ids, LanguageModel
 
 FINISHED_SHARE = 1 / 8  # finished rows leave once they are more than this share of the batch: leaving copies the cache
 
 
 def decode(
-    model: LanguageModel,
+    model: CausalModel,
     prompts: Sequence[Ids],
     seeds: Sequence[int],
     params: SamplingParams,
@@ -92,7 +90,7 @@ class Batch:
     positions are those of the row alone, 0 at its first token.
     """
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[Ids], limit: int) -> None:
+    def __init__(self, model: CausalModel, prompts: Sequence[Ids], limit: int) -> None:
         self._body = model.body
         self._cache_name = _cache_name(model)
         self._cache = _cache(model)
@@ -173,7 +171,7 @@ KEYS, STATES = (
 )  # Mamba's has states instead of keys; most models swallow unknown names
 
 
-def _cache_name(model: LanguageModel) -> str:
+def _cache_name(model: CausalModel) -> str:
     names = inspect.signature(model.body.forward).parameters
     for name in (KEYS, STATES):
         if name in names:
@@ -181,7 +179,7 @@ def _cache_name(model: LanguageModel) -> str:
     raise UserError(f"{model.name} takes no cache that opdkit knows ({KEYS} or {STATES}); use another model.")
 
 
-def _cache(model: LanguageModel) -> DynamicCache:
+def _cache(model: CausalModel) -> DynamicCache:
     """The library's cache for this architecture; plain attention layers, and only those, become growing ones."""
     cache = DynamicCache(config=model.body.config)
     cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]

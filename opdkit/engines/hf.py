@@ -153,10 +153,9 @@ def _cut_short(answer: Sampled, limit: int) -> bool:
 
 
 def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
+    both = {name: (getattr(beginning, name), getattr(rest, name)) for name in Sampled.__slots__ if name.endswith("_T")}
     arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(beginning, name), getattr(rest, name)])
-        for name in Sampled.__slots__
-        if name.endswith("_T")
+        name: None if first is None else np.concatenate([first, second]) for name, (first, second) in both.items()
     }
     return replace(rest, answer_ids=beginning.answer_ids + rest.answer_ids, **arrays)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -12,8 +14,8 @@ from typing import Any
 
 import torch
 
-from opdkit.data.files.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
+from opdkit.hub import asked_once, may_be_on_hub
 
 _log = logging.getLogger(__name__)
 
@@ -231,3 +233,48 @@ def _one_sentence(what: str) -> Iterator[None]:
     except Exception as error:  # libraries raise many kinds for a bad folder; every one of them is about the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".:")
         raise UserError(f"{what}: {reason}; check the path and the files in it.") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
+    if name == "auto":
+        return (
+            torch.accelerator.current_accelerator() or torch.device("cpu")
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'model.device = "{name[:80]}" is not to be had here ({reason}); use "auto" or "cpu"') from None
+    return device
+
+
+def model_digest(folder: Path) -> str | None:
+    """Of what makes a local model's answers: weights, config, tokenizer and template, and an adapter's base.
+
+    Of a weight file: its size and a MiB at start, middle and end. Training moves every weight, so this tells a
+    retrained model at the same path without reading it whole. None for a hub id.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - (1 << 20))) if path.suffix == ".safetensors" else (0,):
+                file.seek(start)
+                digest.update(file.read(1 << 20) if path.suffix == ".safetensors" else file.read())
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        try:
+            base = dict(json.loads(adapter.read_text(encoding="utf-8"))).get("base_model_name_or_path")
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{adapter} cannot be read ({error}); copy the adapter's folder again") from None
+        digest.update(str(model_digest(Path(base)) if isinstance(base, str) and base else None).encode())
+    return digest.hexdigest()

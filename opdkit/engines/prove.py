@@ -14,16 +14,12 @@ tested on tiny models (tests/engines), not here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from opdkit.engines.causal import CausalModel
 from opdkit.engines.decode import Batch
 from opdkit.errors import UserError
-
-if TYPE_CHECKING:
-    from opdkit.engines.model import LanguageModel
 
 PROOF_LENGTH, PROOF_SHORT = 21, slice(1, 6)  # tokens of the long row; answer tokens of the short one beside it
 SAMPLED = 4  # tokens that are predicted with the cache: one from the prompt, three steps behind it
@@ -33,7 +29,7 @@ EXACT = 1e-4  # by what share of its size may differ what is equal but for round
 LOW_SAME_PASS, LOW_OTHER_PASS, LOW_CACHED, LOW_ORDINARY = 2e-2, 1e-1, 3e-1, 3e-2
 
 
-def prove(model: LanguageModel) -> None:
+def prove(model: CausalModel) -> None:
     """Raise UserError, one sentence, unless all of the above holds."""
     kind = f"{model.name} (model type {model.config.model_type})"
     try:
@@ -50,7 +46,7 @@ def prove(model: LanguageModel) -> None:
         ) from error
 
 
-def _prove_in_float32(model: LanguageModel, kind: str, difference: float) -> None:
+def _prove_in_float32(model: CausalModel, kind: str, difference: float) -> None:
     try:
         copies = {name: parameter.float() for name, parameter in model.module.named_parameters()}
         with model.using(copies):
@@ -64,7 +60,7 @@ def _prove_in_float32(model: LanguageModel, kind: str, difference: float) -> Non
         )
 
 
-def _prove(model: LanguageModel, kind: str) -> float:
+def _prove(model: CausalModel, kind: str) -> float:
     """By what share something differs in low precision, at most; 0 in an exact one. Raises UserError if too much."""
     exact = model.dtype in (torch.float32, torch.float64)
     row = _row(model)
@@ -110,7 +106,7 @@ def _prove(model: LanguageModel, kind: str) -> float:
     return 0.0 if exact else max(cached, _share(together_TH, twice_TH))
 
 
-def _cached_and_whole(model: LanguageModel, long: list[int], alone_TH: Tensor) -> tuple[Tensor, Tensor]:
+def _cached_and_whole(model: CausalModel, long: list[int], alone_TH: Tensor) -> tuple[Tensor, Tensor]:
     """States of the last tokens of two rows of different length, [n, H]: as sampling reads them, and in one pass."""
     num = min(SAMPLED, len(long) - 1)
     prompt = max(1, len(long) // 4)
@@ -133,7 +129,7 @@ def _cached_and_whole(model: LanguageModel, long: list[int], alone_TH: Tensor) -
     return torch.cat(ours), torch.cat(theirs)
 
 
-def proof_hidden(model: LanguageModel) -> Tensor:
+def proof_hidden(model: CausalModel) -> Tensor:
     """States of the long row and of a short one beside it, [N, H]."""
     row = _row(model)
     return model.hidden([row[:1], row[:1]], [row[1:], row[PROOF_SHORT]])
@@ -151,7 +147,7 @@ def _share(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def _row(model: LanguageModel) -> list[int]:
+def _row(model: CausalModel) -> list[int]:
     bounds = [bound for bound in (model.max_positions, model.switch_length) if bound is not None]
     length = min([PROOF_LENGTH, *bounds])
     return [(1 + 31 * index * index) % model.num_tokens for index in range(length)]

@@ -11,7 +11,8 @@ from opdkit.measure.accuracy import Answer, contested
 from opdkit.measure.intervals import Estimate, mean_over_sets
 from opdkit.measure.paired import Comparison, Votes, compare
 from opdkit.measure.votes import SameAnswer
-from opdkit.run.stored_answers import RESULT, TASKS_WITHOUT_VOTES, AnswerSet, path_and_which, read_answers
+from opdkit.run.answer_sets import path_and_which, read_answers
+from opdkit.run.stored_answers import RESULT, TASKS_WITHOUT_VOTES, AnswerSet
 from opdkit.tasks.math.votes import math_votes
 
 # How the answers were sampled. The model, the seed and the data are what may differ.

@@ -6,11 +6,10 @@ Every answer goes to a JSONL file as soon as its batch is graded, under its (pro
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,18 @@ from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
-from opdkit.engines.load import check_model_path
+from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
+from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH, EvaluateOptions
+from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock, read_object
+from opdkit.run.folder import Lock
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import (
     RESULT,
@@ -51,47 +52,11 @@ from opdkit.run.stored_answers import (
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
-from opdkit.training.models.student import pick_device
 from opdkit.types import Problem
 
 ANSWERS_PER_BATCH = 512  # at most; what a crash can cost
 TOKENS_PER_BATCH = 2**20  # long answers come in smaller batches, of at least LEAST_PER_BATCH
 LEAST_PER_BATCH = 64
-MAX_TOKENS_PER_BATCH = 65536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateOptions:
-    """What `opdkit evaluate` was asked. All of it but the device identifies the answers."""
-
-    model: str
-    data: tuple[str, ...]
-    task: str  # one line, as `tasks.options.resolve_task` reads it
-    num_samples: int
-    limit: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_answer_tokens: int = 1024
-    seed: int = 0
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    chat_template: str | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    instruction: str = "auto"
-    trust_remote_code: bool = False
-    close_thinking: bool = False
-    system: str | None = None
-    stop_tokens: tuple[str | int, ...] | None = None
-
-    @property
-    def params(self) -> SamplingParams:
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_answer_tokens=self.max_answer_tokens,
-        )
 
 
 def sample_answers(
@@ -151,8 +116,6 @@ def evaluate_model(
         sets = [EvalSet(name=source, source=source, task=options.task) for source in options.data]
     check_options(options, {set_.task for set_ in sets})
     if verifier is not None:
-        from opdkit.evaluation.verifier import check_verifier  # which imports this module
-
         check_verifier(verifier, {task_named(set_.task).main.name for set_ in sets})
     folder = out or Path("runs") / "evaluate" / slug(options.model)
     with Lock.on_folder(folder):
@@ -176,8 +139,6 @@ def _evaluate(
     with _tasks({set_.task for set_ in sets}) as tasks, interrupt.listening():
         _sample_all(loaded, options, clock, tasks, result, answers, with_published, console, interrupt)
         if verifier is not None:
-            from opdkit.evaluation.verifier import verify_sets
-
             result["verifier"] = verify_sets(verifier, loaded, answers, options, folder, console, interrupt)
     if len(answers) > 1:
         result["mean_over_sets"] = mean_over_sets([e["avg_at_n"] for e in result["eval"].values()])
@@ -366,28 +327,3 @@ def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: 
 def task_files(task: TaskOptions) -> dict[str, Any]:
     """For the identity of answers: a grader of one's own that has changed is another one."""
     return {"task_files": task.user_files} if task.user_files else {}
-
-
-def model_digest(folder: Path) -> str | None:
-    """Of what makes a local model's answers: weights, config, tokenizer and template, and an adapter's base.
-
-    Of a weight file: its size and a MiB at start, middle and end. Training moves every weight, so this tells a
-    retrained model at the same path without reading it whole. None for a hub id.
-    """
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")
-    ):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in (0, size // 2, max(0, size - (1 << 20))) if path.suffix == ".safetensors" else (0,):
-                file.seek(start)
-                digest.update(file.read(1 << 20) if path.suffix == ".safetensors" else file.read())
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = read_object(adapter).get("base_model_name_or_path")
-        digest.update(str(model_digest(Path(base)) if isinstance(base, str) and base else None).encode())
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
+from opdkit.run.answer_sets import read_answers
 from opdkit.run.folder import Lock, atomic_write
 from opdkit.run.stored_answers import (
     RESULT,
@@ -27,7 +28,6 @@ from opdkit.run.stored_answers import (
     measure,
     num_measured,
     problems_path,
-    read_answers,
     read_result,
     slug,
     write_problems,

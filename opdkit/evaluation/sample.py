@@ -21,8 +21,10 @@ from opdkit.contexts.render import Renderer
 from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler
+from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import EvaluateOptions, check_options, load_engine, model_digest, task_files
+from opdkit.evaluation.evaluate import check_options, load_engine, task_files
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.folder import Lock

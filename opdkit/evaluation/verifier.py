@@ -23,11 +23,11 @@ from rich.console import Console
 
 from opdkit.contexts.render import Renderer, read_kwargs
 from opdkit.engines.hf import HFEngine
-from opdkit.engines.load import load_tokenizer
+from opdkit.engines.load import load_tokenizer, model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import Loaded
-from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, EvaluateOptions, model_digest
+from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH, EvaluateOptions
 from opdkit.evaluation.verdicts import (
     TASKS_WITH_RULES,
     Verdict,
@@ -42,7 +42,6 @@ from opdkit.losses import head_stats
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.stored_answers import StoredAnswer, sentence
 from opdkit.tasks.guard import task_named
-from opdkit.training.models.student import pick_device
 from opdkit.types import Asked, Problem, seed_from
 
 PER_BATCH = 256  # answers; what a crash can cost

@@ -24,9 +24,12 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+
+from opdkit.measure.intervals import Difference, Estimate
 
 _TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|\S")
 MAX_ORDER = 4
@@ -143,3 +146,33 @@ def _log_brevity(length: int, others: Sequence[int]) -> float:
     """Published: no penalty only for a text longer than the closest other one (the shorter of two as close)."""
     closest = min(others, key=lambda other: (abs(other - length), other))
     return 0.0 if length > closest else 1 - closest / length
+
+
+Row = dict[str, float | None]  # measure -> value of one problem; None: not defined
+
+
+class RunDiversity(TypedDict):
+    measures: dict[str, Estimate]  # mean over problems; `problems` says over how many it is defined
+    std: dict[str, float | None]  # between problems
+    difference: dict[str, Difference] | None  # to the first run, problem by problem; None for the first
+    # Pearson, between problems: do those with more different answers have a higher pass@n?
+    correlation_with_pass: dict[str, float | None]
+    num_unparsed_programs: int | None  # None: not programs
+
+
+class Case(TypedDict):
+    """One problem, as every run answers it."""
+
+    problem_id: str
+    question: str | None
+    distances: dict[str, float]
+    answers: dict[str, list[dict[str, Any]]]  # run -> {"text", "reward"}
+
+
+class SetDiversity(TypedDict):
+    problems: int  # in all runs, with at least two answers in each
+    left_out: dict[str, int]  # run -> its problems that are not among those
+    answers_each: int  # at most; a problem has as many as the run with the fewest has
+    runs: dict[str, RunDiversity]
+    per_problem: dict[str, dict[str, Row]]  # problem -> run -> measures
+    cases: list[Case]  # the largest differences in distance first

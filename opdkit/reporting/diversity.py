@@ -16,7 +16,7 @@ from opdkit.reporting.run import Entry, Interval, Measured
 from opdkit.reporting.sections.headline import headline
 
 if TYPE_CHECKING:
-    from opdkit.analysis.diversity import Case, SetDiversity
+    from opdkit.measure.diversity import Case, SetDiversity
 
 # Measure -> what it is called, and which way it points. Those of this table that a result has are drawn.
 TITLES: Mapping[str, str] = {

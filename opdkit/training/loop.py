@@ -19,12 +19,12 @@ from rich.markup import escape
 
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
-from opdkit.engines.load import check_model_path
+from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
-from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, read_metrics, reduce_metrics
 from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
+from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
@@ -32,7 +32,6 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.evaluations import Evaluations
-from opdkit.training.metrics.alarms import alarms
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.sides import read_sides, student_reading

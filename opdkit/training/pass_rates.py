@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from opdkit.evaluation.evaluate import model_digest, sample_answers
+from opdkit.engines.load import model_digest
+from opdkit.evaluation.evaluate import sample_answers
 from opdkit.methods.weighting import Paced
 from opdkit.recipe import Recipe, stages_of
 from opdkit.run.console import Bar, Interrupt

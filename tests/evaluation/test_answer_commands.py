@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from opdkit.cli import app
 from opdkit.cli.tables import evaluation_table
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import EvaluateOptions
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.measure.accuracy import Answer, accuracy
 from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, sentence, write_problems, write_result
 from opdkit.tasks import arithmetic

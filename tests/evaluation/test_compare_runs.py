@@ -16,8 +16,9 @@ from opdkit.cli.tables import comparison_tables
 from opdkit.errors import UserError
 from opdkit.evaluation.compare_runs import compare_runs
 from opdkit.recipe import Recipe
+from opdkit.run.answer_sets import read_answers
 from opdkit.run.rows import load_rows
-from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, write_problems, write_result
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.training.loop import train
 from opdkit.types import Problem

@@ -14,9 +14,10 @@ from opdkit.engines.hf import HFEngine
 from opdkit.errors import UserError
 from opdkit.evaluation import evaluate as module
 from opdkit.evaluation.eval_sets import EvalSet
-from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
+from opdkit.evaluation.evaluate import evaluate_model
+from opdkit.evaluation.options import EvaluateOptions
+from opdkit.run.answer_sets import read_answers
 from opdkit.run.folder import Lock
-from opdkit.run.stored_answers import read_answers
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from opdkit.cli.tables import regraded_lines
 from opdkit.errors import UserError
 from opdkit.evaluation.regrade import regrade
 from opdkit.measure.accuracy import accuracy
-from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, read_answers, write_problems, write_result
+from opdkit.run.answer_sets import read_answers
+from opdkit.run.stored_answers import Store, StoredAnswer, problems_path, write_problems, write_result
 from opdkit.tasks import arithmetic
 from opdkit.types import Problem
 

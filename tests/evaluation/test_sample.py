@@ -10,7 +10,7 @@ from rich.console import Console
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
 from opdkit.evaluation import sample as module
-from opdkit.evaluation.evaluate import EvaluateOptions
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.run.folder import Lock
 from opdkit.tasks.rejection import rejected_by, repeats

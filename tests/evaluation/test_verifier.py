@@ -14,11 +14,13 @@ from rich.console import Console
 
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
+from opdkit.evaluation.evaluate import evaluate_model
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.regrade import regrade
 from opdkit.evaluation.verdicts import Verdict, digest, read_verdicts, rejected, with_verdicts
 from opdkit.evaluation.verifier import Verifier, check_verifier
-from opdkit.run.stored_answers import StoredAnswer, read_answers
+from opdkit.run.answer_sets import read_answers
+from opdkit.run.stored_answers import StoredAnswer
 from opdkit.types import Problem
 
 PROBLEM = Problem(id="p", task="math", messages=({"role": "user", "content": "3 + 4?"},), gold="7")

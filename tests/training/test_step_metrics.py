@@ -16,9 +16,9 @@ from opdkit.losses import group_centred
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
+from opdkit.run.alarms import alarms
 from opdkit.training.answers import Answers
 from opdkit.training.loop import Parts, Run, _load_data, train
-from opdkit.training.metrics.alarms import alarms
 from opdkit.training.step import train_step
 from opdkit.types import Rollout
 

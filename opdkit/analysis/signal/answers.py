@@ -25,9 +25,10 @@ import numpy as np
 from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
+from opdkit.run.answer_sets import read_answers
 from opdkit.run.folder import RunFolder, teacher_reading_of
 from opdkit.run.rows import load_rows
-from opdkit.run.stored_answers import read_answers, read_lines
+from opdkit.run.stored_answers import read_lines
 from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.options import TaskOptions

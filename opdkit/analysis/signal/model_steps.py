@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from opdkit.analysis.signal.analyse import SignalOptions
 from opdkit.analysis.signal.answers import (
     ROLLOUTS,
     Template,
@@ -35,6 +34,7 @@ from opdkit.analysis.signal.conditions import (
     show,
     showable,
 )
+from opdkit.analysis.signal.options import SignalOptions
 from opdkit.analysis.signal.parts import (
     CONTEXTS_FILE,
     SCORES_FILE,
@@ -50,14 +50,14 @@ from opdkit.analysis.signal.scores import pairs_of, score
 from opdkit.contexts.peers import Peers
 from opdkit.contexts.render import Renderer, read_chat_template, read_kwargs
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, model_digest, task_files
+from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, task_files
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import task_named
-from opdkit.training.models.student import pick_device
 from opdkit.types import Message
 
 

@@ -27,8 +27,8 @@ from opdkit.data.files.formats import (
     format_of,
     stem_of,
 )
-from opdkit.data.files.hub import asked_once, may_be_on_hub
 from opdkit.errors import UserError
+from opdkit.hub import asked_once, may_be_on_hub
 
 __all__ = ["LocatedRow", "OnBroken", "Row", "data_files", "every_row_column", "files_left_out", "rows_of", "splits_of"]
 

@@ -15,7 +15,8 @@ from opdkit.reporting.html.document import small, table
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import score
 from opdkit.reporting.run import Run
-from opdkit.run.stored_answers import AnswerSet, read_answers
+from opdkit.run.answer_sets import read_answers
+from opdkit.run.stored_answers import AnswerSet
 
 NUM_SHOWN = 8  # of those that gained, and of those that lost
 

@@ -8,7 +8,7 @@ from typing import Any
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
 from opdkit.reporting.run import Run
-from opdkit.training.metrics.alarms import GAP_LIMITS, wide_gap
+from opdkit.run.alarms import GAP_LIMITS, wide_gap
 
 # Metric -> what its sum over the run counts. Shares are of all sampled answers, where that is what is counted.
 _OF_ANSWERS: Mapping[str, str] = {

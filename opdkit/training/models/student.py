@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
-from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.training.models.lora import with_lora
 
@@ -36,20 +36,3 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     if section.gradient_checkpointing:
         student.checkpoint_activations()
     return student
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
-    if name == "auto":
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name[:80]}" is not to be had here ({reason}); use "auto" or "cpu"') from None
-    return device

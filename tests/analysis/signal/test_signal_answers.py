@@ -13,7 +13,8 @@ from opdkit.analysis.signal.parts import write_part
 from opdkit.contexts.render import Renderer
 from opdkit.engines.hf import HFEngine
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import EvaluateOptions, evaluate_model
+from opdkit.evaluation.evaluate import evaluate_model
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, sample
 
 

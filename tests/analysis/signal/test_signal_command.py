@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from opdkit.analysis.signal import scores as scores_module
-from opdkit.analysis.signal.analyse import SignalOptions, analyse_signal
+from opdkit.analysis.signal.analyse import analyse_signal
+from opdkit.analysis.signal.options import SignalOptions
 from opdkit.analysis.signal.parts import STEPS
 from opdkit.analysis.signal.sampling import SamplingOptions
 from opdkit.cli import app

@@ -1,0 +1,45 @@
+"""What `opdkit evaluate` was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opdkit.engines.base import SamplingParams
+
+MAX_TOKENS_PER_BATCH = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What `opdkit evaluate` was asked. All of it but the device identifies the answers."""
+
+    model: str
+    data: tuple[str, ...]
+    task: str  # one line, as `tasks.options.resolve_task` reads it
+    num_samples: int
+    limit: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_answer_tokens: int = 1024
+    seed: int = 0
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    chat_template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str = "auto"
+    trust_remote_code: bool = False
+    close_thinking: bool = False
+    system: str | None = None
+    stop_tokens: tuple[str | int, ...] | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_answer_tokens=self.max_answer_tokens,
+        )
