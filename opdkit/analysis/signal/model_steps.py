@@ -53,7 +53,8 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import MAX_TOKENS_PER_BATCH, task_files
+from opdkit.evaluation.evaluate import task_files
+from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
