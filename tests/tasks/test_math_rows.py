@@ -7,12 +7,17 @@ knowing anything: tautologies, lists of candidates, undefined values, equations 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from opdkit.tasks.math.names import DERIVATIVE, may_be_name
+from opdkit.tasks.math.sets import without_builder
+from opdkit.tasks.math.spelling import canonical
 from opdkit.tasks.math.task import MathTask
+from opdkit.tasks.math.values import decide
 from opdkit.types import Problem
 
 FILES = ["math_rows.jsonl", "math_kinds.jsonl"]
@@ -65,3 +70,32 @@ def test_no_answer_that_says_nothing_is_rewarded(math_task: MathTask) -> None:
     rows = [{"gold": gold, "answer": answer} for gold in golds for answer in answers]
     grades = math_task.grade(items_of(rows))
     assert [row for row, grade in zip(rows, grades, strict=True) if grade.score != 0.0] == []
+
+
+FRAGMENTS = [
+    "A:",
+    "A+",
+    "AB'",
+    "(A,",
+    "\\vec{",
+    "dx",
+    "\\frac{dx}{d",
+    "\\{x:",
+    "x\\in ",
+    "p=1;",
+    "the is ",
+    "\\text{is}",
+]
+FRAGMENTS += ["**a", "<b>", "\\$1", "1 million ", "8:30 ", "1\\over ", "USD ", "1/2x", "not "]
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_reading_is_linear(fragment: str) -> None:
+    """2000 characters that a backtracking pattern may choke on, in well under a second."""
+    started_s = time.process_time()
+    text = (fragment * 1000)[:1990]
+    decide(canonical(text[:150]), "1")
+    decide(text, "1")
+    for read in (may_be_name, without_builder, DERIVATIVE.search):
+        read(text)
+    assert time.process_time() - started_s < 1.0
