@@ -22,7 +22,7 @@ from opdkit.engines.load import check_model_path
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import model_digest
 from opdkit.measure.accuracy import Accuracy
-from opdkit.metrics import Metric, MetricsLog, read_metrics
+from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.tasks.guard import make_task
 from opdkit.train import checkpoint
@@ -32,7 +32,7 @@ from opdkit.train.evaluations import Evaluations
 from opdkit.train.optimizer import Optimizer
 from opdkit.train.order import problems_of_step
 from opdkit.train.pass_rates import grades_the_student, measure_pass_rates
-from opdkit.train.resume import check_same_recipe, last_bits
+from opdkit.train.resume import going_on, model_paths
 from opdkit.train.rows import save_rows
 from opdkit.train.run_folder import RunFolder
 from opdkit.train.stages import Stages
@@ -66,41 +66,16 @@ def train(
         )
         for source in recipe.eval.sources
     }
-    for _, path in _model_paths(recipe):
+    for _, path in model_paths(recipe):
         check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
     with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
-        saved, changed, said = _found(folder, recipe) if resume else (None, {}, [])
+        saved, changed, said = going_on(folder, recipe) if resume else (None, {}, [])
         with closing(Run(recipe, Parts(recipe, saved), data, eval_sets, console)) as run:
             for sentence in said:
                 run.warn(sentence)
             folder.prepare(overwrite=overwrite)
             return run.go(folder, saved, changed)
-
-
-def _found(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, dict[str, Any], list[str]]:
-    """The checkpoint that a resumed run goes on from, the keys that are other ones than its recipe's, and what has to
-    be said about either. Raises UserError where it cannot go on."""
-    saved = checkpoint.latest(folder.checkpoints)
-    step = saved.step if saved else 0
-    models = {key: path for key, path in _model_paths(recipe) if _same_files(folder, key, path)}
-    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
-    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
-    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
-    if kept < step:
-        said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
-    return saved, changed, said
-
-
-def _model_paths(recipe: Recipe) -> list[tuple[str, str]]:
-    named = {"model.path": recipe.model.path, "teacher.path": recipe.teacher.path}
-    return [(key, path) for key, path in named.items() if path]
-
-
-def _same_files(folder: RunFolder, key: str, path: str) -> bool:
-    """Whether the model at `path` is the one the run began with, whatever its path was then."""
-    began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
-    return began is not None and began == model_digest(Path(path))
 
 
 LOST_SHARE = 0.2  # of the answers; from here on the summary says so
@@ -171,7 +146,7 @@ class Run:
             self._restore(saved)
         folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
-        models = {key: model_digest(Path(path)) for key, path in _model_paths(recipe)}
+        models = {key: model_digest(Path(path)) for key, path in model_paths(recipe)}
         for sentence in folder.write_environment(
             self._fingerprints(models), task=self.task.describe(), models=models, changed=changed
         ):
@@ -302,7 +277,7 @@ class Run:
         prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
         not_saved = ("teacher.path", "model.path") if self.recipe.model.lora else ("teacher.path",)
         prints |= {
-            path: digest for key, path in _model_paths(self.recipe) if (digest := models[key]) and key in not_saved
+            path: digest for key, path in model_paths(self.recipe) if (digest := models[key]) and key in not_saved
         }
         return prints
 
