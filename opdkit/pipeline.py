@@ -31,7 +31,8 @@ from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
 from opdkit.reporting import write_report
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.lock import Lock
 from opdkit.training.loop import train
 from opdkit.training.make_model import make_model
 from opdkit.training.resume import CHANGEABLE

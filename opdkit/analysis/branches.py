@@ -30,8 +30,9 @@ from opdkit.measure.position import Branch, by_position, predictors
 from opdkit.reporting.figures.overlap import position_figure
 from opdkit.rollouts.single_turn import grade
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
 from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import check_identity
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task

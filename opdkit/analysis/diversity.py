@@ -31,7 +31,8 @@ from opdkit.measure.diversity import (
 from opdkit.measure.intervals import estimate_difference, estimate_mean
 from opdkit.measure.programs import node_counts
 from opdkit.run.answer_sets import path_and_which, read_answers
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import AnswerSet, StoredAnswer
 from opdkit.tasks.code.text import extract_program
 

@@ -31,13 +31,14 @@ from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.recipe import Recipe, needs_rewards
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
-from opdkit.training.loop import Parts
 from opdkit.training.metrics.agreement import compare_rows, student_side, teacher_side
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.teacher import Teacher
+from opdkit.training.parts import Parts
 from opdkit.types import Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on

@@ -14,8 +14,8 @@ from opdkit.measure.intervals import Difference, estimate_difference, estimate_m
 from opdkit.measure.overlap import TokenTable, summary
 from opdkit.measure.ranking import METRICS, problem_metrics
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Parts
 from opdkit.training.models.sides import Sides
+from opdkit.training.parts import Parts
 from opdkit.types import Example, Problem
 
 MASSES_AT = (4, 16, 64)  # Rethinking OPD: a list of 1 is worst, lists of 4, 16 and 64 are about equal

@@ -26,7 +26,8 @@ from opdkit.measure.overlap import Compared, TokenTable, by_bucket, by_relative_
 from opdkit.measure.published_overlap import parse_published, published_overlap
 from opdkit.reporting.figures.overlap import overlap_figure
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.lock import Lock
 from opdkit.training.metrics.agreement import compare_parts, student_side, teacher_side
 
 MAX_TOKENS_PER_BATCH = 32768

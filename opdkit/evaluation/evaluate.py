@@ -33,8 +33,8 @@ from opdkit.measure.intervals import mean_over_sets
 from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock
 from opdkit.run.jsonl import open_lines
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import (
     RESULT,
     Store,

@@ -20,7 +20,8 @@ from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.run.answer_sets import read_answers
-from opdkit.run.folder import Lock, atomic_write
+from opdkit.run.folder import atomic_write
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import (
     RESULT,
     AnswerSet,

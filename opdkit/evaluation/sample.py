@@ -27,8 +27,8 @@ from opdkit.evaluation.evaluate import check_options, load_engine, task_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Interrupt
-from opdkit.run.folder import Lock
 from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import check_identity, clock_of
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task, task_named

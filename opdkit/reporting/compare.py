@@ -3,6 +3,7 @@ what their recipes differ."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     """
     if len(folders) > NUM_COLOURS:
         raise UserError(f"{len(folders)} runs are more than the {NUM_COLOURS} colours of a page; compare fewer at once")
-    resolved = [Path(folder).resolve() for folder in folders]
+    resolved = [Path(os.path.realpath(folder)) for folder in folders]
     twice = [folder for index, folder in enumerate(resolved) if folder in resolved[:index]]
     if twice:
         raise UserError(f"{twice[0]} is given twice; a run is compared with another one")

@@ -9,11 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,7 +20,7 @@ from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
-from opdkit.metrics import Metric, MetricsLog, read_metrics, reduce_metrics
+from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Interrupt
@@ -33,14 +31,12 @@ from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.evaluations import Evaluations
 from opdkit.training.metrics.counters import count, lost_answers
-from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.sides import read_sides, student_reading
-from opdkit.training.models.student import load_student
-from opdkit.training.models.teacher import Teacher
-from opdkit.training.models.viewers import load_state, make_viewers, state_of
+from opdkit.training.models.sides import read_sides
+from opdkit.training.models.viewers import state_of
 from opdkit.training.order import problems_of_step
+from opdkit.training.parts import Parts
 from opdkit.training.pass_rates import measure_pass_rates
-from opdkit.training.resume import check_same_recipe, last_bits
+from opdkit.training.resume import going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
@@ -71,11 +67,11 @@ def train(
         )
         for source in recipe.eval.sources
     }
-    for _, path in _model_paths(recipe):
+    for _, path in recipe.model_paths.items():
         check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
     with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
-        saved, changed, said = _found(folder, recipe) if resume else (None, {}, [])
+        saved, changed, said = going_on(folder, recipe) if resume else (None, {}, [])
         now = folder.clock(anew=overwrite)
         sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
         parts = Parts(recipe, saved, now=now)
@@ -84,55 +80,6 @@ def train(
                 run.warn(sentence)
             folder.prepare(overwrite=overwrite)
             return run.go(folder, saved, changed)
-
-
-def _found(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, dict[str, Any], list[str]]:
-    """The checkpoint that a resumed run goes on from, the keys that are other ones than its recipe's, and what has to
-    be said about either. Raises UserError where it cannot go on."""
-    saved = checkpoint.latest(folder.checkpoints)
-    step = saved.step if saved else 0
-    models = {key: path for key, path in _model_paths(recipe) if _same_files(folder, key, path)}
-    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
-    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
-    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
-    if kept < step:
-        said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
-    return saved, changed, said
-
-
-def _model_paths(recipe: Recipe) -> list[tuple[str, str]]:
-    return [*recipe.model_paths.items()]
-
-
-def _same_files(folder: RunFolder, key: str, path: str) -> bool:
-    """Whether the model at `path` is the one the run began with, whatever its path was then."""
-    began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
-    return began is not None and began == model_digest(Path(path))
-
-
-class Parts:
-    """What a run is made of: the models, and what moves them."""
-
-    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None) -> None:
-        """now: the date for templates that print it; None: today's."""
-        self.now = now
-        self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
-        self.renderer = self.student.renderer(**student_reading(recipe, now))
-        self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-        self.viewers = make_viewers(recipe, self.student, self.optimizer, now)
-        if saved:
-            self.optimizer.load_state(saved.tensors("optimizer"))
-            load_state(self.viewers, saved.tensors("teacher"))
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """Who reads the view "teacher"."""
-        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
-
-    def warnings(self) -> list[str]:
-        """What loading the models found."""
-        models = dict.fromkeys(viewer.teacher.model for viewer in self.viewers.values())
-        return [*self.student.warnings, *(w for m in models if m is not self.student for w in m.warnings)]
 
 
 class Run:
@@ -192,7 +139,7 @@ class Run:
             self._restore(saved)
         folder.discard_after(state.step)
         folder.write_recipe(recipe.as_dict())
-        models = {key: model_digest(Path(path)) for key, path in _model_paths(recipe)}
+        models = {key: model_digest(Path(path)) for key, path in recipe.model_paths.items()}
         for sentence in folder.write_environment(
             self._fingerprints(models),
             task=self.task.describe(),
@@ -310,9 +257,9 @@ class Run:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
         prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
         prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
-        not_saved = ("teacher.path", "model.path") if self.recipe.model.lora else ("teacher.path",)
+        own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
         prints |= {
-            path: digest for key, path in _model_paths(self.recipe) if (digest := models[key]) and key in not_saved
+            path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
         }
         return prints
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
+from opdkit.metrics import read_metrics
+from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
+from opdkit.run.folder import RunFolder
+from opdkit.training import checkpoint
 
 # Memory and place: the same numbers, but for what another order of additions does to them.
 LAST_BITS = (
@@ -65,3 +71,23 @@ def last_bits(changed: Mapping[str, Any]) -> list[str]:
         f"resumed with another {', '.join(said)}: sums are taken in another order, so from here on the last bits, and "
         "with them now and then a sampled token, may differ from those of an uninterrupted run"
     ]
+
+
+def going_on(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None, dict[str, Any], list[str]]:
+    """The checkpoint that a resumed run goes on from, the keys that are other ones than its recipe's, and what has to
+    be said about either. Raises UserError where it cannot go on."""
+    saved = checkpoint.latest(folder.checkpoints)
+    step = saved.step if saved else 0
+    models = {key: path for key, path in recipe.model_paths.items() if _same_files(folder, key, path)}
+    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
+    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
+    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+    if kept < step:
+        said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
+    return saved, changed, said
+
+
+def _same_files(folder: RunFolder, key: str, path: str) -> bool:
+    """Whether the model at `path` is the one the run began with, whatever its path was then."""
+    began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
+    return began is not None and began == model_digest(Path(path))

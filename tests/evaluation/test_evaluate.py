@@ -17,7 +17,7 @@ from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.run.answer_sets import read_answers
-from opdkit.run.folder import Lock
+from opdkit.run.lock import Lock
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation import sample as module
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
-from opdkit.run.folder import Lock
+from opdkit.run.lock import Lock
 from opdkit.tasks.rejection import rejected_by, repeats
 
 

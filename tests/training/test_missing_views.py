@@ -13,8 +13,9 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Parts, Run, _load_data
+from opdkit.training.loop import Run, _load_data
 from opdkit.training.models.optimizer import StepResult
+from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Example, Needs
 

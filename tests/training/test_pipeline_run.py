@@ -18,7 +18,7 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.pipeline import run_pipeline
 from opdkit.recipe.pipeline import Pipeline, load_pipeline
 from opdkit.run.console import Interrupt
-from opdkit.run.folder import Lock
+from opdkit.run.lock import Lock
 
 TEXT = """
 name = "{name}"

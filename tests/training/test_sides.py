@@ -25,8 +25,9 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.checkpoint import save_model
-from opdkit.training.loop import Parts, train
+from opdkit.training.loop import train
 from opdkit.training.models.sides import check_models, read_sides
+from opdkit.training.parts import Parts
 from opdkit.types import Needs
 
 Make = Callable[..., Recipe]

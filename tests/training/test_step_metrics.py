@@ -18,7 +18,8 @@ from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
 from opdkit.run.alarms import alarms
 from opdkit.training.answers import Answers
-from opdkit.training.loop import Parts, Run, _load_data, train
+from opdkit.training.loop import Run, _load_data, train
+from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Rollout
 

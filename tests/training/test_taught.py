@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Parts, Run, _load_data
+from opdkit.training.loop import Run, _load_data
+from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Example
 

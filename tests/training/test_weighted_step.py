@@ -18,8 +18,9 @@ from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
 from opdkit.training import checkpoint, plan
 from opdkit.training import step as module
-from opdkit.training.loop import Parts, Run, _load_data
+from opdkit.training.loop import Run, _load_data
 from opdkit.training.models.optimizer import StepResult
+from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 
 Make = Callable[..., Recipe]

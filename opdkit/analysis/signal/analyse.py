@@ -19,7 +19,7 @@ from opdkit.analysis.signal.results import write_metrics, write_plots
 from opdkit.errors import UserError
 from opdkit.measure.signal import RESAMPLES
 from opdkit.run.console import Interrupt
-from opdkit.run.folder import Lock
+from opdkit.run.lock import Lock
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
 

@@ -1,0 +1,40 @@
+"""What a run is made of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import torch
+
+from opdkit.recipe import Recipe
+from opdkit.training import checkpoint
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.sides import student_reading
+from opdkit.training.models.student import load_student
+from opdkit.training.models.teacher import Teacher
+from opdkit.training.models.viewers import load_state, make_viewers
+
+
+class Parts:
+    """What a run is made of: the models, and what moves them."""
+
+    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None) -> None:
+        """now: the date for templates that print it; None: today's."""
+        self.now = now
+        self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
+        self.renderer = self.student.renderer(**student_reading(recipe, now))
+        self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
+        self.viewers = make_viewers(recipe, self.student, self.optimizer, now)
+        if saved:
+            self.optimizer.load_state(saved.tensors("optimizer"))
+            load_state(self.viewers, saved.tensors("teacher"))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who reads the view "teacher"."""
+        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
+
+    def warnings(self) -> list[str]:
+        """What loading the models found."""
+        models = dict.fromkeys(viewer.teacher.model for viewer in self.viewers.values())
+        return [*self.student.warnings, *(w for m in models if m is not self.student for w in m.warnings)]
