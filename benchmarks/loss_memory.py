@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss
+from opdkit.losses import Divergence, Head, Support, Target, Term, ViewTokens, head_loss
+from opdkit.losses.head import CHUNK_BYTES
 
 VOCABULARY, WIDTH, TOPK = 32768, 256, 100
 SMALL, COMPARED, LARGE = 4096, 8192, 16384  # tokens
@@ -84,12 +85,15 @@ class Problem:
         return flat
 
 
-def opdkit_step(problem: Problem, spec: Divergence, chunk_size: int | None = None) -> None:
+def opdkit_step(problem: Problem, spec: Divergence, chunk_size: int | None = None, num_views: int = 1) -> None:
+    """With several views, each has a head of its own and the target sums their logits by weights that sum to 1."""
     head = Head(weight_VH=problem.weight_VH, num_tokens=VOCABULARY)
     teacher_head = Head(weight_VH=problem.teacher_weight_VH, num_tokens=VOCABULARY)
-    teacher = ViewTokens(hidden_NH=problem.teacher_NH, head=teacher_head)
-    term = Term(name="loss", loss=spec, coef_N=problem.coef_N)
-    head_loss(problem.student_NH, head, problem.ids_N, [term], teacher, chunk_size=chunk_size).loss.backward()
+    view = ViewTokens(hidden_NH=problem.teacher_NH, head=teacher_head)
+    views = {f"view{number}": view for number in range(num_views)}
+    target = Target.of(dict.fromkeys(views, 1 / num_views))
+    term = Term(name="loss", loss=spec, coef_N=problem.coef_N, target=target)
+    head_loss(problem.student_NH, head, problem.ids_N, [term], views, chunk_size=chunk_size).loss.backward()
 
 
 def dense_step(problem: Problem, spec: Divergence) -> None:
@@ -232,6 +236,34 @@ def measure_kept(share: float, device: str, repeats: int) -> Kept:
     return Kept(share, whole.peak_mib, chunked.peak_mib, seconds)
 
 
+@dataclass(frozen=True)
+class Views:
+    """A forward KL to a target of several views."""
+
+    count: int
+    small_mib: float  # at N = 4096
+    large_mib: float  # at N = 16384
+    seconds: float  # at N = 4096
+
+
+def measure_views(count: int, device: str, repeats: int) -> Views:
+    def step(problem: Problem, spec: Divergence) -> None:
+        opdkit_step(problem, spec, num_views=count)
+
+    spec, small = LOSSES["forward_kl"], Problem.make(SMALL, device)
+    large_mib = run(step, Problem.make(LARGE, device), spec).peak_mib
+    seconds = min(run(step, small, spec, trace=False).seconds for _ in range(repeats))
+    return Views(count, run(step, small, spec).peak_mib, large_mib, seconds)
+
+
+def views_table(rows: list[Views]) -> str:
+    lines = [f"| views | MiB, N={SMALL} | N={LARGE} | more a view | s |", "|---|---|---|---|---|"]
+    for row in rows:
+        more = (row.small_mib - rows[0].small_mib) / max(1, row.count - 1)
+        lines.append(f"| {row.count} | {row.small_mib:.0f} | {row.large_mib:.0f} | {more:.0f} | {row.seconds:.2f} |")
+    return "\n".join(lines)
+
+
 def kept_table(rows: list[Kept]) -> str:
     lines = ["| kept | MiB, all logits at once | MiB, in chunks | s |", "|---|---|---|---|"]
     lines += [f"| {row.share:.0%} | {row.whole_mib:.0f} | {row.chunked_mib:.0f} | {row.seconds:.2f} |" for row in rows]
@@ -279,14 +311,15 @@ def main() -> None:
     if args.loss is None:
         PAGE.parent.mkdir(exist_ok=True)
         kept = [measure_kept(share, args.device, args.repeats) for share in SHARES]
-        PAGE.write_text(page(rows, kept, args.device, args.repeats))
+        views = [measure_views(count, args.device, args.repeats) for count in (1, 2, 3)]
+        PAGE.write_text(page(rows, kept, views, args.device, args.repeats))
         print(f"written to {PAGE}")
     missed = [row.name for row in rows if not row.meets_target]
     if missed:
         sys.exit(f"over target: {', '.join(missed)}")
 
 
-def page(rows: list[Row], kept: list[Kept], device: str, repeats: int) -> str:
+def page(rows: list[Row], kept: list[Kept], views: list[Views], device: str, repeats: int) -> str:
     clock = "wall-clock" if device == "cuda" else "processor"
     return f"""# Memory and time of the loss
 
@@ -309,6 +342,15 @@ Tokens that a selection leaves out form no logits. Forward KL over N={SELECTED} 
 {kept_table(kept)}
 
 Logits at once grow with the kept tokens; in chunks they are bounded from the start, and what falls is the time.
+
+## Several views
+
+Forward KL to a target that sums the logits of several views, each with a head of its own:
+
+{views_table(views)}
+
+A view adds one array of a chunk's logits, {CHUNK_BYTES["cpu"] >> 20} MiB on a CPU, and
+two of a block's; it does not grow with N.
 
 {hardware(device)}; torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}.
 Made by `python {" ".join(["benchmarks/loss_memory.py", *sys.argv[1:]])}`; the file says how each number is taken.
