@@ -141,6 +141,15 @@ class Distillation(Averaged):
                 "from the whole distribution at that temperature, or add [weights] importance"
             )
 
+    def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
+        for view in self.compared.views:
+            if view in recipe.views and recipe.views[view].count > 1:
+                yield (
+                    f"views.{view}.count = {recipe.views[view].count}: the view repeats, and a target (method.target, "
+                    "method.mixture) is of views with one reading each; set count = 1"
+                )
+
     def term(self, plan: PlanInputs, name: str | None = None, weight_N: Tensor | None = None) -> Term:
         """The comparison with the target, under the method's mean."""
         coef_N = self.coefficients(plan, weight_N)

@@ -17,7 +17,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
     found: list[dict[str, View]] = [{} for group in groups for _ in group.rollouts]
     for view in state.needs.views:
         viewer = state.viewers[view]
-        identity = (state.seed, state.step, "context", *(() if view == "teacher" else (view,)))
+        identity = (state.seed, state.step, "context")  # not the view: views of one context are shown the same
         for number, name in enumerate(state.readings(view)):
             read = build_views(groups, viewer.context, viewer.teacher.renderer, identity, number)
             for own, shown in zip(found, read, strict=True):
