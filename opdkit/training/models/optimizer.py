@@ -8,7 +8,7 @@ add up in float32, a 1e-6 step is not rounded away, and sampler and trainer are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,7 @@ class Optimizer:
     def step(self, step: int) -> StepResult:
         """Clip and apply the gathered gradients, then clear them. None at all, or one not finite, changes nothing."""
         grads = [p.grad for p in self.weights.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        norm = total_norm(grads)
         grad_norm = float(norm)
         skipped = not grads or not math.isfinite(grad_norm)
         if not skipped:
@@ -105,6 +105,27 @@ class Optimizer:
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         names = {id(p): n for n, p in self.weights.items()}
         return [(part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]]
+
+
+NORM_BLOCK = 4096  # numbers summed in their own precision; sums of blocks are float64
+
+
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """0-dim: the Euclidean norm of all gradients together, to 1e-6 however large they are and however they are split.
+
+    torch's own is wrong by 1.4e-3 for 25 million float32 numbers on a CPU, and differently so for each split of them.
+    """
+    squares = [block.double().square().sum() for grad in grads for block in _block_norms(grad)]
+    return torch.stack(squares).sum().sqrt().to(grads[0].dtype) if squares else torch.zeros(())
+
+
+def _block_norms(grad: Tensor) -> list[Tensor]:
+    flat = grad.detach().reshape(-1)
+    whole = len(flat) // NORM_BLOCK * NORM_BLOCK
+    return [
+        torch.linalg.vector_norm(flat[:whole].view(-1, NORM_BLOCK), dim=1),
+        torch.linalg.vector_norm(flat[whole:]).unsqueeze(0),
+    ]
 
 
 def check_tensors(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
