@@ -26,6 +26,7 @@ from opdkit.engines.base import Sampled, SamplingParams
 from opdkit.engines.causal import CausalModel, Ids
 from opdkit.engines.draw import Uniforms, cuts, draw, uncut_logprob
 from opdkit.errors import UserError
+from opdkit.losses.logprobs import math_dtype, product_dtype
 
 FINISHED_SHARE = 1 / 8  # finished rows leave once they are more than this share of the batch: leaving copies the cache
 
@@ -48,8 +49,9 @@ def decode(
     """
     device, limit, num_rows = model.device, max(limits), len(prompts)
     batch = Batch(model, prompts, limit)
-    head = model.head().trimmed(batch.hidden_BH.dtype)
-    memory_BV = batch.hidden_BH.new_empty(num_rows, model.num_tokens)  # fresh memory would cost page faults every step
+    head = model.head().trimmed(product_dtype(batch.hidden_BH.dtype, device))
+    # Fresh memory would cost page faults every step.
+    memory_BV = batch.hidden_BH.new_empty(num_rows, model.num_tokens, dtype=math_dtype(batch.hidden_BH.dtype))
     uniforms = Uniforms(seeds, device, drawn)
     limit_B = torch.tensor(limits, device=device)
     is_stop_V = torch.zeros(model.num_tokens, dtype=torch.bool, device=device)

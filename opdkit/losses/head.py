@@ -65,8 +65,9 @@ def head_loss(
     temperature    divides all sides' logits before anything else; top-k and sampled log-probs arrive already at it
     chunk_size     tokens whose logits exist at one time; None: as many as fit `CHUNK_BYTES`; moves only the rounding
 
-    A head's matrix product runs in the dtype of its hidden states (or autocast's), all behind it in fp32 (fp64 for
-    fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is missing or wrong.
+    A head's matrix product takes in the dtype of its hidden states (or autocast's); its sums, and all behind it, are in
+    fp32 (fp64 for fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is
+    missing or wrong.
     """
     named = {"teacher": views} if isinstance(views, ViewTokens) else views or {}
     with torch.no_grad():

@@ -17,6 +17,15 @@ def math_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a head's matrix product takes in, for hidden states of `dtype`; its output is always in `math_dtype`.
+
+    An accelerator multiplies bf16 numbers and adds them up in fp32. A CPU has no such product; that of fp32 numbers is
+    as exact, and where bf16 has no instructions of its own it is also the faster one.
+    """
+    return math_dtype(dtype) if device.type == "cpu" else dtype
+
+
 def log_softmax(logits_nV: Tensor) -> Tensor:
     """[n, V] log-probabilities in nats, in `math_dtype`."""
     return torch.log_softmax(logits_nV, dim=-1, dtype=math_dtype(logits_nV.dtype))

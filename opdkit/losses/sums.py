@@ -81,10 +81,11 @@ class Gradients:
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
 
     def add_from_output(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
-        """Add a chunk, given the gradient with respect to the head's plain output, in its dtype."""
+        """Add a chunk, given the gradient with respect to the head's plain output, in `math_dtype`."""
         num_tokens = grad_nV.shape[-1]
         if self.bias_V is not None:
             self.bias_V[:num_tokens] += grad_nV.sum(0, dtype=self.bias_V.dtype)
+        grad_nV = grad_nV.to(batch.student.dtype)
         if self.hidden_NH is not None:
             self.hidden_NH[rows] = (grad_nV @ batch.student.head.weight_VH).to(self.hidden_NH.dtype)
         if self.weight_VH is not None:
@@ -92,7 +93,7 @@ class Gradients:
             if weight_VH.dtype == grad_nV.dtype:
                 weight_VH.addmm_(grad_nV.T, hidden_nH)
             else:
-                weight_VH += grad_nV.T @ hidden_nH
+                weight_VH += torch.mm(grad_nV.T, hidden_nH, out_dtype=weight_VH.dtype)
 
     def add(self, rows: Tensor, hidden_nH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None) -> None:
         """Add a chunk, given its gradients."""

@@ -107,8 +107,8 @@ def test_nothing_to_learn_from_moves_nothing() -> None:
 
 
 def test_the_norm_of_many_numbers() -> None:
-    """5 million float32 numbers, whole or split anywhere: the norm is float64's to 1e-6 (torch's own is off by 1e-4 on a
-    CPU). What is not finite stays so."""
+    """5 million float32 numbers, whole or split anywhere: the norm is float64's to 1e-6 (torch's own: 1e-4 on a CPU).
+    What is not finite stays so."""
     grad = torch.randn(5_000_003, generator=torch.Generator().manual_seed(0)) * 1e-3
     exact = float(grad.double().norm())
     for split in ([len(grad)], [1, 4095, 4097, len(grad) - 8193]):
