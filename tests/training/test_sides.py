@@ -28,7 +28,7 @@ from opdkit.training.checkpoint import save_model
 from opdkit.training.loop import train
 from opdkit.training.models.sides import check_models, read_sides
 from opdkit.training.parts import Parts
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 Make = Callable[..., Recipe]
 Variant = Callable[..., Path]
@@ -255,7 +255,7 @@ def test_ids_in_the_middle_that_only_one_side_has(recipe: Make, variant: Variant
         kept = [index for index in range(both + 1) if index != hole]
         torch.testing.assert_close(logprob_NV[:, kept], whole_NV.log_softmax(-1)[:, kept])
         assert (logprob_NV[:, hole].exp() == 0).all()
-    (signal,) = parts.teacher.score([[5, 9]], [[11, 12]], Needs(teacher="topk", k=both), temperature=1.0)
+    (signal,) = parts.teacher.score([[5, 9]], [[11, 12]], Asked("topk", both), temperature=1.0)
     assert signal.topk_ids_TK is not None and hole not in signal.topk_ids_TK
     for divergence in ("reverse_kl", "forward_kl", "jsd"):
         shared = ["method.teacher_share=0.5"] if divergence == "jsd" else []
