@@ -115,7 +115,7 @@ def test_end_of_text_is_scored_where_it_is_the_padding(tiny_model: LanguageModel
 def test_refusals(tiny_model: LanguageModel) -> None:
     """Rows too long for the model, ids outside the tokenizer, an empty context."""
     engine = HFEngine(tiny_model)
-    with pytest.raises(UserError, match="row 1 asked 97 positions"):
+    with pytest.raises(UserError, match="row 1 needs 97 positions"):
         engine.score([[2], [2] * 90], [[3], [3] * 7], SAMPLED)
     with pytest.raises(ValueError, match="38"):
         engine.score([[2]], [[40]], SAMPLED)
