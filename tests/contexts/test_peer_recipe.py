@@ -97,7 +97,7 @@ def renderer() -> Renderer:
     return Renderer(bpe_tokenizer(["Correctly solve the original question."], vocab_size=300))
 
 
-CONTEXT = Peers(max_tokens_per_peer=8)
+PEERS = Peers(max_tokens_per_peer=8)
 
 
 def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | None]:
@@ -110,7 +110,7 @@ def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | No
         rollouts.append(replace(rollout, answer_ids=ids, answer_mask=mask))
     state: Any = SimpleNamespace(
         needs=Needs(views={"teacher": Asked("distribution")}),
-        viewers={"teacher": SimpleNamespace(teacher=SimpleNamespace(renderer=renderer), context=CONTEXT)},
+        viewers={"teacher": SimpleNamespace(teacher=SimpleNamespace(renderer=renderer), context=PEERS)},
         readings=lambda view: [view],
         seed=seed,
         step=step,

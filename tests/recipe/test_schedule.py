@@ -75,7 +75,7 @@ def test_weights_change_and_come_late() -> None:
     )
     before, after = recipe_at(recipe, 4).weights, recipe_at(recipe, 5).weights
     assert before.tokens is None and after.tokens is not None and after.tokens.keep == 0.3  # type: ignore[attr-defined]
-    assert before.importance == after.importance and before.needs.teacher == Asked("sampled")
+    assert before.importance == after.importance and before.needs.teacher is None
     assert after.needs.student and after.needs.teacher == Asked("distribution")
 
 

@@ -235,12 +235,19 @@ def test_broken_files(tmp_path: Path) -> None:
         load_rows(path)
 
 
-def test_rows_of_version_1_are_still_read(tmp_path: Path) -> None:
-    """A file without the columns that version 2 added: every row comes back, and was taught nothing we know of."""
+SINCE_3 = ("turn", "author", "views")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_of_older_versions_are_still_read(version: int, tmp_path: Path) -> None:
+    """Files without the columns that versions 2 and 3 added: every row comes back, was taught nothing we know of, and
+    is the student's of one turn."""
     path = tmp_path / "r.parquet"
     save_rows(path, [simple(signals={"teacher": Signal(sampled_logprob_T=np.zeros(3, dtype=np.float32))})])
     table = pq.read_table(path)
-    old = table.select([name for name in table.column_names if not name.startswith(("taught_", "student_"))])
-    pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": "1"}), path)
+    lacks = SINCE_3 + (("taught_", "student_") if version == 1 else ())
+    old = table.select([name for name in table.column_names if not name.startswith(lacks)])
+    pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": str(version)}), path)
     (row,) = load_rows(path)
     assert row.taught is None and row.signal is not None and row.rollout.answer_ids == (0, 1, 2)
+    assert row.rollout.turns.tolist() == [0, 0, 0] and row.rollout.authors.tolist() == [0, 0, 0]
