@@ -180,7 +180,8 @@ VALUES: tuple[Any, ...] = (-1, float("nan"), float("inf"), 1e300, 1e-320, 10**23
 
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_of_a_recipe(method: str) -> None:
-    """Every number of a recipe with values no such number has: refused, but for a reward or a place of -1."""
+    """Every number of a recipe with values no such number has: refused, but for a reward, a place or a view's weight
+    of -1."""
     teacher = {"teacher": {"kind": "model", "path": "/t"}}
     weights = {"tokens": {"name": "entropy_sampling"}, "problems": {"name": "paced"}, "importance": {}, "prefix": {}}
     recipe = None
@@ -206,7 +207,7 @@ def test_numbers_of_a_recipe(method: str) -> None:
             except UserError as error:
                 assert len(str(error)) < 4000
             else:
-                assert value == -1 and key.endswith(("success_threshold", ".tau")), (key, value)
+                assert value == -1 and key.endswith(("success_threshold", ".tau", "target.teacher")), (key, value)
 
 
 @pytest.mark.parametrize(

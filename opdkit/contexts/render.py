@@ -170,17 +170,17 @@ class Renderer:
                 f"the chat template refuses messages with the roles {roles} ({error or type(error).__name__}); "
                 "change the messages or set chat_template to another template."
             ) from error
+        if not text.strip():
+            raise UserError(
+                f"the chat template of {self.name} renders messages to nothing, so there is no prompt to answer; set "
+                "chat_template to another template."
+            )
         for role in ("system", "user"):
             if any(turn["role"] == role and turn["content"].strip() not in text for turn in turns):
                 raise UserError(
                     f"the chat template of {self.name} drops the {role} turn or changes its words; change the messages "
                     "or set chat_template to another template."
                 )
-        if not text.strip():
-            raise UserError(
-                f"the chat template of {self.name} renders messages to nothing, so there is no prompt to answer; set "
-                "chat_template to another template."
-            )
         return text
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -90,6 +90,7 @@ def mixed_head(reference: Head, other: Head, share: float) -> Head:
         weight_VH=torch.cat([head.weight_VH.detach() * factor for head, factor in parts], -1),
         bias_V=torch.stack(biases_V).sum(0) if biases_V else None,
         num_tokens=reference.num_tokens,
+        absent_ids=reference.absent_ids,
         logit_scale=reference.logit_scale,
     )
 

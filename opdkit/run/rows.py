@@ -107,7 +107,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
     "student_entropy": (_FLOATS, lambda row: row.taught and row.taught.student_entropy_T),
     "turn": (_IDS, lambda row: row.rollout.turn),
     "author": (_IDS, lambda row: row.rollout.author),
-    "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in sorted(row.views) if name != "teacher"]),
+    "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in _other_views(row)]),
 }
 _SINCE_3 = ("turn", "author", "views")
 _SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
@@ -229,19 +229,27 @@ def _source(problem_id: str, sample_id: int) -> dict[str, Any]:
     return {"problem_id": problem_id, "sample_id": sample_id}
 
 
+def _other_views(row: Example) -> list[str]:
+    return sorted((row.views.keys() | row.signals.keys()) - {"teacher"})
+
+
 def _other_view(row: Example, name: str) -> dict[str, Any]:
-    view, signal = row.views[name], row.signals.get(name)
+    view, signal = row.views.get(name), row.signals.get(name)
     said = signal or Signal()
+
+    def flat(value: Ids | None, type_: pa.DataType) -> npt.NDArray[Any] | None:
+        return None if value is None else _flat(value, type_)
+
     return {
         "name": name,
-        "context_ids": _flat(view.context_ids, _IDS),
-        "sources": [_source(*peer) for peer in view.sources],
-        "num_truncated_tokens": view.num_truncated_tokens,
+        "context_ids": view and _flat(view.context_ids, _IDS),
+        "sources": view and [_source(*peer) for peer in view.sources],
+        "num_truncated_tokens": view and view.num_truncated_tokens,
         "has_signal": signal is not None,
-        "sampled_logprob": said.sampled_logprob_T,
-        "entropy": said.entropy_T,
-        "topk_ids": None if said.topk_ids_TK is None else _flat(said.topk_ids_TK, _IDS),
-        "topk_logprob": None if said.topk_logprob_TK is None else said.topk_logprob_TK.reshape(-1),
+        "sampled_logprob": flat(said.sampled_logprob_T, _FLOATS),
+        "entropy": flat(said.entropy_T, _FLOATS),
+        "topk_ids": flat(said.topk_ids_TK, _IDS),
+        "topk_logprob": flat(said.topk_logprob_TK, _FLOATS),
         "topk_k": _width(said),
     }
 
@@ -272,7 +280,7 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
 
 
 def _examples(table: pa.Table, problems: dict[str, Problem]) -> Iterable[Example]:
-    columns = {name: _python_column(table.column(name)) for name in table.column_names}
+    columns = {name: _python_column(table.column(name).combine_chunks()) for name in table.column_names}
     for index in range(table.num_rows):
         row = {name: values[index] for name, values in columns.items()}
         problem = _problem(row)
@@ -282,16 +290,26 @@ def _examples(table: pa.Table, problems: dict[str, Problem]) -> Iterable[Example
         yield Example(problem=problem, rollout=_rollout(row), views=views, signals=signals, taught=_taught(row))
 
 
-def _python_column(column: pa.ChunkedArray) -> list[Any]:
+def _python_column(array: pa.Array) -> list[Any]:
     """One entry per row: arrays for lists of numbers (copies, so that one row does not keep the file in memory)."""
-    if column.type not in (_IDS, _FLOATS, _FLAGS):
-        return list(column.to_pylist())
-    array = column.combine_chunks()
-    offsets = array.offsets.to_numpy()
+    if array.type == SCHEMA.field("views").type:
+        return _spans(array, _structs(array.values))
+    if array.type not in (_IDS, _FLOATS, _FLAGS, _INT32S, _FLOAT32S):
+        return list(array.to_pylist())
     numbers = array.values.to_numpy(zero_copy_only=False)
-    missing = array.is_null().to_numpy(zero_copy_only=False)
-    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), missing.tolist(), strict=True)
-    return [None if is_missing else numbers[start:end].copy() for start, end, is_missing in spans]
+    return [None if span is None else span.copy() for span in _spans(array, numbers)]
+
+
+def _structs(array: pa.StructArray) -> list[dict[str, Any]]:
+    fields = [_python_column(array.field(index)) for index in range(array.type.num_fields)]
+    return [dict(zip(_VIEW.names, entries, strict=True)) for entries in zip(*fields, strict=True)]
+
+
+def _spans(array: pa.ListArray | pa.LargeListArray, entries: Any) -> list[Any]:
+    """What of the entries of all rows belongs to each; None where the list is missing."""
+    offsets, missing = array.offsets.to_numpy().tolist(), array.is_null().to_pylist()
+    spans = zip(offsets[:-1], offsets[1:], missing, strict=True)
+    return [None if is_missing else entries[start:end] for start, end, is_missing in spans]
 
 
 def _problem(row: dict[str, Any]) -> Problem:
@@ -325,10 +343,9 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:
     """What the views read and what they said, by name."""
-    found = [] if row["view_context_ids"] is None else [("teacher", {**row, **_as_other(row)})]
-    found += [(view["name"], view) for view in row.get("views") or ()]
+    found = [("teacher", {**row, **_as_other(row)}), *((view["name"], view) for view in row.get("views") or ())]
     num_tokens = len(row["answer_ids"])
-    views = {name: _view(columns) for name, columns in found}
+    views = {name: _view(columns) for name, columns in found if columns["context_ids"] is not None}
     return views, {name: _signal(columns, num_tokens) for name, columns in found if columns["has_signal"]}
 
 
@@ -340,7 +357,7 @@ def _as_other(row: dict[str, Any]) -> dict[str, Any]:
 
 def _view(columns: dict[str, Any]) -> View:
     return View(
-        context_ids=tuple(np.asarray(columns["context_ids"], dtype=np.int64).tolist()),
+        context_ids=tuple(columns["context_ids"].tolist()),
         sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in columns["sources"]),
         num_truncated_tokens=columns["num_truncated_tokens"],
     )

@@ -165,7 +165,7 @@ def test_answers_that_cannot_be_read_are_counted_aloud(
     rows = load_rows(run / "rows" / "step_000002.parquet")
     empty = replace(rows[0].rollout, answer_ids=(), answer_mask=np.zeros(0, bool), answer_logprobs=None)
     path = tmp_path / "rows.parquet"
-    save_rows(path, [replace(rows[0], rollout=empty, taught=None, signal=None), *rows[1:]])
+    save_rows(path, [replace(rows[0], rollout=empty, taught=None, signals={}), *rows[1:]])
     with console.capture() as said:
         found = numbers(console, path, student=str(models["student"]), teacher=str(models["teacher"]), out=tmp_path)
     assert found["rows"]["num_left_out"] == 1 and found["rows"]["num_answers"] == 9

@@ -15,8 +15,8 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.scratch import bpe_tokenizer
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
-from opdkit.training.step import view_groups
-from opdkit.types import Needs, View
+from opdkit.training.views import view_groups
+from opdkit.types import Asked, Needs, View
 
 RECIPE: dict[str, Any] = {
     "name": "r",
@@ -97,8 +97,11 @@ def renderer() -> Renderer:
     return Renderer(bpe_tokenizer(["Correctly solve the original question."], vocab_size=300))
 
 
+PEERS = Peers(max_tokens_per_peer=8)
+
+
 def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | None]:
-    """What `train/step.py` makes of a group of four successes and three failures, each of 40 bytes or more."""
+    """What `training/views.py` makes of a group of four successes and three failures, each of 40 bytes or more."""
     team = group("ssssfff")
     rollouts = []
     for rollout, verdict in zip(team.rollouts, "ssssfff", strict=True):
@@ -106,13 +109,13 @@ def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | No
         mask = np.ones(len(ids), dtype=np.bool_)
         rollouts.append(replace(rollout, answer_ids=ids, answer_mask=mask))
     state: Any = SimpleNamespace(
-        needs=Needs(teacher="distribution"),
-        teacher=SimpleNamespace(renderer=renderer),
-        context=Peers(max_tokens_per_peer=8),
+        needs=Needs(views={"teacher": Asked("distribution")}),
+        viewers={"teacher": SimpleNamespace(teacher=SimpleNamespace(renderer=renderer), context=PEERS)},
+        readings=lambda view: [view],
         seed=seed,
         step=step,
     )
-    return view_groups(state, [replace(team, rollouts=tuple(rollouts))])
+    return [read.get("teacher") for read in view_groups(state, [replace(team, rollouts=tuple(rollouts))])]
 
 
 def test_the_step_passes_its_identity_and_its_tokenizer(renderer: Renderer) -> None:

@@ -14,7 +14,7 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.prove import proof_hidden
 from opdkit.errors import UserError
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 Make = Callable[..., Any]
 SMALL: dict[str, Any] = {
@@ -125,7 +125,7 @@ def sampled_and_scored(model: LanguageModel, lengths: list[int], limit: int) -> 
     model.stop_ids = frozenset({0, 1, 5})
     engine = HFEngine(model)
     answers = engine.sample(prompts, range(len(prompts)), SamplingParams(max_answer_tokens=limit))
-    signals = engine.score(prompts, [answer.answer_ids for answer in answers], Needs(teacher="sampled"))
+    signals = engine.score(prompts, [answer.answer_ids for answer in answers], Asked("sampled"))
     return list(zip(prompts, answers, signals, strict=True))
 
 

@@ -405,13 +405,16 @@ def without_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [
-        (shutil.rmtree, "there is no model folder"),
+        (shutil.rmtree, "there is no such folder"),
         (lambda folder: (folder / "config.json").unlink(), "cannot be loaded as a causal language model"),
         (without_weights, "cannot be loaded as a causal language model"),
         (without_one_weight, r"lacks 1 of the model's weights \(first: model.norm.weight\)"),
         (without_tokenizer, "has no tokenizer files"),
         (lambda folder: edit(folder / "config.json", model_type="t5"), "cannot be loaded as a causal language model"),
-        (lambda folder: edit(folder / "config.json", hidden_size=40), "cannot be loaded as a causal language model"),
+        (
+            lambda folder: edit(folder / "config.json", hidden_size=40),
+            "does not fit its config.json: 20 of its weights",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded as a causal"),
     ],
 )

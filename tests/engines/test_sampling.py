@@ -21,7 +21,7 @@ from opdkit.engines.draw import Uniforms, draw, kept_entries
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.types import Needs, seed_from
+from opdkit.types import Asked, seed_from
 
 Make = Callable[..., tuple[Any, Any]]
 ARCHITECTURES = ["cohere", "gemma2", "gemma3", "gpt2", "granite", "llama", "qwen3", "qwen3_moe"]
@@ -76,7 +76,7 @@ def test_log_probs_are_the_scorers(name: str, architecture: Make) -> None:
     prompts, seeds = prompts_and_seeds()
     answers = engine.sample(prompts, seeds, UNFILTERED)
     signals = engine.score(
-        prompts, [a.answer_ids for a in answers], Needs(teacher="sampled"), temperature=UNFILTERED.temperature
+        prompts, [a.answer_ids for a in answers], Asked("sampled"), temperature=UNFILTERED.temperature
     )
     for prompt, answer, signal in zip(prompts, answers, signals, strict=True):
         np.testing.assert_allclose(answer.logprobs_T, signal.sampled_logprob_T, atol=1e-5)
@@ -159,7 +159,7 @@ def test_bfloat16(tiny_folder: Path) -> None:
     engine = HFEngine(LanguageModel.load(tiny_folder, dtype=torch.bfloat16, device="cpu"))
     prompts, seeds = prompts_and_seeds()
     answers = engine.sample(prompts, seeds, UNFILTERED)
-    signals = engine.score(prompts, [a.answer_ids for a in answers], Needs(teacher="sampled"), temperature=1.3)
+    signals = engine.score(prompts, [a.answer_ids for a in answers], Asked("sampled"), temperature=1.3)
     for answer, signal in zip(answers, signals, strict=True):
         np.testing.assert_allclose(answer.logprobs_T, signal.sampled_logprob_T, atol=0.15)
 

@@ -11,11 +11,11 @@ import torch
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.types import Needs, Signal
+from opdkit.types import Asked, Signal
 
 Make = Callable[..., tuple[Any, Any]]
 Rows = tuple[list[list[int]], list[list[int]]]
-SAMPLED, TOPK, DISTRIBUTION = Needs(teacher="sampled"), Needs(teacher="topk", k=5), Needs(teacher="distribution")
+SAMPLED, TOPK, DISTRIBUTION = Asked("sampled"), Asked("topk", 5), Asked("distribution")
 
 
 def assert_same(one: Signal, other: Signal) -> None:
@@ -55,18 +55,18 @@ def test_scores_are_the_modules_own(name: str, temperature: float, architecture:
         np.testing.assert_allclose(topk[row].entropy_T, -(own_TV.exp() * own_TV).sum(-1), atol=2e-5)
 
 
-@pytest.mark.parametrize("needs", [SAMPLED, TOPK, DISTRIBUTION], ids=lambda needs: needs.teacher)
-def test_rows_do_not_depend_on_their_batch(needs: Needs, tiny_model: LanguageModel, ragged: Rows) -> None:
+@pytest.mark.parametrize("asked", [SAMPLED, TOPK, DISTRIBUTION], ids=lambda asked: asked.answer)
+def test_rows_do_not_depend_on_their_batch(asked: Asked, tiny_model: LanguageModel, ragged: Rows) -> None:
     """One by one, reversed, and in small batches: the same signals in the caller's order."""
     contexts, answers = ragged
     engine = HFEngine(tiny_model)
-    together = engine.score(contexts, answers, needs)
-    said = [signal.sampled_logprob_T if needs is not DISTRIBUTION else signal.hidden_TH for signal in together]
+    together = engine.score(contexts, answers, asked)
+    said = [signal.sampled_logprob_T if asked is not DISTRIBUTION else signal.hidden_TH for signal in together]
     assert [len(array) for array in said] == [len(answer) for answer in answers]  # type: ignore[arg-type]
-    backwards = engine.score(contexts[::-1], answers[::-1], needs)[::-1]
-    few = HFEngine(tiny_model, max_tokens_per_batch=30).score(contexts, answers, needs)
+    backwards = engine.score(contexts[::-1], answers[::-1], asked)[::-1]
+    few = HFEngine(tiny_model, max_tokens_per_batch=30).score(contexts, answers, asked)
     for row, signal in enumerate(together):
-        assert_same(signal, engine.score(contexts[row : row + 1], answers[row : row + 1], needs)[0])
+        assert_same(signal, engine.score(contexts[row : row + 1], answers[row : row + 1], asked)[0])
         assert_same(signal, backwards[row])
         assert_same(signal, few[row])
 
@@ -94,7 +94,7 @@ def test_only_what_was_asked(tiny_model: LanguageModel) -> None:
     """Unknown is None, arrays have the declared types, hidden states can be used in a loss."""
     contexts, answers = [[5, 6, 7]], [[8, 9, 10, 0]]
     engine = HFEngine(tiny_model)
-    (sampled,), (topk,), (full,) = (engine.score(contexts, answers, needs) for needs in (SAMPLED, TOPK, DISTRIBUTION))
+    (sampled,), (topk,), (full,) = (engine.score(contexts, answers, asked) for asked in (SAMPLED, TOPK, DISTRIBUTION))
     assert sampled.topk_ids_TK is None and sampled.topk_logprob_TK is None and sampled.hidden_TH is None
     assert topk.hidden_TH is None and full.topk_ids_TK is None
     assert topk.sampled_logprob_T is not None and topk.topk_ids_TK is not None and topk.topk_logprob_TK is not None
@@ -113,7 +113,7 @@ def test_end_of_text_is_scored_where_it_is_the_padding(tiny_model: LanguageModel
 
 
 def test_refusals(tiny_model: LanguageModel) -> None:
-    """Rows too long for the model, ids outside the tokenizer, an empty context, a method without needs."""
+    """Rows too long for the model, ids outside the tokenizer, an empty context."""
     engine = HFEngine(tiny_model)
     with pytest.raises(UserError, match="row 1 needs 97 positions"):
         engine.score([[2], [2] * 90], [[3], [3] * 7], SAMPLED)
@@ -123,6 +123,4 @@ def test_refusals(tiny_model: LanguageModel) -> None:
         engine.score([[40]], [[3, 3]], SAMPLED)
     with pytest.raises(ValueError, match="context"):
         engine.score([[]], [[3]], SAMPLED)
-    with pytest.raises(ValueError, match="no teacher"):
-        engine.score([[2]], [[3]], Needs())
     assert engine.score([], [], SAMPLED) == []

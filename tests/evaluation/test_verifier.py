@@ -129,7 +129,7 @@ def test_refusals(folder: Path, models: dict[str, Path], tmp_path: Path) -> None
     check_verifier(str(folder), ["math", "code"])
     with pytest.raises(UserError, match="nothing to do"):
         check_verifier(str(folder), ["code"])
-    with pytest.raises(UserError, match="no tokenizer that can be loaded"):
+    with pytest.raises(UserError, match="there is no such folder"):
         check_verifier(str(tmp_path / "nope"), ["math"])
     with pytest.raises(UserError, match=r"cannot read the text 'A'|no single token"):
         check_verifier(str(models["student"]), ["math"])

@@ -12,7 +12,7 @@ import torch
 from opdkit import losses
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, NegativeLogLikelihood, PolicyGradient, Support, TeacherAdvantage, Term
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 
 @pytest.mark.parametrize(
@@ -49,17 +49,13 @@ def test_refusals(build: object, sentence: str) -> None:
 def test_needs() -> None:
     """A spec says what the teacher must answer: entries the student chooses need the whole distribution, entries the
     teacher listed itself only its list."""
-    assert Divergence("reverse_kl").needs == Needs(teacher="distribution")
-    assert Divergence("reverse_kl", Support("student_topk", 8)).needs == Needs(teacher="distribution")
-    assert Divergence("reverse_kl", Support("union", 8)).needs == Needs(teacher="distribution")
-    assert Divergence("reverse_kl", Support("teacher_topk", 8)).needs == Needs(teacher="topk", k=8)
-    assert Divergence("reverse_kl", Support("intersection", 8)).needs == Needs(teacher="topk", k=8)
-    assert (
-        TeacherAdvantage().needs
-        == Divergence("jsd", Support("sampled"), teacher_share=0.5).needs
-        == Needs(teacher="sampled")
-    )
-    assert NegativeLogLikelihood().needs == PolicyGradient().needs == Needs()
+    assert Divergence("reverse_kl").asks == Asked("distribution")
+    assert Divergence("reverse_kl", Support("student_topk", 8)).asks == Asked("distribution")
+    assert Divergence("reverse_kl", Support("union", 8)).asks == Asked("distribution")
+    assert Divergence("reverse_kl", Support("teacher_topk", 8)).asks == Asked("topk", 8)
+    assert Divergence("reverse_kl", Support("intersection", 8)).asks == Asked("topk", 8)
+    assert TeacherAdvantage().asks == Divergence("jsd", Support("sampled"), teacher_share=0.5).asks == Asked("sampled")
+    assert NegativeLogLikelihood().asks is PolicyGradient().asks is None
 
 
 def test_terms_check_their_arrays() -> None:

@@ -26,7 +26,7 @@ from opdkit.losses import (
     head_loss,
 )
 from opdkit.losses.names import DivergenceKind
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 OWN = {"forward_kl": {}, "reverse_kl": {}, "mixed_kl": {"reverse_share": 0.3}, "renyi": {"order": 0.8}}
@@ -144,12 +144,12 @@ def test_what_views_must_say() -> None:
     """A whole target asks what its loss asks; a combination of logits has no list and no norm without distributions."""
     two = Target.of({"teacher": 2.0, "reference": -1.0})
     lists = Divergence("forward_kl", Support("teacher_topk", 4))
-    assert Target().asks(lists) == {"teacher": Needs(teacher="topk", k=4)}
-    assert two.asks(lists) == dict.fromkeys(("reference", "teacher"), Needs(teacher="distribution"))
-    assert two.asks(TeacherAdvantage()) == dict.fromkeys(("reference", "teacher"), Needs(teacher="sampled"))
-    assert two.asks(KLEstimate()) == dict.fromkeys(("reference", "teacher"), Needs(teacher="distribution"))
+    assert Target().asks(lists) == {"teacher": Asked("topk", 4)}
+    assert two.asks(lists) == dict.fromkeys(("reference", "teacher"), Asked("distribution"))
+    assert two.asks(TeacherAdvantage()) == dict.fromkeys(("reference", "teacher"), Asked("sampled"))
+    assert two.asks(KLEstimate()) == dict.fromkeys(("reference", "teacher"), Asked("distribution"))
     mixture = Target.of({"teacher": 0.5, "reference": 0.5}, "mixture")
-    assert mixture.asks(KLEstimate()) == dict.fromkeys(("reference", "teacher"), Needs(teacher="sampled"))
+    assert mixture.asks(KLEstimate()) == dict.fromkeys(("reference", "teacher"), Asked("sampled"))
     assert two.asks(NegativeLogLikelihood()) == {}
 
 

@@ -14,7 +14,7 @@ from opdkit.methods import METHODS
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.sdpo import FromSiblings
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 MINIMAL: dict[str, Any] = {
     "name": "r",
@@ -45,7 +45,7 @@ def test_papers_defaults(name: str, slots: tuple[str, ...], remove_thinking: str
     sampling, train = made.sampling, made.train
     assert (sampling.group_size, sampling.temperature, sampling.max_answer_tokens) == (8, 1.0, tokens)
     assert (train.problems_per_step, train.lr, train.warmup_steps, train.weight_decay) == (32, 1e-5, 10, 0.01)
-    assert method.needs == Needs(teacher="distribution", reward=True)
+    assert method.needs == Needs(views={"teacher": Asked("distribution")}, reward=True)
 
 
 def test_paper_defaults_step_back_together() -> None:
@@ -53,7 +53,7 @@ def test_paper_defaults_step_back_together() -> None:
     weights none about the ema_rate; positive-only MOPD is one line."""
     assert recipe(divergence="reverse_kl", k=20).method.loss == Divergence("reverse_kl", Support("student_topk", 20))  # type: ignore[attr-defined]
     assert recipe(support="full").method.loss == Divergence("jsd", teacher_share=0.5, scale="published")  # type: ignore[attr-defined]
-    assert recipe(support="sampled", divergence="reverse_kl").needs.teacher == "sampled"
+    assert recipe(support="sampled", divergence="reverse_kl").needs.teacher == Asked("sampled")
     mixed = recipe("sdpo", "teacher.weights=trust_region", "teacher.student_share=0.05")
     assert (mixed.teacher.kind, mixed.teacher.ema_rate) == ("self", None)
     assert recipe("mopd", "context.slots=['success', 'success']").context.slots == ("success", "success")  # type: ignore[attr-defined]
@@ -79,8 +79,6 @@ def test_capped_ratios_by_hand() -> None:
         mask_N=torch.ones(3, dtype=torch.bool),
         weight_N=torch.ones(3),
         sampled_logprob_N=sampled_N,
-        teacher_logprob_N=None,
-        teacher_entropy_N=None,
         student_logprob_N=sampled_N + torch.tensor([1.0, 4.0, 0.5]).log(),
         student_entropy_N=None,
         step=0,

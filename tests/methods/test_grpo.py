@@ -13,7 +13,7 @@ from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.recipe import parse_recipe
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 F64: Any = {"dtype": torch.float64}
 LOG2 = math.log(2)
@@ -35,8 +35,6 @@ def plan(log_ratio: list[float], reward: list[float] | None = None) -> PlanInput
         mask_N=torch.ones(3, dtype=torch.bool),
         weight_N=torch.ones(3, **F64),
         sampled_logprob_N=logprob_N - torch.tensor(log_ratio, **F64),
-        teacher_logprob_N=None,
-        teacher_entropy_N=None,
         student_logprob_N=None,
         student_entropy_N=None,
         step=0,
@@ -92,10 +90,12 @@ def test_distance_to_the_reference_by_hand() -> None:
 def test_what_is_asked() -> None:
     """No reference, no teacher: the baseline stays as cheap as it was."""
     assert grpo().needs == Needs(reward=True)
-    assert grpo(kl_weight=0.1).needs == Needs(teacher="sampled", reward=True)
-    assert grpo(kl_weight=0.1, kl_estimate="exact").needs == Needs(teacher="distribution", reward=True)
+    assert grpo(kl_weight=0.1).needs == Needs(views={"teacher": Asked("sampled")}, reward=True)
+    assert grpo(kl_weight=0.1, kl_estimate="exact").needs == Needs(
+        views={"teacher": Asked("distribution")}, reward=True
+    )
     mixed = METHODS["grpo_opd"].model_validate({"name": "grpo_opd", "support": "sampled"})
-    assert mixed.needs == Needs(teacher="sampled", reward=True)
+    assert mixed.needs == Needs(views={"teacher": Asked("sampled")}, reward=True)
 
 
 @pytest.mark.parametrize("keys", [{}, {"form": "advantage", "support": "union", "k": 2}, {"support": "sampled"}])
@@ -145,4 +145,4 @@ def test_a_reference_is_the_initial_weights() -> None:
             "teacher": {"kind": "self", "weights": "initial"},
         }
     )
-    assert recipe.teacher.weights == "initial" and recipe.needs.teacher == "sampled"
+    assert recipe.teacher.weights == "initial" and recipe.needs.teacher == Asked("sampled")

@@ -10,7 +10,7 @@ import torch
 from opdkit.errors import UserError
 from opdkit.losses.preference import answer_scores, better_in_group, pair_loss, token_shares
 from opdkit.methods import METHODS
-from opdkit.methods.base import PlanInputs
+from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.ratios import Importance
 from opdkit.recipe import parse_recipe
 
@@ -138,8 +138,7 @@ def weighed_plan(weight_of_problem: list[float]) -> PlanInputs:
         mask_N=torch.ones(8, dtype=torch.bool),
         weight_N=torch.ones(8, **F64),
         sampled_logprob_N=None,
-        teacher_logprob_N=torch.full((8,), -1.0, **F64),
-        teacher_entropy_N=None,
+        view_logprob={"teacher": torch.full((8,), -1.0, **F64)},
         student_logprob_N=torch.tensor([-1.0, -2, -3, -4, -5, -6, -7, -9], **F64),
         student_entropy_N=None,
         step=0,

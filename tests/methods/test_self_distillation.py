@@ -15,7 +15,7 @@ from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -35,9 +35,7 @@ def method(name: str, **keys: Any) -> Any:
 
 def plan(lengths: list[int], **known: Any) -> PlanInputs:
     row_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    fields = dict.fromkeys(
-        ("sampled_logprob_N", "teacher_logprob_N", "teacher_entropy_N", "student_logprob_N", "student_entropy_N")
-    )
+    fields: dict[str, Any] = dict.fromkeys(("sampled_logprob_N", "student_logprob_N", "student_entropy_N"))
     fields |= {
         "row_N": row_N,
         "index_N": torch.arange(len(row_N)),
@@ -130,8 +128,8 @@ def test_pw_opsd_without_a_floor() -> None:
 def test_eopd_gate_is_a_weight() -> None:
     """Entropies 0.5, 0.8, 0.81: the gate is strict, one token of three passes, and its forward KL is still divided by
     three. The surrogate counts all."""
-    assert method("eopd").needs == Needs(teacher="topk", k=16, entropy=True)
-    given = plan([3], teacher_entropy_N=tensor(0.5, 0.8, 0.81))
+    assert method("eopd").needs == Needs(views={"teacher": Asked("topk", 16, entropy=True)})
+    given = plan([3], view_entropy={"teacher": tensor(0.5, 0.8, 0.81)})
     surrogate, forward_kl = method("eopd").terms(given)
     assert surrogate.coef_N.tolist() == pytest.approx([1 / 3] * 3)
     assert forward_kl.coef_N.tolist() == pytest.approx([0, 0, 1 / 3])
@@ -144,7 +142,7 @@ def test_reopold_phases_are_masks() -> None:
     the 40 % of highest entropy are kept (here one of three), and its reward is raised to the floor."""
     reopold = method("reopold", floor_lambda=0.5, refine_keep=0.4, switch_step=10)
     known = {
-        "teacher_logprob_N": tensor(-1, -2, -3),
+        "view_logprob": {"teacher": tensor(-1, -2, -3)},
         "student_logprob_N": tensor(-2, -1, -1),
         "student_entropy_N": tensor(0.1, 0.2, 0.9),
     }
@@ -161,12 +159,13 @@ def test_reopold_quantile_is_of_the_whole_batch() -> None:
     entropy = tensor(0.3, 0.9, 0.1, 0.5, 0.7, 0.2)
     reopold: Method = method("reopold", refine_keep=0.5, switch_step=0)
     zeros = torch.zeros(6, dtype=torch.float64)
-    known = {"teacher_logprob_N": zeros, "student_logprob_N": zeros, "student_entropy_N": entropy}
-    (whole,) = reopold.terms(plan([3, 3], **known))
+    known = {"student_logprob_N": zeros, "student_entropy_N": entropy}
+    (whole,) = reopold.terms(plan([3, 3], **known, view_logprob={"teacher": zeros}))
     kept = (whole.coef_N != 0).sum()
     parts = []
     for rank in (slice(0, 3), slice(3, 6)):
-        mine = plan([3], **{k: v[rank] for k, v in known.items()}, gather=lambda _: entropy, total=lambda _: kept)
+        own = {k: v[rank] for k, v in known.items()} | {"view_logprob": {"teacher": zeros[rank]}}
+        mine = plan([3], **own, gather=lambda _: entropy, total=lambda _: kept)
         parts.append(reopold.terms(mine)[0].coef_N)
     assert torch.equal(torch.cat(parts), whole.coef_N) and kept == 3
 
@@ -175,7 +174,7 @@ def test_weights_compose_with_masks() -> None:
     """[weights] that leave out a token leave it out of REOPOLD's quantile and denominator, and keep their weight."""
     zeros = torch.zeros(4, dtype=torch.float64)
     known = {
-        "teacher_logprob_N": zeros,
+        "view_logprob": {"teacher": zeros},
         "student_logprob_N": zeros,
         "student_entropy_N": tensor(9.0, 0.3, 0.2, 0.1),
         "mask_N": torch.tensor([False, True, True, True]),

@@ -17,7 +17,7 @@ from opdkit.losses.spec import EntryAdvantage, LossSpec, TeacherAdvantage
 from opdkit.methods import METHODS
 from opdkit.methods.topk_opd import TopkOPD
 from opdkit.recipe import parse_recipe
-from opdkit.types import Needs
+from opdkit.types import Asked, Needs
 
 MINIMAL: dict[str, Any] = {
     "name": "r",
@@ -127,10 +127,10 @@ def test_defaults_and_what_is_asked() -> None:
     )  # fmt: skip
     published = method(form="advantage")
     assert published.loss == EntryAdvantage(plain.loss.support, "student_p") and published.tail == "drop"
-    assert published.needs == Needs(teacher="distribution")
-    assert method(form="advantage", support="teacher_topk").needs == Needs(teacher="topk", k=16)
+    assert published.needs == Needs(views={"teacher": Asked("distribution")})
+    assert method(form="advantage", support="teacher_topk").needs == Needs(views={"teacher": Asked("topk", 16)})
     sampled = method(form="advantage", support="sampled")
-    assert sampled.loss == TeacherAdvantage("ratio") and sampled.needs == Needs(teacher="sampled")
+    assert sampled.loss == TeacherAdvantage("ratio") and sampled.needs == Needs(views={"teacher": Asked("sampled")})
 
 
 @pytest.mark.parametrize("form", ["divergence", "advantage"])

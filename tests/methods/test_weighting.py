@@ -18,7 +18,7 @@ from opdkit.methods.weighting import Paced, Weights
 from opdkit.methods.weighting.problems import RewardSoftmax
 from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.types import Group, Needs, Problem, Rollout
+from opdkit.types import Asked, Group, Needs, Problem, Rollout
 
 TEACHER = {"kind": "model", "path": "t"}
 
@@ -76,18 +76,21 @@ def test_resolved_weights_round_trip() -> None:
 def test_needs_are_those_of_method_and_weights() -> None:
     """Only what somebody asks for: nothing by default, the exact divergence for TIP, the list for a JSD on top-k."""
     assert Weights().needs == Needs() and Weights().scores == {}
-    assert recipe({}).needs == Needs(teacher="distribution")
+    assert recipe({}).needs == Needs(views={"teacher": Asked("distribution")})
     sampled = "method.support=sampled"
-    assert recipe({}, sampled).needs == Needs(teacher="sampled")
+    assert recipe({}, sampled).needs == Needs(views={"teacher": Asked("sampled")})
     tip = recipe({"tokens": {"name": "soft_or"}}, sampled)
-    assert tip.needs == Needs(teacher="distribution", student=True)
+    assert tip.needs == Needs(views={"teacher": Asked("distribution")}, student=True)
     assert tip.weights.scores == {"reverse_kl": Divergence("reverse_kl")}
     on_list = recipe({"tokens": {"name": "entropy_sampling", "gamma": 1.0, "k": 8}}, sampled)
-    assert on_list.needs == Needs(teacher="topk", k=8, student=True)
-    assert recipe({"tokens": {"name": "entropy_sampling"}}, sampled).needs == Needs(teacher="sampled", student=True)
-    assert recipe({"tokens": {"name": "position"}}, sampled).needs == Needs(teacher="sampled")
-    assert Needs(teacher="topk", k=4) | Needs(teacher="topk", k=16, entropy=True) == Needs(
-        teacher="topk", k=16, entropy=True
+    assert on_list.needs == Needs(views={"teacher": Asked("topk", 8)}, student=True)
+    assert recipe({"tokens": {"name": "entropy_sampling"}}, sampled).needs == Needs(
+        views={"teacher": Asked("sampled")}, student=True
+    )
+    assert recipe({"tokens": {"name": "position"}}, sampled).needs == Needs(views={"teacher": Asked("sampled")})
+    asked = Asked("topk", 16, entropy=True)
+    assert Needs(views={"teacher": Asked("topk", 4)}) | Needs(views={"teacher": asked}) == Needs(
+        views={"teacher": asked}
     )
 
 
@@ -130,7 +133,7 @@ def test_refused_for_methods_without_a_teacher(weights: dict[str, Any], words: s
     with pytest.raises(UserError) as refusal:
         recipe(weights, teacher={"kind": "none"}, method={"name": "grpo"})
     assert words in str(refusal.value)
-    assert recipe({"tokens": {"name": "soft_or"}}, method={"name": "grpo"}).needs.teacher == "distribution"
+    assert recipe({"tokens": {"name": "soft_or"}}, method={"name": "grpo"}).needs.teacher == Asked("distribution")
 
 
 @pytest.mark.parametrize("section", [{"problems": {"name": "paced"}}, {"importance": {}}, {"prefix": {}}])
@@ -161,7 +164,7 @@ def test_fixed_pass_rates_are_the_first_ones() -> None:
 
 def plan(row_of_token: list[int], reward: list[float | None], pass_rate: list[float] | None = None) -> PlanInputs:
     """One problem a row."""
-    unknown = ("sampled_logprob_N", "teacher_logprob_N", "teacher_entropy_N", "student_logprob_N", "student_entropy_N")
+    unknown = ("sampled_logprob_N", "student_logprob_N", "student_entropy_N")
     num_tokens = len(row_of_token)
     return PlanInputs(
         **dict.fromkeys(unknown),

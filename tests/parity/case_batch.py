@@ -43,7 +43,6 @@ class CaseBatch:
         row_BT = torch.arange(len(self.mask_BT)).unsqueeze(-1).expand_as(self.mask_BT)
         index_BT = torch.arange(self.mask_BT.shape[1]).expand_as(self.mask_BT)
         num_rows, num_tokens = len(self.mask_BT), int(self.mask_BT.sum())
-        unknown = ("sampled_logprob_N", "teacher_logprob_N", "teacher_entropy_N")
         fields: dict[str, Any] = {
             "row_N": self.flat(row_BT),
             "index_N": self.flat(index_BT),
@@ -52,7 +51,7 @@ class CaseBatch:
             "graded_R": torch.full((num_rows,), reward is not None),
             "mask_N": torch.ones(num_tokens, dtype=torch.bool),
             "weight_N": torch.ones(num_tokens, dtype=torch.float64),
-            **dict.fromkeys((*unknown, "student_logprob_N", "student_entropy_N")),
+            **dict.fromkeys(("sampled_logprob_N", "student_logprob_N", "student_entropy_N")),
             "step": 0,
             "progress": 0.0,
         }

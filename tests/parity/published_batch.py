@@ -39,7 +39,7 @@ class PublishedBatch(CaseBatch):
 
     def asked(self, method: Method, weights: Weights | None = None, **known: Any) -> PlanInputs:
         """What the trainer would tell the method; `known` takes the place of what a case states itself."""
-        said = None if method.needs.teacher == "distribution" else self._teacher_stats(method)
+        said = None if self._asks_everything(method) else self._teacher_stats(method)
         scores = {"student": NegativeLogLikelihood(), **(weights.scores if weights else {})}
         ones_N = torch.ones(len(self.ids_N), dtype=torch.float64)
         terms = [Term(name=name, loss=loss, coef_N=ones_N) for name, loss in scores.items()]
@@ -49,8 +49,8 @@ class PublishedBatch(CaseBatch):
             "student_logprob_N": before.sampled_logprob_N,
             "student_entropy_N": before.entropy_N,
             "student_scores": before.token_loss,
-            "teacher_logprob_N": said.sampled_logprob_N if said else None,
-            "teacher_entropy_N": said.entropy_N if said else None,
+            "view_logprob": {"teacher": said.sampled_logprob_N} if said else {},
+            "view_entropy": {"teacher": said.entropy_N} if said and said.entropy_N is not None else {},
             "seed_R": range(len(self.mask_BT)),
             "num_ids": self.student_BTV.shape[-1],
         }
@@ -69,7 +69,7 @@ class PublishedBatch(CaseBatch):
 
     def teacher_tokens(self, method: Method) -> ViewTokens:
         """What the method asks of the teacher, and nothing else."""
-        if method.needs.teacher == "distribution":
+        if self._asks_everything(method):
             return self.teacher(self.teacher_BTV)
         said = self._teacher_stats(method)
         return ViewTokens(
@@ -78,12 +78,16 @@ class PublishedBatch(CaseBatch):
             topk_logprob_NK=said.topk_logprob_NK,
         )
 
+    def _asks_everything(self, method: Method) -> bool:
+        return method.needs.teacher is not None and method.needs.teacher.answer == "distribution"
+
     def _teacher_stats(self, method: Method) -> HeadStats:
+        asked = method.needs.teacher
         return head_stats(
             self.flat(self.teacher_BTV),
             identity(self.teacher_BTV.shape[-1]),
             sampled_ids_N=self.ids_N,
-            k=method.needs.k,
-            entropy=method.needs.entropy,
+            k=asked.k if asked else None,
+            entropy=asked is not None and asked.entropy,
             temperature=self.temperature,
         )

@@ -43,7 +43,7 @@ def batch_of(case: Case) -> tuple[CaseBatch, PlanInputs]:
         reward=case.inputs["rewards"],
         group=case.inputs["group"].tolist() if "group" in case.inputs else None,
         student_logprob_N=batch.logprob(student_BTV),
-        teacher_logprob_N=batch.logprob(case.inputs["reference_logits"]),
+        view_logprob={"teacher": batch.logprob(case.inputs["reference_logits"])},
     )
     return batch, plan
 

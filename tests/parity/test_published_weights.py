@@ -245,7 +245,7 @@ def test_token_grpo() -> None:
     batch = CaseBatch(of_lengths(case.inputs["lengths"], 7), torch.zeros(3, 7, dtype=torch.long))
     reward_N = batch.flat(torch.tensor(case.inputs["token_rewards"]))
     plan = batch.plan(
-        group=case.inputs["group"], teacher_logprob_N=reward_N, student_logprob_N=torch.zeros_like(reward_N)
+        group=case.inputs["group"], view_logprob={"teacher": reward_N}, student_logprob_N=torch.zeros_like(reward_N)
     )
     for std, key in (("unbiased", "divided_by_std"), ("none", "mean_only")):
         (term,) = method_of("opd", support="sampled", credit="group_return", credit_std=std).terms(plan)

@@ -9,6 +9,7 @@ from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe, recipe_at, scheduled_at, stage_starts
 from opdkit.recipe.points import Points, first_step
+from opdkit.types import Asked
 
 BASE: dict[str, Any] = {
     "name": "r",
@@ -74,8 +75,8 @@ def test_weights_change_and_come_late() -> None:
     )
     before, after = recipe_at(recipe, 4).weights, recipe_at(recipe, 5).weights
     assert before.tokens is None and after.tokens is not None and after.tokens.keep == 0.3  # type: ignore[attr-defined]
-    assert before.importance == after.importance and before.needs.teacher != "distribution"
-    assert after.needs.student and after.needs.teacher == "distribution"
+    assert before.importance == after.importance and before.needs.teacher is None
+    assert after.needs.student and after.needs.teacher == Asked("distribution")
 
 
 def test_what_a_default_brought_goes_with_it() -> None:
@@ -182,7 +183,7 @@ def test_what_is_refused_and_how(schedule: Any, sections: dict[str, Any], words:
 def test_a_teacher_that_one_stage_asks_is_not_unused() -> None:
     """GRPO whose distance to a reference comes in half-way; without that stage the teacher is refused as unused."""
     grpo: dict[str, Any] = {"method": {"name": "grpo"}, "train": {"steps": 20}}
-    assert recipe_at(scheduled({"kl_weight": [[0.5, 0.1]]}, **grpo), 10).needs.teacher == "sampled"
+    assert recipe_at(scheduled({"kl_weight": [[0.5, 0.1]]}, **grpo), 10).needs.teacher == Asked("sampled")
     assert "never asks" in refusal({"dual_clip": [[0.5, 3.0]]}, **grpo)
 
 

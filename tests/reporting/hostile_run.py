@@ -89,7 +89,7 @@ def make_rows() -> list[Example]:
             sources=((problem.id, 1 - index // 3),),
             num_truncated_tokens=4,
         )
-        rows.append(Example(problem=problem, rollout=rollout, view=view, **_scored(len(text))))
+        rows.append(Example(problem=problem, rollout=rollout, views={"teacher": view}, **_scored(len(text))))
     return rows
 
 
@@ -107,7 +107,7 @@ def _scored(num_tokens: int) -> dict[str, Any]:
         student_logprob_T=student_T,
         student_entropy_T=np.full(num_tokens, 0.5, dtype=np.float32),
     )
-    return {"signal": Signal(sampled_logprob_T=teacher_T), "taught": taught}
+    return {"signals": {"teacher": Signal(sampled_logprob_T=teacher_T)}, "taught": taught}
 
 
 def decode(ids: Any) -> str:

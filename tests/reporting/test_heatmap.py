@@ -60,21 +60,21 @@ def test_the_teachers_own_words_where_it_gave_a_list(row: Example) -> None:
         topk_ids_TK=np.tile([65, 66], (num_tokens, 1)),
         topk_logprob_TK=np.log(np.tile([0.25, 0.5], (num_tokens, 1))).astype(np.float32),
     )
-    _, note = tokens(heat_map(replace(row, signal=signal), 1.0, decode))[3]
+    _, note = tokens(heat_map(replace(row, signals={"teacher": signal}), 1.0, decode))[3]
     assert "teacher's first: “B” 50.0 %, “A” 25.0 %" in note
 
 
 def test_rows_without_what_was_taught(row: Example) -> None:
     """No colour is made up: rows of an older opdkit, and rows that left the batch."""
-    bare = replace(row, taught=None, signal=None)
+    bare = replace(row, taught=None, signals={})
     assert {classes for classes, _ in tokens(heat_map(bare, 0.0, decode))} == {"m", ""}
     assert "the loss did not read this answer" in tokens(heat_map(bare, 0.0, decode))[3][1]
     assert "Tokens have no colours" in legend([bare])
 
 
 def test_without_a_teacher_there_is_no_direction(row: Example) -> None:
-    assert tokens(heat_map(replace(row, signal=None), 4.25 / 8, decode))[4][0] == "n6"
-    assert "likelier" not in legend([replace(row, signal=None)])
+    assert tokens(heat_map(replace(row, signals={}), 4.25 / 8, decode))[4][0] == "n6"
+    assert "likelier" not in legend([replace(row, signals={})])
 
 
 def test_the_legend_names_what_occurs(row: Example) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from opdkit.tasks.math import equal as math_equal
 from opdkit.tasks.math.spelling import canonical
 from opdkit.tasks.math.task import MathTask
-from opdkit.tasks.math.task import equal as math_equal
 from opdkit.types import Problem
 
 ROWS = Path(__file__).parents[1] / "parity" / "graders.json"

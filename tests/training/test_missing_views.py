@@ -13,11 +13,13 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
+from opdkit.training import step as training_step
 from opdkit.training.loop import Run, _load_data
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
+from opdkit.training.state import State
 from opdkit.training.step import train_step
-from opdkit.types import Example, Needs
+from opdkit.types import Asked, Example, Signal
 
 Make = Callable[..., Recipe]
 WORDING = "context.wording={ layout = '{question}{success}{another}{failure}', " + ", ".join(
@@ -78,14 +80,20 @@ def term(row: Example, name: str) -> Tensor:
     return torch.tensor(np.where(coef_T == 0, 0.0, coef_T * loss_T))
 
 
-def too_long_for_teacher(run: Run, *rows: int) -> None:
-    """The teacher says nothing of these rows of every step."""
-    score = run.state.teacher.score  # type: ignore[union-attr]
+@pytest.fixture
+def too_long_for_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The teacher of a run says nothing of these rows of every step."""
 
-    def silent(contexts: Any, answers: Any, needs: Needs, **options: Any) -> Any:
-        return [None if i in rows else s for i, s in enumerate(score(contexts, answers, needs, **options))]
+    def make(run: Run, *rows: int) -> None:
+        score = training_step.score
 
-    run.state.teacher.score = silent  # type: ignore[union-attr, method-assign]
+        def silent(state: State, groups: Any, views: Any) -> list[dict[str, Signal]]:
+            said = score(state, groups, views)
+            return [{} if state is run.state and row in rows else signals for row, signals in enumerate(said)]
+
+        monkeypatch.setattr(training_step, "score", silent)
+
+    return make
 
 
 @pytest.mark.parametrize("rewards", [(1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, None), (0.5, 0.25, 1.0, 0.0)])
@@ -129,7 +137,9 @@ def test_a_step_that_no_teacher_reads_still_has_its_rewards(keys: Any, recipe: M
 
 
 @pytest.mark.parametrize("estimate", ["k3", "exact"])
-def test_rows_too_long_for_the_reference_keep_their_reward(estimate: str, recipe: Make, start: Any) -> None:
+def test_rows_too_long_for_the_reference_keep_their_reward(
+    estimate: str, recipe: Make, start: Any, too_long_for_teacher: Any
+) -> None:
     """GRPO with a KL: the two rows lose that term alone, under a count of their own."""
     keys = (*SELF, "method.kl_weight=0.1", f"method.kl_estimate={estimate}", *FOUR)
     run = start(recipe("grpo", *keys), (1.0, 0.0, 1.0, 0.0))
@@ -142,7 +152,7 @@ def test_rows_too_long_for_the_reference_keep_their_reward(estimate: str, recipe
         assert (row.signal is None) == bool((torch.tensor(row.taught.coef_ST[1]) == 0).all())  # type: ignore[union-attr]
 
 
-def test_an_answer_without_a_reference_is_in_no_pair(recipe: Make, start: Any) -> None:
+def test_an_answer_without_a_reference_is_in_no_pair(recipe: Make, start: Any, too_long_for_teacher: Any) -> None:
     """DPO: the gradient is that of a batch in which these answers are not graded."""
     rewards = (1.0, 0.0, 0.5, 0.0)
     run = start(recipe("dpo", *FOUR), rewards)
@@ -162,7 +172,7 @@ def test_an_answer_without_a_reference_is_in_no_pair(recipe: Make, start: Any) -
 @pytest.mark.parametrize("method", ["simpo", "verified_sft", "grpo"])
 @pytest.mark.parametrize("weights", [("tokens.name=soft_or",), ("prefix.gamma=1.0",)])
 def test_what_cannot_be_compared_is_kept_whole(
-    method: str, weights: Any, recipe: Make, start: Any, models: Any
+    method: str, weights: Any, recipe: Make, start: Any, too_long_for_teacher: Any, models: Any
 ) -> None:
     """A method without a teacher, [weights] with one: rows it says nothing of keep every token at weight 1, counted;
     the others are weighed as ever. Where it says nothing at all, the gradient is that without [weights]."""
@@ -243,10 +253,10 @@ def test_hidden_states_are_read_through_the_head_they_were_made_with(
     teacher, said = run.parts.teacher, {}
     score = teacher.score
 
-    def both(contexts: Any, answers: Any, needs: Needs, **options: Any) -> Any:
-        asked = score(contexts, answers, Needs(teacher="sampled"), **options)
+    def both(contexts: Any, answers: Any, whole: Asked, **options: Any) -> Any:
+        asked = score(contexts, answers, Asked("sampled"), **options)
         said.update({(c, a): s.sampled_logprob_T for c, a, s in zip(contexts, answers, asked, strict=True)})
-        return score(contexts, answers, needs, **options)
+        return score(contexts, answers, whole, **options)
 
     teacher.score = both
     before = next(iter(run.parts.optimizer.weights.values())).clone()

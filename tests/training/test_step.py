@@ -14,7 +14,7 @@ from opdkit.recipe import Recipe
 from opdkit.training.loop import Run, _load_data
 from opdkit.training.parts import Parts
 from opdkit.training.step import State, train_step
-from opdkit.types import Group, Needs, Problem
+from opdkit.types import Asked, Group, Problem
 
 Make = Callable[..., Recipe]
 # The published sentences hold characters that the tiny tokenizer does not know.
@@ -177,7 +177,7 @@ def test_kept_rows_say_what_the_teacher_said(recipe: Make, start: Any) -> None:
     for row in rows:
         assert row.signal.hidden_TH is None
         (asked,) = run.parts.teacher.score(
-            [row.view.context_ids], [row.rollout.answer_ids], Needs(teacher="sampled"), temperature=1.0
+            [row.view.context_ids], [row.rollout.answer_ids], Asked("sampled"), temperature=1.0
         )
         np.testing.assert_allclose(row.signal.sampled_logprob_T, asked.sampled_logprob_T, atol=1e-5)
 
@@ -325,7 +325,7 @@ def test_pairs_have_the_gradient_of_their_loss(
     logprob_NV = (hidden_NH @ head.weight_VH[: head.num_tokens].T).log_softmax(-1)
     logprob_N = logprob_NV.gather(-1, torch.tensor([i for a in answers for i in a])[:, None])[:, 0]
     if state.teacher is not None:
-        said = state.teacher.score(prompts, answers, Needs(teacher="sampled"), temperature=1.0)
+        said = state.teacher.score(prompts, answers, Asked("sampled"), temperature=1.0)
         logprob_N = logprob_N - torch.cat([torch.from_numpy(s.sampled_logprob_T) for s in said])
     h = [part.sum() if method == "dpo" else part.mean() for part in logprob_N.split([len(a) for a in answers])]
     beta, margin = (0.1, 0.0) if method == "dpo" else (2.0, 1.0)

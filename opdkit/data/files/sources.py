@@ -97,12 +97,13 @@ def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None
         raise UserError('the data source is empty: give a file, a folder, a hub name or "arithmetic:WORLD:SPLIT"')
     try:
         path = Path(source).expanduser()
-        if path.exists():
-            if not path.is_file() and not path.is_dir():
-                raise UserError(f"{source} is no file and no folder; give a data file, a folder of them or a hub name")
-            return path, split
+        is_there, has_rows = path.exists(), path.is_file() or path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # 5000 characters, a NUL, a folder that may not be looked into
         raise UserError(f"no data at {source[:60]}: {getattr(error, 'strerror', None) or error}") from None
+    if has_rows:
+        return path, split
+    if is_there:
+        raise UserError(f"{source} is no file and no folder; give a data file, a folder of them or a hub name")
     if path.is_symlink():
         raise UserError(f"no data at {source}: it is a link to nothing, or in a circle; copy the file itself here")
     head, colon, tail = source.rpartition(":")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from opdkit.errors import UserError
 from opdkit.run import rows
 from opdkit.run.rows import load_rows, save_rows
-from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
+from opdkit.types import AUTHORS, Example, Problem, Rollout, Signal, Taught, View
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+view_names = st.lists(st.sampled_from(["teacher", "reference", "hint.0", "hint.1"]), unique=True)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
@@ -61,15 +62,25 @@ def example_rows(draw: st.DrawFn) -> Example:
         reward=maybe(draw(st.floats(allow_nan=False))),
         parsed=maybe(draw(text)),
         feedback=maybe(draw(text)),
+        turn=maybe(np.array([draw(st.integers(0, 999)) for _ in range(num_tokens)], dtype=np.int16)),
+        author=maybe(np.array([draw(st.integers(0, len(AUTHORS) - 1)) for _ in range(num_tokens)], dtype=np.uint8)),
     )
-    sources = tuple(draw(st.lists(st.tuples(text, st.integers(0, 99)), max_size=2)))
-    view = View(context_ids=draw(ids), sources=sources, num_truncated_tokens=draw(st.integers(0, 99)))
-    has_topk = draw(st.booleans())
-    signal = Signal(
-        sampled_logprob_T=maybe(floats(num_tokens)),
-        topk_ids_TK=np.arange(num_tokens * k, dtype=np.int64).reshape(num_tokens, k) if has_topk else None,
-        topk_logprob_TK=floats(num_tokens, k) if has_topk else None,
-    )
+
+    def view() -> View:
+        sources = tuple(draw(st.lists(st.tuples(text, st.integers(0, 99)), max_size=2)))
+        return View(context_ids=draw(ids), sources=sources, num_truncated_tokens=draw(st.integers(0, 99)))
+
+    def signal() -> Signal:
+        has_topk = draw(st.booleans())
+        return Signal(
+            sampled_logprob_T=maybe(floats(num_tokens)),
+            entropy_T=maybe(floats(num_tokens)),
+            topk_ids_TK=np.arange(num_tokens * k, dtype=np.int64).reshape(num_tokens, k) if has_topk else None,
+            topk_logprob_TK=floats(num_tokens, k) if has_topk else None,
+        )
+
+    views = {name: view() for name in draw(view_names)}
+    signals = {name: signal() for name in draw(view_names)}
     names = tuple(draw(st.lists(text, max_size=2)))
     taught = Taught(
         terms=names,
@@ -79,7 +90,7 @@ def example_rows(draw: st.DrawFn) -> Example:
         student_logprob_T=floats(num_tokens),
         student_entropy_T=floats(num_tokens),
     )
-    return Example(problem=problem, rollout=rollout, view=maybe(view), signal=maybe(signal), taught=maybe(taught))
+    return Example(problem=problem, rollout=rollout, views=views, signals=signals, taught=maybe(taught))
 
 
 def plain(value: Any) -> Any:
@@ -88,7 +99,12 @@ def plain(value: Any) -> Any:
         return (value.dtype.str, value.shape, value.tobytes())
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
     return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+
+FLOAT64 = Signal(sampled_logprob_T=np.zeros(3))  # type: ignore[arg-type]
 
 
 def simple(problem_id: str = "p", sample_id: int = 0, num_tokens: int = 3, **rest: Any) -> Example:
@@ -122,7 +138,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, examples: list[Exa
 
 def test_types_come_back(tmp_path: Path) -> None:
     """What is equal is also of the same type: tuples, dicts, Python numbers, writable arrays of their own."""
-    save_rows(tmp_path / "r.parquet", [simple(view=View(context_ids=(1,), sources=(("p", 1),)))])
+    save_rows(tmp_path / "r.parquet", [simple(views={"teacher": View(context_ids=(1,), sources=(("p", 1),))})])
     row = load_rows(tmp_path / "r.parquet")[0]
     assert row.view is not None and type(row.view.sources[0]) is tuple
     assert type(row.rollout.answer_ids) is tuple and type(row.rollout.answer_ids[0]) is int
@@ -140,7 +156,7 @@ def test_rows_of_a_problem_share_it(tmp_path: Path) -> None:
 def test_hidden_states_are_not_saved(tmp_path: Path) -> None:
     """The documented exception: the signal comes back, without its hidden states."""
     torch = pytest.importorskip("torch")
-    save_rows(tmp_path / "r.parquet", [simple(signal=Signal(hidden_TH=torch.ones(3, 4)))])
+    save_rows(tmp_path / "r.parquet", [simple(signals={"teacher": Signal(hidden_TH=torch.ones(3, 4))})])
     assert load_rows(tmp_path / "r.parquet")[0].signal == Signal()
 
 
@@ -148,7 +164,7 @@ def test_other_tools_can_read_it(tmp_path: Path) -> None:
     """Plain Parquet with named columns and a version: the schema in the module's docstring is the file's."""
     save_rows(tmp_path / "r.parquet", [simple()])
     table = pq.read_table(tmp_path / "r.parquet")
-    assert table.schema.metadata[b"opdkit_rows_version"] == b"2"
+    assert table.schema.metadata[b"opdkit_rows_version"] == b"3"
     assert table.column("answer_ids").to_pylist() == [[0, 1, 2]] and table.column("gold").to_pylist() == ["2"]
     assert rows.__doc__ is not None and all(name in rows.__doc__ for name in table.column_names)
 
@@ -162,7 +178,9 @@ def test_fast_and_small(tmp_path: Path) -> None:
         logprobs = -rng.exponential(0.5, 4096).astype(np.float32)
         answer_ids = tuple(rng.zipf(1.3, 4096).clip(0, 150_000).tolist())
         rollout = dataclasses.replace(row.rollout, answer_ids=answer_ids, answer_logprobs=logprobs)
-        examples.append(dataclasses.replace(row, rollout=rollout, signal=Signal(sampled_logprob_T=logprobs)))
+        examples.append(
+            dataclasses.replace(row, rollout=rollout, signals={"teacher": Signal(sampled_logprob_T=logprobs)})
+        )
     start = time.process_time()
     save_rows(tmp_path / "r.parquet", examples)
     assert len(load_rows(tmp_path / "r.parquet")) == 256
@@ -173,9 +191,11 @@ def test_fast_and_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"signal": Signal(sampled_logprob_T=np.zeros(3))}, "column sampled_logprob: an array is float64"),  # type: ignore[arg-type]
-        ({"view": View(context_ids=(2**31,))}, "column view_context_ids: token ids"),
-        ({"view": View(context_ids=(1.5,))}, "column view_context_ids: token ids are float64"),  # type: ignore[arg-type]
+        ({"signals": {"teacher": FLOAT64}}, "column sampled_logprob: an array is float64"),
+        ({"signals": {"reference": FLOAT64}}, "an array is float64"),
+        ({"views": {"reference": View(context_ids=(2**31,))}}, "token ids"),
+        ({"views": {"teacher": View(context_ids=(2**31,))}}, "column view_context_ids: token ids"),
+        ({"views": {"teacher": View(context_ids=(1.5,))}}, "column view_context_ids: token ids are float64"),  # type: ignore[arg-type]
         ({"problem": Problem(id="p", task="t", messages=(), meta={"a": (1, 2)})}, "meta of problem 'p' is not plain"),
         ({"problem": Problem(id="p", task="t", messages=(), gold="\ud800")}, "column gold"),
         ({"problem": Problem(id="q", task="t", messages=())}, "the answer to 'p' stands beside the problem 'q'"),
@@ -210,17 +230,24 @@ def test_broken_files(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"opdkit_rows_version": "1"}), path)
     with pytest.raises(UserError, match="other columns than opdkit rows"):
         load_rows(path)
-    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"opdkit_rows_version": "3"}), path)
-    with pytest.raises(UserError, match="version 3 and this opdkit reads up to 2"):
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"opdkit_rows_version": "4"}), path)
+    with pytest.raises(UserError, match="version 4 and this opdkit reads up to 3"):
         load_rows(path)
 
 
-def test_rows_of_version_1_are_still_read(tmp_path: Path) -> None:
-    """A file without the columns that version 2 added: every row comes back, and was taught nothing we know of."""
+SINCE_3 = ("turn", "author", "views")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_of_older_versions_are_still_read(version: int, tmp_path: Path) -> None:
+    """Files without the columns that versions 2 and 3 added: every row comes back, was taught nothing we know of, and
+    is the student's of one turn."""
     path = tmp_path / "r.parquet"
-    save_rows(path, [simple(signal=Signal(sampled_logprob_T=np.zeros(3, dtype=np.float32)))])
+    save_rows(path, [simple(signals={"teacher": Signal(sampled_logprob_T=np.zeros(3, dtype=np.float32))})])
     table = pq.read_table(path)
-    old = table.select([name for name in table.column_names if not name.startswith(("taught_", "student_"))])
-    pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": "1"}), path)
+    lacks = SINCE_3 + (("taught_", "student_") if version == 1 else ())
+    old = table.select([name for name in table.column_names if not name.startswith(lacks)])
+    pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": str(version)}), path)
     (row,) = load_rows(path)
     assert row.taught is None and row.signal is not None and row.rollout.answer_ids == (0, 1, 2)
+    assert row.rollout.turns.tolist() == [0, 0, 0] and row.rollout.authors.tolist() == [0, 0, 0]

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.training.models.teacher import check_same_tokens, share_ids
+from opdkit.training.models.teacher import limit_to_common
 
 
 def model(rows: int, tokenizer: Any) -> LanguageModel:
@@ -32,8 +32,7 @@ def test_ids_that_one_model_lacks_do_not_exist_for_the_other(tiny_tokenizer: Cal
     student, teacher = model(39, tokenizer), model(38, tokenizer)
     with torch.no_grad():
         student.module.lm_head.weight[38] = student.module.lm_head.weight[37] * 100
-    check_same_tokens(student, teacher)
-    share_ids(student, teacher)
+    limit_to_common(student, teacher)
     assert student.head().num_tokens == teacher.head().num_tokens == 38
     answers = HFEngine(student).sample([[5, 6]] * 20, range(20), SamplingParams(max_answer_tokens=8))
     assert all(token < 38 for answer in answers for token in answer.answer_ids)

@@ -15,7 +15,7 @@ from opdkit.recipe import Recipe
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student import load_student
 from opdkit.training.models.teacher import TrustRegionTeacher, make_teacher
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 Make = Callable[..., Recipe]
 CONTEXT, ANSWER = [[5, 9, 10], [6, 7]], [[11, 12, 13], [8]]
@@ -26,7 +26,7 @@ def moved(recipe: Recipe) -> tuple[LanguageModel, Optimizer, Any]:
     """A student that has left its initial weights behind."""
     student = load_student(recipe)
     optimizer = Optimizer(student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-    teacher = make_teacher(recipe, student, optimizer)
+    teacher = make_teacher(recipe, recipe.teacher, student, optimizer)
     with torch.no_grad():
         for p in optimizer.weights.values():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
@@ -47,7 +47,7 @@ def test_the_head_gives_the_mixture(lora: tuple[str, ...], recipe: Make) -> None
     student, _, teacher = moved(chosen)
     initial = load_student(chosen)
     expected_NV = 0.7 * logits(initial) + 0.3 * logits(student)
-    signals = teacher.score(CONTEXT, ANSWER, Needs(teacher="distribution"), temperature=1.0)
+    signals = teacher.score(CONTEXT, ANSWER, Asked("distribution"), temperature=1.0)
     head, hidden_NH = teacher.head(), torch.cat([signal.hidden_TH for signal in signals])
     assert hidden_NH.shape[-1] == 2 * student.hidden_width and not head.weight_VH.requires_grad
     torch.testing.assert_close(
@@ -60,7 +60,7 @@ def test_it_answers_whatever_a_model_answers(recipe: Make) -> None:
     chosen = recipe("sdpo", *KEYS, "train.warmup_steps=0")
     student, _, teacher = moved(chosen)
     logprob_NV = ((0.7 * logits(load_student(chosen)) + 0.3 * logits(student)) / 0.8).log_softmax(-1)
-    signals = teacher.score(CONTEXT, ANSWER, Needs(teacher="topk", k=3, entropy=True), temperature=0.8)
+    signals = teacher.score(CONTEXT, ANSWER, Asked("topk", 3, entropy=True), temperature=0.8)
     said = {
         name: torch.cat([torch.from_numpy(getattr(s, name)) for s in signals])
         for name in ("sampled_logprob_T", "topk_ids_TK", "topk_logprob_TK", "entropy_T")
@@ -77,9 +77,9 @@ def test_its_anchor_survives_a_checkpoint(recipe: Make) -> None:
     """After a resume the module holds moved weights: the initial ones come from the checkpoint."""
     chosen = recipe("sdpo", *KEYS, "train.warmup_steps=0")
     student, optimizer, teacher = moved(chosen)
-    asked = Needs(teacher="sampled")
+    asked = Asked("sampled")
     before = teacher.score(CONTEXT, ANSWER, asked, temperature=1.0)
-    fresh = make_teacher(chosen, student, optimizer)  # takes the moved weights for the initial ones
+    fresh = make_teacher(chosen, chosen.teacher, student, optimizer)  # takes the moved weights for the initial ones
     assert fresh is not None
     assert (
         fresh.score(CONTEXT, ANSWER, asked, temperature=1.0)[0].sampled_logprob_T != before[0].sampled_logprob_T

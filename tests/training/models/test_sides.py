@@ -28,7 +28,7 @@ from opdkit.training.checkpoint import save_model
 from opdkit.training.loop import train
 from opdkit.training.models.sides import check_models, read_sides
 from opdkit.training.parts import Parts
-from opdkit.types import Needs
+from opdkit.types import Asked
 
 Make = Callable[..., Recipe]
 Variant = Callable[..., Path]
@@ -141,7 +141,7 @@ def test_a_teacher_that_knows_the_student_s_end_as_no_end_is_warned_of(recipe: M
 
 def test_equal_sides_say_nothing(recipe: Make) -> None:
     found = sides(recipe)
-    assert found.warnings == () and found.common is None
+    assert found.warnings == ()
     assert sides(recipe, None, None, "teacher.template_kwargs={}").warnings == ()
 
 
@@ -255,7 +255,7 @@ def test_ids_in_the_middle_that_only_one_side_has(recipe: Make, variant: Variant
         kept = [index for index in range(both + 1) if index != hole]
         torch.testing.assert_close(logprob_NV[:, kept], whole_NV.log_softmax(-1)[:, kept])
         assert (logprob_NV[:, hole].exp() == 0).all()
-    (signal,) = parts.teacher.score([[5, 9]], [[11, 12]], Needs(teacher="topk", k=both), temperature=1.0)
+    (signal,) = parts.teacher.score([[5, 9]], [[11, 12]], Asked("topk", both), temperature=1.0)
     assert signal.topk_ids_TK is not None and hole not in signal.topk_ids_TK
     for divergence in ("reverse_kl", "forward_kl", "jsd"):
         shared = ["method.teacher_share=0.5"] if divergence == "jsd" else []
@@ -272,7 +272,8 @@ def test_ids_that_mean_something_else_are_refused(recipe: Make, variant: Variant
     """Two added tokens under swapped ids: unused, they are left out; spoken of in a template, they are refused."""
     student, teacher = variant("student", added=("<x>", "<y>")), variant("teacher", added=("<y>", "<x>"))
     found = sides(recipe, student, teacher)
-    assert found.common is not None and found.common.num_common == found.common.num_student - 2
+    common = common_ids(found.student.renderer, found.teacher.renderer, names=("a", "b"))
+    assert common is not None and common.num_common == common.num_student - 2 and common.sentence in found.warnings
     speaks = variant("teacher", added=("<y>", "<x>"), template=NO_END + "<x>")
     with pytest.raises(UserError, match=r"1 tokens have other ids, e.g. '<x>'"):
         sides(recipe, student, speaks)

@@ -14,8 +14,9 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student import load_student
-from opdkit.training.models.teacher import EMATeacher, make_teacher
-from opdkit.types import Needs
+from opdkit.training.models.teacher import EMATeacher
+from opdkit.training.models.viewers import make_viewers
+from opdkit.types import Asked
 
 Make = Callable[..., Recipe]
 CONTEXT, ANSWER = [[5, 9, 10]], [[11, 12, 13]]
@@ -24,11 +25,11 @@ CONTEXT, ANSWER = [[5, 9, 10]], [[11, 12, 13]]
 def parts(recipe: Recipe) -> tuple[LanguageModel, Optimizer, Any]:
     student = load_student(recipe)
     optimizer = Optimizer(student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-    return student, optimizer, make_teacher(recipe, student, optimizer)
+    return student, optimizer, make_viewers(recipe, student, optimizer)["teacher"].teacher
 
 
 def logprobs(teacher: Any) -> torch.Tensor:
-    (signal,) = teacher.score(CONTEXT, ANSWER, Needs(teacher="sampled"), temperature=1.0)
+    (signal,) = teacher.score(CONTEXT, ANSWER, Asked("sampled"), temperature=1.0)
     return torch.from_numpy(signal.sampled_logprob_T)
 
 
