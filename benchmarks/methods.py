@@ -1,4 +1,5 @@
-"""Every method on one built-in world, from one student, with the same number of answers; writes docs/methods_table.md.
+"""Every method on one built-in task, from one student, with the same number of answers; writes
+docs/measurements/methods_table.md.
 
     python benchmarks/methods.py                    # all arms, 3 seeds: about 15 minutes of one core
     python benchmarks/methods.py --only sdpo        # the arms of one method, and the page from all that is there
@@ -45,7 +46,7 @@ from opdkit.training.loop import train
 from opdkit.training.make_model import BATCH, lessons, make_model
 
 RECIPE = Path(__file__).with_suffix(".toml")
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods_table.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "methods_table.md"
 FOLDER = Path("runs/methods")
 WORLD = "arithmetic:add-3"
 SEEDS = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""The page of `methods.py`: docs/methods_table.md, made from the results that are there."""
+"""The page of `methods.py`: docs/measurements/methods_table.md, made from the results that are there."""
 
 from __future__ import annotations
 

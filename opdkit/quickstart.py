@@ -43,7 +43,7 @@ NO_TEACHER: dict[str, Any] = {"kind": "none", "path": None}
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A baseline: what it changes in the recipe. Each has the learning rate that suits it best (docs/quickstart.md)."""
+    """A baseline: what it changes in the recipe, with the learning rate that suits it best."""
 
     label: str
     change: Mapping[str, dict[str, Any]]

@@ -133,7 +133,7 @@ def test_some_overlap_is_enough_to_begin() -> None:
 def test_a_teacher_that_is_lost_in_the_students_answers_starts_cold() -> None:
     """Better from the start, worse from the student's first tokens on, and sure of it; without the interval only told.
 
-    Found on a teacher that was perfect in its own order and could not follow another (docs/fit.md)."""
+    Found on a teacher that was perfect in its own order and could not follow another (docs/guides/fit.md)."""
     lost = [continuation(0, 0.5, 0.1), continuation(4, -0.3, 0.1), continuation(9, 0.0, 0.1)]
     advice = verdict(facts(continuations=lost))
     assert advice.verdict == "cold_start" and "does not know its way" in advice.sentence

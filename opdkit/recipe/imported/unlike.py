@@ -10,9 +10,9 @@ from typing import Any
 MOVES = "MOVES NUMBERS there"
 UNKNOWN = "no key that opdkit knows: it may move numbers there"
 
-_REWARDS = "rewards come from data.task: write yours as a task of your own (docs/rewards.md)"
+_REWARDS = "rewards come from data.task: write yours as a task of your own (docs/guides/rewards.md)"
 _TOOLS = "answers here are one turn, without tools or an environment"
-_OVERLONG = 'a "length" term of a weighted task is DAPO\'s overlong penalty (docs/rewards.md)'
+_OVERLONG = 'a "length" term of a weighted task is DAPO\'s overlong penalty (docs/guides/rewards.md)'
 
 # Key -> (values that mean what happens here, what to do about others).
 _UNLESS: Mapping[str, tuple[tuple[Any, ...], str]] = {
