@@ -6,7 +6,7 @@ docs/measurements/methods_table.md.
     python benchmarks/methods.py --only mopd --try 3e-4 1e-3 3e-3    # learning rates, on a seed that is not in the page
 
 Two models are made, as `opdkit make-model --reads-demonstrations` makes them: a student that is half taught to add
-three digits and reads demonstrations well, and a teacher that adds well. A seed is that of an arm: its problems, their
+three digits and uses demonstrations well, and a teacher that adds well. A seed is that of an arm: its problems, their
 order, its answers, its peers. Every arm is an ordinary run of `methods.toml` with what `ARMS` changes, through the
 public door (`load_recipe`, `train`), in a process of its own, so that its peak memory is its own. Stop it when you
 like: finished arms are kept in runs/methods/results/, a stopped one goes on from its checkpoint, and an arm whose

@@ -1,5 +1,5 @@
 """Keys of the verl trainer that are none of ours: what moves its numbers and what does not. A key in neither table is
-not known, and said to be so: nobody can tell what it moves."""
+not known, and reported as such: its effect cannot be told."""
 
 from __future__ import annotations
 

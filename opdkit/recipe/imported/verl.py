@@ -117,7 +117,8 @@ def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: b
     """The recipe that says what `settings` say, with a line for each key.
 
     task    who grades (`opdkit tasks`); None: from the data's name
-    parity  also take over what opdkit does otherwise on purpose: the published choice of peers and diluting mean
+    parity  also take over what opdkit does otherwise on purpose: the published choice of peers, rows without context in
+            the mean's denominator
 
     Raises UserError for an objective that has no counterpart here.
     """
