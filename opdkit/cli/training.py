@@ -160,7 +160,7 @@ def check(
             for line in departures_in(path, set_ or []):
                 console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
     if not models:
-        console.print("no model was looked at: --models compares tokenizers, chat templates and stop tokens")
+        console.print("no model was read: --models compares tokenizers, chat templates and stop tokens")
     if faults:
         raise UserError("\n".join(faults))
 

@@ -262,8 +262,8 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
     asks_teacher = recipe.needs.teacher is not None
     for name in sorted(recipe.views.keys() - recipe.needs.views.keys()):
         yield (
-            f'[views.{name}] is a view that method.name = "{method.name}" never asks; remove it, or name it in '
-            "method.target or method.mixture"
+            f'[views.{name}] is not used by method.name = "{method.name}"; remove it, or name it in method.target or '
+            "method.mixture"
         )
     if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
         yield (

@@ -251,7 +251,7 @@ def _reduction(method: str, known: Mapping[str, Any], imported: Imported) -> Non
 def _batches(known: Mapping[str, Any], imported: Imported) -> None:
     key = "actor.ppo_micro_batch_size_per_gpu"
     if key in known:
-        note = "micro-batches are by tokens here and move no number"
+        note = "micro-batches are by tokens here and change no number"
         imported.lines.append(Line(key, known[key], "left out", None, note))
     key = "actor.ppo_mini_batch_size"
     if key in known and (updates := updates_per_step(known)) is not None:
