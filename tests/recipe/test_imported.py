@@ -269,7 +269,7 @@ def test_what_moves_numbers_is_said(on: dict[str, Any], off: dict[str, Any]) -> 
 def test_a_key_nobody_knows_is_not_said_to_be_harmless(section: str) -> None:
     """In any section of the trainer."""
     (line,) = (line for line in translate(BASE | {f"{section}.new_idea": 3}).lines if line.key.endswith("new_idea"))
-    assert line.fate == "not known" and "may move numbers" in line.note
+    assert line.fate == "not known" and "may change results" in line.note
 
 
 def test_the_command_says_what_moves_numbers(tmp_path: Path) -> None:
