@@ -1,4 +1,4 @@
-"""Memory and time of `head_loss` beside dense autograd, measured in one run; writes docs/loss_memory.md.
+"""Memory and time of `head_loss` beside dense autograd, measured in one run; writes docs/measurements/loss_memory.md.
 
     python benchmarks/loss_memory.py              # two to three minutes on two idle cores
     python benchmarks/loss_memory.py --repeats 5  # steadier minima
@@ -40,7 +40,7 @@ from opdkit.losses.head import CHUNK_BYTES
 VOCABULARY, WIDTH, TOPK = 32768, 256, 100
 SMALL, COMPARED, LARGE = 4096, 8192, 16384  # tokens
 SELECTED, SHARES = 2048, (1.0, 0.5, 0.2, 0.05)  # tokens, and how many of them a selection keeps
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "loss_memory.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "loss_memory.md"
 
 LOSSES = {
     "forward_kl": Divergence("forward_kl"),

@@ -1,11 +1,12 @@
-"""Every method on one built-in world, from one student, with the same number of answers; writes docs/methods_table.md.
+"""Every method on one built-in task, from one student, with the same number of answers; writes
+docs/measurements/methods_table.md.
 
     python benchmarks/methods.py                    # all arms, 3 seeds: about 15 minutes of one core
     python benchmarks/methods.py --only sdpo        # the arms of one method, and the page from all that is there
     python benchmarks/methods.py --only mopd --try 3e-4 1e-3 3e-3    # learning rates, on a seed that is not in the page
 
 Two models are made, as `opdkit make-model --reads-demonstrations` makes them: a student that is half taught to add
-three digits and reads demonstrations well, and a teacher that adds well. A seed is that of an arm: its problems, their
+three digits and uses demonstrations well, and a teacher that adds well. A seed is that of an arm: its problems, their
 order, its answers, its peers. Every arm is an ordinary run of `methods.toml` with what `ARMS` changes, through the
 public door (`load_recipe`, `train`), in a process of its own, so that its peak memory is its own. Stop it when you
 like: finished arms are kept in runs/methods/results/, a stopped one goes on from its checkpoint, and an arm whose
@@ -45,7 +46,7 @@ from opdkit.training.loop import train
 from opdkit.training.make_model import BATCH, lessons, make_model
 
 RECIPE = Path(__file__).with_suffix(".toml")
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods_table.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "methods_table.md"
 FOLDER = Path("runs/methods")
 WORLD = "arithmetic:add-3"
 SEEDS = (0, 1, 2)

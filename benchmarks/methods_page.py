@@ -1,4 +1,4 @@
-"""The page of `methods.py`: docs/methods_table.md, made from the results that are there."""
+"""The page of `methods.py`: docs/measurements/methods_table.md, made from the results that are there."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 
 HEAD = """\
-# Every method on one world
+# Every method on one task
 
 Made by `python benchmarks/methods.py` on {machine}.
 Do not edit it: what was found, and why, is in [methods.md](methods.md).
 
-The world is `arithmetic:add-3` (`066+784=` -> `6+4+0=10,6+8+1=15,0+7+1=08:0850`). The student is half taught to add and
-reads demonstrations well. Every arm starts from it and learns from {steps} steps of {answers} answers to 1024
+The task is `arithmetic:add-3` (`066+784=` -> `6+4+0=10,6+8+1=15,0+7+1=08:0850`). The student is half taught to add and
+uses demonstrations well. Every arm starts from it and learns from {steps} steps of {answers} answers to 1024
 problems, which the seed chooses, as it does their order, the answers and the peers. What an arm changes beside its
 method's defaults is in `benchmarks/methods.py`; learning rates were chosen by hand, on another seed.
 

@@ -5,7 +5,7 @@ the methods are built. What the student then says, reading them:
 
     accuracy      of one answer sampled after the context
     right_token   its probability of the right next token where a wrong answer first goes wrong: what the loss can teach
-                  there (the world has one right answer to each problem, so the right next token is known)
+                  there (each problem has one right answer, so the right next token is known)
 
 A teacher that copies whatever it is shown has a high accuracy after right answers and is harmful after wrong ones.
 """

@@ -33,7 +33,7 @@ from opdkit.training.loop import train
 from opdkit.training.make_model import lessons, make_model
 
 RECIPE = Path(__file__).with_suffix(".toml")
-WORLD = "arithmetic:merge-4:train"
+DATA = "arithmetic:merge-4:train"
 MARKER = ".made-by-opdkit-quickstart"
 TEACHER_STEPS, STUDENT_STEPS = 300, 120
 TEACHER_TRAIN = {"schedule": "linear"}
@@ -43,7 +43,7 @@ NO_TEACHER: dict[str, Any] = {"kind": "none", "path": None}
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A baseline: what it changes in the recipe. Each has the learning rate that suits it best (docs/quickstart.md)."""
+    """A baseline: what it changes in the recipe, with the learning rate that suits it best."""
 
     label: str
     change: Mapping[str, dict[str, Any]]
@@ -96,7 +96,7 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     arms = {}
     for name, arm in ARMS.items():
         recipe = recipes[name]
-        fresh = lessons(WORLD, num=recipe.train.steps * 64, seed=seed + 1) if arm.fresh else None
+        fresh = lessons(DATA, num=recipe.train.steps * 64, seed=seed + 1) if arm.fresh else None
         done = train(recipe, console=console, overwrite=_exists(recipe.run_dir), problems=fresh)
         arms[name] = {"label": arm.label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
     summary["arms"] = arms
@@ -119,7 +119,7 @@ def _recipe(out: Path, seed: int, arm: str) -> Recipe:
         if ARMS[
             arm
         ].fresh:  # made on the fly; the recipe that is kept says so, and names no file that would be other data
-            raw["data"]["train"] = f"lessons of {WORLD}"
+            raw["data"]["train"] = f"lessons of {DATA}"
         for section, change in ARMS[arm].change.items():
             raw[section] = change if section in ("method", "teacher") else {**raw[section], **change}
         raw["eval"] |= {"before": False, "teacher": False}  # the main run has measured both
@@ -147,15 +147,15 @@ def _make_models(folder: Path, seed: int, console: Console) -> None:
     (folder / MARKER).touch()
     for name in ("teacher", "student"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    pool = load_problems(WORLD, task="arithmetic", limit=512, seed=seed).problems  # what the recipe trains on
-    fresh = lessons(WORLD, num=TEACHER_STEPS * 64, seed=seed)
+    pool = load_problems(DATA, task="arithmetic", limit=512, seed=seed).problems  # what the recipe trains on
+    fresh = lessons(DATA, num=TEACHER_STEPS * 64, seed=seed)
     for name, layers, steps, taught, how in (
         ("teacher", 3, TEACHER_STEPS, fresh, TEACHER_TRAIN),
         ("student", 2, STUDENT_STEPS, pool, STUDENT_TRAIN),
     ):
         make_model(
             folder / name,
-            data=WORLD,
+            data=DATA,
             hidden_size=64,
             num_layers=layers,
             steps=steps,

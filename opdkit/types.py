@@ -98,7 +98,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What somebody reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
+    """What a reader of the answer reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
 
     context_ids: tuple[int, ...]
     sources: tuple[tuple[str, int], ...] = ()  # (problem_id, sample_id) of each peer shown
@@ -145,7 +145,7 @@ class Example:
     problem: Problem
     rollout: Rollout
     views: Mapping[str, View] = field(default_factory=dict)  # by name; one that has nothing to read is missing
-    signals: Mapping[str, Signal] = field(default_factory=dict)  # missing: nobody asked, or it is too long for the view
+    signals: Mapping[str, Signal] = field(default_factory=dict)  # missing: not asked for, or too long for the view
     taught: Taught | None = None  # None: the loss has not read this row
 
     @property
@@ -179,7 +179,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a method must be told, per answer token."""
+    """What a method must know, per answer token."""
 
     views: Mapping[str, Asked] = field(default_factory=dict)  # by name; most methods ask "teacher" alone
     reward: bool = False  # every rollout must be graded

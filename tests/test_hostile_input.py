@@ -262,7 +262,7 @@ def test_numbers_of_the_command_line(folder: Path, capsys: pytest.CaptureFixture
 def test_devices(device: str) -> None:
     from opdkit.engines.load import pick_device
 
-    with pytest.raises(UserError, match="is not to be had here"):
+    with pytest.raises(UserError, match="is not available here"):
         pick_device(device)
 
 

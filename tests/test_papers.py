@@ -1,4 +1,4 @@
-"""docs/papers.md names files, recipes and tests: each is there."""
+"""docs/methods/papers.md names files, recipes and tests: each is there."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,8 @@ NAMED = re.compile(r"[\w*-][\w./*-]*(\.py|\.toml|/)")
 def test_every_named_file_is_there() -> None:
     """Rows name paths from the root or from opdkit/; a bare file is beside the one named before it. Not that a row's
     words are true."""
-    rows = [line for line in (ROOT / "docs" / "papers.md").read_text().splitlines() if line.startswith("| ")][1:]
+    page = (ROOT / "docs" / "methods" / "papers.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
     found, missing = 0, []
     for cell in (cell for row in rows for cell in row.split("|")):
         folder = ROOT

@@ -26,7 +26,7 @@ def evaluate(
     asked: Sampling,
     model: Model,
     data: Annotated[
-        list[str] | None, typer.Option(help="A file, folder, hub name or built-in world; may be given again.")
+        list[str] | None, typer.Option(help="A file, folder, hub name or arithmetic:...; may be given again.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Who grades --data: see `opdkit tasks`.")] = None,
     suite: Annotated[
@@ -89,7 +89,7 @@ def evaluate(
 def sample(
     asked: Sampling,
     model: Model,
-    data: Annotated[str, typer.Option(help="A file, folder, hub name or built-in world.")],
+    data: Annotated[str, typer.Option(help="A file, folder, hub name or arithmetic:...")],
     task: Task,
     out: Annotated[Path, typer.Option(help="JSONL to write; `data.train` reads it as it is.")],
     n: Annotated[int, typer.Option("-n", min=1, max=MANY, help="Answers wanted per problem.")] = 1,

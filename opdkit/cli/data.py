@@ -115,7 +115,7 @@ def dedup_file(
     from opdkit.data.similar import DEFAULT_THRESHOLD
 
     if (out is None) != dry_run:
-        raise UserError("give either --out FILE, for what is left, or --dry-run, to be told only")
+        raise UserError("give either --out FILE, to write what is left, or --dry-run, to write nothing")
     if report is not None:
         check_report(report, overwrite=overwrite)
         if overwrite and report.resolve() in {Path(source).resolve(), *([out.resolve()] if out else [])}:

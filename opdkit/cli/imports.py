@@ -87,7 +87,7 @@ def _show(lines: list[Line]) -> None:
             said = printable(f"  {line.key} = {_shortened(line.value)}{here}{note}")
             console.print(said, highlight=False, soft_wrap=True, markup=False)
     if moving := [line.key for line in lines if MOVES in line.note]:
-        said = printable(f"{len(moving)} settings move numbers there and are left out: {', '.join(moving)}")
+        said = printable(f"{len(moving)} settings change results there and are left out: {', '.join(moving)}")
         console.print(f"[yellow]warning[/yellow] {escape(said)}", highlight=False, soft_wrap=True)
 
 

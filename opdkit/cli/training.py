@@ -160,7 +160,7 @@ def check(
             for line in departures_in(path, set_ or []):
                 console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
     if not models:
-        console.print("no model was looked at: --models compares tokenizers, chat templates and stop tokens")
+        console.print("no model was read: --models compares tokenizers, chat templates and stop tokens")
     if faults:
         raise UserError("\n".join(faults))
 
@@ -168,10 +168,12 @@ def check(
 @app.command("make-model")
 def make_model(
     out: Annotated[Path, typer.Argument(help="Folder to write, in Hugging Face format.")],
-    data: Annotated[str, typer.Option(help="What its tokenizer and its first lessons come from: a world or a file.")],
+    data: Annotated[str, typer.Option(help="What it is trained on: arithmetic:..., a file or a hub name.")],
     hidden_size: Annotated[int, typer.Option(min=16, max=MANY)] = 64,
     num_layers: Annotated[int, typer.Option(min=1, max=1000)] = 3,
-    vocab_size: Annotated[int, typer.Option(min=300, max=2**20, help="For text; worlds use their characters.")] = 2048,
+    vocab_size: Annotated[
+        int, typer.Option(min=300, max=2**20, help="For text; arithmetic has its characters.")
+    ] = 2048,
     steps: Annotated[
         int, typer.Option(min=0, max=10**6, help="SFT steps on the data's solutions; 0 leaves random weights.")
     ] = 300,
@@ -184,7 +186,7 @@ def make_model(
         bool,
         typer.Option(
             "--reads-demonstrations",
-            help="Also teach a world with worked answers, right and wrong, before the question: for peer methods.",
+            help="Also teach it to read worked answers, right and wrong, before the question: for peer methods.",
         ),
     ] = False,
 ) -> None:

@@ -47,13 +47,15 @@ class Wording(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    # Where each part stands; a part that is not shown is empty.
     layout: str = "{question}{success}{summaries}{another}{failure}{feedback}\n\nCorrectly solve the original question."
-    success: str = "\nCorrect solution:\n\n{text}"
+    success: str = "\nCorrect solution:\n\n{text}"  # the first right answer
     another: str = "\nAnother successful solution:\n\n{text}"  # every success slot after the first
-    failure: str = "\nA known failed solution (avoid repeating this mistake):\n\n{text}"
+    failure: str = "\nA known failed solution (avoid repeating this mistake):\n\n{text}"  # a wrong answer
+    # The grader's, on the answer itself.
     feedback: str = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{text}"
-    summary: str = "\nSummary of another successful solution:\n\n{text}\n\n"
-    failed_summary: str = "\nSummary of another unsuccessful solution:\n\n{text}\n\n"
+    summary: str = "\nSummary of another successful solution:\n\n{text}\n\n"  # of a right answer
+    failed_summary: str = "\nSummary of another unsuccessful solution:\n\n{text}\n\n"  # of a wrong answer
 
     @model_validator(mode="after")
     def _each_place_once(self) -> Self:

@@ -41,8 +41,8 @@ class Control(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    kind: Literal["random_peer", "unrelated_prompt", "success_only"]
-    match: Literal["block", "token"] = "block"
+    kind: Literal["random_peer", "unrelated_prompt", "success_only"]  # what is shown instead, see above
+    match: Literal["block", "token"] = "block"  # as many demonstrations, or as many tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

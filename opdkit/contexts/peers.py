@@ -45,8 +45,8 @@ class Summaries(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    count: Annotated[int, Field(gt=0)] = 1
-    of: Literal["success", "failure", "all"] = "success"
+    count: Annotated[int, Field(gt=0)] = 1  # how many summaries are shown
+    of: Literal["success", "failure", "all"] = "success"  # whose answers are summarised
     tag: Annotated[str, Field(pattern=r"^\w+$")] = (
         "summary"  # <tag>...</tag> in the answer; else the answer's beginning
     )
@@ -57,17 +57,18 @@ class Peers(Context):
     kind: Literal["peers"] = "peers"
     # A hidden success is chosen and not shown, so that the next success slot shows another one.
     slots: Annotated[tuple[Slot, ...], Field(strict=False)] = ("success", "success", "failure")
-    # No solution: nobody is left for the first success slot. For feedback also: it is hidden (as published).
+    # No solution: there is no right answer for the first success slot, or (for feedback) it is hidden, as published.
     failures: Literal["always", "when_no_solution"] = "always"
     feedback: Literal["never", "when_no_solution", "always"] = "when_no_solution"  # the rollout's own
-    summaries: Summaries | None = None
-    control: Control | None = None
+    summaries: Summaries | None = None  # short versions of further peers; default: none
+    control: Control | None = None  # show other demonstrations in place of these, for comparison; default: none
     success_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # a success has at least this reward
     exclude_own_success: bool = True  # an own failure is never shown
-    remove_thinking: Literal["never", "successes", "always"] = "never"
-    max_tokens_per_peer: Tokens = 4096
-    max_feedback_tokens: Tokens = 1024
-    order: Literal["seeded", "published"] = "seeded"
+    remove_thinking: Literal["never", "successes", "always"] = "never"  # whose <think>...</think> is taken out
+    max_tokens_per_peer: Tokens = 4096  # a longer answer is cut at its end, and counted
+    max_feedback_tokens: Tokens = 1024  # longer feedback is cut at its end, and counted
+    order: Literal["seeded", "published"] = "seeded"  # in which peers are taken: drawn by a seed, or as they come
+    # The sentences: "published" or "published_dataclass", or a table of your own.
     wording: Annotated[Wording, BeforeValidator(_by_name)] = WORDINGS["published"]
 
     @model_validator(mode="after")
@@ -242,7 +243,7 @@ def _faults(peers: Peers) -> Iterator[str]:
     """What cannot be meant, in sentences that name the keys."""
     shown = [kind for slot, kind in zip(peers.slots, peers.kinds, strict=True) if slot != "hidden_success"]
     if not shown and peers.summaries is None and peers.feedback == "never":
-        yield 'context.slots shows nobody, and nothing else is shown; add a slot, or use context.kind = "none"'
+        yield 'context.slots shows no peer, and nothing else is shown; add a slot, or use context.kind = "none"'
     if peers.failures == "when_no_solution" and "failure" not in peers.slots:
         yield 'context.failures = "when_no_solution" needs a "failure" in context.slots; add one, or remove the key'
     if peers.failures == "when_no_solution" and set(peers.slots) == {"failure"}:

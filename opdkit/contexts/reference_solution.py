@@ -25,7 +25,7 @@ TRANSITION = (
 
 class ReferenceSolution(Context):
     kind: Literal["reference_solution"] = "reference_solution"
-    max_solution_tokens: Annotated[int, Field(gt=0)] = 8192
+    max_solution_tokens: Annotated[int, Field(gt=0)] = 8192  # a longer solution is cut at its end, and counted
     template: Literal["fenced", "prefix"] = "fenced"  # prefix: "(solution)question", for models that read characters
 
     @property

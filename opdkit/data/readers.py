@@ -51,7 +51,7 @@ def load_problems(
 
     source: a `.jsonl`, `.json`, `.parquet` or `.csv` file (`.gz` as well); a folder of those, or one of
         `datasets.save_to_disk` (`folder:split`); a hub name `owner/name`, `owner/name:split`,
-        `owner/name:config:split`, with `@revision` after the name for one commit; `arithmetic:WORLD:SPLIT`, generated
+        `owner/name:config:split`, with `@revision` after the name for one commit; `arithmetic:VARIANT:SPLIT`, generated
         by `opdkit.tasks.arithmetic` (complete: no instruction is added).
     limit: take this many, drawn by `seed` (files are often sorted, so the first rows are no sample) and kept in file
         order. A problem's place in the draw depends on its id and the seed only.
@@ -158,10 +158,10 @@ def _generated(source: str, limit: int | None, seed: int) -> Dataset:
     from opdkit.tasks import arithmetic
 
     _, _, rest = source.partition(":")
-    world, colon, split = rest.partition(":")
-    if not (world and colon and split):
-        raise UserError(f'{source} is incomplete: write "arithmetic:WORLD:SPLIT", e.g. "arithmetic:merge-4:test"')
-    problems = arithmetic.problems(world, split, limit, seed)
+    variant, colon, split = rest.partition(":")
+    if not (variant and colon and split):
+        raise UserError(f'{source} is incomplete: write "arithmetic:VARIANT:SPLIT", e.g. "arithmetic:merge-4:test"')
+    problems = arithmetic.problems(variant, split, limit, seed)
     return Dataset(
         problems=list(problems),
         fingerprint=fingerprint(problems),

@@ -78,7 +78,7 @@ def _found(path: str) -> Iterator[None]:
             if reason is None:
                 raise
             raise UserError(
-                f"there is no such folder {path}, and no model of that name is to be had from the hub ({reason}); "
+                f"there is no such folder {path}, and no model of that name could be loaded from the hub ({reason}); "
                 "check the path, or without a connection copy the model here and name its folder."
             ) from error
 
@@ -248,7 +248,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name[:80]}" is not to be had here ({reason}); use "auto" or "cpu"') from None
+        raise UserError(f'model.device = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
     return device
 
 

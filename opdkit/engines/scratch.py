@@ -7,8 +7,8 @@ training them is the trainer's job (method `sft`).
     tokenizer = char_tokenizer("0123456789+=;")             # one token a character
     make_model("runs/tiny", tokenizer=tokenizer, hidden_size=64, num_layers=2, seed=0, max_positions=64)
 
-Two chat formats. The character world pays one token for a role and one for the end of an answer:
-`<u>6604=<a>4+6=0;...<e>`. The byte-level BPE world speaks ChatML, as the Qwen models do.
+Two chat formats. For models that read characters, one token for a role and one for the end of an answer:
+`<u>6604=<a>4+6=0;...<e>`. The byte-level BPE tokenizer has ChatML, as the Qwen models do.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def _problems(
         _check_questions(one, known, source)
     elif one.problems is None:
         raise UserError(
-            f"{problems_path(folder, one.name)} is not there, so nobody knows what the answers to {one.name} answer; "
+            f"{problems_path(folder, one.name)} is missing, and with it the problems of {one.name}; "
             f"give the data with --data {one.name}=PATH"
         )
     else:

@@ -71,7 +71,7 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
     chosen = task_named(asked.task, may_be_none=True)
     if chosen.is_none and (graded := {"no_answer", "wrong"}.intersection(options.reject)):
         raise UserError(
-            f"--reject {','.join(sorted(graded))} needs somebody who grades, and --task none names nobody; give "
+            f"--reject {','.join(sorted(graded))} needs a grader, and --task none has none; give "
             "--reject truncated,repetition"
         )
     data = load_problems(

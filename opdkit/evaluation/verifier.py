@@ -215,7 +215,9 @@ def verify_sets(
             verifier.judge(wrong, {problem.id: problem for problem in one.data.problems}, store, heard)
         found = sets[name] = with_verdicts(answers[name], store.verdicts, task=task)
         words = f"{name}, with the verifier: {sentence(found['eval'])}; it accepted {found['num_accepted']} of the "
-        words += f"{found['num_asked']} answers that the rules reject, and said nothing clear of {found['num_unclear']}"
+        words += (
+            f"{found['num_asked']} answers that the rules reject, and gave no clear verdict on {found['num_unclear']}"
+        )
         console.print(words, highlight=False, soft_wrap=True, markup=False)
     return {"model": path, "sets": sets}
 

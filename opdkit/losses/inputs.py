@@ -121,7 +121,7 @@ class Projector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewTokens:
-    """What a view (somebody who read something) said of N tokens. A loss that it cannot answer is refused by name.
+    """What a view said of N tokens. A loss that it cannot answer is refused by name.
 
     hidden_NH          raw hidden states, with the `head` they were made for: answers every support; a width of its own
     topk_ids_NK        the view's likeliest ids, and

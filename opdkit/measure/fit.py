@@ -70,7 +70,7 @@ def advise(facts: Facts, limits: Thresholds) -> Advice:
 HEADLINES: Mapping[Verdict, str] = {
     "go": "This teacher should help.",
     "cold_start": "Cold start first: supervised steps on the teacher's answers, then on-policy distillation.",
-    "align": "Make teacher and student speak alike first.",
+    "align": "Align the prompts of teacher and student first.",
     "no_gain": "This teacher will not help.",
     "unclear": "Unclear whether this teacher helps.",
 }
@@ -88,7 +88,9 @@ def overlap_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         or mass < limits.mass_low
         or (ratio < limits.overlap_low and mass < limits.mass_good)
     ):
-        yield Finding(topic="overlap", level="warn", sentence=f"{said}: too little for the signal to be heard.")
+        yield Finding(
+            topic="overlap", level="warn", sentence=f"{said}: too few for the teacher's signal to reach the student."
+        )
     elif ratio >= limits.overlap_good or mass >= limits.mass_good:
         yield Finding(topic="overlap", level="good", sentence=f"{said}.")
     else:
@@ -154,7 +156,7 @@ def teacher_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
             topic="ranking",
             level="note" if weak else "good",
             sentence=f"Its score tells the student's right answers from the wrong ones with an AUC of "
-            f"{facts.reward_auc:.2f}" + (": hardly better than a coin." if weak else "."),
+            f"{facts.reward_auc:.2f}" + (": hardly better than chance." if weak else "."),
         )
 
 
@@ -169,7 +171,7 @@ def continuation_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
     yield Finding(
         topic="prefixes",
         level="warn" if lost else "good" if value >= limits.continuation_min else "note",
-        sentence=f"{said}: it does not know its way in the student's answers." if lost else f"{said}.",
+        sentence=f"{said}: it does not recover from what the student wrote." if lost else f"{said}.",
     )
 
 
@@ -335,7 +337,7 @@ def _helps(continuations: Sequence[Continuation], fades: int | None) -> str:
             return " The teacher still helps at the last prefix measured."
         return " Whether the teacher still helps at the last prefix measured is not settled: ask more problems."
     if fades == 0:
-        return " From nowhere along them does the teacher end better than the student."
+        return " At no prefix does the teacher end better than the student."
     return f" From {fades} tokens on the teacher, going on from them, ends no better than the student."
 
 

@@ -22,7 +22,9 @@ class Thresholds:
     """Every limit a rule uses; `metadata["source"]` of each field says where it comes from."""
 
     overlap_good: float = _limit(0.70, "Rethinking OPD: the run that succeeds starts at an overlap ratio of 72 %")
-    overlap_low: float = _limit(0.50, "our choice: half of what either model considers is strange to the other")
+    overlap_low: float = _limit(
+        0.50, "our choice: half of what either model considers is not among the other's likely tokens"
+    )
     mass_good: float = _limit(0.97, "Rethinking OPD: shared tokens carry 97-99 % of both models' mass")
     mass_low: float = _limit(0.80, "our choice: a fifth of the probability is on tokens the other does not list")
     coverage: float = _limit(0.90, "our choice; reverse KL moves an entry in proportion to the student's probability")

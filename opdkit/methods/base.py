@@ -1,6 +1,6 @@
 """What a method is: choices about the loss, and the numbers they are made from.
 
-A method says what it must be told (`needs`), where its answers come from (`answers`) and how every counted token is
+A method says what it must know (`needs`), where its answers come from (`answers`) and how every counted token is
 scored and weighed (`terms`). It never sees a model, an engine or a file; the trainer never sees a method's name.
 
 Letters: N counted answer tokens of the whole batch (all micro-batches), R rows (rollouts), G groups (problems).
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A method's own words about a batch, before the update.
+    """A method's own numbers of a batch, before the update.
 
     loss     the loss itself, where the sum of terms has its gradient but not its value; None: that sum is the loss
     numbers  shown as the metrics `method/<name>`; None where a number is not defined
@@ -65,8 +65,8 @@ class Method(BaseModel, ABC):
 
     @property
     def required_views(self) -> tuple[str, ...]:
-        """Views without whose word a token is in no term of the loss and in no denominator. A row that lacks another
-        view leaves the terms that need it (`PlanInputs.coefficients`), and stays in all others."""
+        """Views that must have scored a token for it to be in any term or denominator. A row that lacks another view
+        leaves the terms that need it (`PlanInputs.coefficients`), and stays in all others."""
         return tuple(self.needs.views)
 
     def faults(self, recipe: Any) -> Iterator[str]:
@@ -89,6 +89,7 @@ class Method(BaseModel, ABC):
 class Averaged(Method):
     """What methods share whose loss is a mean of token losses: over tokens, over rows, or a sum over a constant."""
 
+    # Mean over tokens, mean of each row's mean, mean of each row's sum, the sum, or the sum over a constant.
     reduction: Reduction = "token"
     divide_by: float | None = Field(None, gt=0)  # reduction = "constant": the sum over tokens is divided by this
 

@@ -25,21 +25,24 @@ TEACHER: Mapping[str, float] = {"teacher": 1.0}
 class Distillation(Averaged):
     """What all methods share in which a target is compared with the student: direction, entries, tail, mean."""
 
-    # The target: a weighted sum of the logits of views, renormalised (weights need not sum to one or be positive), or a
-    # mixture of their probabilities. The view "teacher" is [teacher] and [context]; others are [views.NAME].
+    # A weighted sum of the logits of views, renormalised; weights need not sum to one or be positive. "teacher" is
+    # [teacher] and [context]; other views are [views.NAME].
     target: Mapping[str, float] = TEACHER
-    mixture: Mapping[str, float] | None = None
-    divergence: DivergenceKind = "reverse_kl"
+    mixture: Mapping[str, float] | None = None  # in place of target: a weighted sum of probabilities
+    divergence: DivergenceKind = "reverse_kl"  # of student and target
     teacher_share: float | None = None  # of the mixture in jsd and the skewed forms
+    # Jsd: divided so that it becomes the KLs at both ends of teacher_share, or undivided as in GKD and SDPO.
     jsd_scale: JsdScale = "continuous"
     reverse_share: float | None = None  # of reverse_kl in mixed_kl; the rest is forward_kl
     order: float | None = None  # of renyi, between 0 and 1
     support: SupportKind = "full"  # "sampled": the one-sample policy gradient of reverse_kl
     k: int | None = None  # length of a top-k list
+    # What becomes of entries outside a list: one bucket, both sides or the teacher renormalised, dropped.
     tail: TailKind = "bucket"
     clip: ClipKind = "none"  # token: no token's loss above clip_at, its gradient never turned; entry: as OPSD published
     clip_at: float = Field(0.05, gt=0)  # nats
-    # Rows the teacher says nothing of: they leave the mean, or stay in its denominator (as SDPO published).
+    # Rows for which a view has nothing to read: "leave" takes them out of the mean; "dilute" counts their tokens in its
+    # denominator with a loss of 0, as SDPO published, so that the other rows count less.
     without_context: Literal["leave", "dilute"] = "leave"
 
     @property
@@ -104,8 +107,8 @@ class Distillation(Averaged):
             )
         if self.without_context == "dilute" and self.reduction in ("sum", "constant"):
             raise ValueError(
-                f'method.without_context = "dilute" keeps absent rows in a count, but method.reduction = '
-                f'"{self.reduction}" divides by none; use "token", "sequence" or "sequence_sum", or "leave"'
+                f'method.without_context = "dilute" counts rows without context in the denominator, but '
+                f'method.reduction = "{self.reduction}" has none; use "token", "sequence" or "sequence_sum", or "leave"'
             )
         if self.mixture is not None and dict(self.target) != TEACHER:
             raise ValueError(

@@ -4,7 +4,7 @@
     L = mean over pairs  -log sigmoid(beta (h_better - h_worse))
 
 The reference is the teacher, asked for the log-probs of the sampled tokens: by default the student's initial weights.
-An answer that the reference says nothing of (too long for its positions) is in no pair.
+An answer that the reference cannot score (too long for its positions) is in no pair.
 
 Sources: DPO (arXiv:2305.18290, eq. 7), on-policy as in MOPD's baselines (arXiv:2605.12652). Where we differ: pairs are
 formed over the whole batch (see `preference.py`), and sums over tokens are in float64.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 class DPO(Preference):
     name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0)  # larger: closer to the reference
     scores_mean: ClassVar[bool] = False
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -36,7 +36,7 @@ class EOPD(Averaged):
     name: Literal["eopd"] = "eopd"
     loss_temperature: float = Field(1.1, gt=0)
     entropy_gate: float = Field(0.8, ge=0)  # nats, of the teacher at the loss temperature; a gated token is above it
-    k: int = Field(16, ge=1)
+    k: int = Field(16, ge=1)  # length of the teacher's list
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = OPSD.defaults
 

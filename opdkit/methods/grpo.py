@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 class GroupReward(Averaged):
     """The reward's part of a loss, for GRPO and for methods that mix it with a teacher's."""
 
-    advantage_std: AdvantageStd = "unbiased"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
-    dual_clip: float | None = None
+    advantage_std: AdvantageStd = "unbiased"  # divide by the group's standard deviation; "none": Dr. GRPO
+    clip_low: float = Field(0.2, ge=0)  # the ratio is clipped at 1 - clip_low
+    clip_high: float = Field(0.2, ge=0)  # and at 1 + clip_high
+    dual_clip: float | None = None  # caps the loss of tokens with a negative advantage; default: off
 
     corrects_for_sampler: ClassVar[bool] = True
     compares_rewards: ClassVar[bool] = True
 
     @property
     def required_views(self) -> tuple[str, ...]:
-        return ()  # an answer without a teacher's word has its reward all the same
+        return ()  # an answer that the teacher did not score still has its reward
 
     def reward_term(self, plan: PlanInputs, weight: float = 1.0) -> Term:
         graded, group_R = plan.graded_R, plan.group_R
@@ -86,7 +86,7 @@ class GRPO(GroupReward):
     name: Literal["grpo"] = "grpo"
     reduction: Reduction = "sequence"
     kl_weight: float = Field(0.0, ge=0)  # 0: no reference is asked
-    kl_estimate: Literal["k3", "exact"] = "k3"
+    kl_estimate: Literal["k3", "exact"] = "k3"  # from the sampled token, or over the vocabulary
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sampling": {"group_size": 8, "temperature": 1.0},

@@ -33,8 +33,8 @@ class GRPOOPD(TopkDistillation, GroupReward):
     name: Literal["grpo_opd"] = "grpo_opd"
     support: SupportKind = "full"
     k: int | None = None
-    reward_weight: float = Field(1.0, gt=0)
-    teacher_weight: float = Field(1.0, gt=0)
+    reward_weight: float = Field(1.0, gt=0)  # of GRPO's loss
+    teacher_weight: float = Field(1.0, gt=0)  # of the teacher's loss
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = OPD.defaults
 
@@ -44,7 +44,7 @@ class GRPOOPD(TopkDistillation, GroupReward):
 
     @property
     def required_views(self) -> tuple[str, ...]:
-        return ()  # the reward's part is of every answer, also of one that the teacher says nothing of
+        return ()  # the reward's part is of every answer, also of one that the teacher did not score
 
     def terms(self, plan: PlanInputs) -> list[Term]:
         teacher = [replace(term, coef_N=self.teacher_weight * term.coef_N) for term in super().terms(plan)]

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 class OPD(Distillation):
     name: Literal["opd"] = "opd"
     answers: Literal["student", "dataset", "teacher"] = "student"  # dataset: one a problem, whatever group_size
-    # The next three are read with support = "sampled".
-    advantage_from: Literal["student", "sampler"] = "student"  # whose log p(y): at the loss, or as it was sampled
+    # support = "sampled": whose log p(y) the advantage has, at the loss or as it was sampled.
+    advantage_from: Literal["student", "sampler"] = "student"
+    # Support = "sampled": each token its own advantage, or centred in its group and summed to the end.
     credit: Literal["token", "group_return"] = "token"
     credit_std: AdvantageStd = "unbiased"  # credit = "group_return": divide by the deviation, or only centre
 

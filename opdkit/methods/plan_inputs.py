@@ -83,11 +83,11 @@ class PlanInputs:
 
     @property
     def countable_N(self) -> Tensor:
-        """[N] bool: the tokens that some term can count. Of the others nobody asks what the student says."""
+        """[N] bool: the tokens that some term can count. The student is not asked about the others."""
         return self.said_by(*self.required_views)
 
     def take(self, keep_N: Tensor) -> PlanInputs:
-        """The same rows with only these of their tokens: what a view said nothing of must be in no sum over tokens."""
+        """The same rows with only these of their tokens: what a view did not score must be in no sum over tokens."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         taken: dict[str, Any] = {
             name: x_N[keep_N] for name, x_N in arrays.items() if name.endswith("_N") and x_N is not None

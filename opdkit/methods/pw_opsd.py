@@ -33,11 +33,11 @@ SCHEDULES = {"moderate": {"w_min": 0.25, "tau": 0.30, "s": 0.10}}
 
 class PWOPSD(OPSD):
     name: Literal["pw_opsd"] = "pw_opsd"  # type: ignore[assignment]
-    schedule: Literal["moderate", "aggressive"] = "moderate"
+    schedule: Literal["moderate", "aggressive"] = "moderate"  # aggressive: w_min, tau and s must be given
     w_min: float = Field(ge=0, le=1)  # the schedule's, as are the next two, unless they are set
-    tau: float
-    s: float = Field(ge=0)
-    mean_one: bool = False
+    tau: float  # where along the answer (0 to 1) the weight is half-way
+    s: float = Field(ge=0)  # how gradual the rise is; 0: a step
+    mean_one: bool = False  # divide the weights of every answer by their mean
     reverse: bool = False  # u counted from the end: the control of the claim that late tokens are the reliable ones
     reduction: Reduction = "sequence"
 

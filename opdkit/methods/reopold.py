@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class Reopold(Averaged):
     name: Literal["reopold"] = "reopold"
     loss_temperature: float = Field(1.1, gt=0)
-    floor_lambda: float = Field(0.1, gt=0, lt=1)
+    floor_lambda: float = Field(0.1, gt=0, lt=1)  # the reward's floor is ln(lambda) / (1 - lambda)
     refine_keep: float = Field(0.2, gt=0, le=1)  # beta of the paper: the share of tokens that refining keeps
-    switch_step: int = Field(50, ge=0)
+    switch_step: int = Field(50, ge=0)  # steps of exploring, before refining
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = OPSD.defaults
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 class SFT(Method):
     name: Literal["sft"] = "sft"
-    answers: Literal["dataset", "teacher"] = "dataset"
-    reduction: Literal["token", "sequence"] = "token"
+    answers: Literal["dataset", "teacher"] = "dataset"  # the data's solutions, or sampled from the teacher
+    reduction: Literal["token", "sequence"] = "token"  # mean over tokens, or mean of each answer's mean
 
     # Rethinking OPD's cold start (arXiv:2604.13016): 1e-5, cosine.
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

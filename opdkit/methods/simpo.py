@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 class SimPO(Preference):
     name: Literal["simpo"] = "simpo"
-    beta: float = Field(2.0, gt=0)
+    beta: float = Field(2.0, gt=0)  # scales the difference of scores
     margin: float = Field(1.0, ge=0)  # not divided by beta
     scores_mean: ClassVar[bool] = True
 

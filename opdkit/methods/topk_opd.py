@@ -45,7 +45,7 @@ class TopkDistillation(Distillation):
 
     support: SupportKind = "student_topk"
     k: int | None = 16
-    form: Literal["divergence", "advantage"] = "divergence"
+    form: Literal["divergence", "advantage"] = "divergence"  # a divergence, or the published policy gradient
     entry_weight: EntryWeight | None = None  # form = "advantage" on more than the sampled token; student_p there
 
     @model_validator(mode="before")

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 class VerifiedSFT(Method):
     name: Literal["verified_sft"] = "verified_sft"
-    success_threshold: float = Field(1.0, allow_inf_nan=False)
+    success_threshold: float = Field(1.0, allow_inf_nan=False)  # a right answer has at least this reward
+    # Over tokens, answers' means, or answers' sums.
     reduction: Literal["token", "sequence", "sequence_sum"] = "sequence"
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""Recipes: TOML in, one frozen, fully resolved object out. Nothing unknown or impossible gets past this room.
+"""Recipes: TOML in, one frozen, fully resolved object out. Nothing unknown or impossible gets past it.
 
 Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Importing this module imports no torch.
 """

@@ -235,7 +235,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.data.task.is_none:
         for who in _who_needs_rewards(recipe):
-            yield f'{who} needs rewards, but data.task names nobody who grades; set it, e.g. data.task = "math"'
+            yield f'{who} needs rewards, but data.task names no grader; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
     yield from recipe.weights.faults(recipe)
 
@@ -262,8 +262,8 @@ def _unused_faults(recipe: Recipe) -> Iterator[str]:
     asks_teacher = recipe.needs.teacher is not None
     for name in sorted(recipe.views.keys() - recipe.needs.views.keys()):
         yield (
-            f'[views.{name}] is a view that method.name = "{method.name}" never asks; remove it, or name it in '
-            "method.target or method.mixture"
+            f'[views.{name}] is not used by method.name = "{method.name}"; remove it, or name it in method.target or '
+            "method.mixture"
         )
     if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
         yield (
@@ -304,7 +304,7 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     if recipe.eval.sources and recipe.data.task.is_none:
-        yield 'eval.data is graded by data.task, which names nobody; set it, e.g. data.task = "math"'
+        yield 'eval.data is graded by data.task, which names no grader; set it, e.g. data.task = "math"'
     if recipe.train.updates_per_step > recipe.train.problems_per_step:
         yield (
             f"train.updates_per_step = {recipe.train.updates_per_step} cannot divide train.problems_per_step = "

@@ -210,7 +210,7 @@ def _not_for_schedules(key: str) -> str | None:
     if section == "train":
         return f'schedule.{key} cannot change here: the learning rate has train.schedule = "linear" and warmup_steps'
     if key == "method.name":
-        return "schedule.method.name: a run has one method; chain several with `opdkit pipeline` (docs/pipelines.md)"
+        return "schedule.method.name: a run has one method; chain several with `opdkit pipeline`"
     if section not in ("method", "weights", "sampling") or (section == "sampling" and rest not in SAMPLING_KEYS):
         allowed = f"keys of method and weights, and sampling.{', sampling.'.join(SAMPLING_KEYS)}"
         return f"schedule.{key} cannot change over training; what can: {allowed}"

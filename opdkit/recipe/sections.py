@@ -56,8 +56,9 @@ class Section(BaseModel):
 class LoraSection(Section):
     """No dropout: the policy that samples must be the policy that is trained."""
 
-    r: PositiveInt = 64
-    alpha: PositiveInt = 128
+    r: PositiveInt = 64  # rank of the adapter matrices
+    alpha: PositiveInt = 128  # the adapter's output is scaled by alpha / r
+    # "all-linear", a list of module names, or a regular expression for full names, as in peft.
     target_modules: str | Strings = "all-linear"
 
 
@@ -66,7 +67,7 @@ class ModelSection(Section):
 
     path: Words  # a folder in Hugging Face format, or a hub id
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation; what is trained is kept in float32
-    device: Words = "auto"
+    device: Words = "auto"  # "auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", ...
     chat_template: str | None = None  # a jinja file, or "plain", for tokenizers that have none
     template_kwargs: Mapping[str, Any] = {}  # passed to the chat template, e.g. { enable_thinking = false }
     close_thinking: bool = False  # where the template opens <think> in every prompt (R1, Olmo-Think), close it again
@@ -74,60 +75,63 @@ class ModelSection(Section):
     # What ends an answer, as tokens or ids. Default: the chat template's end of turn, the tokenizer's end of text and
     # the generation config's ids, together.
     stop_tokens: StopTokens | None = None
-    lora: LoraSection | None = None
-    gradient_checkpointing: bool = False
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    lora: LoraSection | None = None  # train adapters over a frozen base; not set: all weights are trained
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    attn_implementation: str | None = None  # as in transformers: "sdpa", "eager", ...; default: its own choice
+    trust_remote_code: bool = False  # run the Python code that comes with a model
 
 
 class TeacherSection(Section):
-    kind: Literal["none", "self", "model"] = "none"
-    weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None  # kind = "self"
-    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = (
-        None  # weights = "ema": teacher += rate * (student - teacher)
-    )
+    kind: Literal["none", "self", "model"] = "none"  # no teacher, weights of the student, or another model
+    # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
+    # adapter, or a mix of the first and the current.
+    weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
+    # weights = "ema": after every step, teacher += rate * (student - teacher)
+    ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    path: Words | None = None  # kind = "model"
+    path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
-    chat_template: str | None = None
-    template_kwargs: Mapping[str, Any] | None = (
-        None  # default: the student's, as far as the teacher's template reads them
-    )
+    chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
+    # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
+    template_kwargs: Mapping[str, Any] | None = None
     close_thinking: bool | None = None  # default: as the student. false beside the student's true: OPSD's asymmetry
-    system: str | None = None  # default: the student's; "" is none
-    trust_remote_code: bool = False
+    system: str | None = None  # a system prompt; default: the student's; "" is none
+    trust_remote_code: bool = False  # run the Python code that comes with the model
 
 
 class ViewSection(Section):
-    """[views.NAME]: somebody who reads something, beside the view "teacher" that [teacher] and [context] are."""
+    """[views.NAME]: a model and the context it reads, beside the view "teacher", which is [teacher] and [context]."""
 
-    teacher: TeacherSection = TeacherSection()
-    context: SerializeAsAny[Context] = NoContext()
-    count: PositiveInt = 1  # readings of every answer, each with other evidence; fewer where there is no more
+    teacher: TeacherSection = TeacherSection()  # whose weights; keys as in [teacher]
+    context: SerializeAsAny[Context] = NoContext()  # what is read; keys as in [context]
+    count: PositiveInt = 1  # readings of every answer, each with other peers; fewer where there are no more
 
 
 class DataSection(Section):
+    # A file, a folder, a hub name (openai/gsm8k:main:train) or generated problems (arithmetic:merge-4:train).
     train: Words
-    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
-    # unknown, and prompts alone are enough; for methods that need no reward.
+    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nothing is graded and
+    # rewards are unknown, which is enough for methods that need no reward.
     task: ChosenTask = resolve_task("none")
     # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
     columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
-    limit: PositiveInt | None = None
+    limit: PositiveInt | None = None  # use only so many problems, drawn by the seed; default: all
+    # The sentence that is added to prompts which do not say how to write the final answer. "auto": \boxed{} where the
+    # task reads one.
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
 
 
 class SamplingSection(Section):
-    engine: Literal["hf"] = "hf"
-    group_size: Answers = 1
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count = 0
-    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    max_answer_tokens: PositiveInt = 1024
-    max_tokens_per_batch: PositiveInt = 65536
+    engine: Literal["hf"] = "hf"  # what samples and scores
+    group_size: Answers = 1  # answers to each problem of a step
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
+    top_k: Count = 0  # 0: off
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
+    max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
+    max_tokens_per_batch: PositiveInt = 65536  # of the sampler, prompts and answers; memory, not mathematics
 
     @property
     def params(self) -> SamplingParams:
@@ -141,34 +145,35 @@ class SamplingSection(Section):
 
 
 class TrainSection(Section):
-    steps: PositiveInt
-    problems_per_step: PositiveInt = 32
+    steps: PositiveInt  # each samples answers to problems_per_step problems and updates the weights
+    problems_per_step: PositiveInt = 32  # each is answered sampling.group_size times
     # The step's problems in so many parts, each an update of the weights: the later ones learn from answers that an
     # earlier student gave, which is what a clipped ratio and [weights] importance are for.
     updates_per_step: PositiveInt = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices; the rest has AdamW
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-6  # AdamW moves a weight by about so much
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Count = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate; the last two fall to 0
+    warmup_steps: Count = 0  # over which the learning rate rises from 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled, as in AdamW
+    # Of the moments of AdamW.
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
-    max_tokens_per_micro_batch: PositiveInt = 32768
-    save_every: Count = 50  # 0: only at the end
-    keep_checkpoints: PositiveInt = 2
-    save_rows_every: Count = 1  # 0: never
+    max_tokens_per_micro_batch: PositiveInt = 32768  # of a backward pass; memory, not mathematics
+    save_every: Count = 50  # steps between checkpoints; 0: only at the end
+    keep_checkpoints: PositiveInt = 2  # older ones are deleted
+    save_rows_every: Count = 1  # steps between files of training rows; 0: never
 
 
 class EvalSection(Section):
-    data: str | Strings | None = None  # None: no evaluation
-    limit: PositiveInt | None = None
-    samples: Answers = 8
-    every: Count = 0  # besides before and after training; 0: not
-    before: bool = True
+    data: str | Strings | None = None  # one source or several, as for data.train; default: no evaluation
+    limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
+    samples: Answers = 8  # answers to each problem
+    every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
+    before: bool = True  # evaluate the student before training
     teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count = 0
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
+    top_k: Count = 0  # 0: off
     max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
 
     def params(self, sampling: SamplingSection) -> SamplingParams:
@@ -185,40 +190,40 @@ class EvalSection(Section):
 
 
 class DiagnosticsSection(Section):
-    """What student and teacher agree on, during training: the metrics `overlap/...`. Needs a teacher; moves nothing."""
+    """How far student and teacher agree: the metrics `overlap/...`. Needs a teacher; does not affect training."""
 
-    every: Count = 10  # steps; also the last one; 0: never
-    rows: PositiveInt = 16  # answers of such a step, drawn by a seed
-    k: PositiveInt | None = None  # length of both lists; default: 16, or an eighth of a small vocabulary
-    bucket_tokens: PositiveInt = 1024  # of an answer's positions
+    every: Count = 10  # steps between comparisons; the last step has one too; 0: never
+    rows: PositiveInt = 16  # answers that are compared, drawn by a seed
+    k: PositiveInt | None = None  # length of both top-k lists; default: 16, or an eighth of a small vocabulary
+    bucket_tokens: PositiveInt = 1024  # numbers are also given for every so many positions of an answer
 
     def due(self, step: int, num_steps: int) -> bool:
         return bool(self.every) and (step % self.every == 0 or step == num_steps - 1)
 
 
 class LogSection(Section):
-    sinks: Annotated[
-        tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)
-    ] = ()  # besides metrics.jsonl, which is always written
+    # "tensorboard", "wandb", "trackio", besides metrics.jsonl, which is always written.
+    sinks: Annotated[tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)] = ()
 
 
 class Recipe(Section):
+    # Of the run and its folder: letters, digits, ".", "_" and "-".
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-    seed: Seed = 42
-    runs_dir: Words = "runs"
-    model: ModelSection
-    teacher: TeacherSection = TeacherSection()
-    context: Context = NoContext()
-    views: Mapping[str, ViewSection] = {}
-    data: DataSection
-    sampling: SamplingSection = SamplingSection()
-    method: Method
-    weights: Weights = Weights()
-    schedule: Mapping[str, Points] = {}  # what changes while the run trains, by its dotted key (schedule.py)
-    train: TrainSection
-    eval: EvalSection = EvalSection()
-    diagnostics: DiagnosticsSection = DiagnosticsSection()
-    log: LogSection = LogSection()
+    seed: Seed = 42  # every random draw of the run follows from it
+    runs_dir: Words = "runs"  # the run is written to runs_dir/name/
+    model: ModelSection  # the student
+    teacher: TeacherSection = TeacherSection()  # who scores the answers
+    context: Context = NoContext()  # what the teacher reads
+    views: Mapping[str, ViewSection] = {}  # further views, by name
+    data: DataSection  # the problems, and who grades
+    sampling: SamplingSection = SamplingSection()  # how the student answers
+    method: Method  # the loss: a published method, or its keys changed
+    weights: Weights = Weights()  # which tokens count and how much
+    schedule: Mapping[str, Points] = {}  # keys that change during the run, by their dotted names (schedule.py)
+    train: TrainSection  # steps, optimizer, checkpoints
+    eval: EvalSection = EvalSection()  # what is evaluated and when
+    diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
+    log: LogSection = LogSection()  # where metrics go
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
     _yielded: tuple[str, ...] = PrivateAttr(())
 
@@ -244,7 +249,7 @@ class Recipe(Section):
 
     @property
     def all_views(self) -> dict[str, ViewSection]:
-        """By name; the first is "teacher", where [teacher] names somebody."""
+        """By name; the first is "teacher", where [teacher] names one."""
         teacher = ViewSection(teacher=self.teacher, context=self.context)
         return {**({"teacher": teacher} if self.teacher.kind != "none" else {}), **self.views}
 

@@ -19,7 +19,7 @@ def alarms(seen: Seen, recipe: Recipe) -> Iterator[tuple[str, str]]:
     if seen.get("train/num_steps_without_gradient"):
         yield "no gradient", f"the step taught nothing and changed nothing: {_why_no_gradient(seen, recipe)}"
     elif recipe.method.compares_rewards and seen.get("rollout/share_of_groups_with_one_reward", 1) == 1:
-        yield "one reward", f"rewards taught nothing, only the rest of the loss did: {_one_reward(seen)}"
+        yield "one reward", f"the rewards gave no gradient, only the rest of the loss did: {_one_reward(seen)}"
     if seen.get("context/share_of_groups_with_success") == 0:
         yield (
             "no success",

@@ -1,13 +1,13 @@
-"""Built-in worlds of generated problems, with exact verifiers and reference solutions. K = digits per number.
+"""Generated arithmetic problems, with exact verifiers and reference solutions. K = digits per number.
 
     merge-K   6604=      ->  4+6=0;0+0=0;0+6=6                    K = 2 .. 8, many valid solutions
         Replace any two remaining digits by their sum modulo 10, K - 1 times, until one digit is left.
     add-K     066+784=   ->  6+4+0=10,6+8+1=15,0+7+1=08:0850      K = 1 .. 6, one solution
         Column by column from the right, "digit+digit+carry=two-digit sum"; after the colon the sum in K + 1 digits.
 
-More digits are harder. A world's problems are walked in a seeded pseudo-random order, so the first n of a split are a
-random sample of it, at any world size. Train and test are disjoint by construction: the digest of the problem's text
-decides which split it belongs to.
+More digits are harder. The problems of a variant come in a seeded pseudo-random order, so the first n of a split are
+a random sample of it, however many there are. Train and test are disjoint by construction: the digest of the
+problem's text decides which split it belongs to.
 """
 
 from __future__ import annotations
@@ -23,44 +23,46 @@ from opdkit.errors import UserError
 from opdkit.tasks.base import Grade
 from opdkit.types import Problem, seed_from
 
-WORLDS = tuple(f"merge-{k}" for k in range(2, 9)) + tuple(f"add-{k}" for k in range(1, 7))
+VARIANTS = tuple(f"merge-{k}" for k in range(2, 9)) + tuple(f"add-{k}" for k in range(1, 7))
 SPLITS = ("train", "test")
 ALPHABET = "0123456789+=;,:"  # every character of every question and solution; a character tokenizer needs no other
 
 _TEST_SHARE = 5  # one problem in five is a test problem
-_MAX_UNLIMITED = 100_000  # a larger world without a limit is more likely a slip than a wish
+_MAX_UNLIMITED = 100_000  # more of them without a limit is more likely a slip than a wish
 _NUM_ROUNDS = 6  # of the permutation
 _MERGE_ANSWER = re.compile(r"[0-9]\+[0-9]=[0-9](?:;[0-9]\+[0-9]=[0-9])*")
 _QUESTION = re.compile(r"[0-9]+(?P<added>\+[0-9]+)?=")
 _ADD_ANSWER = re.compile(r"[0-9+=,]*:([0-9]+)")
 
 
-def problems(world: str, split: str, limit: int | None, seed: int) -> list[Problem]:
+def problems(variant: str, split: str, limit: int | None, seed: int) -> list[Problem]:
     """The first `limit` problems of the split in the order of `seed`, each with a seeded reference solution.
 
-    UserError for an unknown world or split, and when fewer than `limit` exist (the message says how many).
+    UserError for an unknown variant or split, and when fewer than `limit` exist (the message says how many).
     """
-    _require_known("world", world, WORLDS)
+    _require_known("variant", variant, VARIANTS)
     _require_known("split", split, SPLITS)
-    num_questions = 10 ** _num_digits(world)
+    num_questions = 10 ** _num_digits(variant)
     if limit is not None and limit < 1:
-        raise UserError(f"arithmetic:{world}:{split}: limit is {limit}; ask for at least one problem")
+        raise UserError(f"arithmetic:{variant}:{split}: limit is {limit}; ask for at least one problem")
     if limit is None and num_questions > _MAX_UNLIMITED:
-        raise UserError(f"arithmetic:{world}:{split} draws from {num_questions:,} problems; say how many with a limit")
-    found = list(itertools.islice(walk(world, split, seed), limit))
+        raise UserError(
+            f"arithmetic:{variant}:{split} draws from {num_questions:,} problems; say how many with a limit"
+        )
+    found = list(itertools.islice(walk(variant, split, seed), limit))
     if limit is not None and len(found) < limit:
         raise UserError(
-            f"arithmetic:{world}:{split} has {len(found):,} problems, {limit:,} were asked for; lower the limit"
+            f"arithmetic:{variant}:{split} has {len(found):,} problems, {limit:,} were asked for; lower the limit"
         )
     return found
 
 
-def walk(world: str, split: str, seed: int) -> Iterator[Problem]:
+def walk(variant: str, split: str, seed: int) -> Iterator[Problem]:
     """Every problem of the split once, in the order of `seed`; made as they are asked for."""
-    for index in _permutation(_num_digits(world), seed):
-        question = _question(world, index)
-        if _split_of(world, question) == split:
-            yield _problem(world, question, seed)
+    for index in _permutation(_num_digits(variant), seed):
+        question = _question(variant, index)
+        if _split_of(variant, question) == split:
+            yield _problem(variant, question, seed)
 
 
 def random_solution(problem: Problem, seed: int) -> str:
@@ -114,7 +116,7 @@ def _grade(problem: Problem, text: str) -> Grade:
     question = problem.meta.get("question") or (problem.messages[-1]["content"] if problem.messages else "")
     shape = _QUESTION.fullmatch(question)
     if shape is None:
-        raise UserError(f'problem {problem.id!r} is not an arithmetic world\'s; task "arithmetic" grades only its own')
+        raise UserError(f'problem {problem.id!r} is not a generated one; task "arithmetic" grades only its own')
     if shape["added"]:
         match = _ADD_ANSWER.fullmatch(text)
         if match is None:
@@ -143,17 +145,17 @@ def _is_valid_merge(question: str, chain: str) -> bool:
     return len(remaining) == 1
 
 
-def _problem(world: str, question: str, seed: int) -> Problem:
-    if world.startswith("add-"):
+def _problem(variant: str, question: str, seed: int) -> Problem:
+    if variant.startswith("add-"):
         gold = _add_solution(question).split(":")[1]
     else:
         gold = str(sum(int(character) for character in question.rstrip("=")) % 10)
     problem = Problem(
-        id=f"arithmetic:{world}:{question}",
+        id=f"arithmetic:{variant}:{question}",
         task="arithmetic",
         messages=({"role": "user", "content": question},),
         gold=gold,
-        meta={"world": world, "question": question},
+        meta={"world": variant, "question": question},
     )
     return replace(problem, solution=random_solution(problem, seed))
 
@@ -194,29 +196,29 @@ def _other_digits(solution: str, rng: random.Random) -> str:
     return "".join(characters)
 
 
-def _question(world: str, index: int) -> str:
-    digits = f"{index:0{_num_digits(world)}d}"
-    if world.startswith("add-"):
+def _question(variant: str, index: int) -> str:
+    digits = f"{index:0{_num_digits(variant)}d}"
+    if variant.startswith("add-"):
         half = len(digits) // 2
         return f"{digits[:half]}+{digits[half:]}="
     return f"{digits}="
 
 
-def _num_digits(world: str) -> int:
-    """Digits that name one problem of the world."""
-    name, k = world.split("-")
+def _num_digits(variant: str) -> int:
+    """Digits that name one problem of the variant."""
+    name, k = variant.split("-")
     return int(k) * (2 if name == "add" else 1)
 
 
-def _split_of(world: str, question: str) -> str:
-    return "test" if seed_from("arithmetic split", world, question) % _TEST_SHARE == 0 else "train"
+def _split_of(variant: str, question: str) -> str:
+    return "test" if seed_from("arithmetic split", variant, question) % _TEST_SHARE == 0 else "train"
 
 
 def _permutation(num_digits: int, seed: int) -> Iterator[int]:
     """All numbers of `num_digits` decimal digits, each once, in an order given by `seed`.
 
     A Feistel network with addition modulo 10**k in place of xor: a bijection whatever the round function, so even a
-    world of 10**12 problems is walked in random order without being held in memory.
+    variant of 10**12 problems is walked in random order without being held in memory.
     """
     num_low = num_digits // 2
     low_size, high_size = 10**num_low, 10 ** (num_digits - num_low)

@@ -172,7 +172,7 @@ def unknown_rewards(options: TaskOptions, problems: Sequence[Problem]) -> str | 
     count = sum(not options.can_grade(problem) for problem in problems)
     if not count:
         return None
-    why = "data.task names nobody who grades" if options.is_none else "they have no gold answer"
+    why = "data.task names no grader" if options.is_none else "they have no gold answer"
     return f"the rewards of {count} of {len(problems)} problems are unknown: {why}"
 
 
@@ -184,7 +184,7 @@ def task_named(line: str, *, flag: str = "--task", may_be_none: bool = False) ->
     except ValueError as error:
         raise UserError(f"{flag} {line}: {error}") from None
     if task.is_none and not may_be_none:
-        raise UserError(f"{flag} none names nobody who grades, which is needed here; name a task (`opdkit tasks`)")
+        raise UserError(f"{flag} none has no grader, and one is needed here; name a task (`opdkit tasks`)")
     return task
 
 

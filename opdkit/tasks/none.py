@@ -1,4 +1,4 @@
-"""Nobody grades: the task of data that hold prompts alone, and of recipes that name none."""
+"""No grader: the task of data that hold prompts alone, and of recipes that name none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NoTask:
     name = "none"
 
     def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
-        return [Grade(score=None, verdict="error", feedback="nobody grades: the task is none") for _ in items]
+        return [Grade(score=None, verdict="error", feedback="not graded: the task is none") for _ in items]
 
     def close(self) -> None:
         pass

@@ -92,7 +92,7 @@ class TaskOptions(BaseModel):
 
     @property
     def is_none(self) -> bool:
-        """Whether nobody grades."""
+        """Whether there is no grader."""
         return self.factory is NoTask
 
     def can_grade(self, problem: Problem) -> bool:

@@ -36,7 +36,7 @@ class Part:
 
 
 class Batch:
-    """The rows of one optimizer step, also those that a view says nothing of."""
+    """The rows of one optimizer step, also those that a view did not score."""
 
     def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
         self.examples = list(examples)
@@ -203,7 +203,7 @@ class Batch:
         return torch.tensor([view in e.signals for e in self.examples], dtype=torch.bool, device=self.device)
 
     def _said(self, view: str, name: str) -> Tensor:
-        """[N] an array of a view's signals, NaN for the rows it said nothing of."""
+        """[N] an array of a view's signals, NaN for the rows it did not score."""
         arrays = []
         for example in self.examples:
             signal = example.signals.get(view)

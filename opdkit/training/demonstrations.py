@@ -1,4 +1,4 @@
-"""Lessons that teach a tiny model to read demonstrations: the context of privileged and peer methods, in a world.
+"""Lessons that teach a tiny model to read demonstrations: the context of privileged and peer methods.
 
     066+784=                                   the bare problem, of a small pool: a skill it is only half taught
     (6+4+0=10,...:0850)066+784=                right answers stand in round brackets
@@ -22,7 +22,7 @@ from opdkit.types import Problem
 
 Shown = Literal["success", "failure"]
 
-MARKS = "()[]"  # characters a tokenizer needs beside the world's own
+MARKS = "()[]"  # characters a tokenizer needs beside those of the problems
 WORDING = Wording(
     layout="{success}{another}{failure}{question}", success="({text})", another="({text})", failure="[{text}]"
 )
@@ -40,10 +40,10 @@ MIX: Mapping[tuple[Shown, ...], int] = {
 def demonstration_lessons(
     data: str, *, num: int, pool: int | None, seed: int, mix: Mapping[tuple[Shown, ...], int] = MIX
 ) -> list[Problem]:
-    """`num` problems of a world whose question may be preceded by demonstrations; `solution` is what to answer.
+    """`num` arithmetic problems whose question may be preceded by demonstrations; `solution` is what to answer.
 
     Lessons without a right answer to copy walk `pool` problems again and again (None: all there are), the others are
-    ever-new problems, as long as the world has some. Raises UserError for data that is no world.
+    ever-new problems, as long as there are some. Raises UserError for other data than arithmetic.
     """
     kinds = [shown for shown, times in mix.items() for _ in range(times)]
     small, fresh = rounds(data, pool, seed), rounds(data, None, seed + 1)
@@ -56,11 +56,11 @@ def demonstration_lessons(
 
 
 def rounds(data: str, limit: int | None, seed: int) -> Iterator[tuple[int, Problem]]:
-    """The first `limit` problems of a world again and again, each with the number of its round."""
-    load_problems(data, task="arithmetic", limit=1)  # refuses what is no world
-    _, world, split = data.split(":")
+    """The first `limit` arithmetic problems again and again, each with the number of its round."""
+    load_problems(data, task="arithmetic", limit=1)  # refuses other data
+    _, variant, split = data.split(":")
     for number in itertools.count():
-        for problem in itertools.islice(arithmetic.walk(world, split, seed), limit):
+        for problem in itertools.islice(arithmetic.walk(variant, split, seed), limit):
             yield number, problem
 
 

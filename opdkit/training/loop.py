@@ -51,7 +51,7 @@ def train(
     overwrite: bool = False,
     problems: Sequence[Problem] | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe; returns the summary. `problems` stands in for `data.train` (worlds made on the fly).
+    """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones).
 
     Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """

@@ -23,7 +23,7 @@ from opdkit.types import Problem
 
 BATCH = 64
 TEXT_POSITIONS = 4096  # room for a problem, its reference solution and an answer
-WORLD_POSITIONS, READING_POSITIONS = 128, 512  # the second with three demonstrations in the longest world
+WORLD_POSITIONS, READING_POSITIONS = 128, 512  # the second with three demonstrations of the longest problems
 
 
 def make_model(
@@ -44,9 +44,9 @@ def make_model(
 ) -> None:
     """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
 
-    The tokenizer knows the characters of a built-in world, or is a byte-level BPE trained on the data's text.
+    The tokenizer knows the characters of the arithmetic task, or is a byte-level BPE trained on the data's text.
     limit: teach only so many problems, again and again: a model that is good at them and half-way on others.
-    reads_demonstrations: teach a world with worked answers in front of the question (`demonstrations.py`).
+    reads_demonstrations: also teach arithmetic with worked answers in front of the question (`demonstrations.py`).
     `problems` stand in for the lessons that `data` would give.
     """
     if out.exists():
@@ -54,7 +54,7 @@ def make_model(
     world = data.startswith("arithmetic:")
     if reads_demonstrations and not world:
         raise UserError(
-            f"--reads-demonstrations teaches in a built-in world, but --data is {data}; use arithmetic:add-3:train"
+            f"--reads-demonstrations needs generated problems, but --data is {data}; use arithmetic:add-3:train"
         )
     if problems is None:
         problems = _lessons(data, steps * BATCH, limit, seed, reads_demonstrations)
@@ -90,7 +90,7 @@ def make_model(
 
 
 def lessons(data: str, *, num: int, seed: int, limit: int | None = None) -> list[Problem]:
-    """`num` lessons: the first `limit` problems of a world again and again, with a fresh solution each time."""
+    """`num` lessons: the first `limit` generated problems again and again, with a new solution each time."""
     return [
         replace(p, id=f"{p.id}/{epoch}", solution=arithmetic.random_solution(p, seed + epoch))
         for epoch, p in islice(rounds(data, limit, seed), num)

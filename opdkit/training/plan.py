@@ -28,7 +28,7 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
         required_views=state.method.required_views,
         pass_rates=state.weights.pass_rates(groups, state.pass_rates),
     )
-    if not inputs.mask_N.any():  # nobody had anything to read: the metrics say so, and the step changes nothing
+    if not inputs.mask_N.any():  # no view had anything to read: the metrics say so, and the step changes nothing
         return [], Report(), inputs
     inputs = state.weights.apply(ask_student(state, batch, inputs))
     return state.method.terms(inputs), state.method.report(inputs), inputs

@@ -32,7 +32,7 @@ class State:
 
     student: LanguageModel
     optimizer: Optimizer
-    viewers: Mapping[str, Viewer]  # by view; none where the method asks nobody
+    viewers: Mapping[str, Viewer]  # by view; none where the method has no view
     method: Method
     sample: Sample
     max_tokens_per_micro_batch: int

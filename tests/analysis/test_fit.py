@@ -1,7 +1,7 @@
 """`opdkit fit` from recipe to advice, on models with random weights: what it asks, keeps, refuses and says.
 
-The rules have their own tests (tests/measure/test_fit_rules.py). Does not show that the advice is right: docs/fit.md
-has the cases that were tried with trained models.
+The rules have their own tests (tests/measure/test_fit_rules.py). Does not show that the advice is right:
+docs/guides/fit.md has the cases that were tried with trained models.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_empty_tests(tmp_path: Path) -> None:
     _, kinds = inspected(tmp_path / "b.jsonl", [empty, {"prompt": "Add.", "kind": "code"}])
     assert [what for _, what in kinds["cannot be used"]] == [
         "its tests cannot be run: meta.tests is not a list of tests, or is empty",
-        "no tests: prepare the file first (opdkit data prepare; docs/data.md)",
+        "no tests: prepare the file first (opdkit data prepare; docs/guides/data.md)",
     ]
 
 

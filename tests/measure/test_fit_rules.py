@@ -133,10 +133,10 @@ def test_some_overlap_is_enough_to_begin() -> None:
 def test_a_teacher_that_is_lost_in_the_students_answers_starts_cold() -> None:
     """Better from the start, worse from the student's first tokens on, and sure of it; without the interval only told.
 
-    Found on a teacher that was perfect in its own order and could not follow another (docs/fit.md)."""
+    Found on a teacher that was perfect in its own order and could not follow another (docs/guides/fit.md)."""
     lost = [continuation(0, 0.5, 0.1), continuation(4, -0.3, 0.1), continuation(9, 0.0, 0.1)]
     advice = verdict(facts(continuations=lost))
-    assert advice.verdict == "cold_start" and "does not know its way" in advice.sentence
+    assert advice.verdict == "cold_start" and "does not recover" in advice.sentence
     unsure = facts(continuations=[continuation(0, 0.5, 0.1), continuation(4, -0.05, 0.1)])
     assert verdict(unsure).verdict == "go" and of("prefixes", unsure).level == "note"
 
@@ -217,7 +217,7 @@ def test_long_answers_are_capped_where_the_teacher_no_longer_helps() -> None:
 def test_an_unknown_advantage_says_nothing() -> None:
     """Where nobody got that far, the last prefix that was measured decides; where nothing is known, nothing is said."""
     assert "still helps" in of("answers", facts(continuations=[continuation(0, 0.3), continuation(9, None)])).sentence
-    assert "From nowhere" in of("answers", facts(continuations=[continuation(0, 0.0), continuation(9, None)])).sentence
+    assert "At no prefix" in of("answers", facts(continuations=[continuation(0, 0.0), continuation(9, None)])).sentence
     assert "teacher" not in of("answers", facts(continuations=[continuation(0, None)])).sentence
 
 

@@ -96,7 +96,7 @@ def test_capped_ratios_by_hand() -> None:
         (["method.importance_cap=0"], "greater than 0"),
         (["method.importance_cap=2", "sampling.temperature=0.7"], "set both to the same, or remove the cap"),
         (["method.importance_cap=2", "weights.importance.cap=2"], "twice; keep one of them"),
-        (["method.without_context=dilute", "method.reduction=sum"], "keeps absent rows in a count"),
+        (["method.without_context=dilute", "method.reduction=sum"], "counts rows without context in the denominator"),
         (["method.without_context=drop"], "should be 'leave' or 'dilute'"),
         (["method.divergence=skewed_forward_kl"], "needs teacher_share"),
         (["context.kind=none", "teacher.weights=live"], "compares the student with itself"),

@@ -127,7 +127,7 @@ def test_who_is_shown_to_whom(name: str) -> None:
         ):
             if keys["slots"] == ["hidden_success"] and when == "never":  # refused: it can show nothing
                 assert not any(row[mask])
-                with pytest.raises(ValueError, match="shows nobody"):
+                with pytest.raises(ValueError, match="shows no peer"):
                     make({**keys, "feedback": when})
                 continue
             readings = read({**keys, "feedback": when, "order": "published"}, groups, texts)

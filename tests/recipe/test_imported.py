@@ -79,7 +79,7 @@ def test_no_key_is_passed_over(mode: str) -> None:
     keys |= {"algorithm.rollout_correction.rollout_is": "token"}
     lines = {line.key: line for line in translate(keys).lines}
     assert set(keys) <= set(lines)
-    assert "MOVES NUMBERS" in lines["actor.entropy_coeff"].note
+    assert "CHANGES RESULTS" in lines["actor.entropy_coeff"].note
     assert mode == "grpo" or "no KL to a reference" in lines["actor.use_kl_loss"].note
 
 
@@ -258,18 +258,18 @@ ON_AND_OFF = [  # settings that move numbers, and the same key where it does not
 
 @pytest.mark.parametrize(("on", "off"), ON_AND_OFF)
 def test_what_moves_numbers_is_said(on: dict[str, Any], off: dict[str, Any]) -> None:
-    """Several turns, tools, rewards of one's own, and the like: MOVES NUMBERS where they are on, and only there."""
+    """Several turns, tools, rewards of one's own, and the like: CHANGES RESULTS where they are on, and only there."""
     lines = {line.key: line for line in translate(BASE | on).lines}
-    assert all(lines[key].fate == "left out" and "MOVES NUMBERS there: " in lines[key].note for key in on)
+    assert all(lines[key].fate == "left out" and "CHANGES RESULTS there: " in lines[key].note for key in on)
     lines = {line.key: line for line in translate(BASE | off).lines}
-    assert all(lines[key].fate == "left out" and "MOVES NUMBERS" not in lines[key].note for key in off)
+    assert all(lines[key].fate == "left out" and "CHANGES RESULTS" not in lines[key].note for key in off)
 
 
 @pytest.mark.parametrize("section", ["rollout", "actor", "data", "model", "algorithm", "reward", "actor.optim"])
 def test_a_key_nobody_knows_is_not_said_to_be_harmless(section: str) -> None:
     """In any section of the trainer."""
     (line,) = (line for line in translate(BASE | {f"{section}.new_idea": 3}).lines if line.key.endswith("new_idea"))
-    assert line.fate == "not known" and "may move numbers" in line.note
+    assert line.fate == "not known" and "may change results" in line.note
 
 
 def test_the_command_says_what_moves_numbers(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_the_command_says_what_moves_numbers(tmp_path: Path) -> None:
     script = tmp_path / "run.sh"
     script.write_text(f"{LAUNCHER.rstrip()} rollout.multi_turn.enable=True data.apply_chat_template_kwargs.mode=x\n")
     done = CliRunner().invoke(app, ["import-config", str(script)])
-    assert "1 settings move numbers there and are left out: rollout.multi_turn.enable" in done.output
+    assert "1 settings change results there and are left out: rollout.multi_turn.enable" in done.output
     assert load_recipe(tmp_path / "run.toml").model.template_kwargs["mode"] == "x"
 
 

@@ -1,4 +1,4 @@
-"""The built-in worlds: formats, verifiers, splits, seeds and refusals."""
+"""The arithmetic task: formats, verifiers, splits, seeds and refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from opdkit.errors import UserError
 from opdkit.tasks import TASKS
-from opdkit.tasks.arithmetic import ALPHABET, WORLDS, ArithmeticTask, problems, random_solution
+from opdkit.tasks.arithmetic import ALPHABET, VARIANTS, ArithmeticTask, problems, random_solution
 from opdkit.types import Problem
 
 SMALL_WORLDS = ["merge-2", "merge-3", "merge-4", "add-1", "add-2"]
@@ -69,7 +69,7 @@ def test_malformed_answers_are_no_answer(text: str) -> None:
         assert verdicts(problem(world, question, gold), text) == [(0.0, "no_answer", None)]
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", VARIANTS)
 def test_reference_solutions_are_right_and_in_the_alphabet(world: str) -> None:
     """For every world: solutions, fresh and stored, pass the verifier; ALPHABET covers all text."""
     found = problems(world, "train", 20, seed=1)
@@ -129,9 +129,9 @@ def test_a_huge_world_is_drawn_from_without_listing_it() -> None:
     [
         (
             ("merge-44", "train", 1, 0),
-            r"unknown arithmetic world 'merge-44', did you mean 'merge-4'\? choices: merge-2",
+            r"unknown arithmetic variant 'merge-44', did you mean 'merge-4'\? choices: merge-2",
         ),
-        (("sums", "train", 1, 0), "unknown arithmetic world 'sums'; choices: merge-2"),
+        (("sums", "train", 1, 0), "unknown arithmetic variant 'sums'; choices: merge-2"),
         (("merge-4", "tset", 1, 0), r"unknown arithmetic split 'tset', did you mean 'test'\? choices: train, test"),
         (("merge-2", "train", 100, 0), "arithmetic:merge-2:train has 87 problems, 100 were asked for; lower"),
         (("merge-8", "train", None, 0), "draws from 100,000,000 problems; say how many with a limit"),
@@ -147,7 +147,7 @@ def test_refusals(arguments: tuple[str, str, int | None, int], message: str) -> 
 def test_a_foreign_problem_is_refused_and_a_missing_gold_is_not_a_zero() -> None:
     """Another dataset's row under task "arithmetic" is the recipe's fault; no gold means ungraded, not wrong."""
     foreign = Problem(id="row-1", task="arithmetic", messages=(), gold="3")
-    with pytest.raises(UserError, match="'row-1' is not an arithmetic world's"):
+    with pytest.raises(UserError, match="'row-1' is not a generated one"):
         ArithmeticTask().grade([(foreign, "3")])
     ungraded = Problem(id="x", task="arithmetic", messages=(), gold=None, meta={"world": "merge-2", "question": "12="})
     grade = ArithmeticTask().grade([(ungraded, "1+2=3")])[0]

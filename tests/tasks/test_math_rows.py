@@ -56,7 +56,7 @@ def items_of(rows: list[dict[str, Any]]) -> list[tuple[Problem, str]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_row_is_graded_as_a_careful_person_would(math_task: MathTask, name: str) -> None:
-    """Right and wrong answers of all kinds. Rows with `hinges_on_convention` follow docs/grading.md."""
+    """Right and wrong answers of all kinds. Rows with `hinges_on_convention` follow docs/guides/grading.md."""
     rows = [json.loads(line) for line in (Path(__file__).parent / name).read_text().splitlines()]
     grades = math_task.grade(items_of(rows))
     differ = [row for row, grade in zip(rows, grades, strict=True) if grade.score != float(row["right"])]

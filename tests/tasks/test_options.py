@@ -129,7 +129,7 @@ def test_the_first_term_is_the_main_one() -> None:
 
 
 def test_leaks_are_warned_about() -> None:
-    """reveal, also inside a term; nothing is said of defaults."""
+    """reveal, also inside a term; nothing is known of defaults."""
     assert "gives the answer away" in resolve_task({"name": "tool_use", "feedback": "reveal"}).warnings("t")[0]
     assert "hidden tests" in resolve_task({"name": "code", "feedback": "reveal"}).warnings("t")[0]
     assert resolve_task(WEIGHTED).warnings("t")[0].startswith('t.terms.right.task: feedback = "reveal" prints the gold')

@@ -1,4 +1,4 @@
-"""What docs/rewards.md and docs/grading.md show runs as it is written there."""
+"""What docs/guides/rewards.md and docs/guides/grading.md show runs as it is written there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opdkit.tasks.options import resolve_task
 from opdkit.types import Problem
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "rewards.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "guides" / "rewards.md").read_text(encoding="utf-8")
 
 
 def blocks(marker: str) -> list[str]:

@@ -114,5 +114,5 @@ def test_sft_without_solutions(recipe: Make, console: Console, tmp_path: Path) -
 
 
 def test_a_device_that_is_not_there(recipe: Make, console: Console) -> None:
-    with pytest.raises(UserError, match=r'model\.device = "warp" is not to be had here.*"auto" or "cpu"'):
+    with pytest.raises(UserError, match=r'model\.device = "warp" is not available here.*"auto" or "cpu"'):
         train(recipe("grpo", "model.device=warp"), console=console)

@@ -129,9 +129,9 @@ def test_the_model_that_is_made_knows_the_marks_and_has_room(tmp_path: Path) -> 
 
 def test_reading_is_taught_in_a_world_only(tmp_path: Path) -> None:
     """Refusals: other data, and a world that does not exist, each in one sentence; nothing is left behind."""
-    with pytest.raises(UserError, match="--reads-demonstrations teaches in a built-in world"):
+    with pytest.raises(UserError, match="--reads-demonstrations needs generated problems"):
         _make(tmp_path / "m", steps=1, data="x.jsonl")
-    with pytest.raises(UserError, match="unknown arithmetic world 'add-33'"):
+    with pytest.raises(UserError, match="unknown arithmetic variant 'add-33'"):
         _make(tmp_path / "m", steps=1, data="arithmetic:add-33:train")
     with pytest.raises(UserError, match="is incomplete"):
         _make(tmp_path / "m", steps=1, data="arithmetic:add-3")

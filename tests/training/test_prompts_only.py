@@ -55,7 +55,7 @@ def test_a_prompt_is_enough(recipe: Any, console: Console, tmp_path: Path, layou
     for line in lines:
         assert "rollout/reward" not in line and line["rollout/num_ungraded"] == line["rollout/num_rows"] == 4
         assert not any(name.startswith("grading/") for name in line)
-    said = "the rewards of 10 of 10 problems are unknown: data.task names nobody who grades"
+    said = "the rewards of 10 of 10 problems are unknown: data.task names no grader"
     assert said in captured.get() and any(said in warning for warning in summary["warnings"])
     assert "reward unknown" in captured.get()
     rows = load_rows(chosen.run_dir / "rows/step_000002.parquet")

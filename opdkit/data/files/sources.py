@@ -94,7 +94,7 @@ _LONGEST = 4096  # characters of a path
 def _local_path(source: str, split: str | None) -> tuple[Path | None, str | None]:
     """The existing local path (None: look on the hub) and the split to take of it."""
     if not source:
-        raise UserError('the data source is empty: give a file, a folder, a hub name or "arithmetic:WORLD:SPLIT"')
+        raise UserError('the data source is empty: give a file, a folder, a hub name or "arithmetic:merge-4:train"')
     try:
         path = Path(source).expanduser()
         is_there, has_rows = path.exists(), path.is_file() or path.is_dir()

@@ -190,7 +190,7 @@ class Schema:
                 return tests
         if not self.require_gold:
             return None
-        raise Unusable("no tests: prepare the file first (opdkit data prepare; docs/data.md)")
+        raise Unusable("no tests: prepare the file first (opdkit data prepare; docs/guides/data.md)")
 
     def given_answer(self, row: Row) -> Any:
         """The row's answer as it stands, whatever its type; None if it has none."""

@@ -72,7 +72,7 @@ TEMPLATES: dict[str, Template] = {
         ),
         Template(
             name="answer_line",
-            source="opdkit: DAPO's wish, put behind the question",
+            source="opdkit: DAPO's instruction, put after the question",
             after=f"\n\n{INSTRUCTIONS['answer_line']}",
             answer_style="answer_line",
         ),

@@ -6,7 +6,7 @@
     prefix      early tokens count more, by how much of the answer's disagreement still lies ahead (IW-OPD)
 
 They act on the plan before the method makes its terms, and multiply. What a selection must know of the student and the
-teacher comes from a pass without gradient before the update, which is made only if somebody asks; a token that is not
+teacher comes from a pass without gradient before the update, which is made only if needed; a token that is not
 kept then forms no logits with gradient. The formulas are in `losses/weights.py`.
 """
 
@@ -34,10 +34,10 @@ class Weights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    tokens: SerializeAsAny[Named] | None = None
-    problems: SerializeAsAny[Named] | None = None
-    importance: Importance | None = None
-    prefix: Prefix | None = None
+    tokens: SerializeAsAny[Named] | None = None  # which tokens count, or how much; chosen by its name
+    problems: SerializeAsAny[Named] | None = None  # how much a problem or answer counts; chosen by its name
+    importance: Importance | None = None  # truncated importance weights
+    prefix: Prefix | None = None  # early tokens count more
 
     @property
     def parts(self) -> tuple[Weighting, ...]:

@@ -1,4 +1,4 @@
-"""One way to weigh, whatever the method: what it must be told, and what it makes of the plan."""
+"""One way to weigh, whatever the method: what it must know, and what it makes of the plan."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ class Paced(Named):
     """
 
     name: Literal["paced"] = "paced"
-    alpha: NotNegative = 1.0
-    beta: NotNegative = 1.0
+    alpha: NotNegative = 1.0  # exponent of the pass rate
+    beta: NotNegative = 1.0  # exponent of 1 - pass rate
     floor: NotNegative = 0.0  # weights are at least this: 0 drops problems that are never or always solved
     mean_one: bool = True  # divide by the mean over the batch's problems, so that the learning rate keeps its meaning
-    pass_rate: Literal["fixed", "refreshed", "measured"] = "fixed"
+    pass_rate: Literal["fixed", "refreshed", "measured"] = "fixed"  # the run's first, each step's, or measured before
     samples: Annotated[int, Field(gt=0, le=2**16)] = 8  # pass_rate = "measured": answers to every problem
-    success_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    success_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # a right answer has at least this reward
 
     @property
     def needs(self) -> Needs:
@@ -90,8 +90,8 @@ class RewardSoftmax(Named):
     """
 
     name: Literal["reward_softmax"] = "reward_softmax"
-    temperature: Positive = 1.0
-    per: Literal["problem", "batch"] = "problem"
+    temperature: Positive = 1.0  # lower: the best answers take more of the weight
+    per: Literal["problem", "batch"] = "problem"  # softmax over a problem's answers, or over all
 
     @property
     def needs(self) -> Needs:

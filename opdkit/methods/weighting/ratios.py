@@ -19,8 +19,8 @@ class Importance(Weighting):
     """
 
     level: RatioLevel = "token"  # sequence: the ratio of the whole answer for each of its tokens
-    cap: Positive = 2.0
-    mean_one: bool = False
+    cap: Positive = 2.0  # no weight is larger
+    mean_one: bool = False  # divide the weights by their mean
 
     @property
     def needs(self) -> Needs:
@@ -55,9 +55,9 @@ class Importance(Weighting):
 
 class Prefix(Weighting):
     """IW-OPD (TRL): 1 + gamma (1 - share of the answer's disagreement with the teacher that lies before the token).
-    An answer that the teacher says nothing of keeps weight 1."""
+    An answer that the teacher did not score keeps weight 1."""
 
-    gamma: Positive = 1.0
+    gamma: Positive = 1.0  # how much more the first tokens count
 
     @property
     def needs(self) -> Needs:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class Selection(Named, ABC):
     """Some tokens of every answer, at least one. The others are not counted, and cost no logits. An answer that cannot
-    be compared (the teacher says nothing of it) is kept whole."""
+    be compared (the teacher did not score it) is kept whole."""
 
     keep: Share
 
@@ -45,7 +45,7 @@ class SoftOr(Selection):
     """TIP's main method (arXiv:2604.14084): tokens where the student is unsure, or apart from the teacher."""
 
     name: Literal["soft_or"] = "soft_or"
-    keep: Share = 0.5
+    keep: Share = 0.5  # share of an answer's tokens that is kept
     entropy_percentile: Share = 0.98  # entropy is cut here before it is compared
 
     @property
@@ -63,8 +63,8 @@ class Q3(Selection):
     """TIP's third quadrant: tokens of which the student is sure and the teacher is not (confidently wrong)."""
 
     name: Literal["q3"] = "q3"
-    keep: Share = 0.1
-    entropy_percentile: Share = 0.98
+    keep: Share = 0.1  # share of an answer's tokens that is kept
+    entropy_percentile: Share = 0.98  # entropy is cut here before it is compared
 
     @property
     def scores(self) -> Mapping[str, LossSpec]:
@@ -81,7 +81,7 @@ class MostApart(Selection):
     """TIP's ablation: the tokens of largest KL(student || teacher)."""
 
     name: Literal["divergence"] = "divergence"
-    keep: Share = 0.5
+    keep: Share = 0.5  # share of an answer's tokens that is kept
 
     @property
     def scores(self) -> Mapping[str, LossSpec]:
@@ -98,9 +98,9 @@ class EntropySampling(Selection):
     """
 
     name: Literal["entropy_sampling"] = "entropy_sampling"
-    keep: Share = 0.5
-    alpha: NotNegative = 1.0
-    gamma: NotNegative = 0.0
+    keep: Share = 0.5  # share of an answer's tokens that is kept
+    alpha: NotNegative = 1.0  # exponent of the entropy
+    gamma: NotNegative = 0.0  # exponent of the JSD; 0: the teacher is not used
     k: Annotated[int, Field(ge=2)] | None = None  # JSD on the teacher's k likeliest tokens, both sides renormalised
 
     @property
@@ -131,9 +131,9 @@ class Position(Named):
     """Late tokens count more (PW-OPSD, arXiv:2605.21606), with any method. The defaults are its Moderate schedule."""
 
     name: Literal["position"] = "position"
-    w_min: Annotated[float, Field(ge=0, le=1)] = 0.25
-    tau: float = 0.30
-    s: NotNegative = 0.10
+    w_min: Annotated[float, Field(ge=0, le=1)] = 0.25  # the weight of the first tokens; of the last: 1
+    tau: float = 0.30  # where along the answer (0 to 1) the weight is half-way
+    s: NotNegative = 0.10  # how gradual the rise is; 0: a step
     mean_one: bool = False  # divide the weights of every answer by their mean
     reverse: bool = False  # early tokens count as much as late ones would: a control of the claim, not a method
 

@@ -1,5 +1,5 @@
 """Keys of the verl trainer that are none of ours: what moves its numbers and what does not. A key in neither table is
-not known, and said to be so: nobody can tell what it moves."""
+not known, and reported as such: its effect cannot be told."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MOVES = "MOVES NUMBERS there"
-UNKNOWN = "no key that opdkit knows: it may move numbers there"
+MOVES = "CHANGES RESULTS there"
+UNKNOWN = "no key that opdkit knows: it may change results there"
 
-_REWARDS = "rewards come from data.task: write yours as a task of your own (docs/rewards.md)"
+_REWARDS = "rewards come from data.task: write yours as a task of your own (docs/guides/rewards.md)"
 _TOOLS = "answers here are one turn, without tools or an environment"
-_OVERLONG = 'a "length" term of a weighted task is DAPO\'s overlong penalty (docs/rewards.md)'
+_OVERLONG = 'a "length" term of a weighted task is DAPO\'s overlong penalty (docs/guides/rewards.md)'
 
 # Key -> (values that mean what happens here, what to do about others).
 _UNLESS: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -97,7 +97,7 @@ _LEFT_OUT: Mapping[str, str] = {
     r"|use_torch_compile|entropy_\w*(chunking|checkpointing)|calculate_\w+|use_fused_kernels|use_remove_padding|shuffle"
     r"|data_loader_seed|rollout_n|ppo_infer_\w+|load_weight|freeze_vision_tower|optim\._target_"
     r"|(checkpoint|profiler|profile|megatron|veomni)\..*)":
-        "of how a batch is cut and spread; it moves no number here",
+        "of how a batch is cut and spread; it changes no number here",
     r"model\.(_target_|use_\w+|enable_activation_offload|fused_kernel_options\..*|hf_config_path|exclude_modules)":
         "of how the model is spread over devices",
     r"data\.(_target_|dataloader_\w+|filter_overlong_\w+|return_\w+|val_batch_size|gen_batch_size|validation_shuffle"

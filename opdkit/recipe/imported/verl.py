@@ -117,7 +117,8 @@ def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: b
     """The recipe that says what `settings` say, with a line for each key.
 
     task    who grades (`opdkit tasks`); None: from the data's name
-    parity  also take over what opdkit does otherwise on purpose: the published choice of peers and diluting mean
+    parity  also take over what opdkit does otherwise on purpose: the published choice of peers, rows without context in
+            the mean's denominator
 
     Raises UserError for an objective that has no counterpart here.
     """
@@ -250,7 +251,7 @@ def _reduction(method: str, known: Mapping[str, Any], imported: Imported) -> Non
 def _batches(known: Mapping[str, Any], imported: Imported) -> None:
     key = "actor.ppo_micro_batch_size_per_gpu"
     if key in known:
-        note = "micro-batches are by tokens here and move no number"
+        note = "micro-batches are by tokens here and change no number"
         imported.lines.append(Line(key, known[key], "left out", None, note))
     key = "actor.ppo_mini_batch_size"
     if key in known and (updates := updates_per_step(known)) is not None:

@@ -36,7 +36,7 @@ def total(run: Run, name: str) -> float:
 
 
 def silent_answers(run: Run) -> float:
-    """Answers that the teacher was to score, and said nothing of."""
+    """Answers that the teacher should have scored and did not."""
     return total(run, "teacher/num_rows_without_view") + total(run, "teacher/num_rows_too_long")
 
 
@@ -65,7 +65,7 @@ def _has_two_rewards(line: object) -> bool:
 def _exceptions(run: Run) -> Iterator[str]:
     num_answers, silent = total(run, "rollout/num_rows"), silent_answers(run)
     if 0 < silent < num_answers:
-        yield f"The teacher said nothing of {share(silent, num_answers)} answers."
+        yield f"The teacher did not score {share(silent, num_answers)} answers."
     nothing = total(run, "train/num_steps_without_gradient")
     if 0 < nothing < len(run.metrics):
         yield f"It learned nothing in {share(nothing, len(run.metrics))} steps."

@@ -1,4 +1,4 @@
-"""A room for programs nobody has read. See README.md."""
+"""The sandbox: runs programs that a model wrote. See README.md."""
 
 from __future__ import annotations
 

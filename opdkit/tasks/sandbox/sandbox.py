@@ -1,4 +1,4 @@
-"""Runs programs nobody has read: keeps every slot of its zygotes busy and gives back how each program ended.
+"""Runs model-written programs: keeps every slot of its zygotes busy and gives back how each program ended.
 
 The walls are explained in README.md. Nothing of a program is executed, unpickled or opened in this process.
 """

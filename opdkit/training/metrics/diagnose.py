@@ -1,7 +1,8 @@
 """Do student and teacher still look at the same tokens? Asked of some rows of every so many steps, before the update.
 
-The answer is the metrics `overlap/...` (docs/run_folder.md). It costs one more pass of the student over those rows and,
-where the loss did not already ask for its hidden states, one of the teacher. It moves nothing: no gradient, no draw.
+The answer is the metrics `overlap/...` (docs/reference/run_folder.md). It costs one more pass of the student over those
+rows and, where the loss did not already ask for its hidden states, one of the teacher. It changes nothing: no gradient,
+no random draw.
 """
 
 from __future__ import annotations

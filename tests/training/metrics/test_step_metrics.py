@@ -226,7 +226,9 @@ def test_rewards_may_teach_nothing_beside_a_teacher(
     """GRPO with a teacher: its part goes on, the reward's is said to be nothing; the page claims only scores."""
     rewarded(monkeypatch, 0.0, 0.0, 0.0, 0.0)
     console, page, lines = told(recipe("grpo_opd", *FOUR, "train.steps=2"), capsys)
-    assert "rewards taught nothing, only the rest of the loss did" in console and "taught nothing and" not in console
+    assert (
+        "the rewards gave no gradient, only the rest of the loss did" in console and "taught nothing and" not in console
+    )
     assert lines[0]["train/num_steps_without_gradient"] == 0 and lines[0]["train/grad_norm"] > 0
     assert "a grader rewarded them, and it learned from the scores." in page
 

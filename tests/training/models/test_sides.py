@@ -1,6 +1,6 @@
 """Student and teacher side by side: which pairs are refused, which are warned of, and which sentence shows the way out.
 
-Models with random weights in a world of characters. Does not show what a mismatch costs: docs/train.md says where that
+Models with random weights over characters. Does not show what a mismatch costs: docs/guides/fit.md says where that
 was seen.
 """
 
