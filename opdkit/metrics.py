@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from opdkit.errors import UserError
+from opdkit.printable import printable
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 Values = dict[str, float | None]
@@ -342,7 +343,7 @@ def _hidden_value(value: Any) -> Any:
 
 def _safe_words(error: Exception) -> str:
     """The message of a foreign exception in one line, without any value of a secret environment variable."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, "(hidden)")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from opdkit.contexts.render import Renderer, read_kwargs
 from opdkit.engines.hf import HFEngine
@@ -39,7 +38,7 @@ from opdkit.evaluation.verdicts import (
     with_verdicts,
 )
 from opdkit.losses import head_stats
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.stored_answers import StoredAnswer, sentence
 from opdkit.tasks.guard import task_named
 from opdkit.types import Asked, Problem, seed_from
@@ -216,7 +215,7 @@ def verify_sets(
         found = sets[name] = with_verdicts(answers[name], store.verdicts, task=task)
         words = f"{name}, with the verifier: {sentence(found['eval'])}; it accepted {found['num_accepted']} of the "
         words += f"{found['num_asked']} answers that the rules reject, and said nothing clear of {found['num_unclear']}"
-        console.print(words, highlight=False, soft_wrap=True, markup=False)
+        say(console, words)
     return {"model": path, "sets": sets}
 
 

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import Dataset
 from opdkit.engines.base import Sampler
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import StoredAnswer, measure, sentence, write_run_answers
 from opdkit.tasks.guard import GuardedTask
@@ -60,7 +58,7 @@ class Evaluations:
                     progress=heard,
                 )
             results[source], _ = measure(answers[source], task=self.task.main.name)
-            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
+            say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
             self.folder.write_evaluation(path, results)  # last: with it, the evaluation is done
