@@ -200,6 +200,7 @@ class LogSection(Section):
     sinks: Annotated[
         tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)
     ] = ()  # besides metrics.jsonl, which is always written
+    project: Words | None = None  # of wandb and trackio; None: as their environment variable says, else "opdkit"
 
 
 class Recipe(Section):

@@ -146,14 +146,15 @@ class Run:
         ):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
-        self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
         log = MetricsLog(
             folder.metrics,
             sinks=recipe.log.sinks,
             resume_at=state.step,
             run_name=recipe.name,
+            project=recipe.log.project,
             config=recipe.as_dict(),
         )
+        self.evaluations = Evaluations(recipe, folder, log, self.eval_sets, self.task, self.console, self.interrupt)
         with closing(log), self.interrupt.listening():
             try:
                 before, after, teacher = self._train(log)
