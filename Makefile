@@ -8,7 +8,7 @@ DOCS_READY := $(VENV)/.docs-ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-gpu check docs format bench clean
+.PHONY: quickstart test test-slow test-docs test-gpu check docs format bench clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -18,6 +18,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1200
+
+# Every command of docs/ and the README, in a copy of the repository; those of more than DOCS_MINUTES are left out.
+test-docs: $(READY)
+	$(BIN)/python -m pytest -m docs -n 0 -rs -s tests/docs
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0

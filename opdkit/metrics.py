@@ -1,7 +1,7 @@
 """Numbers of a run, by step: what a metric is, how values of one step become one, and where they are written.
 
-Always to `metrics.jsonl` (one line a step, a public contract); also to TensorBoard, W&B or Trackio where asked. Each of
-those is imported inside the one function that wraps it.
+Always to `metrics.jsonl` (a public contract: one line a step, and one for each evaluation); also to TensorBoard, W&B or
+Trackio where asked. Each of those is imported inside the one function that wraps it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from opdkit.errors import UserError
+from opdkit.printable import printable
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 Values = dict[str, float | None]
+EVALUATIONS = ("eval", "eval_teacher")  # areas of the lines that are evaluations, and not steps
 
 _NAME = re.compile(r"[\w.@+-]+(/[\w.@+-]+)+")
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
@@ -83,12 +85,13 @@ class Sink(Protocol):
 
 
 class MetricsLog:
-    """Writes the metrics of a run, one line a step. A context manager.
+    """Writes the metrics of a run: one line a step, and one for each evaluation. A context manager.
 
     path: `metrics.jsonl`; the sinks put their files beside it.
     sinks: names from `SINKS`, beside the JSONL file that is always written.
     resume_at: the step of the checkpoint the run goes on from, 0 for a new run. Lines of later steps, and a last line
         that a crash cut short, are cut off (by one truncation, so a crash here loses nothing either).
+    project: of W&B and Trackio; None: as the environment says, else "opdkit".
     config: shown by W&B and Trackio; values of keys that look like secrets are hidden.
 
     Raises UserError: unknown sink, missing extra (with the pip command), a sink that cannot start, a full disk, a
@@ -103,6 +106,7 @@ class MetricsLog:
         sinks: Sequence[str] = (),
         resume_at: int = 0,
         run_name: str = "",
+        project: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         for name in sinks:
@@ -111,11 +115,12 @@ class MetricsLog:
         self.path = path
         self.sink_failures: dict[str, int] = {}
         is_resumed = path.exists()
-        self._last_step = _cut_after(path, resume_at)
+        self._last_step, self._evaluated = _cut_after(path, resume_at)
         self._file = _open_lines(path)
         start = SinkStart(
             folder=path.parent,
             run_name=run_name or path.parent.name,
+            project=project,
             config=_hidden(config or {}),
             resume_at=resume_at if is_resumed else None,
         )
@@ -142,6 +147,28 @@ class MetricsLog:
             self._pass_on(name, sink, step, finite)
         finite["metrics/num_sink_failures"] = sum(self.sink_failures.values())
         values: Values = {name: finite.get(name) for name in (*reduced, *finite)}
+        self._put(step, values)
+        return values
+
+    def write_evaluation(self, step: int, metrics: Sequence[Metric]) -> None:
+        """A line of its own: of the student after `step` steps, or of the teacher, which is measured before the first.
+
+        All names are of one area, "eval" or "eval_teacher". A resumed run gives its earlier evaluations again: what has
+        its line is not written twice, and what has none (of a run that opdkit 0.1 began) is no longer in time for one.
+        """
+        (area,) = {metric.name.partition("/")[0] for metric in metrics}
+        if area not in EVALUATIONS:
+            raise ValueError(f"an evaluation's metrics are eval/... or eval_teacher/..., not {area}/...")
+        if step < self._last_step or (step, area) in self._evaluated:
+            return
+        values = reduce_metrics(metrics)
+        known = {name: value for name, value in values.items() if value is not None}
+        for name, sink in self._sinks.items():
+            self._pass_on(name, sink, step, known)
+        self._put(step, values)
+        self._evaluated.add((step, area))
+
+    def _put(self, step: int, values: Values) -> None:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}, allow_nan=False) + "\n"
         try:
             rest = line.encode()
@@ -153,7 +180,6 @@ class MetricsLog:
                 "free some disk space and run again with --resume"
             ) from error
         self._last_step = step
-        return values
 
     def _pass_on(self, name: str, sink: Sink, step: int, values: Mapping[str, float]) -> None:
         try:
@@ -187,6 +213,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for line, _ in _lines(path)]
 
 
+def of_steps(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without those of evaluations."""
+    return [line for line in lines if _area(line) not in EVALUATIONS]
+
+
+def _area(line: Mapping[str, Any]) -> str:
+    """Of the line's first metric: a line of an evaluation has no other."""
+    return next((name.partition("/")[0] for name in line if "/" in name), "")
+
+
 def _open_lines(path: Path) -> FileIO:
     """Unbuffered: a line is in the file when `write` returns, and a full disk is met once, not again at closing."""
     try:
@@ -195,18 +231,20 @@ def _open_lines(path: Path) -> FileIO:
         raise UserError(f"cannot open {path} for writing ({error.strerror})") from error
 
 
-def _cut_after(path: Path, step: int) -> int:
-    """Cut off the lines after `step` and return the last step that is left (-1: none)."""
-    end, last = 0, -1
+def _cut_after(path: Path, step: int) -> tuple[int, set[tuple[int, str]]]:
+    """Cut off the lines after `step`; returns the last step left (-1: none), and (step, area) of every evaluation."""
+    end, last, evaluated = 0, -1, set()
     if path.exists():
         for line, line_end in _lines(path):
             if line["step"] > step:
                 break
             end, last = line_end, line["step"]
+            if (area := _area(line)) in EVALUATIONS:
+                evaluated.add((last, area))
         with path.open("r+b") as file:
             file.truncate(end)
             os.fsync(file.fileno())
-    return last
+    return last, evaluated
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -239,6 +277,7 @@ class SinkStart:
 
     folder: Path
     run_name: str
+    project: str | None  # None: as the service's own environment variable says
     config: Mapping[str, Any]
     resume_at: int | None  # None: a new run
 
@@ -268,7 +307,7 @@ class _Wandb:
         id_file = start.folder / "wandb_id"
         run_id = id_file.read_text().strip() if start.resume_at is not None and id_file.exists() else None
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "opdkit"),
+            project=start.project or os.environ.get("WANDB_PROJECT", "opdkit"),
             name=start.run_name,
             id=run_id,
             resume="allow" if run_id else None,
@@ -290,7 +329,7 @@ class _Trackio:
         import trackio
 
         self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "opdkit"),
+            project=start.project or os.environ.get("TRACKIO_PROJECT", "opdkit"),
             name=start.run_name,
             config=dict(start.config),
             resume="allow" if start.resume_at is not None else "never",
@@ -342,7 +381,7 @@ def _hidden_value(value: Any) -> Any:
 
 def _safe_words(error: Exception) -> str:
     """The message of a foreign exception in one line, without any value of a secret environment variable."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, "(hidden)")

@@ -17,10 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from opdkit.engines.load import model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import evaluate_model
@@ -31,6 +27,7 @@ from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
 from opdkit.reporting import write_report
+from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
 from opdkit.training.loop import train
@@ -51,21 +48,20 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     again = record.from_(redo) if redo is not None else []
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}
     if missing := [sentence for name, sentence in pipeline.missing() if name in to_come]:
-        raise UserError("\n".join(f"{pipeline.file}: {sentence}" for sentence in missing))
+        raise UserError(*(f"{pipeline.file}: {sentence}" for sentence in missing))
     lock = Lock.on_folder(pipeline.folder)
     try:
         record.read()  # again: another process may have come and gone
         record.forget(again)
         record.check()
-        console.print(_table_before(record), highlight=False)
+        say(console, _table_before(record))
         for number, stage in enumerate(pipeline.stages, start=1):
             if not record.is_finished(stage):
-                console.print(f"\n[bold]{number}/{len(pipeline.stages)}  {stage.name}[/bold]", highlight=False)
+                say(console, "", Line((f"{number}/{len(pipeline.stages)}  {stage.name}", "bold")))
                 _run(stage, record, console)
-        console.print()
-        console.print(_table_after(record), highlight=False)
+        say(console, "", _table_after(record))
         for stage in pipeline.stages:
-            console.print(f"{stage.name}: {stage.result}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{stage.name}: {stage.result}")
     except (Interrupted, KeyboardInterrupt):
         again_as = "the same command" if redo is None else "the same command without --redo"
         raise Interrupted(f"Everything so far is kept; run {again_as} to go on.") from None
@@ -118,7 +114,7 @@ class Record:
                 what = "was changed" if stage.result.exists() else "is gone"
                 faults.append(f"stage {stage.name} is finished, but its result {stage.result} {what}; {way_out}")
         if faults:
-            raise UserError("\n".join(f"{self.pipeline.file}: {fault}" for fault in faults))
+            raise UserError(*(f"{self.pipeline.file}: {fault}" for fault in faults))
 
     def from_(self, name: str) -> list[Stage]:
         """The stage of this name and all later ones. Raises UserError."""
@@ -204,7 +200,7 @@ def _run(stage: Stage, record: Record, console: Console) -> None:
 
 def _train(stage: Stage, recipe: Recipe, console: Console) -> dict[str, Any]:
     summary = train(recipe, console=console, resume=(recipe.run_dir / "recipe.toml").exists())
-    console.print(f"report: {write_report(recipe.run_dir)}", highlight=False, soft_wrap=True)
+    say(console, f"report: {write_report(recipe.run_dir)}")
     assert recipe.run_dir / summary["model"] == stage.result
     return {key: summary[key] for key in ("method", "steps", "tokens", "eval")}
 
@@ -244,12 +240,12 @@ def _differences(entry: Mapping[str, Any], stage: Stage) -> list[str]:
 
 
 def _table_before(record: Record) -> Table:
-    table = Table("", "stage", "what it does", "reads", "state", title=escape(record.pipeline.name))
+    table = Table("", "stage", "what it does", "reads", "state", title=record.pipeline.name)
     for number, stage in enumerate(record.pipeline.stages, start=1):
         state = "begun" if record.entry(stage) else "to do"
         if record.is_finished(stage):
             state = "finished"
-        table.add_row(str(number), stage.name, escape(_words(stage)), ", ".join(stage.reads), state)
+        table.add_row(str(number), stage.name, _words(stage), ", ".join(stage.reads), state)
     return table
 
 
@@ -267,7 +263,7 @@ def _words(stage: Stage) -> str:
 
 
 def _table_after(record: Record) -> Table:
-    table = Table("stage", "before", "after", "teacher", "seconds", title=escape(record.pipeline.name))
+    table = Table("stage", "before", "after", "teacher", "seconds", title=record.pipeline.name)
     for column in table.columns:
         column.overflow = "fold"
     for stage in record.pipeline.stages:

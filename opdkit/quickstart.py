@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.reporting import headline_figure, write_report
+from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import RunFolder
 from opdkit.training.loop import train
 from opdkit.training.make_model import lessons, make_model
@@ -104,8 +103,8 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     folder.write_summary(summary)
     headline_figure(summary, out / "figure.svg")
     report = write_report(out)
-    console.print(_table(summary))
-    console.print(f"{time.monotonic() - started:.0f} s in all. Report: {report}", highlight=False, soft_wrap=True)
+    say(console, _table(summary))
+    say(console, f"{time.monotonic() - started:.0f} s in all. Report: {report}")
     return summary
 
 
@@ -172,7 +171,7 @@ def _exists(run: Path) -> bool:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]", highlight=False)
+    say(console, "", Line((text, "bold")))
 
 
 def _table(summary: Mapping[str, Any]) -> Table:

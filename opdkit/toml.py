@@ -21,11 +21,6 @@ def dumps(document: Mapping[str, Any]) -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def printable(text: str) -> str:
-    """On one line, with what a terminal or a comment would obey (line breaks, colours, reversed writing) escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     lines = ["", f"[{'.'.join(_key(part) for part in path)}]"] if path else []
     # Plain values first: after a [sub.table] header they would belong to it.

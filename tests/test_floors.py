@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "opdkit"
 FLOORS = [
+    {"printable"},
     {"types", "errors", "metrics", "toml", "hub", "__init__"},
     {"losses", "contexts", "tasks"},
     {"methods", "engines"},

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from opdkit.analysis.overlap import MAX_TOKENS_PER_BATCH, source_names
 from opdkit.analysis.two_models import Models, Pair, Reading, Source, read_source
@@ -29,7 +28,7 @@ from opdkit.measure.overlap import TokenTable, by_relative_position, default_k, 
 from opdkit.measure.position import Branch, by_position, predictors
 from opdkit.reporting.figures.overlap import position_figure
 from opdkit.rollouts.single_turn import grade
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.jsonl import append_lines, open_lines
 from opdkit.run.lock import Lock
@@ -74,7 +73,7 @@ def _analyse_position(options: PositionOptions, name: str, out: Path, console: C
     source = read_source(options.source, name, options.reading)
     interrupt, models = Interrupt(console), Models(options.reading.device, options.reading.trust_remote_code)
     pair = models.pair(source, options.reading)
-    console.print(f"{source.name}: {pair.told()}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{source.name}: {pair.told()}")
     params = _params(source, pair)
     told = resolve_task(source.recipe["data"]["task"] if source.recipe else pair.rows[0].problem.task)
     asked = {
@@ -109,7 +108,7 @@ def _analyse_position(options: PositionOptions, name: str, out: Path, console: C
     }
     atomic_write(out / "position.json", json.dumps(found, indent=1) + "\n")
     atomic_write(out / "position.svg", position_figure(found["by_relative_position"], found["branches"]))
-    console.print(f"wrote {out / 'position.json'} and position.svg", highlight=False, soft_wrap=True)
+    say(console, f"wrote {out / 'position.json'} and position.svg")
     return found
 
 

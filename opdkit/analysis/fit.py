@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
@@ -30,7 +28,7 @@ from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.recipe import Recipe, needs_rewards
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
@@ -202,7 +200,7 @@ def _ask(
 
 
 def _note(console: Console, sentence: str) -> None:
-    console.print(f"[yellow]note[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+    say(console, sentence, mark="note")
 
 
 def _heard(bar: Bar, interrupt: Interrupt) -> Any:

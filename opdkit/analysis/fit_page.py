@@ -6,41 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from opdkit.measure.fit import Advice, Level, Verdict
 from opdkit.measure.fit_facts import Facts
 from opdkit.recipe import Recipe
+from opdkit.run.console import Console, Line, Table, say
 
 COLOUR: dict[Verdict, str] = {
     "go": "green", "cold_start": "yellow", "align": "yellow", "unclear": "yellow", "no_gain": "red",
 }  # fmt: skip
-MARK: dict[Level, str] = {
-    "good": "[green]good[/green]",
-    "note": "[cyan]note[/cyan]",
-    "warn": "[yellow]warn[/yellow]",
-    "stop": "[red]stop[/red]",
-    "unknown": "[dim]unknown[/dim]",
-}
+LEVEL_COLOUR: dict[Level, str] = {
+    "good": "green", "note": "cyan", "warn": "yellow", "stop": "red", "unknown": "dim",
+}  # fmt: skip
 BAR_WIDTH = 30
 
 
 def print_page(console: Console, recipe: Recipe, facts: Facts, advice: Advice, written: Path) -> None:
-    colour = COLOUR[advice.verdict]
-    console.print(f"\n[bold {colour}]{advice.verdict}[/bold {colour}]  {escape(advice.sentence)}\n", highlight=False)
-    console.print(_findings(advice))
-    console.print(_numbers(facts))
+    verdict = (advice.verdict, f"bold {COLOUR[advice.verdict]}")
+    say(console, "", Line(verdict, f"  {advice.sentence}"), "")
+    say(console, _findings(advice))
+    say(console, _numbers(facts))
     if facts.pass_rates:
-        console.print("\nProblems by how often the student solves them", highlight=False)
+        say(console, "", "Problems by how often the student solves them")
         for line in _histogram(facts.pass_rates):
-            console.print(f"  {line}", highlight=False)
+            say(console, f"  {line}")
     if facts.continuations:
-        console.print(_continuations(facts))
+        say(console, _continuations(facts))
     for line in _next_steps(recipe, advice):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"\nwrote {written}", highlight=False, soft_wrap=True)
+        say(console, line)
+    say(console, "", f"wrote {written}")
 
 
 def _findings(advice: Advice) -> Table:
@@ -49,7 +42,7 @@ def _findings(advice: Advice) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in advice.findings:
-        table.add_row(MARK[finding.level], finding.topic, escape(finding.sentence))
+        table.add_row(Line((finding.level, LEVEL_COLOUR[finding.level])), finding.topic, finding.sentence)
     return table
 
 
@@ -98,12 +91,13 @@ def _next_steps(recipe: Recipe, advice: Advice) -> list[str]:
     lines = []
     if advice.recipe:
         settings = " ".join(f"--set {key}={_toml(value)}" for key, value in advice.recipe.items())
-        lines.append(f"\nSuggested: {settings}")
+        lines += ["", f"Suggested: {settings}"]
     if advice.verdict == "cold_start" and recipe.teacher.kind == "model":
-        lines.append(
-            "\nCold start: opdkit train RECIPE --set method.name=sft --set method.answers=teacher "
-            f"--set name={recipe.name}-cold-start, then train from its last checkpoint (--set model.path=...)."
-        )
+        lines += [
+            "",
+            "Cold start: opdkit train RECIPE --set method.name=sft --set method.answers=teacher "
+            f"--set name={recipe.name}-cold-start, then train from its last checkpoint (--set model.path=...).",
+        ]
     return lines
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from opdkit.analysis.token_tables import is_token_table, load_tokens, save_tokens
 from opdkit.analysis.two_models import Models, Reading, Source, read_source
@@ -25,7 +24,7 @@ from opdkit.errors import UserError
 from opdkit.measure.overlap import Compared, TokenTable, by_bucket, by_relative_position, default_k, summary
 from opdkit.measure.published_overlap import parse_published, published_overlap
 from opdkit.reporting.figures.overlap import overlap_figure
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
 from opdkit.training.metrics.agreement import compare_parts, student_side, teacher_side
@@ -68,7 +67,7 @@ def _analyse_overlap(options: OverlapOptions, names: Sequence[str], out: Path, c
             results[name] = numbers_of(table, about, options.bucket_tokens)
     atomic_write(out / "overlap.json", json.dumps(results, indent=1) + "\n")
     atomic_write(out / "overlap.svg", overlap_figure({name: r["by_bucket"] for name, r in results.items()}))
-    console.print(f"wrote {out / 'overlap.json'} and overlap.svg", highlight=False, soft_wrap=True)
+    say(console, f"wrote {out / 'overlap.json'} and overlap.svg")
     return results
 
 
@@ -122,7 +121,7 @@ def _scored(
     source: Source, options: OverlapOptions, models: Models, console: Console, interrupt: Interrupt
 ) -> tuple[TokenTable, dict[str, Any]]:
     pair = models.pair(source, options.reading)
-    console.print(f"{source.name}: {pair.told()}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{source.name}: {pair.told()}")
     student, teacher, rows = pair.student, pair.teacher, pair.rows
     engines = [HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH) for model in (student, teacher)]
     k = options.k or default_k(student.num_tokens)

@@ -5,18 +5,20 @@ A command is a function in the file of its area.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from opdkit import __version__
 from opdkit.cli.base import app, console, errors
 from opdkit.data.files.write import SHOWN
 from opdkit.errors import Interrupted, UserError
+from opdkit.printable import printable
+from opdkit.run.console import hear_logs, say
 
 # Each adds its commands to `app`; --help shows them in this order.
 import opdkit.cli.training  # isort: skip
@@ -33,20 +35,40 @@ def main() -> None:
     """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
     if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hear_logs(errors)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal without UTF-8
     try:
-        app()
+        sys.exit(app(standalone_mode=False))  # the status of a typer.Exit, or None
+    except _UsageError as error:
+        _print_usage_error(error)
+        sys.exit(2)
     except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
         if error.filename is None:
             raise
         _print_error(f"{error.filename}: {error.strerror}; choose another path")
         sys.exit(2)
     except UserError as error:
-        for sentence in str(error).splitlines():
+        for sentence in error.sentences:
             _print_error(sentence)
         sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        errors.print(f"Stopped. {stop}", highlight=False, soft_wrap=True, markup=False)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
+        say(errors, *f"Stopped. {stop}".split("\n"))
         sys.exit(130)
+
+
+# Of an argument that cannot be read. Its class is click's own, or of the copy inside typer, as typer's version is.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def _print_usage_error(error: Any) -> None:
+    """As typer does it, but for the argument that it quotes: that is `printable`."""
+    is_help = error.ctx is not None and error.message == error.ctx.get_help()  # there was no argument at all
+    said = io.StringIO()
+    if not is_help:
+        error.message = printable(error.message)
+    error.show(file=said)
+    say(errors, *said.getvalue().rstrip("\n").split("\n"))
 
 
 _LONG_WORD = re.compile(rf"\S{{{2 * SHOWN},}}")  # a path, say, that is refused for its length
@@ -54,11 +76,11 @@ _LONG_WORD = re.compile(rf"\S{{{2 * SHOWN},}}")  # a path, say, that is refused 
 
 def _print_error(sentence: str) -> None:
     short = _LONG_WORD.sub(lambda word: f"{word[0][:SHOWN]}... ({len(word[0])} characters)", sentence)
-    errors.print(f"[bold red]error[/bold red] {escape(short)}", highlight=False, soft_wrap=True)
+    say(errors, short, mark="error")
 
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
-        console.print(__version__, highlight=False, soft_wrap=True)
+        say(console, __version__)
         raise typer.Exit

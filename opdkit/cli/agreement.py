@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from opdkit.cli.analysis import analyse_app
 from opdkit.cli.base import MANY, MOST, Device, Seed, TrustRemoteCode, console
 from opdkit.errors import Interrupted
+from opdkit.run.console import Table, say
 
 Sources = Annotated[
     list[Path], typer.Argument(help="Run folders, files of rows, or token tables; several are compared.")
@@ -85,13 +84,13 @@ def overlap(
         results = analyse_overlap(options, console=console)
     except Interrupted:
         raise Interrupted("Nothing was written of the source at hand; run the same command again.") from None
-    console.print(_all_tokens(results))
+    say(console, _all_tokens(results))
     for name, found in results.items():
         if len(found["by_bucket"]) > 1:
-            console.print(_by_bucket(name, found))
+            say(console, _by_bucket(name, found))
         if "published" in found:
             for metric, value in found["published"].items():
-                console.print(f"{metric} {value:.6f}", highlight=False, soft_wrap=True)
+                say(console, f"{metric} {value:.6f}")
 
 
 @analyse_app.command()
@@ -134,8 +133,8 @@ def position(
         found = analyse_position(options, console=console)
     except Interrupted:
         raise Interrupted("The branches so far are kept; run the same command to go on.") from None
-    console.print(_by_position(found))
-    console.print(_predictors(found))
+    say(console, _by_position(found))
+    say(console, _predictors(found))
 
 
 def _by_position(found: Mapping[str, Any]) -> Table:
@@ -185,7 +184,7 @@ def _all_tokens(results: Mapping[str, Mapping[str, Any]]) -> Table:
         if len(found["answers"]) == 2:
             columns |= {f"{name}: {which}": numbers for which, numbers in found["answers"].items()}
     ks = sorted({found["k"] for found in results.values()})
-    table = Table(f"lists of {', '.join(map(str, ks))}", *(escape(name) for name in columns))
+    table = Table(f"lists of {', '.join(map(str, ks))}", *columns)
     for column in table.columns[1:]:
         column.justify = "right"
     for quantity, label in QUANTITIES.items():
@@ -195,7 +194,7 @@ def _all_tokens(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _by_bucket(name: str, found: Mapping[str, Any]) -> Table:
     shown = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "reverse_kl", "num_tokens")
-    table = Table("tokens", *(QUANTITIES[quantity] for quantity in shown), title=escape(name), title_justify="left")
+    table = Table("tokens", *(QUANTITIES[quantity] for quantity in shown), title=name, title_justify="left")
     for bucket in found["by_bucket"]:
         table.add_row(f"{bucket['from']}-{bucket['to']}", *(_cell(quantity, bucket[quantity]) for quantity in shown))
     return table

@@ -9,6 +9,7 @@ import typer
 
 from opdkit.cli.base import MANY, Sampling, app, console, with_sampling
 from opdkit.errors import Interrupted, UserError
+from opdkit.run.console import say
 
 if TYPE_CHECKING:
     from opdkit.analysis.signal.sampling import SamplingOptions
@@ -144,7 +145,7 @@ def diversity(
     with Bars(console) as bars:
         results = measure_runs(runs, options=options, progress=bars.update)
     for part in diversity_tables(results):
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        say(console, part)
     if out is not None:
         for path in write_diversity(out, results):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"wrote {path}")

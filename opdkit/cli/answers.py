@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from opdkit.cli.base import MANY, Model, Sampling, Task, app, console, with_sampling
 from opdkit.errors import Interrupted, UserError
+from opdkit.run.console import say, say_json
 
 if TYPE_CHECKING:
     from opdkit.evaluation.options import EvaluateOptions
@@ -54,11 +54,11 @@ def evaluate(
         raise UserError("--data needs --task, which says who grades; see `opdkit tasks`")
     if task is not None and not data:
         raise UserError("--task says who grades --data, and a suite knows its own graders: leave --task out")
-    found = find_sets(suite or [], data_dir, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    found = find_sets(suite or [], data_dir, lambda line: say(console, line))
     if found.missing and not skip_missing:
-        raise UserError(_missing(found.missing, data_dir))
+        raise UserError(*_missing(found.missing, data_dir))
     for sentence in found.missing.values():
-        console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        say(console, sentence, mark="warning")
     from opdkit.evaluation.eval_sets import sets_of
 
     sets = sets_of(data or [], task, found.sources)
@@ -81,7 +81,7 @@ def evaluate(
     if len(results) > 1:
         from opdkit.cli.tables import evaluation_table
 
-        console.print(evaluation_table(results), highlight=False)
+        say(console, evaluation_table(results))
 
 
 @app.command()
@@ -114,15 +114,15 @@ def sample(
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
 
 
-def _missing(missing: Mapping[str, str], data_dir: Path) -> str:
+def _missing(missing: Mapping[str, str], data_dir: Path) -> tuple[str, ...]:
     """Every data set by name; why, of the first: the others seldom have another reason."""
     first, *others = missing
     why = missing[first]
     if not others:
-        return f"{why}\ngive --skip-missing to evaluate without it"
+        return why, "give --skip-missing to evaluate without it"
     return (
         f"{len(missing)} data sets are not in {data_dir}: {', '.join(missing)} (of the first: {why}); or give "
-        "--skip-missing to evaluate without them"
+        "--skip-missing to evaluate without them",
     )
 
 
@@ -166,17 +166,15 @@ def compare(
 
     Paired differences B - A with 95 % intervals over the problems that both answered. Needs no model.
     """
-    import json
-
     from opdkit.cli.tables import comparison_tables
     from opdkit.evaluation.compare_runs import compare_runs
 
     result = compare_runs(run_a, run_b)
     if as_json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        say_json(console, result)
         return
     for part in comparison_tables(result):
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        say(console, part)
 
 
 @app.command()
@@ -206,11 +204,11 @@ def regrade(
             result, data=sources, task=task, with_published=published, dry_run=dry_run, progress=bars.update
         )
     for line in regraded_lines(found, examples):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     for path in kept:
-        console.print(f"kept the old {path}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"kept the old {path}")
     done = "nothing was written (--dry-run)" if dry_run else f"wrote {result}" if kept else "nothing to write"
-    console.print(done, highlight=False, soft_wrap=True, markup=False)
+    say(console, done)
 
 
 def _name_and_source(text: str) -> tuple[str, str]:

@@ -6,10 +6,8 @@ import json
 import sys
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from opdkit.cli.base import app, console
+from opdkit.run.console import Table, say
 
 
 @app.command()
@@ -34,7 +32,7 @@ def methods() -> None:
         )
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be copied
-    console.print(table)
+    say(console, table)
 
 
 @app.command()
@@ -49,15 +47,14 @@ def tasks() -> None:
             f"{option.name}{'' if option.is_required else f' = {_toml(option.default)}'}\n  {option.help}"
             for option in option_arguments(task)
         ]
-        table.add_row(name, escape(_about(task)), escape("\n".join(options)))
+        table.add_row(name, _about(task), "\n".join(options))
     for column in table.columns:
         column.overflow = "fold"
-    console.print(table)
-    console.print(
-        'In a recipe: task = "math", task = { name = "code", time_limit_s = 2.0 }, or your own, task = "my_task.py".\n'
+    say(console, table)
+    say(
+        console,
+        'In a recipe: task = "math", task = { name = "code", time_limit_s = 2.0 }, or your own, task = "my_task.py".',
         'On a command line: --task math, or --task "code time_limit_s=2".',
-        highlight=False,
-        markup=False,
     )
 
 

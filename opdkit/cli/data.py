@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from opdkit.cli.base import ChatTemplate, Device, TemplateKwargs, app, console, finite
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
+from opdkit.run.console import counting, say
 
 if TYPE_CHECKING:
     from opdkit.contexts.render import Renderer
     from opdkit.data.dedup import Against
     from opdkit.data.inspection import Inspection
-    from opdkit.data.prepare import Card, Progress
+    from opdkit.data.prepare import Card
     from opdkit.types import Message, Problem
 
 data_app = typer.Typer(
@@ -32,9 +31,6 @@ app.add_typer(data_app, name="data")
 
 _SHOWN = 3  # rows of each kind of finding; the card has all
 _SHOWN_CHARACTERS = 20_000  # of the row that is shown
-_EVERY_S = 5.0
-# Data are a stranger's: what a terminal would obey (colours, titles, a moved cursor) is shown, not done.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 @data_app.command("list")
@@ -87,7 +83,7 @@ def prepare_set(
         drop_repeats=drop_repeats,
         overwrite=overwrite,
     )
-    with _counting("rows read") as progress:
+    with counting(console, "rows read") as progress:
         card = prepare(name, source=source, out=out, options=options, progress=progress)
     _show_card(card, out)
 
@@ -130,7 +126,7 @@ def dedup_file(
         embed = embedder(model, device=device)
     elif model is not None:
         raise UserError(f"--model {model} is only read with --method embedding; leave it out")
-    with _counting("questions compared") as progress:
+    with counting(console, "questions compared") as progress:
         found = dedup(source, against, out=out, options=options, overwrite=overwrite, progress=progress, embed=embed)
     for other in (source, *against):
         for sentence in files_left_out(other):
@@ -170,7 +166,7 @@ def inspect_file(
         kwargs = key_values(template or [], flag="--template")
         renderer = Renderer(_tokenizer(model), read_chat_template(chat_template), kwargs)
     options = None if task is None else task_named(task, may_be_none=True)
-    with _counting("rows read") as progress:
+    with counting(console, "rows read") as progress:
         found = inspect_data(source, task=None if options is None else options.name, progress=progress)
     guess = " (a guess: nothing in it says so; --task)" if found.is_guessed else ""
     _say(f"{source}: {found.num_rows} rows, {len(found.problems)} of them problems for the task {found.task}{guess}")
@@ -245,13 +241,13 @@ def _show_row(found: Inspection, number: int, renderer: Renderer | None) -> None
         return text if more <= 0 else f"{text[:_SHOWN_CHARACTERS]}... ({more:,} characters more)"
 
     _say(f"--- {found.where[number - 1]}, id {problem.id}, as the student reads it")
-    _say(rendered(problem.messages))
+    say(console, *rendered(problem.messages).split("\n"))
     privileged = teacher_messages(problem, renderer)
     if privileged is None:
         _say("--- the teacher reads the same: the row has no solution to show it")
     else:
         _say("--- as a teacher with the reference solution reads it (context.kind = reference_solution)")
-        _say(rendered(privileged))
+        say(console, *rendered(privileged).split("\n"))
     gold = "none: an answer to it has no reward" if problem.gold is None else _beginning(problem.gold, 1000)
     _say(f"--- gold: {'its tests' if problem.gold is None and problem.has_gold else gold}")
 
@@ -316,34 +312,14 @@ def _more(count: int, what: str, out: Path) -> None:
         _warn(f"{count} {what} in all: see {out / 'prepared.json'}")
 
 
-@contextmanager
-def _counting(what: str) -> Iterator[Progress]:
-    """A running count: redrawn on a terminal, a line every few seconds elsewhere."""
-    last = time.monotonic()
-    with console.status("") as status:
-
-        def show(count: int) -> None:
-            nonlocal last
-            if console.is_terminal and count % 100 == 0:
-                status.update(f"{count:,} {what}")
-            elif count % 100 == 0 and time.monotonic() - last > _EVERY_S:
-                last = time.monotonic()
-                _say(f"{count:,} {what}")
-
-        yield show
-
-
 def _beginning(text: str, characters: int = 100) -> str:
     line = " ".join(text.split())
     return line if len(line) <= characters else line[: characters - 3] + "..."
 
 
 def _say(sentence: str) -> None:
-    """As it stands: LaTeX is full of what rich would take for markup."""
-    console.print(sentence.translate(_CONTROLS), markup=False, emoji=False, highlight=False, soft_wrap=True)
+    say(console, sentence)
 
 
 def _warn(sentence: str) -> None:
-    console.print(
-        Text.assemble(("warning", "yellow"), " ", sentence.translate(_CONTROLS)), highlight=False, soft_wrap=True
-    )
+    say(console, sentence, mark="warning")

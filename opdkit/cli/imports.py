@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from opdkit.cli.base import Set, app, console
 from opdkit.data.files.write import file_to_write
 from opdkit.errors import UserError
+from opdkit.printable import printable
+from opdkit.run.console import say
 
 if TYPE_CHECKING:
     from opdkit.recipe.imported import Line
@@ -32,7 +33,7 @@ def import_config(
     from opdkit.recipe import key_values, override, parse_recipe, warnings
     from opdkit.recipe.imported import read_settings, translate
     from opdkit.run.folder import atomic_write
-    from opdkit.toml import dumps, printable
+    from opdkit.toml import dumps
 
     if file.exists() and not file.is_file():
         raise UserError(f"{str(file)[:200]!r} is no file; give a YAML file or a launcher script")
@@ -56,9 +57,9 @@ def import_config(
         atomic_write(target, comment + dumps(ordered))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from None
-    console.print(f"wrote {target}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"wrote {target}")
     for sentence in warnings(recipe):
-        console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        say(console, sentence, mark="warning")
 
 
 def _has(recipe: dict[str, Any], key: str) -> bool:
@@ -69,7 +70,6 @@ def _has(recipe: dict[str, Any], key: str) -> bool:
 def _show(lines: list[Line]) -> None:
     """Every key, by what became of it; last, those that move numbers."""
     from opdkit.recipe.imported.unlike import MOVES
-    from opdkit.toml import printable
 
     for fate, title in (
         ("same", "taken over"),
@@ -80,15 +80,14 @@ def _show(lines: list[Line]) -> None:
         chosen = [line for line in lines if line.fate == fate]
         if not chosen:
             continue
-        console.print(f"[bold]{title}[/bold]")
+        say(console, title, style="bold")
         for line in chosen:
             here = "" if line.ours is None else f" -> {line.ours}"
             note = f"   ({line.note})" if line.note else ""
-            said = printable(f"  {line.key} = {_shortened(line.value)}{here}{note}")
-            console.print(said, highlight=False, soft_wrap=True, markup=False)
+            say(console, f"  {line.key} = {_shortened(line.value)}{here}{note}")
     if moving := [line.key for line in lines if MOVES in line.note]:
-        said = printable(f"{len(moving)} settings change results there and are left out: {', '.join(moving)}")
-        console.print(f"[yellow]warning[/yellow] {escape(said)}", highlight=False, soft_wrap=True)
+        said = f"{len(moving)} settings change results there and are left out: {', '.join(moving)}"
+        say(console, said, mark="warning")
 
 
 def _shortened(value: Any, characters: int = 200) -> str:

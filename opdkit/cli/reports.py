@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from opdkit.cli.base import app, console, finite
+from opdkit.run.console import say
 
 
 @app.command()
@@ -26,7 +27,7 @@ def report(
     from opdkit.reporting import write_comparison, write_report
 
     path = write_report(runs[0], out=out) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))
-    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    say(console, f"wrote {path}")
 
 
 @app.command()

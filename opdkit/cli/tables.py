@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from opdkit.measure.intervals import FEW, side_of
-from opdkit.reporting.html.markup import printable
+from opdkit.run.console import Line, Table
 
 if TYPE_CHECKING:
     from opdkit.evaluation.compare_runs import RunComparison
@@ -41,7 +37,7 @@ def evaluation_table(results: Mapping[str, Accuracy]) -> Table:
         "tokens",
         *(counts[key] for key in counted),
     ]
-    table = Table(*titles, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(*titles, is_plain=True)
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
@@ -49,7 +45,7 @@ def evaluation_table(results: Mapping[str, Accuracy]) -> Table:
         avg, passes = found["avg_at_n"], found["pass_at_k"].get(str(found["samples"]))
         low, high = avg["low"], avg["high"]
         table.add_row(
-            escape(name),
+            name,
             _number("avg", avg["value"]),
             _MISSING if low is None or high is None else f"{low:.3f}-{high:.3f}",
             _number("pass", passes["value"] if passes else None),
@@ -61,15 +57,16 @@ def evaluation_table(results: Mapping[str, Accuracy]) -> Table:
     return table
 
 
-def comparison_tables(result: RunComparison) -> Iterator[Table | str]:
+def comparison_tables(result: RunComparison) -> Iterator[Table | Line]:
     """One table a data set, each followed by what must be known about it."""
-    yield f"A  {escape(result['a'])}\nB  {escape(result['b'])}"
+    yield Line(f"A  {result['a']}")
+    yield Line(f"B  {result['b']}")
     for name, found in result["sets"].items():
         n = {found["samples_a"], found["samples_b"]}
         samples = f"{min(n)}" if len(n) == 1 else f"{found['samples_a']} (A) and {found['samples_b']} (B)"
         table = Table(
             "metric", "A", "B", "B - A", "95 % interval", "",
-            title=f"{escape(name)}: {found['problems']} problems, {samples} answers each", title_justify="left",
+            title=f"{name}: {found['problems']} problems, {samples} answers each", title_justify="left",
         )  # fmt: skip
         table.columns[0].no_wrap = True
         for column in table.columns[1:5]:
@@ -78,54 +75,54 @@ def comparison_tables(result: RunComparison) -> Iterator[Table | str]:
             table.add_row(metric, *_cells(metric, difference))
         yield table
         for note in found["notes"]:
-            yield f"[yellow]note[/yellow] {escape(note)}"
+            yield _note(note)
     mean = result["mean_over_sets"]
     if mean is not None:
         words = f"mean over {len(result['sets'])} data sets, avg, B - A: {_number('avg', mean['value'], signed=True)}"
-        yield f"[bold]{words} {_range('avg', mean)}[/bold] {_verdict('avg', mean)}"
+        yield Line((f"{words} {_range('avg', mean)} ", "bold"), _verdict("avg", mean))
     for note in result["notes"]:
-        yield f"[yellow]note[/yellow] {escape(note)}"
+        yield _note(note)
 
 
-def regraded_lines(found: Sequence[Regraded], examples: int) -> Iterator[str]:
+def regraded_lines(found: Sequence[Regraded], examples: int) -> Iterator[Line]:
     """What became of every data set, and the first changed verdicts."""
     for one in found:
         before = None if one.before is None else one.before["avg_at_n"]["value"]
         after = one.after["avg_at_n"]["value"]
         numbers = f"avg@{one.after['samples']} {_number('avg', before)} -> {_number('avg', after)}"
-        yield f"[bold]{escape(one.name)}[/bold]: {one.num_answers} answers graded again, {numbers}"
+        yield Line((one.name, "bold"), f": {one.num_answers} answers graded again, {numbers}")
         for kind, count in one.kinds().most_common():
-            yield f"  {count} {kind}"
+            yield Line(f"  {count} {kind}")
         if one.num_reread:
-            yield f"  {one.num_reread} with the same verdict and another final answer"
+            yield Line(f"  {one.num_reread} with the same verdict and another final answer")
         for changed in one.changed[:examples]:
-            yield escape(_example(changed))
+            yield from _example(changed)
         if len(one.changed) > examples:
-            yield f"    ... and {len(one.changed) - examples} more"
+            yield Line(f"    ... and {len(one.changed) - examples} more")
 
 
 _END = 160  # characters of an answer's end that are shown
 
 
-def _example(changed: Changed) -> str:
+def _example(changed: Changed) -> Iterator[Line]:
     old, new = changed.old, changed.new
-    end = " ".join(new.text[-_END:].split())
-    return printable(
+    yield Line(
         f"    {changed.problem.id} sample {new.sample_id}: {_reward(old.reward)} -> {_reward(new.reward)}, gold "
-        f"{changed.problem.gold!r}, read {old.parsed!r} -> {new.parsed!r}\n      ...{end}"
+        f"{changed.problem.gold!r}, read {old.parsed!r} -> {new.parsed!r}"
     )
+    yield Line(f"      ...{' '.join(new.text[-_END:].split())}")
 
 
 def _reward(reward: float | None) -> str:
     return "ungraded" if reward is None else f"{reward:g}"
 
 
-def diversity_tables(results: Mapping[str, SetDiversity]) -> Iterator[Table | str]:
+def diversity_tables(results: Mapping[str, SetDiversity]) -> Iterator[Table | Line]:
     """A row for each measure, a column for each run; below a value, its difference to the first run."""
     for name, found in results.items():
         runs = list(found["runs"])
-        title = f"{escape(name)}: {found['problems']} problems, at most {found['answers_each']} answers each"
-        table = Table("measure", *map(escape, runs), "problems", title=title, title_justify="left")
+        title = f"{name}: {found['problems']} problems, at most {found['answers_each']} answers each"
+        table = Table("measure", *runs, "problems", title=title, title_justify="left")
         table.columns[0].no_wrap = True
         keys = dict.fromkeys(key for run in found["runs"].values() for key in run["measures"])
         for key in keys:
@@ -133,13 +130,17 @@ def diversity_tables(results: Mapping[str, SetDiversity]) -> Iterator[Table | st
                 table.add_row(key, *(_measure(found, run, key) for run in runs), _defined(found, key))
         yield table
         if found["problems"] < FEW:
-            yield f"[yellow]note[/yellow] {found['problems']} problems are too few to tell runs apart"
+            yield _note(f"{found['problems']} problems are too few to tell runs apart")
         for run, count in found["left_out"].items():
             if count:
-                yield f"[yellow]note[/yellow] {count} problems of {escape(run)} are not in all runs: left out"
+                yield _note(f"{count} problems of {run} are not in all runs: left out")
         for run, one in found["runs"].items():
             if one["num_unparsed_programs"]:
-                yield f"[yellow]note[/yellow] {one['num_unparsed_programs']} programs of {escape(run)} do not parse"
+                yield _note(f"{one['num_unparsed_programs']} programs of {run} do not parse")
+
+
+def _note(sentence: str) -> Line:
+    return Line(("note", "yellow"), f" {sentence}")
 
 
 def _is_shown(k: int, n: int) -> bool:
@@ -161,18 +162,18 @@ def _defined(found: SetDiversity, key: str) -> str:
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-def _cells(metric: str, difference: Difference) -> list[str]:
+def _cells(metric: str, difference: Difference) -> list[str | Line]:
     return [
         _number(metric, difference["before"]),
         _number(metric, difference["after"]),
-        f"[bold]{_number(metric, difference['value'], signed=True)}[/bold]",
+        Line((_number(metric, difference["value"], signed=True), "bold")),
         _range(metric, difference),
-        _verdict(metric, difference),
+        Line(_verdict(metric, difference)),
     ]
 
 
-def _verdict(metric: str, estimate: Estimate) -> str:
-    """Only where the interval leaves zero out, or is of too few problems."""
+def _verdict(metric: str, estimate: Estimate) -> str | tuple[str, str]:
+    """In its colour; only where the interval leaves zero out, or is of too few problems."""
     side = side_of(estimate)
     if side == "unsettled":
         return ""
@@ -181,14 +182,14 @@ def _verdict(metric: str, estimate: Estimate) -> str:
     if metric in _NEITHER:
         return "more" if side == "above" else "less"
     better = (side == "above") != (metric in _LESS_IS_BETTER)
-    return "[green]B better[/green]" if better else "[red]A better[/red]"
+    return ("B better", "green") if better else ("A better", "red")
 
 
 def _range(metric: str, estimate: Estimate) -> str:
     low, high = estimate["low"], estimate["high"]
     if low is None or high is None:
         return _MISSING
-    return escape(f"[{_number(metric, low, signed=True)}, {_number(metric, high, signed=True)}]")
+    return f"[{_number(metric, low, signed=True)}, {_number(metric, high, signed=True)}]"
 
 
 def _number(metric: str, value: float | None, *, signed: bool = False) -> str:

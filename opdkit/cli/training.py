@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from opdkit.cli.base import MANY, MOST, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
+from opdkit.run.console import say
 
 
 @app.command()
@@ -34,9 +34,8 @@ def quickstart(
     except Interrupted:
         raise Interrupted("Run it again to start anew.") from None
     if not learned(summary):
-        errors.print(
-            "The student did not become measurably better: this is a bug, or an unlucky seed.", style="bold red"
-        )
+        why = "The student did not become measurably better: this is a bug, or an unlucky seed."
+        say(errors, why, style="bold red")
         raise typer.Exit(1)
 
 
@@ -56,7 +55,7 @@ def train(
 
     try:
         train(resolved, resume=resume, overwrite=overwrite, console=console)
-        console.print(f"report: {write_report(resolved.run_dir)}", highlight=False, soft_wrap=True)
+        say(console, f"report: {write_report(resolved.run_dir)}")
     except Interrupted:
         settings = [word for setting in set_ or [] for word in ("--set", setting)]
         again = shlex.join(["opdkit", "train", str(recipe), *settings, "--resume"])
@@ -152,17 +151,17 @@ def check(
 
                 doubts += check_models(path, set_ or [])
         except UserError as error:
-            faults += str(error).splitlines()
+            faults += error.sentences
         else:
-            console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
+            say(console, str(path), mark="ok")
             for sentence in doubts:
-                console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+                say(console, sentence, mark="warning")
             for line in departures_in(path, set_ or []):
-                console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
+                say(console, line, mark="note")
     if not models:
-        console.print("no model was read: --models compares tokenizers, chat templates and stop tokens")
+        say(console, "no model was read: --models compares tokenizers, chat templates and stop tokens")
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
 
 
 @app.command("make-model")

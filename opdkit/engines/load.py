@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,6 @@ import torch
 
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
-
-_log = logging.getLogger(__name__)
 
 
 def load_checkpoint(

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from opdkit.data.readers import Dataset
 from opdkit.data.sets import data_set
 from opdkit.errors import UserError
+from opdkit.run.console import Console, say
 from opdkit.run.stored_answers import Store
 
 
@@ -48,13 +46,13 @@ def sets_of(data: Sequence[str], task: str | None, suite: Mapping[str, Path]) ->
 
 def say_dropped(one: Loaded, console: Console) -> None:
     for sentence in one.data.files_left_out:
-        console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        say(console, sentence, mark="warning")
     dropped = one.data.dropped
     said = [f"{where}: {why}" for where, why in dropped[:3]]
     if len(dropped) > 3:
         said.append(f"{len(dropped)} rows of {one.set.name} in all")
     for words in said:
-        console.print(f"[yellow]dropped[/yellow] {escape(words)}", highlight=False, soft_wrap=True)
+        say(console, words, mark="dropped")
 
 
 def about(one: Loaded) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
@@ -32,7 +30,7 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.single_turn import sample_rollouts
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import (
@@ -143,9 +141,9 @@ def _evaluate(
     if len(answers) > 1:
         result["mean_over_sets"] = mean_over_sets([e["avg_at_n"] for e in result["eval"].values()])
         words = f"mean over {len(answers)} data sets: avg@{options.num_samples} {interval(result['mean_over_sets'])}"
-        console.print(words, highlight=False, soft_wrap=True, markup=False)
+        say(console, words)
     write_result(folder, result)
-    console.print(f"wrote {folder / RESULT}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"wrote {folder / RESULT}")
     return dict(result["eval"])
 
 
@@ -169,13 +167,13 @@ def _sample_all(
         name, task = one.set.name, tasks[one.set.task]
         answers[name] = _sample_set(one, options, engine, renderer, task, console, interrupt)
         for crash in task.new_crashes():
-            console.print(f"[yellow]warning[/yellow] {escape(crash)}", highlight=False, soft_wrap=True)
+            say(console, crash, mark="warning")
         ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
         result["sets"][name] = about(one)
         result["eval"][name] = ours
         if theirs is not None:
             result.setdefault("published", {})[name] = theirs
-        console.print(f"{name}: {sentence(ours)}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"{name}: {sentence(ours)}")
 
 
 def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:
@@ -195,9 +193,9 @@ def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path, c
         try:
             loaded.append(_load(options, set_, folder, clock))
         except UserError as error:
-            faults.append(str(error))
+            faults += error.sentences
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
     return loaded
 
 
@@ -281,7 +279,7 @@ def load_engine(options: EvaluateOptions, console: Console, now: datetime | None
         stop_tokens=options.stop_tokens,
     )
     for warning in model.warnings:
-        console.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+        say(console, warning, mark="warning")
     renderer = model.renderer(
         template_kwargs=options.template_kwargs,
         close_thinking=options.close_thinking,

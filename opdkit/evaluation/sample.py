@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from opdkit.contexts.render import Renderer
 from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
@@ -26,7 +23,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import check_options, load_engine, task_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import append_lines, open_lines
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import check_identity, clock_of
@@ -93,20 +90,16 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
                     interrupt.check()
                     _attempt(wanted, attempt, options, engine, renderer, task, done, counts, (out, rejected))
                     for crash in task.new_crashes():
-                        console.print(f"[yellow]warning[/yellow] {escape(crash)}", highlight=False, soft_wrap=True)
+                        say(console, crash, mark="warning")
                     bar.update(len(done.kept), note=f"{sum(counts.values()) - counts['kept']} rejected")
     finally:
         task.close()
     missing = len(data.problems) * asked.num_samples - len(done.kept)
     said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-    console.print(f"{out}: {len(done.kept)} answers; now {said or 'nothing new'}", highlight=False, soft_wrap=True)
+    say(console, f"{out}: {len(done.kept)} answers; now {said or 'nothing new'}")
     if missing:
-        console.print(
-            f"[yellow]warning[/yellow] {missing} answers are missing: every one of {options.attempts} attempts was "
-            f"rejected (reasons in {rejected})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        why = f"every one of {options.attempts} attempts was rejected (reasons in {rejected})"
+        say(console, f"{missing} answers are missing: {why}", mark="warning")
     rejections = {f"rejected_{reason}": count for reason, count in counts.items() if reason != "kept"}
     return {"kept": len(done.kept), "missing": missing, **rejections}
 

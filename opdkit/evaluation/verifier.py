@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from opdkit.contexts.render import Renderer, read_kwargs
 from opdkit.engines.hf import HFEngine
@@ -39,7 +38,7 @@ from opdkit.evaluation.verdicts import (
     with_verdicts,
 )
 from opdkit.losses import head_stats
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.stored_answers import StoredAnswer, sentence
 from opdkit.tasks.guard import task_named
 from opdkit.types import Asked, Problem, seed_from
@@ -218,7 +217,7 @@ def verify_sets(
         words += (
             f"{found['num_asked']} answers that the rules reject, and gave no clear verdict on {found['num_unclear']}"
         )
-        console.print(words, highlight=False, soft_wrap=True, markup=False)
+        say(console, words)
     return {"model": path, "sets": sets}
 
 

@@ -110,7 +110,7 @@ def parse_recipe(
         faults += impossible(recipe, stages_of(recipe, faults), adapters)
     if faults:
         faults = [_with_its_place(fault, schedule) for fault in faults]
-        raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
+        raise UserError(*(f"{where}: {fault}" for fault in faults))
     assert recipe is not None
     recipe._yielded = tuple(yielded)
     return recipe

@@ -190,7 +190,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     faults += _bad_names(names)
     if faults or not tables:
         faults = faults or ["stage is empty; write one [[stage]] or more"]
-        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise UserError(*(f"{path}: {fault}" for fault in faults))
     check_plain(raw, str(path))
     settings = key_values(overrides)
     check_plain(settings, str(path))
@@ -206,7 +206,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         # A stage with faults still has a name that later ones may read: their faults are their own.
         known[table["name"]] = str(stage.result if stage else folder / table["name"])
     if faults:
-        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise UserError(*(f"{path}: {fault}" for fault in faults))
     return Pipeline(path, common["name"], folder, tuple(stages))
 
 
@@ -242,7 +242,7 @@ def _common(path: Path, raw: Mapping[str, Any], names: list[str], settings: Mapp
             f"recipe = {common['recipe']!r} is no table: [recipe] holds what stages that train have in common"
         )
     if faults:
-        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise UserError(*(f"{path}: {fault}" for fault in faults))
     return common
 
 
@@ -303,7 +303,7 @@ def _train_keys(
         try:
             own = read_toml(file.parent / own)
         except UserError as error:
-            faults.append(str(error))
+            faults += error.sentences
             own = {}
     for key, value in (("recipe", own), ("set", over)):
         if not isinstance(value, Mapping):
@@ -356,7 +356,7 @@ def _recipe(raw: Mapping[str, Any], adapters: Collection[str], faults: list[str]
     try:
         return parse_recipe(raw, where="", adapters=adapters)
     except UserError as error:
-        faults += [line.removeprefix(": ") for line in str(error).splitlines()]
+        faults += [sentence.removeprefix(": ") for sentence in error.sentences]
         return None
 
 

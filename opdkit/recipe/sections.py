@@ -204,6 +204,8 @@ class DiagnosticsSection(Section):
 class LogSection(Section):
     # "tensorboard", "wandb", "trackio", besides metrics.jsonl, which is always written.
     sinks: Annotated[tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)] = ()
+    # Of wandb and trackio. None: as their environment variable says, else "opdkit".
+    project: Words | None = None
 
 
 class Recipe(Section):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from opdkit.errors import UserError
-from opdkit.metrics import read_metrics
+from opdkit.metrics import of_steps, read_metrics
 from opdkit.run.rows import load_rows
 from opdkit.types import Example
 
@@ -60,7 +60,7 @@ class Run:
     recipe_text: str | None
     recipe: Mapping[str, Any]  # empty when recipe.toml is missing
     environment: Mapping[str, Any] | None
-    metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
+    metrics: Sequence[Mapping[str, Any]]  # the steps' lines of metrics.jsonl; its evaluations are read from eval/
     summary: Mapping[str, Any] | None
     headline: Mapping[str, Sequence[Entry]]  # dataset -> entries
     history: Mapping[str, Sequence[tuple[int, Measured]]]  # dataset -> (step, student), oldest first
@@ -119,7 +119,7 @@ def _read(
         recipe_text=recipe_text,
         recipe=recipe,
         environment=environment,
-        metrics=metrics,
+        metrics=of_steps(metrics),
         summary=summary,
         headline=headline,
         history=_history(evaluations),

@@ -12,26 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
 from opdkit.errors import UserError
 from opdkit.reporting.figures.curves import PANELS, curve_of, number
 from opdkit.reporting.figures.heatmap import Decode
 from opdkit.reporting.follow import Followed, Follower, runs_beside
-from opdkit.reporting.html.markup import printable
 from opdkit.reporting.html.numbers import compact, duration, score
 from opdkit.reporting.run import Interval, Run, row_files
 from opdkit.reporting.sections.answers import tokenizer_decode
 from opdkit.reporting.sections.warn import warnings
-from opdkit.run.console import Terminal, is_live
+from opdkit.run.console import Console, Line, Table, Terminal, is_live, progress_bar, redrawn, say
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 48  # values, each the mean of equally many steps
 ANSWER_CHARACTERS, MAX_WARNINGS = 600, 5
+_GRID: dict[str, Any] = {"box": None, "padding": (0, 2), "collapse_padding": True, "show_header": False,
+                         "show_edge": False, "pad_edge": False}  # fmt: skip
 # A line for each of these that the run measures, besides loss and reward, which always come first.
 SHOWN = ("train/loss", "rollout/reward", "rollout/answer_tokens", "rollout/share_truncated", "student/entropy",
          "overlap/ratio", "train/grad_norm", "time/tokens_per_s")  # fmt: skip
@@ -47,7 +42,7 @@ def watch(folder: Path, console: Console, *, once: bool = False, every_s: float 
         seen = follower.look()
         if seen.state == "waiting":
             raise UserError(f"there is no run at {folder} yet{_beside(folder)}")
-        console.print(view(seen, answers))
+        say(console, *view(seen, answers))
     elif is_live(console):
         _redraw(follower, answers, console, every_s)
     else:
@@ -55,10 +50,10 @@ def watch(folder: Path, console: Console, *, once: bool = False, every_s: float 
 
 
 def _redraw(follower: Follower, answers: Answers, console: Console, every_s: float) -> None:
-    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+    with redrawn(console) as show:
         while True:
             seen = follower.look()
-            live.update(view(seen, answers), refresh=True)
+            show(view(seen, answers))
             if seen.state in ("finished", "stopped"):
                 return
             time.sleep(every_s)
@@ -71,7 +66,7 @@ def _lines(follower: Follower, console: Console, every_s: float) -> None:
         seen = follower.look()
         for what, line in _plain(seen):
             if what not in said:
-                console.print(line, highlight=False, soft_wrap=True, markup=False)
+                say(console, line)
                 said.add(what)
         if seen.state in ("finished", "stopped") or (isinstance(console, Terminal) and console.closed):
             return
@@ -86,30 +81,30 @@ def _plain(seen: Followed) -> Iterator[tuple[str, str]]:
     for line in seen.run.metrics[-1:]:  # of steps that are faster than the looks only the newest is said
         parts = [f"{PANELS[name].lower()} {compact(value)}" for name in SHOWN[:2]
                  if (value := number(line, name)) is not None]  # fmt: skip
-        yield f"step {seen.step}", "  ".join([f"{printable(seen.run.name)} {_progress(seen)}", *parts])
+        yield f"step {seen.step}", "  ".join([f"{seen.run.name} {_progress(seen)}", *parts])
     yield from ((line, line) for line in _evaluations(seen.run))
     if seen.state != "running":
         yield "end", _status(seen)
 
 
-def view(seen: Followed, answers: Answers) -> RenderableType:
+def view(seen: Followed, answers: Answers) -> list[Line | Table]:
     """All that is known of the run at one moment."""
     if seen.state == "waiting":
-        return Text(_waiting(seen.run.folder))
-    parts: list[RenderableType] = [Text(printable(_title(seen.run)), style="bold"), _bar(seen)]
+        return [Line(_waiting(seen.run.folder))]
+    parts: list[Line | Table] = [Line((_title(seen.run), "bold")), _bar(seen)]
     if seen.run.metrics:
-        parts += [Text(), _numbers(seen.run.metrics)]
+        parts += [Line(), _numbers(seen.run.metrics)]
     if evaluations := list(_evaluations(seen.run)):
-        parts += [Text(), *(Text(line) for line in evaluations)]
+        parts += [Line(), *map(Line, evaluations)]
     found = warnings(seen.run)
     if seen.num_broken:
         found.append(f"{seen.num_broken} lines of metrics.jsonl are not metrics and are left out.")
     if found:
         more = [f"and {len(found) - MAX_WARNINGS} more"] if len(found) > MAX_WARNINGS else []
-        parts += [Text(), *(Text(f"! {printable(each)}", style="yellow") for each in found[:MAX_WARNINGS] + more)]
+        parts += [Line(), *(Line((f"! {each}", "yellow")) for each in found[:MAX_WARNINGS] + more)]
     if answer := answers.newest(seen.run):
-        parts += [Text(), *answer]
-    return Group(*parts)
+        parts += [Line(), *answer]
+    return parts
 
 
 def _title(run: Run) -> str:
@@ -117,11 +112,11 @@ def _title(run: Run) -> str:
     return run.name if method is None else f"{run.name}  ·  {method}"
 
 
-def _bar(seen: Followed) -> RenderableType:
-    row = Table.grid(padding=(0, 2))
+def _bar(seen: Followed) -> Table:
+    row = Table(**_GRID)
     style = {"stopped": "yellow", "finished": "green"}.get(seen.state, "")
     words = _progress(seen) if seen.state == "running" else f"{_progress(seen)}  {_status(seen)}"
-    row.add_row(ProgressBar(total=seen.planned or 1, completed=seen.step, width=30), Text(words, style=style))
+    row.add_row(progress_bar(seen.step, seen.planned or 1, width=30), Line((words, style)))
     return row
 
 
@@ -140,7 +135,7 @@ def _status(seen: Followed) -> str:
 
 
 def _numbers(metrics: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table.grid(padding=(0, 2))
+    table = Table(**_GRID)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(no_wrap=True, overflow="crop")
@@ -148,7 +143,7 @@ def _numbers(metrics: Sequence[Mapping[str, Any]]) -> Table:
         values = _values(metrics, name)
         known = [value for value in values if value is not None]
         if known:
-            table.add_row(Text(PANELS[name], style="dim"), compact(known[-1]), Text(sparkline(values), style="cyan"))
+            table.add_row(Line((PANELS[name], "dim")), compact(known[-1]), Line((sparkline(values), "cyan")))
     return table
 
 
@@ -178,7 +173,7 @@ def _evaluations(run: Run) -> Iterator[str]:
         since = "" if last == first else f", {score(before.avg.value)} at step {first}"
         teacher = [e.measured for e in run.headline.get(dataset, ()) if e.kind == "teacher"]
         beside = f", teacher {score(teacher[0].avg.value)}" if teacher else ""
-        where = f"{printable(dataset)}: avg@{now.samples}"
+        where = f"{dataset}: avg@{now.samples}"
         yield f"step {last}  {where} {score(now.avg.value)}{_interval(now.avg)}{since}{beside}"
 
 
@@ -191,11 +186,11 @@ class Answers:
     """The last answer that the run saved, read once for every file of rows."""
 
     folder: Path
-    _shown: list[Text] = field(default_factory=list)
+    _shown: list[Line] = field(default_factory=list)
     _step: int | None = None
     _decode: Decode | None = None
 
-    def newest(self, run: Run) -> list[Text]:
+    def newest(self, run: Run) -> list[Line]:
         files = row_files(self.folder)
         if files and max(files) != self._step:
             self._step = max(files)
@@ -204,7 +199,7 @@ class Answers:
         return self._shown
 
 
-def _last_answer(path: Path, step: int, decode: Decode | None) -> list[Text]:
+def _last_answer(path: Path, step: int, decode: Decode | None) -> list[Line]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,23 +207,24 @@ def _last_answer(path: Path, step: int, decode: Decode | None) -> list[Text]:
         table = pq.read_table(path, columns=["messages", "answer_ids", "reward", "finish"])
         row = table.slice(table.num_rows - 1).to_pylist()[0]
     except (pa.ArrowException, OSError, IndexError):
-        return [Text(f"{path.name} holds no answer that can be read", style="dim")]
+        return [Line((f"{path.name} holds no answer that can be read", "dim"))]
     ids = row["answer_ids"]
     text = decode(ids) if decode else f"{len(ids)} tokens; no tokenizer.json to read them with"
     question = dict(row["messages"][-1]).get("content", "") if row["messages"] else ""
     reward = "not graded" if row["reward"] is None else f"reward {compact(row['reward'])}"
     cut = ", cut at the limit" if row["finish"] == "length" else ""
     return [
-        Text(f"an answer of step {step}: {reward}{cut}", style="dim"),
-        Text(f"{_shortened(question, ANSWER_CHARACTERS // 2)}", style="dim"),
-        Text(_shortened(text, ANSWER_CHARACTERS)),
+        Line((f"an answer of step {step}: {reward}{cut}", "dim")),
+        *(Line((line, "dim")) for line in _shortened(question, ANSWER_CHARACTERS // 2)),
+        *map(Line, _shortened(text, ANSWER_CHARACTERS)),
     ]
 
 
-def _shortened(text: str, length: int) -> str:
-    """The beginning and the end; a long answer's outcome stands at its end."""
-    text = printable(text).strip()
-    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
+def _shortened(text: str, length: int) -> list[str]:
+    """The lines of the beginning and the end; a long answer's outcome stands at its end."""
+    text = text.strip()
+    text = text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
+    return text.split("\n")
 
 
 def _waiting(folder: Path) -> str:

@@ -1,22 +1,112 @@
-"""What the person at the keyboard sees while a run works, how Ctrl-C is heard, and a reader who has gone away."""
+"""Everything that is printed, how Ctrl-C is heard, and a reader who has gone away.
+
+`say` prints, and nothing else does (tests/test_printing.py): paths, column names, recipe keys and model text are a
+stranger's, so what is printed is text as it stands. It is no markup (`[x]`, `:name:` are themselves), and what a
+terminal would obey is shown instead (`printable`).
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console as Console
+from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from opdkit.errors import Interrupted
+from opdkit.printable import printable
 
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
+
+Mark = Literal["ok", "note", "warning", "dropped", "left out", "error"]
+_COLOUR: dict[Mark, str] = {
+    "ok": "green", "note": "cyan", "warning": "yellow", "dropped": "yellow", "left out": "yellow", "error": "bold red",
+}  # fmt: skip
+
+
+class Line(Text):
+    """One line, of parts that may have a style: `Line("loss ", ("nan", "red"))`."""
+
+    def __init__(self, *parts: str | tuple[str, str], style: str = "") -> None:
+        super().__init__(style=style)
+        for part in parts:
+            text, own = (part, None) if isinstance(part, str) else part
+            self.append(printable(text, keep="\t"), own)
+
+
+class Table(RichTable):
+    """A table whose headers, title and cells are text as it stands; a cell may have several lines. Colour: a `Line`."""
+
+    def __init__(self, *headers: str, title: str | None = None, is_plain: bool = False, **options: Any) -> None:
+        """is_plain: no borders, for columns beside each other."""
+        if is_plain:
+            options |= {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+        super().__init__(*headers, title=None if title is None else _cell(title, "table.title"), **options)
+
+    def add_column(self, header: RenderableType = "", footer: RenderableType = "", **options: Any) -> None:
+        super().add_column(_cell(header), _cell(footer), **options)
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*(None if cell is None else _cell(cell) for cell in cells), **options)
+
+
+def _cell(cell: RenderableType, style: str = "") -> Any:
+    return Text(printable(cell, keep="\t\n"), style) if isinstance(cell, str) else cell
+
+
+def say(console: Console, *what: str | Line | Table, mark: Mark | None = None, style: str = "") -> None:
+    """Print lines and tables, a `str` being one line of the given style; the mark stands in front of the first."""
+    for one in what:
+        if isinstance(one, str):
+            one = Line((one, style)) if mark is None else Line((mark, _COLOUR[mark]), " ", (one, style))
+            mark = None
+        console.print(one, markup=False, emoji=False, highlight=False, soft_wrap=isinstance(one, Line))
+
+
+def say_json(console: Console, value: Any) -> None:
+    """For other programs, and still nothing that a terminal obeys: JSON may write any character as an escape."""
+    say(console, *json.dumps(value, indent=1).replace("\x7f", "\\u007f").split("\n"))
+
+
+class _Heard(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self._console, *record.getMessage().rstrip("\n").split("\n"), mark="warning")
+
+
+def hear_logs(console: Console) -> None:
+    """From here on what this process logs, and what Python's `warnings` say, is said on `console`."""
+    logging.basicConfig(handlers=[_Heard(console)], level=logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def progress_bar(done: float, total: float, width: int) -> RenderableType:
+    """A bar for a cell of a table that is redrawn."""
+    return ProgressBar(total=total, completed=done, width=width)
+
+
+@contextmanager
+def redrawn(console: Console) -> Iterator[Callable[[list[Line | Table]], None]]:
+    """Gives what shows lines and tables in the place of those before. Only for a console that `is_live`."""
+    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+        yield lambda what: live.update(Group(*what), refresh=True)
 
 
 class Terminal(Console):
@@ -60,7 +150,7 @@ class Interrupt:
             if self.asked:
                 raise KeyboardInterrupt
             self.asked = True
-            self._console.print("[yellow]Stopping after this step. Press Ctrl-C again to stop at once.[/yellow]")
+            say(self._console, "Stopping after this step. Press Ctrl-C again to stop at once.", style="yellow")
 
         try:
             numbers = [signal.SIGINT, signal.SIGTERM]
@@ -85,19 +175,19 @@ class Bar:
     """A progress bar on a terminal, a line every few seconds elsewhere (see `is_live`)."""
 
     def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
-        self._console, self._label, self._total = console, label, total
+        self._console, self._label, self._total = console, printable(label), total
         self._live = is_live(console)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             disable=not self._live,
             transient=True,
         )
-        self._task = self._progress.add_task(label, total=total, completed=done, note="")
+        self._task = self._progress.add_task(self._label, total=total, completed=done, note="")
         self._last = time.monotonic()
         self._start, self._first = time.monotonic(), done
 
@@ -113,13 +203,13 @@ class Bar:
         self._progress.update(self._task, note=f"sampling {done}/{total}")
 
     def update(self, done: int, note: str = "") -> None:
-        self._progress.update(self._task, completed=done, note=note)
+        self._progress.update(self._task, completed=done, note=printable(note))
         now = time.monotonic()
         if not self._live and (now - self._last >= LINE_EVERY_S or done == self._total):
             self._last = now
             pace = (now - self._start) / max(1, done - self._first)
             left = f"{pace * (self._total - done):.0f} s left"
-            self._console.print(f"{self._label} {done}/{self._total}  {note}  {left}", highlight=False, soft_wrap=True)
+            say(self._console, f"{self._label} {done}/{self._total}  {note}  {left}")
 
 
 class Bars:
@@ -141,3 +231,20 @@ class Bars:
             self._open.close()  # a terminal has room for one
             self._label, self._bar = label, self._open.enter_context(Bar(self._console, label, total))
         self._bar.update(done)
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int], None]]:
+    """A running count of what has no known end: redrawn on a terminal, a line every few seconds elsewhere."""
+    last = time.monotonic()
+    with console.status("") as status:
+
+        def show(count: int) -> None:
+            nonlocal last
+            if is_live(console) and count % 100 == 0:
+                status.update(Line(f"{count:,} {what}"))
+            elif count % 100 == 0 and time.monotonic() - last > LINE_EVERY_S:
+                last = time.monotonic()
+                say(console, f"{count:,} {what}")
+
+        yield show

@@ -1,22 +1,23 @@
-"""The evaluations of a run: each one is made once and kept in eval/."""
+"""The evaluations of a run: each one is made once, kept in eval/, and told to metrics.jsonl and the sinks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
-
-from rich.console import Console
 
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import Dataset
 from opdkit.engines.base import Sampler
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
+from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
-from opdkit.run.stored_answers import StoredAnswer, measure, sentence, write_run_answers
+from opdkit.run.stored_answers import StoredAnswer, measure, sentence, slug, write_run_answers
 from opdkit.tasks.guard import GuardedTask
 
 
@@ -24,6 +25,7 @@ from opdkit.tasks.guard import GuardedTask
 class Evaluations:
     recipe: Recipe
     folder: RunFolder
+    log: MetricsLog
     sets: Mapping[str, Dataset]
     task: GuardedTask
     console: Console
@@ -37,8 +39,14 @@ class Evaluations:
         The answers are kept beside the numbers (eval/*.jsonl), so that two runs are compared problem by problem.
         """
         path = self.folder.evaluation(which)
-        if path.exists():  # a resumed run: the numbers would come out the same
-            return self.folder.read_evaluation(path)
+        is_made = path.exists()  # by the run that is resumed: the numbers would come out the same
+        results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, sampler, renderer)
+        if results:
+            area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
+            self.log.write_evaluation(step, as_metrics(area, results))
+        return results
+
+    def _measure(self, path: Path, label: str, sampler: Sampler, renderer: Renderer) -> dict[str, Accuracy]:
         section, sampling = self.recipe.eval, self.recipe.sampling
         results: dict[str, Accuracy] = {}
         answers: dict[str, list[StoredAnswer]] = {}
@@ -60,7 +68,7 @@ class Evaluations:
                     progress=heard,
                 )
             results[source], _ = measure(answers[source], task=self.task.main.name)
-            self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
+            say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
             self.folder.write_evaluation(path, results)  # last: with it, the evaluation is done
@@ -71,3 +79,27 @@ class Evaluations:
         task, seed = self.task.main.options.text, self.recipe.seed
         sets = {source: {"fingerprint": data.fingerprint, "task": task} for source, data in self.sets.items()}
         return {**asdict(self.recipe.eval.params(self.recipe.sampling)), "seed": seed, "sets": sets}
+
+
+def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:
+    """`area/<data set>/avg_at_n` and so on, each with its 95 % interval, `_low` and `_high`; pass@k of k = 1, 2, 4, ...
+    and n. The data set is named as a file would be (`slug`); two of one name are told apart by a number."""
+    found, names = [], Counter[str]()
+    for source, accuracy in results.items():
+        name = slug(source) or "data"
+        names[name] += 1
+        within = f"{area}/{name}" if names[name] == 1 else f"{area}/{name}-{names[name]}"
+        passes = {int(k): estimate for k, estimate in accuracy["pass_at_k"].items()}
+        estimates = {
+            "avg_at_n": accuracy["avg_at_n"],
+            **{f"pass_at_{k}": passes[k] for k in sorted(passes) if k & (k - 1) == 0 or k == max(passes)},
+            "maj_at_n": accuracy["maj_at_n"],
+            "format_rate": accuracy["format_rate"],
+            "answer_tokens": accuracy["answer_tokens"],
+        }
+        for quantity, estimate in estimates.items():
+            ends = {"": estimate["value"], "_low": estimate["low"], "_high": estimate["high"]}
+            found += [Metric(f"{within}/{quantity}{end}", value, "last") for end, value in ends.items()]
+        counts = ("problems", "samples", "num_truncated", "num_no_answer", "num_ungraded")
+        found += [Metric(f"{within}/{key}", accuracy[key], "last") for key in counts]  # type: ignore[literal-required]
+    return found

@@ -12,9 +12,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.engines.load import check_model_path, model_digest
@@ -23,7 +20,7 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
 from opdkit.run.alarms import alarms
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
@@ -103,7 +100,7 @@ class Run:
         for sentence in [*warnings(recipe), *doubts, *parts.warnings()]:
             self.warn(sentence)
         for sentence in parts.student.notes:
-            console.print(escape(sentence), highlight=False, soft_wrap=True)
+            say(console, sentence)
         self.problems = self._fitting(data)
         problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
         self._check_evaluations()
@@ -149,14 +146,15 @@ class Run:
         ):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
-        self.evaluations = Evaluations(recipe, folder, self.eval_sets, self.task, self.console, self.interrupt)
         log = MetricsLog(
             folder.metrics,
             sinks=recipe.log.sinks,
             resume_at=state.step,
             run_name=recipe.name,
+            project=recipe.log.project,
             config=recipe.as_dict(),
         )
+        self.evaluations = Evaluations(recipe, folder, log, self.eval_sets, self.task, self.console, self.interrupt)
         with closing(log), self.interrupt.listening():
             try:
                 before, after, teacher = self._train(log)
@@ -232,7 +230,7 @@ class Run:
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
         done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
-        self.console.print(f"going on from {saved.path}{done}", highlight=False, soft_wrap=True)
+        say(self.console, f"going on from {saved.path}{done}")
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
         if self.state.step and not self.folder.evaluation(0).exists():
@@ -340,7 +338,7 @@ class Run:
 
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
-        self.console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        say(self.console, sentence, mark="warning")
 
     def _summary(
         self, before: dict[str, Accuracy], after: dict[str, Accuracy], teacher: dict[str, Accuracy] | None

@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from opdkit.data.readers import load_problems
 from opdkit.engines.scratch import bpe_tokenizer, char_tokenizer
 from opdkit.engines.scratch import make_model as make_untrained
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe
+from opdkit.run.console import Console, say
 from opdkit.tasks import arithmetic
 from opdkit.training.demonstrations import MARKS, demonstration_lessons, rounds
 from opdkit.training.loop import train
@@ -86,7 +85,7 @@ def make_model(
             )
             made = Path(scratch) / name / summary["model"]
         made.rename(out)
-    console.print(f"made {out}", highlight=False, soft_wrap=True)
+    say(console, f"made {out}")
 
 
 def lessons(data: str, *, num: int, seed: int, limit: int | None = None) -> list[Problem]:

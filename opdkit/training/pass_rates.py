@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from opdkit.engines.load import model_digest
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.methods.weighting import Paced
 from opdkit.recipe import Recipe, stages_of
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.stored_answers import Store
 from opdkit.training.answers import Answers
 from opdkit.types import Problem
@@ -67,7 +65,7 @@ def measure_pass_rates(
             rewards.setdefault(answer.problem_id, []).append(answer.reward)
     rates = {problem: sum(r >= threshold for r in found) / len(found) for problem, found in rewards.items()}
     partly = sum(0 < rate < 1 for rate in rates.values())
-    console.print(f"{label}: {partly} are solved sometimes, but not always", highlight=False, soft_wrap=True)
+    say(console, f"{label}: {partly} are solved sometimes, but not always")
     return rates
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.metrics import read_metrics
+from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.run.folder import RunFolder
@@ -31,6 +31,7 @@ CHANGEABLE = (
     "train.save_rows_every",
     "eval.every",
     "log.sinks",
+    "log.project",
     "diagnostics.every",
     "diagnostics.rows",
     "diagnostics.k",
@@ -81,7 +82,8 @@ def going_on(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None
     models = {key: path for key, path in recipe.model_paths.items() if _same_files(folder, key, path)}
     changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
     said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
-    kept = sum(line["step"] <= step for line in read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+    lines = of_steps(read_metrics(folder.metrics)) if folder.metrics.exists() else []
+    kept = sum(line["step"] <= step for line in lines)
     if kept < step:
         said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
     return saved, changed, said

@@ -6,11 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, recipe_at, scheduled_at, stage_starts
+from opdkit.run.console import Console, say
 from opdkit.training.answers import Answers
 from opdkit.training.state import State
 
@@ -44,8 +42,4 @@ class Stages:
 
     def _say(self, number: int, starts: list[int], values: dict[str, Any]) -> None:
         told = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-        self.console.print(
-            f"stage {number} of {len(starts)}, from step {starts[number - 1] + 1} on: {escape(told)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(self.console, f"stage {number} of {len(starts)}, from step {starts[number - 1] + 1} on: {told}")

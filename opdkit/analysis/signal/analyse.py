@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from opdkit.analysis.signal.answers import ROLLOUTS
 from opdkit.analysis.signal.options import SignalOptions
 from opdkit.analysis.signal.parts import STEPS
 from opdkit.analysis.signal.results import write_metrics, write_plots
 from opdkit.errors import UserError
 from opdkit.measure.signal import RESAMPLES
-from opdkit.run.console import Interrupt
+from opdkit.run.console import Console, Interrupt, say
 from opdkit.run.lock import Lock
 
 MODEL_STEPS = ("rollouts", "contexts", "scores")
@@ -48,7 +46,7 @@ def analyse_signal(options: SignalOptions, console: Console) -> None:
         if "plots" in options.steps:
             written += write_plots(options.folder)
     for path in written:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"wrote {path}")
 
 
 def _check(options: SignalOptions) -> None:

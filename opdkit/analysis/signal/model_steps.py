@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from opdkit.analysis.signal.answers import (
     ROLLOUTS,
@@ -55,7 +53,7 @@ from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import task_files
 from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH
-from opdkit.run.console import Bar, Interrupt
+from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import task_named
@@ -88,7 +86,7 @@ class ModelSteps:
         groups, counts = usable_groups(lines)
         template = self._template(Template(**header["template"]) if header["template"] else None)
         for reason, names in missing.items():
-            self._say(f"[yellow]left out[/yellow] {', '.join(names)}: {escape(reason)}")
+            say(self._console, f"{', '.join(names)}: {reason}", mark="left out")
         identity = {
             "rollouts": file_digest(self.folder / ROLLOUTS),
             "conditions": [condition.name for condition in conditions],
@@ -153,8 +151,8 @@ class ModelSteps:
         if self._is_there(path, identity):
             return
         if found.vocabulary is None and any(row["answer_ids"] for _, row in found.answers):
-            self._say("[yellow]warning[/yellow] the tokenizer that wrote these ids was not found, so it could not be "
-                      "compared with the teacher's")  # fmt: skip
+            why = "so it could not be compared with the teacher's"
+            say(self._console, f"the tokenizer that wrote these ids was not found, {why}", mark="warning")
         else:
             self._check_vocabulary(found.vocabulary or self._teacher.vocabulary)
         template = self._template(found.template)
@@ -227,7 +225,7 @@ class ModelSteps:
         peers = peers_of({**settings, **self.options.context})
         conditions, missing = showable(conditions_of(self.options.conditions), peers)
         if missing and self.options.conditions != "all":
-            raise UserError("\n".join(f"{', '.join(names)}: {reason}" for reason, names in missing.items()))
+            raise UserError(*(f"{', '.join(names)}: {reason}" for reason, names in missing.items()))
         return peers, conditions, missing
 
     def _template(self, saved: Template | None) -> Template:
@@ -283,7 +281,7 @@ class ModelSteps:
             yield render
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 class Model:

@@ -94,6 +94,7 @@ KEYS: Mapping[str, Key] = {
     "data.max_response_length": Key("sampling.max_answer_tokens"),
     "data.seed": Key("seed"),
     "trainer.total_training_steps": Key("train.steps"),
+    "trainer.project_name": Key("log.project"),
     "trainer.experiment_name": Key("name", lambda value: re.sub(r"[^A-Za-z0-9._-]", "-", value)),
     "trainer.save_freq": Key("train.save_every", lambda value: max(0, value), "-1 is never, here 0"),
     "trainer.test_freq": Key("eval.every", lambda value: max(0, value), "-1 is never, here 0"),

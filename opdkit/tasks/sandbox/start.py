@@ -32,7 +32,7 @@ def start_zygote(
     that dies while it starts is started again: when memory is short, it goes first.
     """
     if sys.platform != "linux":
-        raise SandboxUnavailable(_refusal({tier: f"needs Linux, this is {platform.system()}" for tier in TIERS}))
+        raise SandboxUnavailable(*_refusal({tier: f"needs Linux, this is {platform.system()}" for tier in TIERS}))
     configuration: dict[str, Any] = {"num_slots": num_slots, "preload": list(preload), "allow_unsafe": allow_unsafe}
     if allow_unsafe:
         warnings.warn(
@@ -51,7 +51,7 @@ def start_zygote(
             return zygote
         zygote.close()
         if tier is None:
-            raise SandboxUnavailable(_refusal(zygote.hello["refused"]))
+            raise SandboxUnavailable(*_refusal(zygote.hello["refused"]))
         failed[tier] = "; ".join(complaints)
 
 
@@ -85,13 +85,13 @@ def _fly_canary(zygote: ZygoteClient) -> list[str]:
     return complaints
 
 
-def _refusal(refused: Mapping[str, str]) -> str:
-    reasons = "\n".join(f"  {tier + ':':<12} {reason}" for tier, reason in refused.items())
+def _refusal(refused: Mapping[str, str]) -> tuple[str, ...]:
     unprivileged = "" if os.name != "posix" or os.geteuid() == 0 else " (as an ordinary user)"
     return (
-        f"cannot isolate model-written programs on this machine{unprivileged}, so they will not be run.\n{reasons}\n"
+        f"cannot isolate model-written programs on this machine{unprivileged}, so they will not be run.",
+        *(f"  {tier + ':':<12} {reason}" for tier, reason in refused.items()),
         "Without one of these, generated code could read your files and credentials, use the network, and read the "
-        "answers it is graded on.\n"
+        "answers it is graded on.",
         "Run on x86-64 Linux with seccomp filters (any ordinary Docker or Kubernetes pod has them). "
-        "Only on a throw-away machine: allow_unsafe = true."
+        "Only on a throw-away machine: allow_unsafe = true.",
     )

@@ -134,7 +134,7 @@ def _read_teacher(
     tutor.opening()
     common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
     if faults := list(_faults(pupil, tutor, common)):
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
     said = _pair_warnings(pupil, tutor, section)
     if section.kind == "model" or section.close_thinking:
@@ -157,7 +157,9 @@ def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if not is_pipeline(read_toml(path)):
         with _in_front(f"{path}: "):
             return list(read_sides(load_recipe(path, overrides)).warnings)
-    pipeline, said, faults = load_pipeline(path, overrides), [], []
+    pipeline = load_pipeline(path, overrides)
+    said: list[str] = []
+    faults: list[str] = []
     made = {str(stage.result) for stage in pipeline.stages}
     for stage in pipeline.stages:
         asked = stage.does
@@ -172,9 +174,9 @@ def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
                 elif isinstance(asked, Asked):
                     _check_asked(asked)
         except UserError as error:
-            faults.append(str(error))
+            faults += error.sentences
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
     return said
 
 
@@ -190,7 +192,7 @@ def _in_front(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError("\n".join(where + line for line in str(error).splitlines())) from error
+        raise UserError(*(where + sentence for sentence in error.sentences)) from error
 
 
 @dataclass(frozen=True, slots=True)
