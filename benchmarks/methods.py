@@ -81,6 +81,9 @@ SHOWN = {key: getattr(WORDING, key) for key in ("layout", "success", "another", 
 MARKED = "context.wording={" + ", ".join(f"{key} = {json.dumps(text)}" for key, text in SHOWN.items()) + "}"
 PEERS = ("context.kind=peers", "context.feedback=never", MARKED)
 SOLUTION = ("context.kind=reference_solution", "context.template=prefix")
+# Hints of both kinds in the one form that the student reads as right: the contrast is between what they say.
+HINT = f"{{ layout = {json.dumps(WORDING.layout)}, success = '({{text}})', failure = '({{text}})' }}"
+HINTS = tuple(f"views.{view}.context.wording={HINT}" for view in ("right", "wrong"))
 EACH_ITS_OWN = ("sampling.group_size=1", "train.problems_per_step=128")
 
 
@@ -98,10 +101,22 @@ ARMS: Mapping[str, Arm] = {
     "opd": Arm("opd", 4e-3, EXTERNAL),
     "topk_opd": Arm("topk_opd", 4e-3, (*EXTERNAL, "method.k=4"), "4 candidates of the student"),
     "grpo_opd": Arm("grpo_opd", 4e-3, EXTERNAL),
+    "opd-mixed_kl": Arm(
+        "opd", 4e-3, (*EXTERNAL, "method.divergence=mixed_kl", "method.reverse_share=0.25"), "KL mixing, 3/4 forward"
+    ),
+    "exopd": Arm("exopd", 1e-3, EXTERNAL, "the sampled token"),
+    "exopd-full": Arm("exopd", 4e-3, (*EXTERNAL, "method.support=full"), "the whole vocabulary"),
+    "dopd": Arm(
+        "dopd",
+        4e-3,
+        (*EXTERNAL, "context.kind=none", "views.hinted.context.template=prefix"),
+        "the teacher, who reads no demonstrations, without hints",
+    ),
     "opsd": Arm("opsd", 1e-3, (*INITIAL, *SOLUTION)),
     "pw_opsd": Arm("pw_opsd", 1e-3, (*INITIAL, *SOLUTION)),
     "eopd": Arm("eopd", 1e-3, (*INITIAL, *SOLUTION)),
     "reopold": Arm("reopold", 1e-3, (*INITIAL, *SOLUTION, "method.switch_step=20")),
+    "sr_opsd": Arm("sr_opsd", 1e-3, SOLUTION),
     "sdpo": Arm("sdpo", 1e-3, (*INITIAL, *PEERS), "frozen teacher"),
     "sdpo-ema": Arm("sdpo", 1e-3, ("teacher.ema_rate=0.05", *PEERS), "the paper's teacher: average of the student"),
     "sdpo-live": Arm("sdpo", 1e-3, ("teacher.kind=self", "teacher.weights=live", *PEERS), "live teacher"),
@@ -110,6 +125,11 @@ ARMS: Mapping[str, Arm] = {
         "mopd", 1e-3, (*INITIAL, *PEERS, 'context.slots=["success", "success"]'), "right, right; frozen teacher"
     ),
     "grpo": Arm("grpo", 1e-3),
+    "rlsd": Arm("rlsd", 1e-3, (*SOLUTION, "method.fade_steps=20"), "live teacher, fading over half of the steps"),
+    "rlcsd": Arm("rlcsd", 1e-3, HINTS),
+    "srpo": Arm("srpo", 1e-3, PEERS),
+    "i_sdpo": Arm("i_sdpo", 1e-3, SOLUTION),
+    "opsa": Arm("opsa", 1e-3, (), "the control without a teacher"),
     "dpo": Arm("dpo", 3e-4, INITIAL),
     "simpo": Arm("simpo", 3e-4),
     "verified_sft": Arm("verified_sft", 1e-3),

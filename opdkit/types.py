@@ -169,12 +169,13 @@ class Asked:
     answer: Literal["sampled", "topk", "distribution"]
     k: int | None = None  # for answer == "topk"
     entropy: bool = False  # of the view's distribution, nats
+    logprob: bool = False  # for answer == "distribution": coefficients also depend on that of the sampled token
 
     def __or__(self, other: Asked) -> Asked:
         """What answers both."""
         answer = max(self.answer, other.answer, key=("sampled", "topk", "distribution").index)
         k = max(self.k or 0, other.k or 0) if answer == "topk" else None
-        return Asked(answer, k, self.entropy or other.entropy)
+        return Asked(answer, k, self.entropy or other.entropy, self.logprob or other.logprob)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

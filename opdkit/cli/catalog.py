@@ -14,6 +14,7 @@ from opdkit.run.console import Table, say
 def methods() -> None:
     """The methods and their defaults."""
     from opdkit.methods import METHODS
+    from opdkit.recipe.build import flat
 
     table = Table(
         "method", "what it is", "teacher says", "method keys", "the paper's defaults elsewhere", show_lines=True
@@ -22,7 +23,7 @@ def methods() -> None:
         example = method.model_validate({"name": name})
         about = (sys.modules[method.__module__].__doc__ or "").splitlines()[0]
         keys = [f"{k} = {_toml(v)}" for k, v in example.model_dump().items() if k != "name"]
-        paper = [f"{section}.{k} = {_toml(v)}" for section, d in method.defaults.items() for k, v in d.items()]
+        paper = [f"{key} = {_toml(value)}" for key, value in flat(method.defaults).items()]
         table.add_row(
             name,
             about,

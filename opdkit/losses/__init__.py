@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opdkit.losses import weights
-    from opdkit.losses.advantage import group_centred, group_return, teacher_minus_student
+    from opdkit.losses.advantage import (
+        group_centred,
+        group_return,
+        log_mean,
+        scaled_by_ratio,
+        sign_kept,
+        teacher_minus_student,
+    )
     from opdkit.losses.coefficients import token_coefficients
     from opdkit.losses.compare import Comparison, compare_heads
     from opdkit.losses.head import HeadStats, head_loss, head_stats
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
 _HOME = {
     "group_centred": "advantage",
     "group_return": "advantage",
+    "log_mean": "advantage",
+    "scaled_by_ratio": "advantage",
+    "sign_kept": "advantage",
     "teacher_minus_student": "advantage",
     "token_coefficients": "coefficients",
     "Comparison": "compare",
@@ -78,6 +88,9 @@ __all__ = [
     "group_return",
     "head_loss",
     "head_stats",
+    "log_mean",
+    "scaled_by_ratio",
+    "sign_kept",
     "teacher_minus_student",
     "token_coefficients",
     "weights",

@@ -1,9 +1,12 @@
-"""How much better than expected: rewards within a group, and the teacher against the student.
+"""How much better than expected: rewards within a group, the teacher against the student, and both together.
 
 Letters: R rollouts of the batch, N tokens.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,3 +56,28 @@ def group_return(token_reward_N: Tensor, row_N: Tensor, group_R: Tensor, std: Ad
 def teacher_minus_student(teacher_logprob_N: Tensor, student_logprob_N: Tensor) -> Tensor:
     """[N] log q - log p of the sampled token, held constant: positive where the teacher likes the token better."""
     return (teacher_logprob_N - student_logprob_N).detach()
+
+
+def scaled_by_ratio(advantage_N: Tensor, gap_N: Tensor, share: float, width: float) -> Tensor:
+    """[N] A ((1 - share) + share clip(e^(sign(A) d), 1 - width, 1 + width)), d = `gap_N` = log q - log p.
+
+    d is held constant. The reward says which way, the teacher how far (RLSD, arXiv:2604.03128).
+    NaN in d: nothing is known, A stays.
+    """
+    ratio_N = (advantage_N.sign() * gap_N.detach()).exp().clamp(1 - width, 1 + width)
+    return torch.where(gap_N.isnan(), advantage_N, advantage_N * (1 - share + share * ratio_N))
+
+
+def sign_kept(advantage_N: Tensor, bonus_N: Tensor) -> Tensor:
+    """[N] A + bonus, cut at 0 before its sign would turn; 0 where A is 0 (RLCSD, arXiv:2606.11709)."""
+    moved_N = advantage_N + bonus_N
+    return torch.where(advantage_N > 0, moved_N.clamp(min=0), torch.where(advantage_N < 0, moved_N.clamp(max=0), 0.0))
+
+
+def log_mean(logprobs: Sequence[Tensor]) -> Tensor:
+    """[N] log of the mean probability over several readings of each token. NaN: missing; NaN where all are."""
+    logprob_CN = torch.stack(list(logprobs))
+    known_CN = ~logprob_CN.isnan()
+    count_N = known_CN.sum(0)
+    total_N = logprob_CN.masked_fill(~known_CN, -math.inf).logsumexp(0)
+    return torch.where(count_N > 0, total_N - count_N.log(), math.nan)

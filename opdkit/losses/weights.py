@@ -99,6 +99,16 @@ def unit_interval(value_N: Tensor, gather: Gather = _here) -> Tensor:
     return torch.where(high > low, (value_N - low) / (high - low), 0.0)
 
 
+def unit_interval_of_row(value_N: Tensor, row_N: Tensor) -> Tensor:
+    """The same within every row."""
+    num_rows = int(row_N.max()) + 1 if row_N.numel() else 0
+    low_N, high_N = (
+        value_N.new_zeros(num_rows).scatter_reduce_(0, row_N, value_N, how, include_self=False)[row_N]
+        for how in ("amin", "amax")
+    )
+    return torch.where(high_N > low_N, (value_N - low_N) / (high_N - low_N), 0.0)
+
+
 def quantile(value_A: Tensor, share: float) -> Tensor:
     """The `share`-quantile, interpolated linearly between neighbours; NaN of nothing. (torch.quantile refuses more than
     16M values.)"""
@@ -160,6 +170,12 @@ def importance(
         averaged = weight if of_token else weight[row_N.unique()]
         weight = weight / (total(averaged.sum()) / total(torch.tensor(len(averaged), device=weight.device)))
     return weight if of_token else weight[row_N]
+
+
+def certainty(entropy_N: Tensor, rate: float, total: Callable[[Tensor], Tensor] = _here) -> Tensor:
+    """e^(-rate H), divided by its mean over the tokens: those of which the teacher is sure count more (SRPO)."""
+    weight_N = (-rate * entropy_N).exp()
+    return weight_N * total(torch.tensor(len(weight_N), device=weight_N.device)) / total(weight_N.sum())
 
 
 def prefix(gap_N: Tensor, row_N: Tensor, gamma: float) -> Tensor:

@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 TEACHER: Mapping[str, float] = {"teacher": 1.0}
 
 
-class Distillation(Averaged):
+class Comparison(Averaged):
     """What all methods share in which a target is compared with the student: direction, entries, tail, mean."""
 
-    # A weighted sum of the logits of views, renormalised; weights need not sum to one or be positive. "teacher" is
-    # [teacher] and [context]; other views are [views.NAME].
-    target: Mapping[str, float] = TEACHER
-    mixture: Mapping[str, float] | None = None  # in place of target: a weighted sum of probabilities
     divergence: DivergenceKind = "reverse_kl"  # of student and target
     teacher_share: float | None = None  # of the mixture in jsd and the skewed forms
     # Jsd: divided so that it becomes the KLs at both ends of teacher_share, or undivided as in GKD and SDPO.
@@ -65,7 +61,7 @@ class Distillation(Averaged):
     @property
     def compared(self) -> Target:
         """What the student is compared with."""
-        return Target.of(self.target) if self.mixture is None else Target.of(self.mixture, "mixture")
+        return Target()
 
     @property
     def needs(self) -> Needs:
@@ -109,11 +105,6 @@ class Distillation(Averaged):
             raise ValueError(
                 f'method.without_context = "dilute" counts rows without context in the denominator, but '
                 f'method.reduction = "{self.reduction}" has none; use "token", "sequence" or "sequence_sum", or "leave"'
-            )
-        if self.mixture is not None and dict(self.target) != TEACHER:
-            raise ValueError(
-                f"method.target = {dict(self.target)} sums logits and method.mixture = {dict(self.mixture)} mixes "
-                "probabilities: they are two targets for one loss; keep one of them"
             )
         assert self.loss is not None and self.compared is not None  # building them refuses what has no meaning
         return self
@@ -160,3 +151,25 @@ class Distillation(Averaged):
 
     def terms(self, plan: PlanInputs) -> list[Term]:
         return [self.term(plan)]
+
+
+class Distillation(Comparison):
+    """A comparison whose target a recipe may choose."""
+
+    # A weighted sum of the logits of views, renormalised (weights need not sum to one or be positive), or a mixture of
+    # their probabilities. The view "teacher" is [teacher] and [context]; others are [views.NAME].
+    target: Mapping[str, float] = TEACHER
+    mixture: Mapping[str, float] | None = None
+
+    @property
+    def compared(self) -> Target:
+        return Target.of(self.target) if self.mixture is None else Target.of(self.mixture, "mixture")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.mixture is not None and dict(self.target) != TEACHER:
+            raise ValueError(
+                f"method.target = {dict(self.target)} sums logits and method.mixture = {dict(self.mixture)} mixes "
+                "probabilities: they are two targets for one loss; keep one of them"
+            )
+        return self

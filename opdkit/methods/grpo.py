@@ -19,67 +19,20 @@ dual_clip is arXiv:1912.09729.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from opdkit import losses
-from opdkit.losses.names import AdvantageStd, Reduction
-from opdkit.losses.spec import Divergence, KLEstimate, PolicyGradient, Target
-from opdkit.methods.base import Averaged
+from opdkit.losses.names import Reduction
+from opdkit.losses.spec import Divergence, KLEstimate, Target
+from opdkit.methods.group_reward import GroupReward
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.types import Needs
 
 if TYPE_CHECKING:
     from opdkit.losses import Term
-
-
-class GroupReward(Averaged):
-    """The reward's part of a loss, for GRPO and for methods that mix it with a teacher's."""
-
-    advantage_std: AdvantageStd = "unbiased"  # divide by the group's standard deviation; "none": Dr. GRPO
-    clip_low: float = Field(0.2, ge=0)  # the ratio is clipped at 1 - clip_low
-    clip_high: float = Field(0.2, ge=0)  # and at 1 + clip_high
-    dual_clip: float | None = None  # caps the loss of tokens with a negative advantage; default: off
-
-    corrects_for_sampler: ClassVar[bool] = True
-    compares_rewards: ClassVar[bool] = True
-
-    @property
-    def required_views(self) -> tuple[str, ...]:
-        return ()  # an answer that the teacher did not score still has its reward
-
-    def reward_term(self, plan: PlanInputs, weight: float = 1.0) -> Term:
-        graded, group_R = plan.graded_R, plan.group_R
-        size_G = group_R[graded].bincount(minlength=int(group_R.max()) + 1)
-        compared_R = graded & (size_G[group_R] > 1)
-        advantage_R = plan.reward_R.new_zeros(len(group_R))
-        advantage_R[compared_R] = losses.group_centred(
-            plan.reward_R[compared_R], group_R[compared_R], self.advantage_std
-        )
-        coef_N = plan.coefficients(self.reduction, mask_N=compared_R[plan.row_N], divide_by=self.divide_by)
-        assert plan.sampled_logprob_N is not None, "the ratio needs the sampler's log-probs"
-        return losses.Term(
-            name="grpo",
-            loss=PolicyGradient(clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip),
-            coef_N=weight * coef_N,
-            advantage_N=advantage_R[plan.row_N].to(coef_N.dtype),
-            old_logprob_N=plan.sampled_logprob_N,
-        )
-
-    def faults(self, recipe: Any) -> Iterator[str]:
-        yield from super().faults(recipe)
-        if recipe.sampling.group_size < 2:
-            yield (
-                f"sampling.group_size = {recipe.sampling.group_size} gives GRPO no group to compare an answer with: "
-                "every advantage is zero; use 2 or more (the paper: 64, common: 8)"
-            )
-        if recipe.sampling.temperature != self.loss_temperature:
-            yield (
-                f"method.loss_temperature = {self.loss_temperature} and sampling.temperature = "
-                f"{recipe.sampling.temperature}: the ratio would compare two distributions; set both to the same"
-            )
 
 
 class GRPO(GroupReward):

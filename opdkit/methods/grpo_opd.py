@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from opdkit.losses.names import SupportKind
-from opdkit.methods.grpo import GroupReward
+from opdkit.methods.group_reward import GroupReward
 from opdkit.methods.opd import OPD
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.topk_opd import TopkDistillation

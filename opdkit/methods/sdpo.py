@@ -74,6 +74,7 @@ class FromSiblings(Distillation):
         return self.importance_cap is not None or super().is_corrected(recipe)
 
     def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
         if self.importance_cap is None:
             return
         if recipe.weights.importance is not None:

@@ -123,17 +123,29 @@ def _with_its_place(fault: str, schedule: Mapping[str, Points]) -> str:
 
 def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's sections. A section that names another kind (or a teacher with other weights) starts afresh: the
-    paper's teacher weights do not apply to another teacher, nor its ema_rate about other weights."""
-    defaults: dict[str, Any] = {key: dict(value) for key, value in method.defaults.items()}
-    for section, default in defaults.items():
-        chosen = merged.get(section)
-        if not isinstance(chosen, Mapping):
-            continue
-        if "kind" in chosen and chosen["kind"] != default.get("kind", chosen["kind"]):
-            defaults[section] = {}
-        elif "weights" in chosen and chosen["weights"] != default.get("weights", chosen["weights"]):
-            defaults[section] = {"kind": default["kind"]}
-    return defaults
+    paper's teacher weights do not apply to another teacher, nor its ema_rate to other weights. So does each
+    section of a view; the paper's views that the method's keys never ask are not there."""
+    sections = dict(method.defaults)
+    views, written = sections.pop("views", {}), merged.get("views")
+    defaults = {key: _left_of(section, merged.get(key)) for key, section in sections.items()}
+    asked: dict[str, Any] = {}
+    for name, view in views.items():
+        own = written.get(name) if isinstance(written, Mapping) else None
+        own = own if isinstance(own, Mapping) else {}
+        if name in method.needs.views:
+            asked[name] = {key: _left_of(value, own.get(key)) for key, value in view.items()}
+    return {**defaults, "views": asked} if asked else defaults
+
+
+def _left_of(default: Any, chosen: Any) -> Any:
+    """What of a default section still means something beside what was chosen there."""
+    if not isinstance(default, Mapping) or not isinstance(chosen, Mapping):
+        return dict(default) if isinstance(default, Mapping) else default
+    if "kind" in chosen and chosen["kind"] != default.get("kind", chosen["kind"]):
+        return {}
+    if "weights" in chosen and chosen["weights"] != default.get("weights", chosen["weights"]):
+        return {"kind": default["kind"]}
+    return dict(default)
 
 
 def _yield_to(merged: Mapping[str, Any], defaults: dict[str, Any]) -> list[str]:

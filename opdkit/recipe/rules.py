@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from opdkit.contexts import Context
 from opdkit.data.files.formats import format_of
@@ -66,17 +66,11 @@ def departures(recipe: Recipe) -> str | None:
     """One line: every key that is not what the method's paper has, with the paper's value behind it. None: none is."""
     method = recipe.method
     own: dict[str, Mapping[str, Any]] = dict(method.defaults)
+    if "views" in own:  # those of the paper that the method's keys do not ask are named by these keys
+        own["views"] = {name: view for name, view in own["views"].items() if name in recipe.views}
     if any("train.warmup_steps" in sentence for sentence in recipe.yielded):
         own["train"] = {key: value for key, value in own["train"].items() if key != "warmup_steps"}
-    found = []
-    for name, paper in own.items():
-        section = getattr(recipe, name)
-        for key, value in paper.items():
-            chosen = getattr(section, key, None)
-            if _plain(chosen) != _plain(value):
-                found.append(f"{name}.{key} = {_shown(chosen)} ({_shown(value)})")
-                if key == "kind":  # of another kind: its other keys are not the paper's either
-                    break
+    found = [said for name, paper in own.items() for said in _departed(name, getattr(recipe, name), paper)]
     fields = {name: field for name, field in type(method).model_fields.items() if name != "name"}
     try:
         plain: Method | None = type(method).model_validate({"name": method.name})
@@ -89,6 +83,17 @@ def departures(recipe: Recipe) -> str | None:
         if getattr(method, key) != value:
             found.append(f"method.{key} = {_shown(getattr(method, key))} ({_shown(value)})")
     return f"not as {method.name} has it by default: {', '.join(found)}" if found else None
+
+
+def _departed(where: str, chosen: Any, paper: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in paper.items():
+        has = chosen.get(key) if isinstance(chosen, Mapping) else getattr(chosen, key, None)
+        if isinstance(value, Mapping) and isinstance(has, BaseModel | Mapping):
+            yield from _departed(f"{where}.{key}", has, value)
+        elif _plain(has) != _plain(value):
+            yield f"{where}.{key} = {_shown(has)} ({_shown(value)})"
+            if key == "kind":  # of another kind: its other keys are not the paper's either
+                return
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +133,7 @@ def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
 
 def _threshold_warnings(recipe: Recipe) -> Iterator[str]:
     """Where a reward of several terms does not tell right from wrong at the threshold that somebody reads."""
-    readers = {"context": recipe.context, "method": recipe.method, "weights.problems": recipe.weights.problems}
+    readers = {**dict(_contexts(recipe)), "method": recipe.method, "weights.problems": recipe.weights.problems}
     lowest_right, highest_wrong = recipe.data.task.bounds
     for where, reader in readers.items():
         threshold = getattr(reader, "success_threshold", None)

@@ -68,9 +68,9 @@ def asked_before_the_update(state: State) -> dict[str, tuple[LossSpec, Target]]:
     asked = {name: (loss, Target()) for name, loss in state.weights.scores.items()}
     asking = [state.method.needs, *(part.needs for part in state.weights.parts)]
     for view, whole in state.needs.views.items():
-        if whole.answer == "distribution" and any(
-            view in needs.views and needs.views[view].answer != "distribution" for needs in asking
-        ):  # whoever asked for log-probs gets them, read from hidden states
+        said = [needs.views[view] for needs in asking if view in needs.views]
+        if whole.answer == "distribution" and any(ask.logprob or ask.answer != "distribution" for ask in said):
+            # Whoever asked for log-probs gets them, read from hidden states.
             for reading in state.readings(view):
                 asked[reading] = (TeacherAdvantage(), Target.of({reading: 1.0}))
     if state.needs.student:
