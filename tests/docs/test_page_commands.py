@@ -25,7 +25,8 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 # Bases for parts of recipes: a part is right if it fits one of them.
 BASES: list[dict[str, Any]] = [
     {
-        "name": "n", "model": {"path": "m"}, "data": {"train": "d", "task": "math"}, "train": {"steps": 10}, "eval": {"data": "e"},
+        "name": "n", "model": {"path": "m"}, "data": {"train": "d", "task": "math"}, "train": {"steps": 10},
+        "eval": {"data": "e"},
         "method": {"name": method}, **more,
     }
     for method, more in {
