@@ -147,7 +147,8 @@ def test_a_view_that_repeats_shows_other_evidence_each_time(
     recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two readings with one success each. Of the rewards 1, 1, 0, 0 the failures read both right answers, one a
-    reading, and the right ones each other alone: their second reading is missing, NaN to the method, and no row is lost."""
+    reading, and the right ones each other alone: their second reading is missing, NaN to the method, and no
+    row is lost."""
     monkeypatch.setitem(METHODS, "hinted", Hinted)
     hint = f"views.hint={{ teacher = {INITIAL}, context = {PEERS}, count = 2 }}"
     run = start(recipe("hinted", f"teacher={INITIAL}", hint, "sampling.group_size=4", "diagnostics.every=0"))
