@@ -111,6 +111,14 @@ def test_mixed_head_by_hand() -> None:
     assert mixed.project(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).tolist() == [[3.0, 2.5]]
 
 
+def test_ids_that_the_student_lacks_are_lacking_in_its_mixtures() -> None:
+    """A view of another model may limit the student's ids: a trust-region teacher beside it gives them no probability
+    either, or the two could not be compared."""
+    head = Head(weight_VH=torch.eye(3), num_tokens=3, absent_ids=torch.tensor([1]))
+    mixed = mixed_head(head, head, 0.5)
+    assert mixed.logits(mixed.project(torch.zeros(1, 6)), 1.0).softmax(-1).tolist() == [[0.5, 0.0, 0.5]]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
