@@ -14,7 +14,7 @@ import pytest
 
 from opdkit import metrics
 from opdkit.errors import UserError
-from opdkit.metrics import Metric, MetricsLog, SinkStart, read_metrics, reduce_metrics
+from opdkit.metrics import Metric, MetricsLog, SinkStart, of_steps, read_metrics, reduce_metrics
 
 
 class Recorder:
@@ -89,6 +89,38 @@ def test_resume_cuts_later_steps_and_a_torn_line(tmp_path: Path, tail: bytes) ->
             log.write(2, [])
         log.write(3, [Metric("a/b", 30)])
     assert [(line["step"], line["a/b"]) for line in lines(path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+
+
+def test_an_evaluation_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind its step's line and for every sink; a resumed run writes it only where the cut file lacks it."""
+    sinks: list[Recorder] = []
+    monkeypatch.setitem(metrics.SINKS, "wandb", lambda start: sinks.append(Recorder(start)) or sinks[-1])
+    path = tmp_path / "metrics.jsonl"
+    score = [Metric("eval/d/avg_at_n", 0.5), Metric("eval/d/avg_at_n_low", None)]
+    with MetricsLog(path, sinks=["wandb"], project="mine") as log:
+        log.write_evaluation(0, score)
+        log.write_evaluation(0, [Metric("eval_teacher/d/avg_at_n", 1.0)])
+        for step in (1, 2):
+            log.write(step, [Metric("a/b", step)])
+        log.write_evaluation(2, score)
+        log.write(3, [])
+        log.write_evaluation(3, score)
+        with pytest.raises(ValueError, match="eval/"):
+            log.write_evaluation(3, [Metric("a/b", 1.0)])
+    assert [line["step"] for line in lines(path)] == [0, 0, 1, 2, 2, 3, 3]
+    assert [line["step"] for line in of_steps(read_metrics(path))] == [1, 2, 3]
+    assert lines(path)[4].keys() == {"step", "time", "eval/d/avg_at_n", "eval/d/avg_at_n_low"}
+    assert sinks[0].start.project == "mine" and (2, {"eval/d/avg_at_n": 0.5}) in sinks[0].seen
+    before = path.read_bytes().splitlines(keepends=True)
+    with MetricsLog(path, resume_at=2) as log:
+        for step, found in ((0, score), (0, [Metric("eval_teacher/d/avg_at_n", 1.0)]), (2, score)):
+            log.write_evaluation(step, found)
+        assert path.read_bytes() == b"".join(before[:5])
+    path.write_bytes(b"".join(before[2:4]))  # stopped in the evaluation of step 2; those of step 0 were never here
+    with MetricsLog(path, resume_at=2) as log:
+        log.write_evaluation(0, score)
+        log.write_evaluation(2, score)
+    assert [line["step"] for line in lines(path)] == [1, 2, 2]
 
 
 def test_resume_without_a_file_starts_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from doc_pages import PAGES, ROOT, Block, blocks, inline
 
 from opdkit.cli import app
 from opdkit.errors import UserError
-from opdkit.recipe import key_values, load_recipe, override, parse_recipe
+from opdkit.recipe import key_values, load_recipe, parse_recipe
 from opdkit.recipe.load import merge
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
 from opdkit.tasks.guard import task_named
@@ -26,12 +26,11 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 BASES: list[dict[str, Any]] = [
     {
         "name": "n", "model": {"path": "m"}, "data": {"train": "d", "task": "math"}, "train": {"steps": 10},
-        "eval": {"data": "e"},
-        "method": {"name": method}, **more,
+        "eval": {"data": "e"}, "method": {"name": method}, **more,
     }
     for method, more in {
         "opd": {"teacher": {"kind": "model", "path": "t"}},
-        "sdpo": {}, "mopd": {}, "opsd": {}, "grpo": {}, "sft": {},
+        "sdpo": {}, "mopd": {}, "opsd": {}, "sft": {}, "grpo": {"data": {"train": "d", "task": "tool_use"}},
     }.items()
 ]  # fmt: skip
 OVERRIDES = ("train", "fit", "check", "import-config")
@@ -53,16 +52,16 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     return name, command.make_context(name, list(rest)).params
 
 
-def faults_of(part: dict[str, Any], base: dict[str, Any]) -> tuple[str, ...]:
+def faults_of(part: dict[str, Any], settings: list[str], base: dict[str, Any]) -> tuple[str, ...]:
     try:
-        parse_recipe(merge(base, part))
+        parse_recipe(merge(base, part), settings)
     except UserError as error:
         return error.sentences
     return ()
 
 
-def check_part(part: dict[str, Any], where: str) -> None:
-    tried = [faults_of(part, base) for base in BASES]
+def check_part(part: dict[str, Any], settings: list[str], where: str) -> None:
+    tried = [faults_of(part, settings, base) for base in BASES]
     assert not min(tried, key=len), f"{where}: {min(tried, key=len)}"
 
 
@@ -75,10 +74,7 @@ def check_settings(command: str, given: dict[str, Any], where: str) -> None:
     elif command in OVERRIDES and file is not None and str(file).startswith("recipes/"):
         load_recipe(ROOT / file, settings)
     elif command in OVERRIDES and settings:
-        part: dict[str, Any] = {}
-        for key, value in key_values(settings).items():
-            override(part, key, value)
-        check_part(part, where)
+        check_part({}, settings, where)
     for option in ("template", "context", "threshold"):
         key_values(given.get(option) or [], flag=f"--{option}")
     if (task := given.get("task")) and not task.split()[0].endswith(".py"):
@@ -139,7 +135,7 @@ def test_recipes(block: Block, tmp_path: Path) -> None:
     elif "model" in content and "method" in content:
         parse_recipe(content)
     else:
-        check_part(content, block.where)
+        check_part(content, [], block.where)
 
 
 @pytest.mark.parametrize("block", of_kind("python"))

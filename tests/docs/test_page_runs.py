@@ -6,6 +6,7 @@ What a page's reader brings along (`# needs: ...`) is a tiny stand-in; a block t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -93,7 +94,6 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
     """The file or folder that stands in for a name, made once, when a page first asks for it; None: there is none."""
     place = Place(tmp_path_factory.mktemp("stand-ins"))
     folder = place.folder
-    import json
 
     def lines(name: str, rows: list[dict[str, str]]) -> None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
