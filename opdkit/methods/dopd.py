@@ -44,10 +44,10 @@ class DOPD(Averaged):
     name: Literal["dopd"] = "dopd"
     near_weight: float = Field(0.6, ge=0)  # beta_l of the paper
     unsure_weight: float = Field(0.3, ge=0)  # beta_w
-    k: int = Field(128, ge=1)
-    outlier_share: float = Field(0.05, ge=0, lt=1)
-    gap_cut: float = Field(0.5, ge=0, le=1)
-    prob_cut: float = Field(0.5, ge=0, le=1)
+    k: int = Field(128, ge=1)  # of the student's list, for reverse_kl
+    outlier_share: float = Field(0.05, ge=0, lt=1)  # of the batch's tokens, those of the largest gap
+    gap_cut: float = Field(0.5, ge=0, le=1)  # of the mapped gap; above it is high
+    prob_cut: float = Field(0.5, ge=0, le=1)  # of the teacher; from it on is high
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "context": HINTS,

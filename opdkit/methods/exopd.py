@@ -30,7 +30,7 @@ from opdkit.methods.distillation import Comparison
 
 class ExOPD(Comparison):
     name: Literal["exopd"] = "exopd"
-    reward_scale: float = Field(1.25, gt=0)  # lambda of the paper
+    reward_scale: float = Field(1.25, gt=0)  # lambda of the paper; 1: plain distillation
     support: SupportKind = "sampled"
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -52,13 +52,13 @@ TEACHER = {"kind": "self", "weights": "initial"}
 
 class RLCSD(GroupReward):
     name: Literal["rlcsd"] = "rlcsd"
-    published: Literal["config", "readme", "code"] = "config"
+    published: Literal["config", "readme", "code"] = "config"  # whose numbers
     tau: float = Field(gt=0)  # nats; this and the next three are `published`'s unless they are set
-    eta: float = Field(ge=0)
-    beta: float = Field(ge=0)
-    bonus_clip: float = Field(gt=0)
+    eta: float = Field(ge=0)  # weight of the selected tokens' mean
+    beta: float = Field(ge=0)  # beta hint_share is the largest bonus
+    bonus_clip: float = Field(gt=0)  # of the bonus, either way
     hint_share: float = Field(0.5, ge=0)  # lambda of the paper
-    delta: float = Field(0.02, ge=0)
+    delta: float = Field(0.02, ge=0)  # a token is selected whose bonus is above it
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "views": {

@@ -26,7 +26,7 @@ from opdkit.methods.distillation import Comparison
 
 class SROPSD(Comparison):
     name: Literal["sr_opsd"] = "sr_opsd"
-    teacher_exponent: float = Field(0.9, gt=0, le=1)
+    teacher_exponent: float = Field(0.9, gt=0, le=1)  # a; 1: no reference
     divergence: DivergenceKind = "renyi"
     order: float | None = 0.95
     support: SupportKind = "student_topk"
