@@ -98,6 +98,15 @@ class DOPD(Averaged):
         shares = {route: float(taken_N.double().sum()) / num_tokens for route, taken_N in self.routes(plan).items()}
         return Report(numbers={f"share_{route}": share for route, share in shares.items()})
 
+    def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
+        hinted = recipe.views.get("hinted")
+        if hinted is not None and hinted.teacher.weights == "live" and hinted.context.kind == "none":
+            yield (
+                '[views.hinted] with teacher.weights = "live" and context.kind = "none" is the student itself, from '
+                "which it learns nothing; give the view a context, or other weights"
+            )
+
     def warnings(self, recipe: Any) -> Iterator[str]:
         yield from super().warnings(recipe)
         if recipe.views["hinted"].context != recipe.context:
