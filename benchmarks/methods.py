@@ -1,7 +1,7 @@
 """Every method on one built-in task, from one student, with the same number of answers; writes
 docs/measurements/methods_table.md.
 
-    python benchmarks/methods.py                    # all arms, 3 seeds: about 15 minutes of one core
+    python benchmarks/methods.py                    # all arms, 3 seeds; 17 arms took 15 minutes of one core
     python benchmarks/methods.py --only sdpo        # the arms of one method, and the page from all that is there
     python benchmarks/methods.py --only mopd --try 3e-4 1e-3 3e-3    # learning rates, on a seed that is not in the page
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 class Branched(FromSiblings, GroupReward):
     reduction: Reduction = "token"
     without_context: Literal["leave"] = "leave"
-    importance_cap: float | None = Field(2.0, gt=0)
+    importance_cap: float | None = Field(2.0, gt=0)  # of distilled tokens
     certainty: float = Field(1.0, ge=0)  # b of the papers, a nat; 0: every distilled token counts alike
-    mean_over: Literal["all", "branch"] = "all"
-    success_threshold: float = Field(1.0, allow_inf_nan=False)
+    mean_over: Literal["all", "branch"] = "all"  # whether both branches share one count
+    success_threshold: float = Field(1.0, allow_inf_nan=False)  # an answer below it has failed
 
     @property
     def needs(self) -> Needs:

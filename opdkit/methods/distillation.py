@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEACHER: Mapping[str, float] = {"teacher": 1.0}
 
 
-class Comparison(Averaged):
+class DistillationBase(Averaged):
     """What all methods share in which a target is compared with the student: direction, entries, tail, mean."""
 
     divergence: DivergenceKind = "reverse_kl"  # of student and target
@@ -153,7 +153,7 @@ class Comparison(Averaged):
         return [self.term(plan)]
 
 
-class Distillation(Comparison):
+class Distillation(DistillationBase):
     """A comparison whose target a recipe may choose."""
 
     # A weighted sum of the logits of views, renormalised (weights need not sum to one or be positive), or a mixture of

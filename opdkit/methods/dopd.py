@@ -44,10 +44,10 @@ class DOPD(Averaged):
     name: Literal["dopd"] = "dopd"
     near_weight: float = Field(0.6, ge=0)  # beta_l of the paper
     unsure_weight: float = Field(0.3, ge=0)  # beta_w
-    k: int = Field(128, ge=1)
-    outlier_share: float = Field(0.05, ge=0, lt=1)
-    gap_cut: float = Field(0.5, ge=0, le=1)
-    prob_cut: float = Field(0.5, ge=0, le=1)
+    k: int = Field(128, ge=1)  # of the student's list, for reverse_kl
+    outlier_share: float = Field(0.05, ge=0, lt=1)  # of the batch's tokens, those of the largest gap
+    gap_cut: float = Field(0.5, ge=0, le=1)  # of the mapped gap; above it is high
+    prob_cut: float = Field(0.5, ge=0, le=1)  # of the teacher; from it on is high
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "context": HINTS,
@@ -97,6 +97,15 @@ class DOPD(Averaged):
         num_tokens = float(plan.mask_N.double().sum())
         shares = {route: float(taken_N.double().sum()) / num_tokens for route, taken_N in self.routes(plan).items()}
         return Report(numbers={f"share_{route}": share for route, share in shares.items()})
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
+        hinted = recipe.views.get("hinted")
+        if hinted is not None and hinted.teacher.weights == "live" and hinted.context.kind == "none":
+            yield (
+                '[views.hinted] with teacher.weights = "live" and context.kind = "none" is the student itself, from '
+                "which it learns nothing; give the view a context, or other weights"
+            )
 
     def warnings(self, recipe: Any) -> Iterator[str]:
         yield from super().warnings(recipe)

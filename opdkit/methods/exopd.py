@@ -25,12 +25,12 @@ from pydantic import Field
 
 from opdkit.losses.names import SupportKind
 from opdkit.losses.spec import Target
-from opdkit.methods.distillation import Comparison
+from opdkit.methods.distillation import DistillationBase
 
 
-class ExOPD(Comparison):
+class ExOPD(DistillationBase):
     name: Literal["exopd"] = "exopd"
-    reward_scale: float = Field(1.25, gt=0)  # lambda of the paper
+    reward_scale: float = Field(1.25, gt=0)  # lambda of the paper; 1: plain distillation
     support: SupportKind = "sampled"
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 class OPSA(Averaged):
     name: Literal["opsa"] = "opsa"
-    share: float = Field(0.2, gt=0, le=1)
-    share_of: Literal["batch", "answer"] = "batch"
-    advantage: Literal["entropy", "constant"] = "entropy"
-    entropy_range_of: Literal["batch", "answer"] = "batch"  # advantage = "entropy"
+    share: float = Field(0.2, gt=0, le=1)  # of the sampled tokens, the least likely
+    share_of: Literal["batch", "answer"] = "batch"  # of an answer: at least one token of each
+    advantage: Literal["entropy", "constant"] = "entropy"  # constant: -1/2
+    entropy_range_of: Literal["batch", "answer"] = "batch"  # advantage = "entropy": whose H_min and H_max
 
     @model_validator(mode="after")
     def _range_has_a_use(self) -> Self:

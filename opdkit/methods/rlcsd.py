@@ -52,13 +52,13 @@ TEACHER = {"kind": "self", "weights": "initial"}
 
 class RLCSD(GroupReward):
     name: Literal["rlcsd"] = "rlcsd"
-    published: Literal["config", "readme", "code"] = "config"
+    published: Literal["config", "readme", "code"] = "config"  # whose numbers
     tau: float = Field(gt=0)  # nats; this and the next three are `published`'s unless they are set
-    eta: float = Field(ge=0)
-    beta: float = Field(ge=0)
-    bonus_clip: float = Field(gt=0)
+    eta: float = Field(ge=0)  # weight of the selected tokens' mean
+    beta: float = Field(ge=0)  # beta hint_share is the largest bonus
+    bonus_clip: float = Field(gt=0)  # of the bonus, either way
     hint_share: float = Field(0.5, ge=0)  # lambda of the paper
-    delta: float = Field(0.02, ge=0)
+    delta: float = Field(0.02, ge=0)  # a token is selected whose bonus is above it
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "views": {
@@ -99,13 +99,15 @@ class RLCSD(GroupReward):
         ]
 
     def report(self, plan: PlanInputs) -> Report:
-        known_N = plan.mask_N & ~self.contrast_N(plan).isnan()
-        if not known_N.any():
-            return Report(numbers={"share_of_tokens_selected": 0.0, "mean_contrast": None})
-        selected_N = plan.mask_N & (self.bonus_N(plan).abs() > self.delta)
-        share = float(selected_N.double().sum() / plan.mask_N.double().sum())
-        mean = float(self.contrast_N(plan)[known_N].abs().double().mean())
-        return Report(numbers={"share_of_tokens_selected": share, "mean_contrast": mean})
+        contrast_N, selected_N = self.contrast_N(plan)[plan.mask_N], self.bonus_N(plan)[plan.mask_N].abs() > self.delta
+        known_N = contrast_N[~contrast_N.isnan()].abs().double()
+        mean = float(known_N.mean()) if len(known_N) else None
+        return Report(numbers={"share_of_tokens_selected": float(selected_N.double().mean()), "mean_contrast": mean})
+
+    def faults(self, recipe: Any) -> Iterator[str]:
+        yield from super().faults(recipe)
+        if {"right", "wrong"} <= recipe.views.keys() and recipe.views["right"] == recipe.views["wrong"]:
+            yield "[views.right] and [views.wrong] are one and the same: their contrast is zero; show them other hints"
 
     def warnings(self, recipe: Any) -> Iterator[str]:
         yield from super().warnings(recipe)

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class RLSD(GroupReward):
     name: Literal["rlsd"] = "rlsd"
     reduction: Reduction = "sequence"
-    teacher_share: float = Field(0.5, ge=0, le=1)  # lambda of the paper
-    ratio_clip: float = Field(0.2, gt=0, lt=1)
-    fade_steps: int = Field(50, ge=0)
+    teacher_share: float = Field(0.5, ge=0, le=1)  # lambda of the paper, at the first step
+    ratio_clip: float = Field(0.2, gt=0, lt=1)  # of w, either way
+    fade_steps: int = Field(50, ge=0)  # steps until teacher_share is 0; 0: it stays
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "teacher": {"kind": "self", "weights": "live"},

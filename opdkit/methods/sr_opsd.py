@@ -21,12 +21,12 @@ from pydantic import Field
 
 from opdkit.losses.names import DivergenceKind, SupportKind
 from opdkit.losses.spec import Target
-from opdkit.methods.distillation import Comparison
+from opdkit.methods.distillation import DistillationBase
 
 
-class SROPSD(Comparison):
+class SROPSD(DistillationBase):
     name: Literal["sr_opsd"] = "sr_opsd"
-    teacher_exponent: float = Field(0.9, gt=0, le=1)
+    teacher_exponent: float = Field(0.9, gt=0, le=1)  # a; 1: no reference
     divergence: DivergenceKind = "renyi"
     order: float | None = 0.95
     support: SupportKind = "student_topk"

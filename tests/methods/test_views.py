@@ -20,6 +20,7 @@ from opdkit.types import Asked, Needs
 F64: Any = {"dtype": torch.float64}
 NAN = float("nan")
 TEACHER = {"teacher": {"kind": "model", "path": "t"}}
+SAME = {"context": {"kind": "reference_solution"}, "count": 1}
 MINIMAL: dict[str, Any] = {
     "name": "r",
     "model": {"path": "m"},
@@ -329,7 +330,9 @@ def test_mixed_kl_and_renyi_go_with_opd() -> None:
         ("srpo", {"sampling": {"temperature": 0.7}}, "compare two distributions"),
         ("srpo", {"method": {"without_context": "dilute"}}, "should be 'leave'"),
         ("i_sdpo", {"data": {"train": "d.jsonl"}}, "needs rewards"),
+        ("rlcsd", {"views": dict.fromkeys(("right", "wrong"), SAME)}, "contrast is zero"),
         ("dopd", {}, "needs a teacher"),
+        ("dopd", {**TEACHER, "views": {"hinted": {"context": {"kind": "none"}}}}, "is the student itself"),
         ("opsa", TEACHER, "never asks"),
         ("opsa", {"method": {"advantage": "constant", "entropy_range_of": "answer"}}, "has no use for"),
     ],

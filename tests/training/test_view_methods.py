@@ -49,7 +49,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
         sample = run.state.sample
 
         def rewarded(problems: Any, step: int) -> Any:
-            """A random student earns nothing. Here nobody solves the first problem, half of the answers the others."""
+            """A random student earns nothing: here nobody solves the first problem, half of the answers the others."""
             groups = sample(problems, step)
             return [
                 replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id % 2 and n)) for r in g.rollouts))
