@@ -116,7 +116,7 @@ def test_rlsd_by_hand() -> None:
 
 def test_rlsd_fades_to_grpo() -> None:
     """Half-way of 50 steps l is .25, from 50 on 0; fade_steps = 0 keeps .5. Equal rewards: A = 0, whatever T says."""
-    known = {"reward": [1.0, 0.0], "view_logprob": {"teacher": tensor(-0.6, -0.6)}}
+    known: dict[str, Any] = {"reward": [1.0, 0.0], "view_logprob": {"teacher": tensor(-0.6, -0.6)}}
     for step, fade, wanted in ((25, 50, 1.05), (50, 50, 1.0), (99, 50, 1.0), (99, 0, 1.1)):
         (term,) = method("rlsd", advantage_std="none", fade_steps=fade).terms(plan([1, 1], step=step, **known))
         assert term.advantage_N[0].item() == pytest.approx(0.5 * wanted)

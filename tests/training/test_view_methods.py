@@ -74,7 +74,7 @@ def step(run: Run) -> tuple[Tensor, dict[str, float | None]]:
         run.parts.optimizer.zero_grad()
         return StepResult(0.0, False)
 
-    run.parts.optimizer.step = catch  # type: ignore[method-assign]
+    run.parts.optimizer.step = catch  # type: ignore[assignment, method-assign]
     _, metrics = train_step(run.state, run.problems[:3])
     run.state.step = 0
     return torch.cat(seen).double(), {metric.name: metric.value for metric in metrics}
