@@ -75,14 +75,14 @@ def train(
         now = folder.clock(anew=overwrite)
         sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
         parts = Parts(recipe, saved, now=now)
-        with closing(Run(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
             for sentence in said:
                 run.warn(sentence)
             folder.prepare(overwrite=overwrite)
             return run.go(folder, saved, changed)
 
 
-class Run:
+class TrainingRun:
     """One run while it lasts."""
 
     def __init__(

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.loop import TrainingRun, _load_data
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -30,11 +30,11 @@ SOLUTION = ("context.kind=reference_solution", "context.template=prefix", "metho
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[..., Run]]:
+def start(console: Console) -> Iterator[Callable[..., TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> Run:
-        run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+    def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> TrainingRun:
+        run = TrainingRun(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
         runs.append(run)
         sample = run.state.sample
         if rewards:  # a random student never earns one
@@ -49,7 +49,7 @@ def start(console: Console) -> Iterator[Callable[..., Run]]:
         run.close()
 
 
-def step(run: Run, problems: Any = None) -> tuple[list[Example], dict[str, float | None], Tensor]:
+def step(run: TrainingRun, problems: Any = None) -> tuple[list[Example], dict[str, float | None], Tensor]:
     """(rows, metrics, flat gradient) of a step that is not applied."""
     seen: list[Tensor] = []
     weights, original = run.parts.optimizer.weights, run.parts.optimizer.step
@@ -78,7 +78,7 @@ def term(row: Example, name: str) -> Tensor:
     return torch.tensor(np.where(coef_T == 0, 0.0, coef_T * loss_T))
 
 
-def too_long_for_teacher(run: Run, *rows: int) -> None:
+def too_long_for_teacher(run: TrainingRun, *rows: int) -> None:
     """The teacher says nothing of these rows of every step."""
     score = run.state.teacher.score  # type: ignore[union-attr]
 
