@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opdkit.contexts import CONTEXTS
 from opdkit.contexts.none import NoContext
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
@@ -20,6 +19,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.rules import impossible
 from opdkit.recipe.schedule import read_schedule, stages_of, start_with
 from opdkit.recipe.sections import Recipe
+from opdkit.recipe.user_code import CONTEXT, METHOD
 from opdkit.tasks.options import task_table
 
 
@@ -88,13 +88,13 @@ def parse_recipe(
     faults: list[str] = []
     schedule = read_schedule(merged.get("schedule", {}), faults)
     start_with(schedule, merged, faults, said_last=settings)
-    method = choice(merged.get("method"), "method", "name", METHODS, faults)
+    method = choice(merged.get("method"), "method", METHOD, faults)
     yielded: list[str] = []
     if isinstance(method, Method):
         defaults = _defaults_of(method, merged)
         yielded = _yield_to(merged, defaults)
         merged = merge(defaults, merged)
-    context = choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
+    context = choice(merged.get("context", {"kind": "none"}), "context", CONTEXT, faults)
     if isinstance(merged.get("views"), Mapping):
         merged["views"] = chosen_views(merged["views"], faults)
     if isinstance(merged.get("weights"), Mapping):

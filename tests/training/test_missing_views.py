@@ -13,7 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import TrainingRun, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -34,7 +35,7 @@ def start(console: Console) -> Iterator[Callable[..., TrainingRun]]:
     runs = []
 
     def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> TrainingRun:
-        run = TrainingRun(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
         runs.append(run)
         sample = run.state.sample
         if rewards:  # a random student never earns one

@@ -18,7 +18,8 @@ from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
 from opdkit.run.alarms import alarms
 from opdkit.training.answers import Answers
-from opdkit.training.loop import TrainingRun, _load_data, train
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun, train
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Rollout
@@ -37,7 +38,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
     def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console))
+        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
         return runs[-1]
 
     yield make

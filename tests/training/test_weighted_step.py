@@ -18,7 +18,8 @@ from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
 from opdkit.training import checkpoint, plan
 from opdkit.training import step as module
-from opdkit.training.loop import TrainingRun, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -31,7 +32,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
     def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console))
+        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
         return runs[-1]
 
     yield make
