@@ -1,1 +1,1 @@
-"""What `import opdkit` gives: the commands as functions, and a run as data frames. The names are in `opdkit/__init__.py`."""
+"""What `import opdkit` gives: the commands as functions, a run as data frames. `opdkit/__init__.py` has the names."""

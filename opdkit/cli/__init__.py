@@ -34,7 +34,7 @@ def main() -> None:
     if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        app(prog_name="opdkit")  # also of python -m opdkit
     except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
         if error.filename is None:
             raise

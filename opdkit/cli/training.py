@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from opdkit.cli.base import MANY, MOST, Seed, Set, app, console, errors
+from opdkit.cli.base import MANY, MOST, AsJson, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
 
 
@@ -139,30 +140,42 @@ def check(
         bool,
         typer.Option("--models", help="Also read the models' tokenizers and chat templates, and compare them."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with recipes, and what is doubtful; loads no weights."""
-    from opdkit.recipe.check import check_file, departures_in
-
-    faults: list[str] = []
-    for path in recipes:
-        try:
-            doubts = check_file(path, set_ or [])
-            if models:
-                from opdkit.training.models.sides import check_models
-
-                doubts += check_models(path, set_ or [])
-        except UserError as error:
-            faults += str(error).splitlines()
-        else:
-            console.print(f"[green]ok[/green] {path}", highlight=False, soft_wrap=True)
-            for sentence in doubts:
-                console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
-            for line in departures_in(path, set_ or []):
-                console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
+    found = [_checked(path, set_ or [], models) for path in recipes]
+    faults = [fault for one in found for fault in one["faults"]]
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        if faults:
+            raise typer.Exit(2)
+        return
+    for one in found:
+        if not one["faults"]:
+            console.print(f"[green]ok[/green] {one['path']}", highlight=False, soft_wrap=True)
+        for sentence in one["warnings"]:
+            console.print(f"[yellow]warning[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+        for line in one["notes"]:
+            console.print(f"[cyan]note[/cyan] {escape(line)}", highlight=False, soft_wrap=True)
     if not models:
         console.print("no model was looked at: --models compares tokenizers, chat templates and stop tokens")
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _checked(path: Path, overrides: list[str], models: bool) -> dict[str, Any]:
+    """What `check --json` says of a file."""
+    from opdkit.recipe.check import check_file, departures_in
+
+    try:
+        doubts, notes = check_file(path, overrides), departures_in(path, overrides)
+        if models:
+            from opdkit.training.models.sides import check_models
+
+            doubts += check_models(path, overrides)
+    except UserError as error:
+        return {"path": str(path), "faults": str(error).splitlines(), "warnings": [], "notes": []}
+    return {"path": str(path), "faults": [], "warnings": doubts, "notes": notes}
 
 
 @app.command("make-model")

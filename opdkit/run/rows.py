@@ -170,7 +170,7 @@ def load_rows(path: Path) -> list[Example]:
 
 
 def column_values(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """The columns by name, for data frames: chat turns and meta as dicts, arrays in their shapes, [T], [T, K], [S, T]."""
+    """The columns by name, for data frames: turns and meta as dicts, arrays in their shapes, [T], [T, K], [S, T]."""
     found = {name: [get(row) for row in examples] for name, (_, get) in _COLUMNS.items()}
     problems = [row.problem for row in examples]
     turns = [[dict(turn) for turn in problem.messages] for problem in problems]
