@@ -17,7 +17,7 @@ def files_beside(file: Path, content: bytes, *, root: Path, package: str | None 
     left = [(file, content)]
     while left:
         here, text = left.pop()
-        for name in _imported(here, text, root):
+        for name in (part for whole in _imported(here, text, root) for part in _with_packages(whole)):
             path = _file_of(root, name)
             if path is None or path == file or (package is not None and name.partition(".")[0] != package):
                 continue
@@ -28,8 +28,14 @@ def files_beside(file: Path, content: bytes, *, root: Path, package: str | None 
     return dict(sorted(found.items()))
 
 
+def _with_packages(name: str) -> Iterator[str]:
+    """a, a.b and a.b.c of a.b.c: a package's own file runs before what is in it."""
+    parts = name.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
+
+
 def _imported(file: Path, text: bytes, root: Path) -> Iterator[str]:
-    """Dotted names; of `from a import b` both a and a.b, since b may be a module."""
+    """Dotted names; of `from a import b` a.b, since b may be a module."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
@@ -44,7 +50,6 @@ def _imported(file: Path, text: bytes, root: Path) -> Iterator[str]:
                 if not folder.is_relative_to(root):
                     continue
                 base = ".".join([*folder.relative_to(root).parts, *([base] if base else [])])
-            yield base
             yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
 
 

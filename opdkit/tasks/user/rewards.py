@@ -61,8 +61,9 @@ class RewardTask:
     def grade(self, items: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Raises UserError for a column that a problem lacks, TypeError or ValueError for what are no numbers."""
         prompts, completions = zip(*(_read(problem, text) for problem, text in items), strict=True)
-        given = {"prompts": list(prompts), "completions": list(completions), **self._columns(items)}
-        said = self._function(**given)
+        texts = {"prompts": list(prompts), "completions": list(completions)}
+        given = {name: values for name, values in texts.items() if self._takes_all or name in self._parameters}
+        said = self._function(**given, **self._columns(items))
         if inspect.iscoroutine(said):
             said.close()
             raise TypeError("an async function; give a plain one")
