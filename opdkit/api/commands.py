@@ -19,8 +19,8 @@ from opdkit.api.run import Run
 from opdkit.data.readers import IN_PYTHON, problems_of
 from opdkit.data.schemas.schema import Schema
 from opdkit.errors import Interrupted, UserError
-from opdkit.recipe import Recipe, load_recipe, needs_rewards, parse_recipe
-from opdkit.recipe.load import merge
+from opdkit.recipe import Recipe, needs_rewards, parse_recipe
+from opdkit.recipe.load import merge, read_sections
 from opdkit.types import Problem
 
 if TYPE_CHECKING:
@@ -158,8 +158,10 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], *, out: str | Pa
 
 def _recipe(recipe: RecipeLike, has_problems: bool = False, reward: Any = None) -> Recipe:
     """With what was given beside it in its place."""
+    where = "recipe"
     if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe) if not has_problems and reward is None else _sections(Path(recipe))
+        where = str(recipe)
+        recipe = read_sections(recipe)  # which need not be whole: what it lacks is given beside it
     if isinstance(recipe, Recipe):
         if not has_problems and reward is None:
             return recipe
@@ -172,14 +174,7 @@ def _recipe(recipe: RecipeLike, has_problems: bool = False, reward: Any = None) 
         given["train"] = IN_PYTHON
     if reward is not None and isinstance(section, Mapping):
         recipe = {**recipe, "data": {key: value for key, value in section.items() if key != "task"}}
-    return parse_recipe(merge(recipe, {"data": given}) if given else recipe)
-
-
-def _sections(path: Path) -> Mapping[str, Any]:
-    """Of a file that need not be whole: what it lacks is given beside it."""
-    from opdkit.recipe.load import read_toml
-
-    return read_toml(path)
+    return parse_recipe(merge(recipe, {"data": given}) if given else recipe, where=where)
 
 
 def _options(options: Mapping[str, Any], **named: Any) -> EvaluateOptions:

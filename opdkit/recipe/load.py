@@ -25,10 +25,15 @@ from opdkit.tasks.options import task_table
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge, validate. Raises UserError with one line for every fault found."""
+    return parse_recipe(read_sections(path), overrides, where=str(path))
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe file, not looked at yet. Raises UserError for one that cannot be read, or is a pipeline."""
     raw = read_toml(Path(path))
     if "stage" in raw:
         raise UserError(f"{path} is a pipeline, not a recipe: run it with `opdkit pipeline {path}`")
-    return parse_recipe(raw, overrides, where=str(path))
+    return raw
 
 
 def read_toml(path: Path) -> dict[str, Any]:

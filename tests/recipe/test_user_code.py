@@ -195,7 +195,7 @@ def test_an_edited_file_is_read_again_and_an_edited_helper_refused(folder: Path)
 
 def test_reading_a_runs_page_imports_nothing(folder: Path) -> None:
     """A run folder may be somebody else's: only a recipe that is checked or run imports what it names."""
-    (folder / "loud.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n{FILE}")
+    (folder / "loud.py").write_text(f"{FILE}\nopen({str(folder / 'ran')!r}, 'w')")
     run = folder / "runs" / "r"
     run.mkdir(parents=True)
     (run / "recipe.toml").write_text('name = "r"\n[method]\nname = "loud.py:Mine"\n[context]\nkind = "loud.py:Hint"\n')

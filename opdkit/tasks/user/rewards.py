@@ -32,10 +32,11 @@ def is_reward_function(found: Any) -> bool:
 
 
 def asked_columns(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The columns it names; `ALL` as well if it takes what it does not name."""
+    """The columns it names, and "prompt", which says texts from chat turns; `ALL` as well if it takes any."""
     parameters = _parameters(function)
     named = [name for name, kind in parameters.items() if kind.kind is not inspect.Parameter.VAR_KEYWORD]
-    return tuple(sorted({*named} - {"prompts", "completions"})) + ((ALL,) if len(named) < len(parameters) else ())
+    asked = {*named, "prompt"} - {"prompts", "completions"}
+    return tuple(sorted(asked)) + ((ALL,) if len(named) < len(parameters) else ())
 
 
 def reward_faults(function: Callable[..., Any], name: str) -> str | None:
