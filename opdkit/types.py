@@ -37,6 +37,7 @@ class Problem:
     gold: str | None = None  # None: unknown, or the task has none (code is graded by `meta["tests"]`)
     solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
     meta: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)  # of its row, as far as a reward function asks; not saved
 
     @property
     def has_gold(self) -> bool:

@@ -70,6 +70,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         instruction=section.instruction,
         columns=section.columns or None,
         require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
+        asked=section.task.columns_asked,
     )
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
@@ -146,6 +147,7 @@ def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]
         "context": resolved["context"],
         "sampling": asdict(recipe.sampling.params),
         "data": data.fingerprint,
+        **({"files": recipe.user_files} if recipe.user_files else {}),
         "max_prompt_tokens": recipe.data.max_prompt_tokens,  # it decides which problems are drawn
         "task": resolved["data"]["task"],
         "seed": recipe.seed,

@@ -39,7 +39,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal without UTF-8
     try:
-        sys.exit(app(standalone_mode=False))  # the status of a typer.Exit, or None
+        sys.exit(app(prog_name="opdkit", standalone_mode=False))  # the status of a typer.Exit, or None
     except _UsageError as error:
         _print_usage_error(error)
         sys.exit(2)

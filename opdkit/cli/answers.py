@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdkit.cli.base import MANY, Model, Sampling, Task, app, console, with_sampling
+from opdkit.cli.base import MANY, AsJson, Model, Sampling, Task, app, console, errors, finite, with_sampling
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
 
 if TYPE_CHECKING:
     from opdkit.evaluation.options import EvaluateOptions
+    from opdkit.measure.accuracy import Accuracy
 
 Published = Annotated[
     bool, typer.Option("--published", help="Also the estimators of published code, under their own names.")
@@ -40,6 +41,11 @@ def evaluate(
     verifier: Annotated[
         str | None, typer.Option(help="A model that judges answers the rules reject; counted apart.")
     ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(callback=finite, help="End with status 1 if avg@n of any data set is below this."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sample, grade, count; resumes.
 
@@ -54,11 +60,12 @@ def evaluate(
         raise UserError("--data needs --task, which says who grades; see `opdkit tasks`")
     if task is not None and not data:
         raise UserError("--task says who grades --data, and a suite knows its own graders: leave --task out")
-    found = find_sets(suite or [], data_dir, lambda line: say(console, line))
+    say_on = errors if as_json else console
+    found = find_sets(suite or [], data_dir, lambda line: say(say_on, line))
     if found.missing and not skip_missing:
         raise UserError(*_missing(found.missing, data_dir))
     for sentence in found.missing.values():
-        say(console, sentence, mark="warning")
+        say(say_on, sentence, mark="warning")
     from opdkit.evaluation.eval_sets import sets_of
 
     sets = sets_of(data or [], task, found.sources)
@@ -70,7 +77,7 @@ def evaluate(
         results = evaluate_model(
             options,
             out=out,
-            console=console,
+            console=say_on,
             sets=sets,
             missing=found.missing,
             with_published=published,
@@ -78,10 +85,15 @@ def evaluate(
         )
     except Interrupted:
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
-    if len(results) > 1:
+    if as_json:
+        say_json(console, {"eval": results, "missing": found.missing})
+    elif len(results) > 1:
         from opdkit.cli.tables import evaluation_table
 
         say(console, evaluation_table(results))
+    if at_least is not None and (below := _below(results, at_least)):
+        say(errors, *below)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -112,6 +124,17 @@ def sample(
         )
     except Interrupted:
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
+
+
+def _below(results: Mapping[str, Accuracy], at_least: float) -> list[str]:
+    """A sentence for each data set whose avg@n is below, or unknown."""
+    averages = {name: found["avg_at_n"]["value"] for name, found in results.items()}
+    return [
+        f"{name}: avg@{results[name]['samples']} {'unknown' if value is None else format(value, '.4f')} is below "
+        f"--at-least {at_least:g}"
+        for name, value in averages.items()
+        if value is None or value < at_least
+    ]
 
 
 def _missing(missing: Mapping[str, str], data_dir: Path) -> tuple[str, ...]:
@@ -160,21 +183,30 @@ def compare(
         typer.Argument(metavar="RUN_A", help="An evaluation's folder, or a run; RUN@before, @teacher, @STEP, @rows."),
     ],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="What is compared with it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Every number, for other programs.")] = False,
+    as_json: AsJson = False,
+    fail_if: Annotated[
+        Literal["worse"] | None,
+        typer.Option(
+            help="End with status 1 if B's avg is worse than A's: its interval lies below 0, on any data set."
+        ),
+    ] = None,
 ) -> None:
     """What B is better at than A, problem by problem.
 
     Paired differences B - A with 95 % intervals over the problems that both answered. Needs no model.
     """
     from opdkit.cli.tables import comparison_tables
-    from opdkit.evaluation.compare_runs import compare_runs
+    from opdkit.evaluation.compare_runs import compare_runs, worse_sets
 
     result = compare_runs(run_a, run_b)
     if as_json:
         say_json(console, result)
-        return
-    for part in comparison_tables(result):
-        say(console, part)
+    else:
+        for part in comparison_tables(result):
+            say(console, part)
+    if fail_if is not None and (worse := worse_sets(result)):
+        say(errors, f"B is worse than A: {', '.join(worse)}")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Post-train language models by on-policy distillation: the student samples its own answers, a teacher scores "
     "every token, the student learns.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
@@ -41,6 +40,9 @@ def finite(number: float | None) -> float | None:
         raise typer.BadParameter(f"{number} is no finite number")
     return number
 
+
+# For other programs: results on standard output, what is said on the way on standard error.
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")]
 
 # Options of every command that samples answers to a data set.
 Model = Annotated[str, typer.Option(help="A folder in Hugging Face format, a checkpoint's model/, or a hub id.")]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from opdkit.cli.base import MANY, MOST, Seed, Set, app, console, errors
+from opdkit.cli.base import MANY, MOST, AsJson, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
-from opdkit.run.console import say
+from opdkit.run.console import say, say_json
 
 
 @app.command()
@@ -138,30 +138,42 @@ def check(
         bool,
         typer.Option("--models", help="Also read the models' tokenizers and chat templates, and compare them."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with recipes, and what is doubtful; loads no weights."""
-    from opdkit.recipe.check import check_file, departures_in
-
-    faults: list[str] = []
-    for path in recipes:
-        try:
-            doubts = check_file(path, set_ or [])
-            if models:
-                from opdkit.training.models.sides import check_models
-
-                doubts += check_models(path, set_ or [])
-        except UserError as error:
-            faults += error.sentences
-        else:
-            say(console, str(path), mark="ok")
-            for sentence in doubts:
-                say(console, sentence, mark="warning")
-            for line in departures_in(path, set_ or []):
-                say(console, line, mark="note")
+    found = [_checked(path, set_ or [], models) for path in recipes]
+    faults = [fault for one in found for fault in one["faults"]]
+    if as_json:
+        say_json(console, found)
+        if faults:
+            raise typer.Exit(2)
+        return
+    for one in found:
+        if not one["faults"]:
+            say(console, one["path"], mark="ok")
+        for sentence in one["warnings"]:
+            say(console, sentence, mark="warning")
+        for line in one["notes"]:
+            say(console, line, mark="note")
     if not models:
         say(console, "no model was read: --models compares tokenizers, chat templates and stop tokens")
     if faults:
         raise UserError(*faults)
+
+
+def _checked(path: Path, overrides: list[str], models: bool) -> dict[str, Any]:
+    """What `check --json` says of a file."""
+    from opdkit.recipe.check import check_file, departures_in
+
+    try:
+        doubts, notes = check_file(path, overrides), departures_in(path, overrides)
+        if models:
+            from opdkit.training.models.sides import check_models
+
+            doubts += check_models(path, overrides)
+    except UserError as error:
+        return {"path": str(path), "faults": str(error).splitlines(), "warnings": [], "notes": []}
+    return {"path": str(path), "faults": [], "warnings": doubts, "notes": notes}
 
 
 @app.command("make-model")

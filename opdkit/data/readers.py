@@ -9,14 +9,16 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from opdkit.data.files.sources import LocatedRow, files_left_out, rows_of
+from opdkit.data.files.sources import files_left_out, rows_of
 from opdkit.data.files.unusable import Unusable
 from opdkit.data.schemas.schema import Schema
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 
 GENERATED = "arithmetic:"
+IN_PYTHON = "python:problems"  # the source of problems that were given to `opdkit.train`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ def load_problems(
     split: str | None = None,
     columns: Mapping[str, str | Sequence[str]] | None = None,
     require_gold: bool = True,
+    asked: Sequence[str] = (),
 ) -> Dataset:
     """Read problems. The schema is found from the columns (`schema.py`), or given by `columns`.
 
@@ -60,6 +63,7 @@ def load_problems(
         and no box.
     columns: role (prompt, answer, solution, system, id, meta) -> column, dots for nested ones.
     require_gold: False keeps rows that nobody can grade (gold None, no tests).
+    asked: columns that reward functions want, `TaskOptions.columns_asked`.
 
     Rows that cannot be used are dropped and listed. Raises UserError for a source that is missing, broken (file and
     line), empty, or has no usable row at all.
@@ -71,13 +75,31 @@ def load_problems(
         if split is not None or columns is not None or instruction not in ("auto", "none"):
             raise UserError(f"{source} is generated: split, columns and instruction do not apply to it, leave them out")
         return _generated(source, limit, seed)
-    schema = Schema(task=task, instruction=instruction, columns=columns, require_gold=require_gold)
+    if source == IN_PYTHON:
+        raise UserError("the problems of this recipe were given to opdkit.train; give them again, or set data.train")
+    schema = Schema(task=task, instruction=instruction, columns=columns, require_gold=require_gold, asked=asked)
     rows = rows_of(source, split=split, keep=schema.keep)
     found = _collect(rows, schema, source, limit, seed)
     return replace(found, files_left_out=files_left_out(source))
 
 
-def _collect(rows: Iterable[LocatedRow], schema: Schema, source: str, limit: int | None, seed: int) -> Dataset:
+def problems_of(
+    rows: Iterable[Problem | Mapping[str, Any]], schema: Schema, *, limit: int | None = None, seed: int = 0
+) -> Dataset:
+    """Problems, or rows as a file would have them, that are in memory (`IN_PYTHON`); limit and seed as in
+    `load_problems`. Raises UserError for anything else, and where nothing is left."""
+    found = list(rows)
+    for place, row in enumerate(found):
+        if not isinstance(row, Problem | Mapping):
+            raise UserError(
+                f"problems[{place}] is {type(row).__name__}; give Problems or dicts with the columns of a data file "
+                "(of a data frame: frame.to_dict('records'))"
+            )
+    located = [(f"problems[{place}]", row) for place, row in enumerate(found)]
+    return _collect(located, schema, IN_PYTHON, limit, seed)
+
+
+def _collect(rows: Iterable[tuple[str, Any]], schema: Schema, source: str, limit: int | None, seed: int) -> Dataset:
     dropped: list[tuple[str, str]] = []
     ids = UniqueIds()
     problems = list(_limited(ids.unique(_usable(rows, schema, dropped)), limit, seed))
@@ -92,10 +114,10 @@ def _collect(rows: Iterable[LocatedRow], schema: Schema, source: str, limit: int
     )
 
 
-def _usable(rows: Iterable[LocatedRow], schema: Schema, dropped: list[tuple[str, str]]) -> Iterator[Problem]:
+def _usable(rows: Iterable[tuple[str, Any]], schema: Schema, dropped: list[tuple[str, str]]) -> Iterator[Problem]:
     for where, row in rows:
         try:
-            yield schema.problem(row)
+            yield row if isinstance(row, Problem) else schema.problem(dict(row))
         except Unusable as error:
             dropped.append((where, str(error)))
 
@@ -149,6 +171,7 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     for problem in problems:
         messages = [dict(turn) for turn in problem.messages]
         parts = [problem.id, problem.task, messages, problem.gold, problem.solution, dict(problem.meta)]
+        parts += [dict(problem.columns)] if problem.columns else []
         digest.update(json.dumps(parts, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()

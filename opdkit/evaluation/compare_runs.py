@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Answer, contested
-from opdkit.measure.intervals import Estimate, mean_over_sets
+from opdkit.measure.intervals import Estimate, mean_over_sets, side_of
 from opdkit.measure.paired import Comparison, Votes, compare
 from opdkit.measure.votes import SameAnswer
 from opdkit.run.answer_sets import path_and_which, read_answers
@@ -64,6 +64,15 @@ def compare_runs(a: str, b: str) -> RunComparison:
         sets[one.name] = SetComparison(**result, notes=said)
     mean = mean_over_sets([one["metrics"]["avg"] for one in sets.values()]) if len(sets) > 1 else None
     return RunComparison(a=a, b=b, sets=sets, mean_over_sets=mean, notes=notes)
+
+
+def worse_sets(result: RunComparison) -> list[str]:
+    """Data sets, and their mean, on which B's avg is worse: the interval of the difference lies below 0, over enough
+    problems to tell."""
+    averages: dict[str, Estimate] = {name: one["metrics"]["avg"] for name, one in result["sets"].items()}
+    if result["mean_over_sets"] is not None:
+        averages["the mean over data sets"] = result["mean_over_sets"]
+    return [name for name, difference in averages.items() if side_of(difference) == "below"]
 
 
 def _unfinished(side: str) -> bool:

@@ -207,6 +207,7 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime
         limit=options.limit,
         instruction=options.instruction,
         require_gold=task.needs_gold_or_tests,
+        asked=task.columns_asked,
     )
     store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint, clock))
     return Loaded(set=set_, data=data, store=store)

@@ -177,7 +177,9 @@ def _problems(
     asked = one.asked if task is None else {**one.asked, "task": task_named(task).main.text}
     if source is not None:
         limit, instruction = asked.get("limit"), asked.get("instruction", "auto")
-        data = load_problems(source, task=task_named(asked["task"]).main.name, limit=limit, instruction=instruction)
+        chosen = task_named(asked["task"]).main
+        wanted = chosen.columns_asked
+        data = load_problems(source, task=chosen.name, limit=limit, instruction=instruction, asked=wanted)
         known: Mapping[str, Problem] = {problem.id: problem for problem in data.problems}
         asked = {**asked, "data": [source], "fingerprint": data.fingerprint, "name": one.name}
         _check_questions(one, known, source)

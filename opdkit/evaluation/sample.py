@@ -77,6 +77,7 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
         limit=asked.limit,
         instruction=asked.instruction,
         require_gold=chosen.needs_gold_or_tests,
+        asked=chosen.columns_asked,
     )
     rejected = file_to_write(out.with_name(f"{out.name}.rejected.jsonl"))
     clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))

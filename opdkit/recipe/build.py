@@ -7,28 +7,37 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from opdkit.contexts import CONTEXTS
 from opdkit.contexts.none import NoContext
-from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS
 from opdkit.recipe.sections import Recipe, did_you_mean
+from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, Kind, fault_of, user_class
 
 
-def choice(
-    section: Any, where: str, key: str, table: Mapping[str, type[BaseModel]], faults: list[str]
-) -> BaseModel | None:
-    """The row of `table` that `section[key]` names, made from the section's other keys."""
-    if not isinstance(section, Mapping) or key not in section:
-        faults.append(f"{where}.{key} is missing; set it to one of {', '.join(table)}")
+def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel | None:
+    """The row of `kind.table` that `section[kind.key]` names, or a class of the user's, made from the section's other
+    keys."""
+    if not isinstance(section, Mapping) or kind.key not in section:
+        faults.append(f"{where}.{kind.key} is missing; set it to one of {', '.join(kind.table)}")
         return None
-    name = section[key]
-    if not isinstance(name, str) or name not in table:
-        faults.append(f"{where}.{key} = {shortened(name)} does not exist{did_you_mean(str(name), table)}")
+    name = section[kind.key]
+    try:
+        model = kind.table.get(name) or user_class(name, kind) if isinstance(name, str) else None
+    except ValueError as error:
+        faults.append(f"{where}.{kind.key} = {shortened(name)} {error}")
+        return None
+    if model is None:
+        faults.append(f"{where}.{kind.key} = {shortened(name)} does not exist{did_you_mean(str(name), kind.table)}")
         return None
     try:
-        return table[name].model_validate(section)
+        chosen = model.model_validate(section)
+        getattr(chosen, "needs", None)  # a user's class may fail here, which is said as any other fault
+        return chosen
     except ValidationError as error:
-        faults += sentences(error, table[name], prefix=f"{where}.")
-        return None
+        faults += sentences(error, model, prefix=f"{where}.")
+    except Exception as error:
+        if name in kind.table:
+            raise
+        faults.append(f"{where}.{kind.key} = {shortened(name)} fails: {fault_of(error)}")
+    return None
 
 
 def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
@@ -36,7 +45,7 @@ def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any
     chosen = dict(section)
     for name, view in section.items():
         if isinstance(view, Mapping) and "context" in view:
-            context = choice(view["context"], f"views.{name}.context", "kind", CONTEXTS, faults)
+            context = choice(view["context"], f"views.{name}.context", CONTEXT, faults)
             chosen[name] = {**view, "context": context or NoContext()}
     return chosen
 
@@ -44,9 +53,9 @@ def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any
 def chosen_weights(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     """The section with the rows of their tables that `tokens.name` and `problems.name` choose."""
     chosen = dict(section)
-    for key, table in (("tokens", TOKEN_WEIGHTS), ("problems", PROBLEM_WEIGHTS)):
+    for key, kind in (("tokens", TOKENS), ("problems", PROBLEMS)):
         if key in chosen:
-            chosen[key] = choice(chosen[key], f"weights.{key}", "name", table, faults)
+            chosen[key] = choice(chosen[key], f"weights.{key}", kind, faults)
     return chosen
 
 

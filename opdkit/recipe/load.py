@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from opdkit.contexts import CONTEXTS
 from opdkit.contexts.none import NoContext
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
@@ -20,15 +19,21 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.rules import impossible
 from opdkit.recipe.schedule import read_schedule, stages_of, start_with
 from opdkit.recipe.sections import Recipe
+from opdkit.recipe.user_code import CONTEXT, METHOD
 from opdkit.tasks.options import task_table
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge, validate. Raises UserError with one line for every fault found."""
+    return parse_recipe(read_sections(path), overrides, where=str(path))
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe file, not looked at yet. Raises UserError for one that cannot be read, or is a pipeline."""
     raw = read_toml(Path(path))
     if "stage" in raw:
         raise UserError(f"{path} is a pipeline, not a recipe: run it with `opdkit pipeline {path}`")
-    return parse_recipe(raw, overrides, where=str(path))
+    return raw
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -88,13 +93,13 @@ def parse_recipe(
     faults: list[str] = []
     schedule = read_schedule(merged.get("schedule", {}), faults)
     start_with(schedule, merged, faults, said_last=settings)
-    method = choice(merged.get("method"), "method", "name", METHODS, faults)
+    method = choice(merged.get("method"), "method", METHOD, faults)
     yielded: list[str] = []
     if isinstance(method, Method):
         defaults = _defaults_of(method, merged)
         yielded = _yield_to(merged, defaults)
         merged = merge(defaults, merged)
-    context = choice(merged.get("context", {"kind": "none"}), "context", "kind", CONTEXTS, faults)
+    context = choice(merged.get("context", {"kind": "none"}), "context", CONTEXT, faults)
     if isinstance(merged.get("views"), Mapping):
         merged["views"] = chosen_views(merged["views"], faults)
     if isinstance(merged.get("weights"), Mapping):

@@ -19,12 +19,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe.build import choice, chosen_weights, sentences
 from opdkit.recipe.points import Points, first_step
 from opdkit.recipe.sections import Recipe, SamplingSection, did_you_mean
+from opdkit.recipe.user_code import METHOD
 
 # Two stages by name. PACED (arXiv:2603.11178) trains the first half of the steps with forward KL on the teacher's
 # answers, the second half with reverse KL on the student's.
@@ -170,7 +170,7 @@ def _changed(recipe: Recipe, values: Mapping[str, Any], faults: list[str]) -> Re
             sections["method"] = {**kept, **value}
         else:
             _set(sections, key, value)
-    method = choice(sections["method"], "method", "name", METHODS, faults)
+    method = choice(sections["method"], "method", METHOD, faults)
     chosen = chosen_weights(sections["weights"], faults)
     if method is None or None in chosen.values():
         return None

@@ -17,6 +17,7 @@ from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import SINKS
 from opdkit.recipe.points import Points
+from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
 
@@ -248,6 +249,21 @@ class Recipe(Section):
         teachers = {"teacher.path": self.teacher.path}
         teachers |= {f"views.{name}.teacher.path": view.teacher.path for name, view in self.views.items()}
         return {"model.path": self.model.path, **{key: path for key, path in teachers.items() if path}}
+
+    @property
+    def user_files(self) -> dict[str, str]:
+        """{what the recipe names: sha256} of the user's own tasks, methods, contexts and weights, and of what their
+        files import from beside them."""
+        chosen: dict[str, BaseModel] = {
+            f"method {self.method.name}": self.method,
+            f"context {self.context.kind}": self.context,
+            **{f"context {view.context.kind}": view.context for view in self.views.values()},
+            **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
+        }
+        found = {f"task {name}": digest for name, digest in self.data.task.user_files.items()}
+        return found | {
+            f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
+        }
 
     @property
     def all_views(self) -> dict[str, ViewSection]:

@@ -15,7 +15,7 @@ from opdkit.reporting.figures.series import NUM_COLOURS, legend
 from opdkit.reporting.html.document import document, small, table, write_page
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import UNKNOWN, compact, duration, score
-from opdkit.reporting.run import Entry, Run, flat, read_run
+from opdkit.reporting.run import Entry, RunContents, flat, read_run
 from opdkit.reporting.sections.headline import explain, headline
 from opdkit.reporting.sections.results import results_table
 from opdkit.reporting.sections.warn import warnings
@@ -40,7 +40,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def comparison(runs: Sequence[Run]) -> str:
+def comparison(runs: Sequence[RunContents]) -> str:
     labels = _labels(runs)
     title = " · ".join(labels)
     header = tag("header", tag("h1", title), legend(labels), _facts(runs, labels))
@@ -48,13 +48,13 @@ def comparison(runs: Sequence[Run]) -> str:
     return document(title, sections)
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _labels(runs: Sequence[RunContents]) -> list[str]:
     """Their names; with the folder where two runs have the same one."""
     names = [run.name for run in runs]
     return [run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})" for run in runs]
 
 
-def _facts(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+def _facts(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
     rows = []
     for run, label in zip(runs, labels, strict=True):
         summary = run.summary or {}
@@ -74,7 +74,7 @@ def _facts(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     return table(["", "method", "steps", "training", "answer tokens", "teacher tokens"], rows)
 
 
-def _results(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+def _results(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
     datasets = dict.fromkeys(dataset for run in runs for dataset in run.headline)
     if not datasets:
         return tag("section", small("None of these runs was evaluated, so there is no accuracy to compare."))
@@ -85,7 +85,7 @@ def _results(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     return tag("section", *parts, *_paired(runs, labels))
 
 
-def _entries(runs: Sequence[Run], labels: Sequence[str], dataset: str) -> list[Entry]:
+def _entries(runs: Sequence[RunContents], labels: Sequence[str], dataset: str) -> list[Entry]:
     """Every run's student, before (once, where all agree) and after; and the first teacher that was measured."""
     ends = [
         Entry(label, "after", entry.measured)
@@ -105,7 +105,7 @@ def _entries(runs: Sequence[Run], labels: Sequence[str], dataset: str) -> list[E
     return [*befores, *ends, *teachers[:1]]
 
 
-def _paired(runs: Sequence[Run], labels: Sequence[str]) -> list[Html]:
+def _paired(runs: Sequence[RunContents], labels: Sequence[str]) -> list[Html]:
     """Each run against the first, problem by problem; or why that cannot be."""
     from opdkit.evaluation.compare_runs import compare_runs
 
@@ -140,7 +140,7 @@ def _difference(found: Difference) -> list[str]:
     return [score(found["before"]), score(found["after"]), difference, interval, verdict]
 
 
-def _curves(runs: Sequence[Run], labels: Sequence[str]) -> Html | None:
+def _curves(runs: Sequence[RunContents], labels: Sequence[str]) -> Html | None:
     names = dict.fromkeys(name for run in runs for name in other_names(run.metrics))
     held_out = dict.fromkeys(dataset for run in runs for dataset in run.history)
     shown = [
@@ -163,7 +163,7 @@ def _overlays(figures: Mapping[str, Sequence[Curve]]) -> list[Html]:
     return [overlay(title, curves) for title, curves in figures.items() if any(any(curve) for curve in curves)]
 
 
-def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+def _recipes(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
     settings: list[dict[str, Any]] = [dict(flat(run.recipe)) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each if key not in _OWN_KEYS)
     differ = [key for key in keys if len({each.get(key, UNKNOWN) for each in settings}) > 1]
@@ -176,7 +176,7 @@ def _recipes(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     )
 
 
-def _warnings(runs: Sequence[Run], labels: Sequence[str]) -> Html | None:
+def _warnings(runs: Sequence[RunContents], labels: Sequence[str]) -> Html | None:
     said = [
         f"{label}: {each}" for run, label in zip(runs, labels, strict=True) for each in (*run.missing, *warnings(run))
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdkit.errors import UserError
-from opdkit.reporting.run import Run, read_progress
+from opdkit.reporting.run import RunContents, read_progress
 
 State = Literal["waiting", "running", "finished", "stopped"]
 
@@ -76,7 +76,7 @@ class Followed:
     """What `opdkit watch` knows of a run at one moment."""
 
     state: State
-    run: Run
+    run: RunContents
     step: int
     planned: int | None
     seconds_left: float | None

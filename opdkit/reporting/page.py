@@ -12,7 +12,7 @@ from opdkit.reporting.figures.heatmap import Decode
 from opdkit.reporting.html.document import document, facts, small, write_page
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, duration, score
-from opdkit.reporting.run import Entry, Run, flat, read_run
+from opdkit.reporting.run import Entry, RunContents, flat, read_run
 from opdkit.reporting.sections.answers import answers, tokenizer_decode
 from opdkit.reporting.sections.happened import what_happened
 from opdkit.reporting.sections.headline import explain, headline
@@ -36,7 +36,7 @@ def write_report(run_folder: Path, decode: Decode | None = None, *, out: Path | 
     return path
 
 
-def page(run: Run, decode: Decode | None) -> str:
+def page(run: RunContents, decode: Decode | None) -> str:
     by_problem, unread = moved(run)
     sections = [
         _header(run, by_problem),
@@ -51,7 +51,7 @@ def page(run: Run, decode: Decode | None) -> str:
     return document(run.name, sections)
 
 
-def _header(run: Run, by_problem: Mapping[str, Moved]) -> Html:
+def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
     summary = run.summary
     method = run.setting("method", "name") if summary is None else summary.get("method")
     facts = [None if method is None else f"method {method}"]
@@ -72,7 +72,7 @@ def _header(run: Run, by_problem: Mapping[str, Moved]) -> Html:
     )
 
 
-def _who(run: Run) -> Html | None:
+def _who(run: RunContents) -> Html | None:
     """Who learned from whom, on what, from the recipe."""
     weights, context = run.setting("teacher", "weights"), run.setting("context", "kind")
     teachers = {"model": run.setting("teacher", "path"), "self": f"the student itself, {weights} weights"}
@@ -88,7 +88,7 @@ def _who(run: Run) -> Html | None:
     return facts(known) if known else None
 
 
-def _how(run: Run) -> Html | None:
+def _how(run: RunContents) -> Html | None:
     words = what_happened(run)
     return None if words is None else tag("p", words, class_="quiet")
 
@@ -102,7 +102,7 @@ def _method(name: object, context: object) -> str | None:
     return f"{name}: {about[0].partition(':')[0] if context == 'peers' else about[0]}" if about else None
 
 
-def _leads(run: Run, by_problem: Mapping[str, Moved]) -> list[Html]:
+def _leads(run: RunContents, by_problem: Mapping[str, Moved]) -> list[Html]:
     """What happened, in a sentence for each dataset."""
     leads = []
     for dataset, entries in run.headline.items():
@@ -145,7 +145,7 @@ def _beside(teacher: Entry | None) -> str:
     return "" if value is None else f" The teacher stands at {score(value)}."
 
 
-def _results(run: Run, by_problem: Mapping[str, Moved]) -> Html:
+def _results(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
     parts: list[Html] = []
     for dataset, entries in run.headline.items():
         parts += [
@@ -158,14 +158,14 @@ def _results(run: Run, by_problem: Mapping[str, Moved]) -> Html:
     return tag("section", *parts)
 
 
-def _warnings(run: Run, unread: Sequence[str]) -> Html:
+def _warnings(run: RunContents, unread: Sequence[str]) -> Html:
     found = [*run.missing, *unread, *warnings(run)]
     if not found:
         return small("In training nothing was cut, left out, ungraded or skipped.")
     return tag("ul", *(tag("li", sentence) for sentence in found), class_="notes")
 
 
-def _answers(run: Run, decode: Decode | None) -> Html | None:
+def _answers(run: RunContents, decode: Decode | None) -> Html | None:
     if not run.rows:
         return None
     text = f"{len(run.rows):,} answers were saved at step {run.rows_step}; these are some of them, one per problem."
@@ -176,7 +176,7 @@ def _answers(run: Run, decode: Decode | None) -> Html | None:
     return tag("section", tag("h2", "Sampled answers"), small(text), answers(run, decode))
 
 
-def _setting(run: Run) -> Html | None:
+def _setting(run: RunContents) -> Html | None:
     parts = []
     if run.recipe_text:
         parts.append(tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe_text)))
@@ -185,7 +185,7 @@ def _setting(run: Run) -> Html | None:
     return tag("section", tag("h2", "Setting"), *parts) if parts else None
 
 
-def _footer(run: Run) -> Html:
+def _footer(run: RunContents) -> Html:
     versions = _mapping(_mapping(run.environment).get("versions"))
     by = f"opdkit {versions['opdkit']}" if versions.get("opdkit") else "opdkit"
     return tag("footer", tag("p", join(f"Written by {by} from the files of {run.folder.name}/.")))

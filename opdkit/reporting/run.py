@@ -1,4 +1,4 @@
-"""What a run folder holds, read for the report. A missing or damaged piece becomes a sentence in `Run.missing`.
+"""What a run folder holds, read for the report. What is missing or damaged is a sentence in `RunContents.missing`.
 
 Public files only (`opdkit.run.folder`): recipe.toml, environment.json, metrics.jsonl, rows/, eval/, summary.json.
 """
@@ -54,7 +54,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunContents:
     folder: Path
     name: str
     recipe_text: str | None
@@ -74,7 +74,7 @@ class Run:
         return content.get(key) if isinstance(content, Mapping) else None
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunContents:
     """Raises UserError only if `folder` holds nothing of a run."""
     missing: list[str] = []
     metrics = _piece(folder / "metrics.jsonl", read_metrics, missing, "there are no curves") or []
@@ -89,7 +89,7 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def read_progress(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> Run:
+def read_progress(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> RunContents:
     """What a run has written so far, without its rows. metrics: the lines of metrics.jsonl, as far as they are read."""
     return _read(folder, metrics, None, (), [])
 
@@ -100,7 +100,7 @@ def _read(
     rows_step: int | None,
     rows: Sequence[Example],
     missing: list[str],
-) -> Run:
+) -> RunContents:
     recipe_text = _piece(folder / "recipe.toml", _text, missing, "the recipe cannot be shown")
     recipe = _piece(folder / "recipe.toml", _toml, [], "") or {}
     environment = _piece(folder / "environment.json", _json, missing, "versions and hardware are unknown")
@@ -113,7 +113,7 @@ def _read(
         missing.append(f"{error}.")
     if not headline:
         missing.append("Nothing was evaluated, so there is no accuracy to show; set eval.data in the recipe.")
-    return Run(
+    return RunContents(
         folder=folder,
         name=str((summary or recipe).get("name", folder.name)),
         recipe_text=recipe_text,

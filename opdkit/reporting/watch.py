@@ -17,7 +17,7 @@ from opdkit.reporting.figures.curves import PANELS, curve_of, number
 from opdkit.reporting.figures.heatmap import Decode
 from opdkit.reporting.follow import Followed, Follower, runs_beside
 from opdkit.reporting.html.numbers import compact, duration, score
-from opdkit.reporting.run import Interval, Run, row_files
+from opdkit.reporting.run import Interval, RunContents, row_files
 from opdkit.reporting.sections.answers import tokenizer_decode
 from opdkit.reporting.sections.warn import warnings
 from opdkit.run.console import Console, Line, Table, Terminal, is_live, progress_bar, redrawn, say
@@ -107,7 +107,7 @@ def view(seen: Followed, answers: Answers) -> list[Line | Table]:
     return parts
 
 
-def _title(run: Run) -> str:
+def _title(run: RunContents) -> str:
     method = run.setting("method", "name")
     return run.name if method is None else f"{run.name}  ·  {method}"
 
@@ -166,7 +166,7 @@ def sparkline(values: Sequence[float | None], width: int = SPARK_WIDTH) -> str:
     )
 
 
-def _evaluations(run: Run) -> Iterator[str]:
+def _evaluations(run: RunContents) -> Iterator[str]:
     """The newest of the student on each data set, and where it began; the teacher beside it."""
     for dataset, history in run.history.items():
         (first, before), (last, now) = history[0], history[-1]
@@ -190,7 +190,7 @@ class Answers:
     _step: int | None = None
     _decode: Decode | None = None
 
-    def newest(self, run: Run) -> list[Line]:
+    def newest(self, run: RunContents) -> list[Line]:
         files = row_files(self.folder)
         if files and max(files) != self._step:
             self._step = max(files)

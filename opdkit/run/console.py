@@ -8,6 +8,7 @@ terminal would obey is shown instead (`printable`).
 from __future__ import annotations
 
 import errno
+import html
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from opdkit.errors import Interrupted
 from opdkit.printable import printable
 
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
+REDRAW_S = 0.2  # of a notebook's bar: every redrawing is a message to a browser
 
 Mark = Literal["ok", "note", "warning", "dropped", "left out", "error"]
 _COLOUR: dict[Mark, str] = {
@@ -171,12 +173,32 @@ class Interrupt:
             raise Interrupted
 
 
+class Cell:
+    """A bar below a notebook's cell, redrawn in place. IPython is there: a notebook runs in it."""
+
+    def __init__(self, label: str, total: int) -> None:
+        from IPython.display import HTML, display
+
+        self._html, self._label, self._total, self._drawn = HTML, label, total, 0.0
+        self._handle = display(HTML(""), display_id=True)
+
+    def draw(self, done: int, words: str) -> None:
+        now = time.monotonic()
+        if done < self._total and now - self._drawn < REDRAW_S:
+            return
+        self._drawn = now
+        bar = f'<progress value="{done}" max="{self._total}"></progress>'
+        said = html.escape(f"{done}/{self._total}  {words}")
+        self._handle.update(self._html(f"{html.escape(self._label)} {bar} {said}"))
+
+
 class Bar:
-    """A progress bar on a terminal, a line every few seconds elsewhere (see `is_live`)."""
+    """A progress bar on a terminal and in a notebook, a line every few seconds elsewhere (see `is_live`)."""
 
     def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
-        self._console, self._label, self._total = console, printable(label), total
+        self._console, self._label, self._total, self._done = console, printable(label), total, done
         self._live = is_live(console)
+        self._cell = Cell(label, total) if console.is_jupyter and not console.quiet else None
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -199,11 +221,17 @@ class Bar:
         self._progress.stop()
 
     def activity(self, done: int, total: int) -> None:
-        """What a long step is doing right now, on a terminal."""
+        """What a long step is doing right now, where a bar is drawn."""
         self._progress.update(self._task, note=f"sampling {done}/{total}")
+        if self._cell is not None:
+            self._cell.draw(self._done, f"sampling {done}/{total}")
 
     def update(self, done: int, note: str = "") -> None:
+        self._done = done
         self._progress.update(self._task, completed=done, note=printable(note))
+        if self._cell is not None:
+            self._cell.draw(done, note)
+            return
         now = time.monotonic()
         if not self._live and (now - self._last >= LINE_EVERY_S or done == self._total):
             self._last = now

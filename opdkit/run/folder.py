@@ -30,6 +30,7 @@ from opdkit.run.lock import NAME_BYTES, Lock
 
 _FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id")
 _FOLDERS = ("rows", "checkpoints", "eval", "tensorboard", "wandb")
+_CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
 _OURS = {"recipe.toml", ".lock", *_FILES, *_FOLDERS}
 # What readers of a recipe.toml take for granted.
 _RECIPE_HAS = {
@@ -196,9 +197,10 @@ class RunFolder:
         first = self.read_environment()
         for source, fingerprint in fingerprints.items():
             if first["data"].get(source, fingerprint) != fingerprint:
+                why = "its code" if source.startswith(_CODE) else "its problems, its instruction or the seed"
                 raise UserError(
-                    f"{source} is not what it was when {self.path} began (its problems, its instruction or the seed "
-                    "changed), so the run cannot go on with it: restore it, or start another run"
+                    f"{source} is not what it was when {self.path} began ({why} changed), so the run cannot go on with "
+                    "it: restore it, or start another run"
                 )
         said = changes([first, *first["resumed"]][-1], now)
         resumed = [*first["resumed"], now | ({"changed": dict(changed)} if changed else {})]

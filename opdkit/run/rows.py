@@ -169,6 +169,14 @@ def load_rows(path: Path) -> list[Example]:
     return examples
 
 
+def column_values(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """The columns by name, for data frames: turns and meta as dicts, arrays in their shapes, [T], [T, K], [S, T]."""
+    found = {name: [get(row) for row in examples] for name, (_, get) in _COLUMNS.items()}
+    problems = [row.problem for row in examples]
+    turns = [[dict(turn) for turn in problem.messages] for problem in problems]
+    return {**found, "messages": turns, "meta": [dict(problem.meta) for problem in problems]}
+
+
 def _row_groups(examples: Sequence[Example]) -> Iterator[list[Example]]:
     group: list[Example] = []
     size = 0

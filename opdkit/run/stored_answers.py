@@ -174,6 +174,7 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
                 "gold": problem.gold,
                 "solution": problem.solution,
                 "meta": dict(problem.meta),
+                **({"columns": dict(problem.columns)} if problem.columns else {}),
             }
         )
         for problem in problems

@@ -2,7 +2,8 @@
 
     task = "math"                                           one of TASKS, with its defaults
     task = { name = "tool_use", feedback = "reveal" }       with options: the keyword arguments it is made with
-    task = "my_task.py"    task = "my_pkg.my_task:Grader"   your own (`user_task.py`); read because you named it
+    task = "my_task.py"    task = "my_pkg.my_task:Grader"   your own (`user/task.py`); read because you named it
+    task = "mine"                                           what an installed package calls so, as an entry point
 
 On a command line, and wherever a task is one line of text: `tool_use`, `tool_use feedback=reveal`, or the table.
 What an option may be is said by the type of the argument, and by an `Option` beside it.
@@ -28,10 +29,12 @@ from pydantic import (
     create_model,
 )
 
+from opdkit.installed import installed
 from opdkit.tasks import TASKS
 from opdkit.tasks.arguments import OptionArgument, option_arguments
 from opdkit.tasks.base import Task
 from opdkit.tasks.none import NoTask
+from opdkit.tasks.user.rewards import PREFIX, InProcess
 from opdkit.tasks.user.task import UserTask, load_user_task
 from opdkit.tasks.weighted import WeightedTask, WeightedTerm
 from opdkit.types import Problem
@@ -46,7 +49,7 @@ class TaskOptions(BaseModel):
 
     name: str  # as the recipe has it
     factory: ClassVar[Callable[..., Task]]
-    user_task: ClassVar[UserTask | None] = None
+    user_task: ClassVar[UserTask | InProcess | None] = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,6 +78,14 @@ class TaskOptions(BaseModel):
         for term in self.options["terms"].values() if self.factory is WeightedTask else ():
             found |= term.task.user_files
         return found
+
+    @property
+    def columns_asked(self) -> tuple[str, ...]:
+        """Columns of the data that its reward functions ask for, also as terms; `rewards.ALL`: every one."""
+        own = type(self).user_task
+        terms = self.options["terms"].values() if self.factory is WeightedTask else ()
+        asked = {*(own.columns if own else ()), *(name for term in terms for name in term.task.columns_asked)}
+        return tuple(sorted(asked))
 
     @property
     def needs_gold(self) -> bool:
@@ -169,14 +180,26 @@ def options_model(name: str) -> type[TaskOptions]:
     """The options of a task, as a pydantic model. Raises ValueError for a name that is no task."""
     if name in TASKS:
         return _model(name, TASKS[name], None)
-    if near := difflib.get_close_matches(name, TASKS, n=1, cutoff=0.75):
+    if name.startswith(PREFIX):
+        raise ValueError(
+            "was a function given to opdkit.train, and is in no file: give it again (reward=...), or put it into a "
+            f'file and name that, "my_rewards.py:{name.removeprefix(PREFIX)}"'
+        )
+    target = installed("tasks").get(name)
+    if target is None and (near := difflib.get_close_matches(name, TASKS, n=1, cutoff=0.75)):
         raise ValueError(f'does not exist; did you mean "{near[0]}"?')
-    user_task = load_user_task(name, known=tuple(TASKS))
+    user_task = load_user_task(target or name, known=tuple(TASKS))
     return _model(name, user_task, user_task)
 
 
+def in_process(function: Callable[..., Any], name: str) -> TaskOptions:
+    """A reward function that no other process can import, as a task that has been chosen."""
+    described = InProcess(function, f"{PREFIX}{name}")
+    return _model(described.name, described, described).model_validate({"name": described.name})
+
+
 @lru_cache(maxsize=256)
-def _model(name: str, factory: Callable[..., Task], user_task: UserTask | None) -> type[TaskOptions]:
+def _model(name: str, factory: Callable[..., Task], user_task: UserTask | InProcess | None) -> type[TaskOptions]:
     arguments: Sequence[OptionArgument] = option_arguments(factory) if user_task is None else user_task.arguments
     fields: dict[str, Any] = {
         argument.name: (argument.annotation, ... if argument.is_required else argument.default)

@@ -7,18 +7,18 @@ leaves a run folder that `--resume` continues to the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import long_prompts
-from opdkit.data.readers import Dataset, fingerprint, load_problems
+from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
-from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
+from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -26,6 +26,7 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
+from opdkit.training.data import evaluation_sets, training_data
 from opdkit.training.evaluations import Evaluations
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
@@ -37,7 +38,10 @@ from opdkit.training.resume import going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
+from opdkit.training.summary import note_of, summary_of
 from opdkit.types import Problem
+
+OnStep = Callable[[int, Mapping[str, float | None]], object]
 
 
 def train(
@@ -46,24 +50,17 @@ def train(
     console: Console,
     resume: bool = False,
     overwrite: bool = False,
-    problems: Sequence[Problem] | None = None,
+    problems: Sequence[Problem] | Dataset | None = None,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones).
 
-    Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
+    on_step is told the steps taken and the last one's metrics, after each; what it raises ends the run, once the steps
+    are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_sinks(recipe)
-    data = _load_data(recipe, problems)
-    eval_sets = {
-        source: load_problems(
-            source,
-            task=recipe.data.task.main.name,
-            limit=recipe.eval.limit,
-            instruction=recipe.data.instruction,
-            require_gold=recipe.data.task.needs_gold_or_tests,
-        )
-        for source in recipe.eval.sources
-    }
+    data = training_data(recipe, problems)
+    eval_sets = evaluation_sets(recipe)
     for _, path in recipe.model_paths.items():
         check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
@@ -72,14 +69,15 @@ def train(
         now = folder.clock(anew=overwrite)
         sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
         parts = Parts(recipe, saved, now=now)
-        with closing(Run(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+            run.on_step = on_step
             for sentence in said:
                 run.warn(sentence)
             folder.prepare(overwrite=overwrite)
             return run.go(folder, saved, changed)
 
 
-class Run:
+class TrainingRun:
     """One run while it lasts."""
 
     def __init__(
@@ -93,6 +91,7 @@ class Run:
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
         self.recipe, self.parts, self.console = recipe, parts, console
+        self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
@@ -159,12 +158,11 @@ class Run:
             try:
                 before, after, teacher = self._train(log)
             except Interrupted:
-                if state.step > self.saved_step:
-                    self._save()
+                self._save_what_is_new()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
-        summary = self._summary(before, after, teacher)
+        summary = summary_of(recipe, state, before, after, teacher, self.warnings)
         folder.write_summary(summary)
         return summary
 
@@ -209,7 +207,17 @@ class Run:
             self._save()
         self._warn_of_crashes()
         self._raise_alarms(seen)
-        bar.update(state.step, note=_note(seen, speed))
+        bar.update(state.step, note=note_of(seen, speed))
+        if self.on_step is not None:
+            try:
+                self.on_step(state.step, reduce_metrics(metrics))
+            except BaseException:
+                self._save_what_is_new()
+                raise
+
+    def _save_what_is_new(self) -> None:
+        if self.state.step > self.saved_step:
+            self._save()
 
     def _save(self) -> None:
         parts, state = self.parts, self.state
@@ -254,7 +262,7 @@ class Run:
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
         prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
-        prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
+        prints |= self.recipe.user_files
         own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
         prints |= {
             path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
@@ -339,49 +347,3 @@ class Run:
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
         say(self.console, sentence, mark="warning")
-
-    def _summary(
-        self, before: dict[str, Accuracy], after: dict[str, Accuracy], teacher: dict[str, Accuracy] | None
-    ) -> dict[str, Any]:
-        counters = dict(self.state.counters)
-        return {
-            "name": self.recipe.name,
-            "method": self.recipe.method.name,
-            "steps": self.state.step,
-            "seconds": round(counters.pop("seconds", 0.0), 3),
-            "tokens": {"answer": counters.pop("answer_tokens", 0.0), "teacher": counters.pop("teacher_tokens", 0.0)},
-            "counts": counters,
-            "eval": {"student_before": before, "student_after": after, "teacher": teacher},
-            "model": f"checkpoints/step_{self.state.step:06d}/model",
-            "warnings": self.warnings,
-        }
-
-
-def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
-    section = recipe.data
-    if problems is not None:
-        return Dataset(
-            problems=list(problems),
-            fingerprint=fingerprint(problems),
-            dropped=[],
-            num_duplicate_ids=0,
-            source=section.train,
-        )
-    return load_problems(
-        section.train,
-        task=section.task.main.name,
-        limit=section.limit,
-        seed=recipe.seed,
-        instruction=section.instruction,
-        columns=section.columns or None,
-        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
-    )
-
-
-def _note(seen: Mapping[str, float | None], speed: float) -> str:
-    parts = [f"loss {seen['train/loss']:.4f}"]
-    if (reward := seen.get("rollout/reward")) is not None:
-        parts.append(f"reward {reward:.3f}")
-    elif seen.get("rollout/num_ungraded"):
-        parts.append("reward unknown")
-    return "  ".join([*parts, f"{speed:,.0f} tok/s"])

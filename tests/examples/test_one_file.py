@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -56,7 +57,7 @@ def test_its_gradient_is_the_librarys(one_file: ModuleType, folder: Path, monkey
             "train": {"steps": 1, "problems_per_step": 8, "max_tokens_per_micro_batch": 64},
         }
     )
-    run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, Console(quiet=True))
+    run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, Console(quiet=True))
     ours: dict[str, torch.Tensor] = {}
 
     def catch(step: int) -> StepResult:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from opdkit.recipe import Recipe
 from opdkit.training import step as training_step
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.state import State
@@ -32,11 +33,11 @@ SOLUTION = ("context.kind=reference_solution", "context.template=prefix", "metho
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[..., Run]]:
+def start(console: Console) -> Iterator[Callable[..., TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> Run:
-        run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+    def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> TrainingRun:
+        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
         runs.append(run)
         sample = run.state.sample
         if rewards:  # a random student never earns one
@@ -51,7 +52,7 @@ def start(console: Console) -> Iterator[Callable[..., Run]]:
         run.close()
 
 
-def step(run: Run, problems: Any = None) -> tuple[list[Example], dict[str, float | None], Tensor]:
+def step(run: TrainingRun, problems: Any = None) -> tuple[list[Example], dict[str, float | None], Tensor]:
     """(rows, metrics, flat gradient) of a step that is not applied."""
     seen: list[Tensor] = []
     weights, original = run.parts.optimizer.weights, run.parts.optimizer.step
@@ -84,7 +85,7 @@ def term(row: Example, name: str) -> Tensor:
 def too_long_for_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The teacher of a run says nothing of these rows of every step."""
 
-    def make(run: Run, *rows: int) -> None:
+    def make(run: TrainingRun, *rows: int) -> None:
         score = training_step.score
 
         def silent(state: State, groups: Any, views: Any) -> list[dict[str, Signal]]:

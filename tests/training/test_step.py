@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.parts import Parts
 from opdkit.training.step import State, train_step
 from opdkit.types import Asked, Group, Problem
@@ -50,11 +51,11 @@ METHODS = [
 
 
 @pytest.fixture
-def start(console: Console) -> Callable[[Recipe], Run]:
-    return lambda recipe: Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+def start(console: Console) -> Callable[[Recipe], TrainingRun]:
+    return lambda recipe: TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
 
 
-def gradient(run: Run, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def gradient(run: TrainingRun, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """The gradient one step would apply."""
     seen: dict[str, Tensor] = {}
 

@@ -25,7 +25,8 @@ from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.training import checkpoint, step
-from opdkit.training.loop import Run, _load_data, train
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun, train
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.models.student import load_student
 from opdkit.training.parts import Parts
@@ -44,11 +45,11 @@ EXTRAPOLATED = (
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
+def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe) -> Run:
-        runs.append(Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console))
+    def make(recipe: Recipe) -> TrainingRun:
+        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
         return runs[-1]
 
     yield make
@@ -56,7 +57,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
         run.close()
 
 
-def move(run: Run) -> None:
+def move(run: TrainingRun) -> None:
     """The student leaves its initial weights behind."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -64,7 +65,7 @@ def move(run: Run) -> None:
             weight.add_(0.05 * torch.randn(weight.shape, generator=random))
 
 
-def not_applied(run: Run, patch: pytest.MonkeyPatch) -> tuple[list[Example], dict[str, Tensor]]:
+def not_applied(run: TrainingRun, patch: pytest.MonkeyPatch) -> tuple[list[Example], dict[str, Tensor]]:
     """(rows, gradient) of a step that is not applied."""
     seen: dict[str, Tensor] = {}
 

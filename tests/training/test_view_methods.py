@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -40,11 +41,11 @@ METHODS = [
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
+def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe) -> Run:
-        run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+    def make(recipe: Recipe) -> TrainingRun:
+        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
         runs.append(run)
         sample = run.state.sample
 
@@ -64,7 +65,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
         run.close()
 
 
-def step(run: Run) -> tuple[Tensor, dict[str, float | None]]:
+def step(run: TrainingRun) -> tuple[Tensor, dict[str, float | None]]:
     """(flat gradient, metrics) of a step that is not applied."""
     seen: list[Tensor] = []
     weights = run.parts.optimizer.weights

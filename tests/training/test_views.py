@@ -10,7 +10,8 @@ from torch import Tensor
 
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -23,9 +24,9 @@ SOLUTION = "{ kind = 'reference_solution', template = 'prefix' }"
 PEERS = f"{{ kind = 'peers', slots = ['success'], feedback = 'never', wording = {WORDING} }}"
 
 
-def started(recipe: Recipe, console: Console) -> Run:
+def started(recipe: Recipe, console: Console) -> TrainingRun:
     """A run whose student has left its initial weights behind."""
-    run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+    run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in run.parts.optimizer.weights.values():
@@ -33,7 +34,7 @@ def started(recipe: Recipe, console: Console) -> Run:
     return run
 
 
-def gradient(run: Run, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def gradient(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """What one step would apply, as one array."""
     seen: list[Tensor] = []
     weights = run.parts.optimizer.weights

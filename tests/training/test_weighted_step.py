@@ -18,7 +18,8 @@ from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
 from opdkit.training import checkpoint, plan
 from opdkit.training import step as module
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
@@ -27,11 +28,11 @@ Make = Callable[..., Recipe]
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
+def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe) -> Run:
-        runs.append(Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console))
+    def make(recipe: Recipe) -> TrainingRun:
+        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
         return runs[-1]
 
     yield make
@@ -39,7 +40,7 @@ def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
         run.close()
 
 
-def step(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], dict[str, float | None], Tensor]:
+def step(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], dict[str, float | None], Tensor]:
     """(rows, metrics, flat gradient) of one step, which is not applied."""
     seen: list[Tensor] = []
 
@@ -54,7 +55,7 @@ def step(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], dict[str
     return rows, {metric.name: metric.value for metric in metrics}, torch.cat(seen).double()
 
 
-def rewarded(run: Run, *rewards: float | None) -> None:
+def rewarded(run: TrainingRun, *rewards: float | None) -> None:
     """Gives the answers to every problem these rewards: a random student never earns one."""
     sample = run.state.sample
     run.state.sample = lambda problems, number: [
@@ -177,7 +178,7 @@ def test_first_pass_rates_survive_a_resume(recipe: Make, start: Any, console: Co
     run._save()
     saved = checkpoint.latest(run.folder.checkpoints)
     assert saved is not None
-    again = Run(run.recipe, Parts(run.recipe, saved), run.data, {}, console)
+    again = TrainingRun(run.recipe, Parts(run.recipe, saved), run.data, {}, console)
     again._restore(saved)
     assert again.state.step == 1 and again.state.pass_rates == run.state.pass_rates
 

@@ -301,6 +301,7 @@ def _of_sample(path: Path) -> Found:
         limit=asked["limit"],
         instruction=asked["instruction"],
         require_gold=task.needs_gold_or_tests,
+        asked=task.columns_asked,
     )
     if data.fingerprint != asked["fingerprint"]:
         raise UserError(

@@ -43,6 +43,7 @@ def load_data(options: SamplingOptions, *, limit: int | None, seed: int) -> Data
         seed=seed,
         instruction=options.instruction,
         require_gold=chosen.needs_gold_or_tests,
+        asked=chosen.columns_asked,
     )
 
 

@@ -24,6 +24,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from opdkit.data.files.sources import Row
@@ -92,6 +93,8 @@ class Schema:
     columns: role -> column name (for "meta": names), replacing the defaults of that role in `COLUMNS`.
     require_gold: False keeps rows that nobody can grade, with gold None or (code) without tests: a method that needs no
         reward learns from the prompt alone.
+    asked: columns that reward functions want as they stand, `Problem.columns`; "*": all. The question is among them,
+        under "prompt".
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class Schema:
         instruction: str = "auto",
         columns: Mapping[str, str | Sequence[str]] | None = None,
         require_gold: bool = True,
+        asked: Sequence[str] = (),
     ) -> None:
+        self._asked = asked
         if instruction not in INSTRUCTION_NAMES:
             raise UserError(_unknown("instruction", instruction, INSTRUCTION_NAMES))
         self.columns = dict(COLUMNS)
@@ -118,14 +123,15 @@ class Schema:
         """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
         wanted = _OTHER_COLUMNS | {name.partition(".")[0] for names in self.columns.values() for name in names}
         questions = (*self.columns["prompt"], *CONVERSATIONS)
-        if not any(name.partition(".")[0] in present for name in questions):
+        if "*" in self._asked or not any(name.partition(".")[0] in present for name in questions):
             return list(present)
-        return [name for name in present if name in wanted]
+        return [name for name in present if name in wanted or name in self._asked]
 
     def problem(self, row: Row) -> Problem:
         """Raises Unusable with the reason."""
         try:
-            return self._problem(row)
+            problem = self._problem(row)
+            return replace(problem, columns=self._as_asked(row)) if self._asked else problem
         except RecursionError:
             raise Unusable("the row is nested too deeply") from None
 
@@ -161,6 +167,13 @@ class Schema:
             meta=meta,
         )
 
+    def _as_asked(self, row: Row) -> dict[str, Any]:
+        """The columns of the row that reward functions ask for."""
+        names = [name for name in row if "*" in self._asked or name in self._asked]
+        kept = {name: _plain(_lookup(row, name)) for name in names}
+        prompt = next(self._filled(row, [*self._present_columns(row)["prompt"], *CONVERSATIONS]), None)
+        return kept | ({} if prompt is None else {"prompt": _plain(_lookup(row, prompt))})
+
     def _prepared(self, row: Row) -> Problem:
         """A row of `opdkit data prepare`: taken as it is, but for an instruction that is asked for now."""
         if row["task"] != self.task and self.task in KINDS:  # format, length, a user's own: they read what they like
@@ -179,7 +192,8 @@ class Schema:
             meta.pop("answer_style", None)
             if asked.style == "answer_line":
                 meta["answer_style"] = asked.style
-        texts = {name: as_text(row[name], name) for name in ("gold", "solution") if row.get(name) is not None}
+        given = [name for name in ("gold", "solution") if row.get(name) is not None]
+        texts: dict[str, Any] = {name: as_text(row[name], name) for name in given}
         return Problem(id=as_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
 
     def _tests(self, row: Row) -> Any:

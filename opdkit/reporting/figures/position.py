@@ -15,7 +15,7 @@ from opdkit.reporting.figures.curves import Curve, Point, overlay
 from opdkit.reporting.figures.heatmap import loss_parts
 from opdkit.reporting.figures.series import legend
 from opdkit.reporting.html.markup import Html, join, tag
-from opdkit.reporting.run import Run, row_files
+from opdkit.reporting.run import RunContents, row_files
 from opdkit.run.rows import load_rows
 from opdkit.types import Example
 
@@ -25,7 +25,7 @@ MIN_TOKENS = 5  # a mean of fewer says nothing, and is a gap
 Values = npt.NDArray[np.floating] | None  # [T], NaN where unknown
 
 
-def position_panels(run: Run) -> Html | None:
+def position_panels(run: RunContents) -> Html | None:
     """The last saved step beside the first one. None where the rows do not say what was taught."""
     words = "Means over the tokens at the same place of the saved answers, without those the loss left out."
     steps = {run.rows_step: run.rows} if run.rows_step is not None else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from opdkit.reporting.figures.heatmap import NUM_COLOURED, Decode, heat_map, legend, signal_scale
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, shortened
-from opdkit.reporting.run import Run
+from opdkit.reporting.run import RunContents
 from opdkit.types import Example, Rollout
 
 NUM_SHOWN = 5  # of the best, and of the worst
@@ -17,7 +17,7 @@ NUM_SHOWN = 5  # of the best, and of the worst
 Key = tuple[str, int]  # (problem id, sample id)
 
 
-def answers(run: Run, decode: Decode | None) -> Html:
+def answers(run: RunContents, decode: Decode | None) -> Html:
     """Two columns of cards, or one where peers stand beside the answers. Without `decode`: token ids."""
     graded = sorted((row for row in run.rows if row.rollout.reward is not None), key=_reward)
     if not graded:
@@ -54,7 +54,7 @@ class _Step:
         return row.taught is None and any(other.taught for other in self.rows.values())
 
 
-def tokenizer_decode(run: Run) -> Decode | None:
+def tokenizer_decode(run: RunContents) -> Decode | None:
     """The decoder of the run's tokenizer, special tokens included; None if its file is not on this machine.
 
     Only `tokenizer.json` is read, from the run's own checkpoint, the model's folder or the hub's cache: no network, no
@@ -72,7 +72,7 @@ def tokenizer_decode(run: Run) -> Decode | None:
     return None
 
 
-def _tokenizer_files(run: Run) -> list[Path]:
+def _tokenizer_files(run: RunContents) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from opdkit.methods.base import Method
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
-from opdkit.reporting.run import Run
+from opdkit.reporting.run import RunContents
 
 SHOWN = "context/share_"  # followed by the kinds of what the teacher was shown; of_...: a share of something else
 NOTHING = f"{SHOWN}nothing"
 
 
-def what_happened(run: Run) -> str | None:
+def what_happened(run: RunContents) -> str | None:
     """None for a method that this opdkit does not know; the recipe is on the page all the same."""
     from pydantic import ValidationError
 
@@ -30,17 +30,17 @@ def what_happened(run: Run) -> str | None:
     return " ".join([words.get(method.answer_source) or _on_policy(run, method), *_exceptions(run), *_shown(run)])
 
 
-def total(run: Run, name: str) -> float:
+def total(run: RunContents, name: str) -> float:
     """Sum of a metric over the steps that have it."""
     return sum(number(line, name) or 0.0 for line in run.metrics)
 
 
-def silent_answers(run: Run) -> float:
+def silent_answers(run: RunContents) -> float:
     """Answers that the teacher should have scored and did not."""
     return total(run, "teacher/num_rows_without_view") + total(run, "teacher/num_rows_too_long")
 
 
-def _on_policy(run: Run, method: Method) -> str:
+def _on_policy(run: RunContents, method: Method) -> str:
     num_answers = total(run, "rollout/num_rows")
     done, sources = ["In each step the student wrote answers"], []
     if method.needs.views:
@@ -62,7 +62,7 @@ def _has_two_rewards(line: object) -> bool:
     return not isinstance(line, dict) or line.get("rollout/share_of_groups_with_one_reward") != 1
 
 
-def _exceptions(run: Run) -> Iterator[str]:
+def _exceptions(run: RunContents) -> Iterator[str]:
     num_answers, silent = total(run, "rollout/num_rows"), silent_answers(run)
     if 0 < silent < num_answers:
         yield f"The teacher did not score {share(silent, num_answers)} answers."
@@ -71,7 +71,7 @@ def _exceptions(run: Run) -> Iterator[str]:
         yield f"It learned nothing in {share(nothing, len(run.metrics))} steps."
 
 
-def _shown(run: Run) -> Iterator[str]:
+def _shown(run: RunContents) -> Iterator[str]:
     """What stood beside the problem, over all answers of the run."""
     lines = [line for line in run.metrics if NOTHING in line]
     if not lines:

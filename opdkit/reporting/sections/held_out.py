@@ -14,7 +14,7 @@ from opdkit.measure.intervals import Difference, paired_difference
 from opdkit.reporting.html.document import small, table
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import score
-from opdkit.reporting.run import Run
+from opdkit.reporting.run import RunContents
 from opdkit.run.answer_sets import read_answers
 from opdkit.run.stored_answers import AnswerSet
 
@@ -34,7 +34,7 @@ class Moved:
         return sorted(self.before, key=lambda name: (self.before[name] - self.after[name], name))
 
 
-def moved(run: Run) -> tuple[dict[str, Moved], list[str]]:
+def moved(run: RunContents) -> tuple[dict[str, Moved], list[str]]:
     """Data set -> its problems, and a sentence about answers that are there and cannot be read.
 
     Empty where the answers were not kept, or there is one evaluation only.

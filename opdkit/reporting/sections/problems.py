@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from opdkit.reporting.html.document import small, table
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, score
-from opdkit.reporting.run import Run, row_files
+from opdkit.reporting.run import RunContents, row_files
 
 NUM_SHOWN = 8  # of the best, and of the worst
 MAX_FILES = 200  # the newest; more would make a long run's report slow
@@ -39,7 +39,7 @@ class Seen:
         return sum(newest) / len(newest)
 
 
-def problems(run: Run) -> Html | None:
+def problems(run: RunContents) -> Html | None:
     """Two tables. None where fewer than two problems have two graded answers: there would be no best and no worst."""
     files = dict(sorted(row_files(run.folder).items())[-MAX_FILES:])
     found, unreadable = outcomes(files)

@@ -11,7 +11,7 @@ from opdkit.reporting.figures.position import position_panels
 from opdkit.reporting.figures.series import legend
 from opdkit.reporting.html.document import small
 from opdkit.reporting.html.markup import Html, join, tag
-from opdkit.reporting.run import Run
+from opdkit.reporting.run import RunContents
 
 WORDS = (
     "Loss: what training makes small. Reward: the grader's mean over the step's sampled answers. Entropy: how "
@@ -27,7 +27,7 @@ BY_BUCKET: Mapping[str, str] = {
 }
 
 
-def training(run: Run) -> Html | None:
+def training(run: RunContents) -> Html | None:
     evaluated = [evaluation_panel(f"Held-out: {dataset}", history) for dataset, history in run.history.items()]
     shown = [figure for figure in evaluated if figure] + main_panels(run.metrics)
     others = other_panels(run.metrics)

@@ -7,7 +7,7 @@ from typing import Any
 
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
-from opdkit.reporting.run import Run
+from opdkit.reporting.run import RunContents
 from opdkit.run.alarms import GAP_LIMITS, wide_gap
 
 # Metric -> what its sum over the run counts. Shares are of all sampled answers, where that is what is counted.
@@ -35,13 +35,13 @@ _EVALUATED: Mapping[str, str] = {
 }
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: RunContents) -> list[str]:
     """One sentence for each fault that occurred; empty when nothing did."""
     said = [str(sentence) for sentence in (run.summary or {}).get("warnings", ())]
     return [*said, *_training(run), *_evaluation(run)]
 
 
-def _training(run: Run) -> Iterator[str]:
+def _training(run: RunContents) -> Iterator[str]:
     num_answers = _total(run, "rollout/num_rows")
     for name, what in _OF_ANSWERS.items():
         if count := _total(run, name):
@@ -60,7 +60,7 @@ def _training(run: Run) -> Iterator[str]:
         yield f"Steps that a metrics service beside metrics.jsonl did not take: {failures:,.0f}."
 
 
-def _evaluation(run: Run) -> Iterator[str]:
+def _evaluation(run: RunContents) -> Iterator[str]:
     for dataset, entries in run.headline.items():
         for entry in entries:
             counts = entry.measured.counts
@@ -74,6 +74,6 @@ def _gap(line: Mapping[str, Any]) -> Mapping[str, float | None]:
     return {name: number(line, name) for name in ("rollout/sampler_gap_bias", "rollout/sampler_gap_p999")}
 
 
-def _total(run: Run, name: str) -> float:
+def _total(run: RunContents, name: str) -> float:
     values: list[Any] = [line.get(name) for line in run.metrics]
     return float(sum(value for value in values if isinstance(value, (int, float))))

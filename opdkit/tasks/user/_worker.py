@@ -32,6 +32,7 @@ from opdkit.tasks._worker import receive_frame, send_frame
 from opdkit.tasks.arguments import argument_as_json, option_arguments, value_from_json
 from opdkit.tasks.base import Grade, GraderDown, checked, place_and_fault
 from opdkit.tasks.guard import numbers_of
+from opdkit.tasks.user.rewards import RewardTask, asked_columns, is_reward_function, reward_faults
 from opdkit.types import Problem
 
 DEFAULT_NAMES = ("grade", "Task")
@@ -93,23 +94,30 @@ class _Served:
         if inspect.isclass(found):
             if not callable(getattr(found, "grade", None)):
                 raise UserError(f"the class {chosen} has no method grade(self, items)")
+        elif is_reward_function(found):
+            if fault := reward_faults(found, chosen):
+                raise UserError(fault)
         elif not callable(found) or not _takes_two(found):
-            raise UserError(f"{chosen} is neither a function of (problem, text) nor a class")
-        self.found = found
+            raise UserError(f"{chosen} is neither a function of (problem, text) or of completions, nor a class")
+        self.found, rewards = found, is_reward_function(found)
         limit = getattr(found, "time_limit_s", TIME_LIMIT_S)
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < float("inf"):
             raise UserError(f"time_limit_s of {chosen} is {limit!r}; give seconds, above 0")
         return {
-            "arguments": [argument_as_json(argument) for argument in option_arguments(found)],
+            "arguments": [] if rewards else [argument_as_json(argument) for argument in option_arguments(found)],
+            "columns": asked_columns(found) if rewards else [],
             "needs_gold": bool(getattr(found, "needs_gold", False)),
-            "takes_batches": inspect.isclass(found),
+            "takes_batches": inspect.isclass(found) or rewards,
             "time_limit_s": float(limit),
             "files": _files(module, None if path is None else Path(path)),
         }
 
     def _make(self, options: Any) -> dict[str, Any]:
         plain = value_from_json(options)
-        self.task = self.found(**plain) if inspect.isclass(self.found) else _FunctionTask(self.found, plain)
+        if is_reward_function(self.found):
+            self.task = RewardTask(self.found, self.found.__name__)
+        else:
+            self.task = self.found(**plain) if inspect.isclass(self.found) else _FunctionTask(self.found, plain)
         return {name: hasattr(self.task, name) for name in ("describe", "main")}
 
     def _grade(self, problems: list[dict[str, Any]], items: list[tuple[int, str]], main: bool) -> dict[str, Any]:

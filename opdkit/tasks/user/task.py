@@ -5,8 +5,9 @@
     task = "my_pkg.my_task"        the same with a module; from the current folder, too
     task = "my_pkg.my_task:Strict"
 
-The name stands for a function `grade(problem, text, *, options...)` that returns a `Grade` or a number, or for a class
-made with its options whose objects have `grade(items) -> list[Grade]`. It runs in a process of its own
+The name stands for a function `grade(problem, text, *, options...)` that returns a `Grade` or a number, for a reward
+function of TRL's form (`rewards.py`), or for a class made with its options whose objects have `grade(items) ->
+list[Grade]`. It runs in a process of its own
 (`_user_worker.py`), with your rights and environment, since it is your code. It may loop, exit or crash, so it has a
 time limit, is killed with everything it started, and only JSON comes back from it.
 """
@@ -43,6 +44,7 @@ class UserTask:
     content: bytes | None  # of the file, when it was first read: this is what runs, also if it is edited during a run
     arguments: tuple[OptionArgument, ...]
     needs_gold: bool
+    columns: tuple[str, ...]  # that a reward function asks for (`rewards.py`)
     takes_batches: bool
     time_limit_s: float
     files: Mapping[str, tuple[str, str]]  # "", or " imports NAME" -> path, sha256
@@ -103,6 +105,7 @@ def _describe(reference: str, path: Path | None, content: bytes | None) -> UserT
             content=content,
             arguments=tuple(argument_from_json(argument) for argument in said["arguments"]),
             needs_gold=bool(said["needs_gold"]),
+            columns=tuple(str(name) for name in said["columns"]),
             takes_batches=bool(said["takes_batches"]),
             time_limit_s=float(said["time_limit_s"]),
             files={
@@ -307,6 +310,7 @@ def _problem_as_json(problem: Problem) -> dict[str, Any]:
         "gold": problem.gold,
         "solution": problem.solution,
         "meta": dict(problem.meta),
+        "columns": dict(problem.columns),
     }
 
 

@@ -18,7 +18,8 @@ from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
 from opdkit.run.alarms import alarms
 from opdkit.training.answers import Answers
-from opdkit.training.loop import Run, _load_data, train
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun, train
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Rollout
@@ -33,11 +34,11 @@ GAP = ("rollout/sampler_gap_bias", "rollout/sampler_gap_mean", "rollout/sampler_
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
+def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
     runs = []
 
-    def make(recipe: Recipe) -> Run:
-        runs.append(Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console))
+    def make(recipe: Recipe) -> TrainingRun:
+        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
         return runs[-1]
 
     yield make
@@ -45,14 +46,14 @@ def start(console: Console) -> Iterator[Callable[[Recipe], Run]]:
         run.close()
 
 
-def with_rollouts(run: Run, change: Callable[[Rollout], Rollout]) -> None:
+def with_rollouts(run: TrainingRun, change: Callable[[Rollout], Rollout]) -> None:
     sample = run.state.sample
     run.state.sample = lambda problems, number: [
         replace(g, rollouts=tuple(change(r) for r in g.rollouts)) for g in sample(problems, number)
     ]
 
 
-def values(run: Run) -> dict[str, float | None]:
+def values(run: TrainingRun) -> dict[str, float | None]:
     return reduce_metrics(train_step(run.state, run.problems[:4])[1])
 
 

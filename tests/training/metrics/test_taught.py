@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from opdkit.recipe import Recipe
-from opdkit.training.loop import Run, _load_data
+from opdkit.training.data import training_data
+from opdkit.training.loop import TrainingRun
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Example
@@ -24,7 +25,7 @@ def step(console: Console) -> Iterator[Callable[[Recipe], Any]]:
     runs = []
 
     def make(recipe: Recipe, rewards: tuple[float | None, ...] = ()) -> tuple[list[Example], dict[str, float | None]]:
-        run = Run(recipe, Parts(recipe, None), _load_data(recipe, None), {}, console)
+        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
         runs.append(run)
         sample = run.state.sample
         if rewards:  # a random student never earns one
