@@ -11,6 +11,7 @@ from typing import Any, Literal
 from opdkit.contexts.render import Renderer
 from opdkit.data.readers import Dataset
 from opdkit.engines.base import Sampler
+from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
@@ -43,7 +44,11 @@ class Evaluations:
         results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, sampler, renderer)
         if results:
             area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
-            self.log.write_evaluation(step, as_metrics(area, results))
+            try:
+                metrics = as_metrics(area, results)
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise UserError(f"{path} holds no evaluation; restore it from a copy, or delete it") from None
+            self.log.write_evaluation(step, metrics)
         return results
 
     def _measure(self, path: Path, label: str, sampler: Sampler, renderer: Renderer) -> dict[str, Accuracy]:
@@ -98,8 +103,9 @@ def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:
             "answer_tokens": accuracy["answer_tokens"],
         }
         for quantity, estimate in estimates.items():
-            ends = {"": estimate["value"], "_low": estimate["low"], "_high": estimate["high"]}
-            found += [Metric(f"{within}/{quantity}{end}", value, "last") for end, value in ends.items()]
+            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+                value = estimate[key]  # type: ignore[literal-required]
+                found.append(Metric(f"{within}/{quantity}{end}", None if value is None else float(value), "last"))
         counts = ("problems", "samples", "num_truncated", "num_no_answer", "num_ungraded")
         found += [Metric(f"{within}/{key}", accuracy[key], "last") for key in counts]  # type: ignore[literal-required]
     return found

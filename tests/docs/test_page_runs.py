@@ -112,14 +112,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
     lines_of_yaml = {**VERL, "trainer.total_training_steps": 30}
     (folder / "experiment.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines_of_yaml.items()))
     calls = [
-        {
-            "messages": [{"role": "user", "content": f"Weather in {city}?"}],
-            "tools": [{"name": "weather", "parameters": {"city": "string"}}],
-            "golden_answer": [{"Action": "weather", "Action_Input": json.dumps({"city": city})}],
-        }
+        {"prompt": f"Weather in {city}?", "answer": json.dumps([{"Action": "w", "Action_Input": {"city": city}}])}
         for city in ("Oslo", "Rome", "Lima", "Cairo")
     ]
-    lines("tools.jsonl", calls)  # type: ignore[arg-type]
+    lines("tools.jsonl", calls)
     (folder / "tools.toml").write_text(TOOLS)
 
     made: dict[str, str] = {

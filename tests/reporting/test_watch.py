@@ -119,13 +119,13 @@ def test_says_where_a_run_stands(run_folder: Path) -> None:
 
 
 def test_words_of_a_model_cannot_command_a_terminal(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Escape sequences in names and answers (clear the screen, set the title, C1 codes) are shown as pictures."""
+    """Escape sequences in names and answers (clear the screen, set the title, C1 codes) are shown."""
     monkeypatch.setattr(module, "tokenizer_decode", lambda run: lambda ids: f"\x1b]0;title\x07{decode(ids)}")
     recipe = run_folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("</pre>", "\\u001b[2J\\u009b2J"))
     (run_folder / "summary.json").unlink()
     text = shown(run_folder)
-    assert "␛[2J[U+009B]2J" in text and "␛]0;title␇answer 5" in text and EVIL.split("\x00")[0] in text
+    assert r"\x1b[2J\x9b2J" in text and r"\x1b]0;title\x07answer 5" in text and EVIL.split("\x00")[0] in text
     assert not {"\x1b", "\x9b", "\x00", "\u202e"} & set(text)
 
 

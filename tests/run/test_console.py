@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from opdkit.errors import Interrupted
-from opdkit.metrics import read_metrics
+from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Interrupt, Terminal
 from opdkit.training import checkpoint
@@ -66,7 +66,7 @@ def test_a_run_whose_reader_has_gone_stops_and_is_saved(recipe: Callable[..., Re
     saved = checkpoint.latest(made.run_dir / "checkpoints")
     assert saved is not None and 0 < saved.step < 4
     train(made, console=Terminal(file=io.StringIO()), resume=True)
-    assert [line["step"] for line in read_metrics(made.run_dir / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in of_steps(read_metrics(made.run_dir / "metrics.jsonl"))] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])

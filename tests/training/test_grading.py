@@ -13,6 +13,7 @@ from rich.console import Console
 
 from opdkit.contexts.peers import Peers
 from opdkit.errors import UserError
+from opdkit.metrics import of_steps
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
@@ -133,7 +134,7 @@ def test_a_sum_is_trained_on_and_its_first_term_is_evaluated(recipe: Any, consol
     evaluated = ("eval.before=true", "eval.data=arithmetic:merge-3:test", "eval.limit=5", "eval.samples=2")
     chosen = recipe("grpo", *COMMON, *evaluated, f"data.task={{ name = 'weighted', terms = {terms} }}")
     summary = train(chosen, console=console)
-    for line in lines(chosen):
+    for line in of_steps(lines(chosen)):
         right, short = line["grading/terms/right"], line["grading/terms/short"]
         assert line["rollout/reward"] == pytest.approx(right + 0.5 * short) and short < 0
         assert line["grading/accuracy"] == right
