@@ -1,7 +1,6 @@
 """A published input set as the trainer would see it: whoever a method or a weight asks has been asked.
 
-The teacher's word comes from `head_stats`, the student's from a `head_loss` before the update, as in
-`training/plan.py`.
+The teacher's word comes from `head_stats`, the student's from a `head_loss` before the update (`training/plan.py`).
 Letters: B rows, T positions, V vocabulary, N valid tokens.
 """
 
