@@ -98,7 +98,7 @@ class _Served:
             if fault := reward_faults(found, chosen):
                 raise UserError(fault)
         elif not callable(found) or not _takes_two(found):
-            raise UserError(f"{chosen} is neither a function of (problem, text) or of completions, nor a class")
+            raise UserError(f"{chosen} is neither a function of (problem, text) nor a class, nor of completions")
         self.found, rewards = found, is_reward_function(found)
         limit = getattr(found, "time_limit_s", TIME_LIMIT_S)
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < float("inf"):
