@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from opdkit.contexts import CONTEXTS
 from opdkit.contexts.none import NoContext
 from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS
-from opdkit.recipe.sections import Recipe, did_you_mean
+from opdkit.recipe.fields import did_you_mean
+from opdkit.recipe.sections import Recipe
 
 
 def choice(

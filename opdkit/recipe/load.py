@@ -123,8 +123,11 @@ def _with_its_place(fault: str, schedule: Mapping[str, Points]) -> str:
 
 def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's sections. A section that names another kind (or a teacher with other weights) starts afresh: the
-    paper's teacher weights say nothing about somebody's own teacher, nor its ema_rate about other weights."""
+    paper's teacher weights say nothing about somebody's own teacher, nor its ema_rate about other weights. Where there
+    is a [route], neither does its context: its views are the teachers."""
     defaults: dict[str, Any] = {key: dict(value) for key, value in method.defaults.items()}
+    if "route" in merged:
+        defaults = {key: value for key, value in defaults.items() if key not in ("teacher", "context")}
     for section, default in defaults.items():
         chosen = merged.get(section)
         if not isinstance(chosen, Mapping):

@@ -23,8 +23,9 @@ from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe.build import choice, chosen_weights, sentences
+from opdkit.recipe.fields import did_you_mean
 from opdkit.recipe.points import Points, first_step
-from opdkit.recipe.sections import Recipe, SamplingSection, did_you_mean
+from opdkit.recipe.sections import Recipe, SamplingSection
 
 # Two stages by name. PACED (arXiv:2603.11178) trains the first half of the steps with forward KL on the teacher's
 # answers, the second half with reverse KL on the student's.

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
-from opdkit.data.schemas.schema import COLUMNS
 from opdkit.engines.base import SamplingParams
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import SINKS
+from opdkit.recipe.data import DataSection, RouteSection
+from opdkit.recipe.fields import (
+    Answers,
+    Count,
+    Decay,
+    PositiveInt,
+    Section,
+    Seed,
+    StopTokens,
+    Strings,
+    Words,
+    exists_in,
+)
 from opdkit.recipe.points import Points
-from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
-
-MOST = 2**31 - 1  # what every index of an array can count
-MANY = 2**16  # answers to one problem
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Answers = Annotated[int, Field(gt=0, le=MANY)]
-Words = Annotated[str, Field(min_length=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
-
-StopTokens = Annotated[tuple[str | int, ...], Field(strict=False, min_length=1)]
-
-
-def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in table:
-            raise ValueError(f"does not exist{did_you_mean(name, table)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
-    for role in columns:
-        if role not in COLUMNS:
-            raise ValueError(f"{role} is no role of a column{did_you_mean(role, COLUMNS)}")
-    return columns
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -107,18 +85,6 @@ class ViewSection(Section):
     count: PositiveInt = 1  # readings of every answer, each with other evidence; fewer where there is no more
 
 
-class DataSection(Section):
-    train: Words
-    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
-    # unknown, and prompts alone are enough; for methods that need no reward.
-    task: ChosenTask = resolve_task("none")
-    # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
-    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
-    limit: PositiveInt | None = None
-    instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
-    max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
-
-
 class SamplingSection(Section):
     engine: Literal["hf"] = "hf"
     group_size: Answers = 1
@@ -169,14 +135,15 @@ class EvalSection(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
-    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
+    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens, the most of a schedule
 
-    def params(self, sampling: SamplingSection) -> SamplingParams:
+    def params(self, longest_answer: int) -> SamplingParams:
+        """longest_answer: the recipe's."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
-            max_answer_tokens=self.max_answer_tokens or sampling.max_answer_tokens,
+            max_answer_tokens=self.max_answer_tokens or longest_answer,
         )
 
     @property
@@ -198,7 +165,7 @@ class DiagnosticsSection(Section):
 
 class LogSection(Section):
     sinks: Annotated[
-        tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)
+        tuple[Annotated[str, exists_in(SINKS)], ...], Field(strict=False)
     ] = ()  # besides metrics.jsonl, which is always written
 
 
@@ -214,6 +181,7 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     method: Method
     weights: Weights = Weights()
+    route: RouteSection | None = None
     schedule: Mapping[str, Points] = {}  # what changes while the run trains, by its dotted key (schedule.py)
     train: TrainSection
     eval: EvalSection = EvalSection()
@@ -243,6 +211,38 @@ class Recipe(Section):
         return {"model.path": self.model.path, **{key: path for key, path in teachers.items() if path}}
 
     @property
+    def answering(self) -> dict[str, ViewSection]:
+        """Whoever reads as the teacher, by name: the views of [route], or [teacher] and [context]; {}: nobody does."""
+        names = self.route.readers if self.route else ("teacher",)
+        return {name: view for name, view in self.all_views.items() if name in names}
+
+    @property
+    def asked_views(self) -> set[str]:
+        """The names of [views] whose word somebody wants."""
+        teaches = self.needs.teacher is not None or self.method.answer_source == "teacher"
+        return {*self.needs.views, *(self.route.readers if self.route and teaches else ())}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the data, those that route and contexts name."""
+        named = [column for view in self.all_views.values() for column in view.context.needs_columns]
+        return tuple(dict.fromkeys([*([self.route.column] if self.route else []), *named]))
+
+    @property
+    def context_files(self) -> dict[str, str]:
+        """{key: path} of the texts that contexts show."""
+        keys = {view: "context" if view == "teacher" else f"views.{view}.context" for view in self.all_views}
+        read = {f"{keys[name]}.file": view.context.reads_file for name, view in self.all_views.items()}
+        return {key: path for key, path in read.items() if path}
+
+    @property
+    def longest_answer(self) -> int:
+        """sampling.max_answer_tokens, or the most that the schedule makes of it."""
+        points = self.schedule.get("sampling.max_answer_tokens")
+        scheduled = [] if points is None else [value for _, value in points.points]
+        return max([self.sampling.max_answer_tokens, *scheduled])
+
+    @property
     def all_views(self) -> dict[str, ViewSection]:
         """By name; the first is "teacher", where [teacher] names somebody."""
         teacher = ViewSection(teacher=self.teacher, context=self.context)
@@ -256,8 +256,3 @@ class Recipe(Section):
         del resolved["schedule"]
         points = {key: points.as_toml() for key, points in self.schedule.items()}
         return resolved | ({"schedule": points} if points else {})
-
-
-def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str], label: str = "choices") -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f'; did you mean "{near[0]}"?' if near else f" ({label}: {', '.join(known)})"

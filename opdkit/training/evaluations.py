@@ -39,7 +39,7 @@ class Evaluations:
         path = self.folder.evaluation(which)
         if path.exists():  # a resumed run: the numbers would come out the same
             return self.folder.read_evaluation(path)
-        section, sampling = self.recipe.eval, self.recipe.sampling
+        section = self.recipe.eval
         results: dict[str, Accuracy] = {}
         answers: dict[str, list[StoredAnswer]] = {}
         for source, data in self.sets.items():
@@ -54,7 +54,7 @@ class Evaluations:
                     sampler=sampler,
                     renderer=renderer,
                     task=self.task.main,
-                    params=section.params(sampling),
+                    params=section.params(self.recipe.longest_answer),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
                     progress=heard,
@@ -70,4 +70,4 @@ class Evaluations:
         """What the answers are answers to."""
         task, seed = self.task.main.options.text, self.recipe.seed
         sets = {source: {"fingerprint": data.fingerprint, "task": task} for source, data in self.sets.items()}
-        return {**asdict(self.recipe.eval.params(self.recipe.sampling)), "seed": seed, "sets": sets}
+        return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}

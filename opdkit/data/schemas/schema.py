@@ -24,6 +24,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from opdkit.data.files.sources import Row
@@ -92,6 +93,7 @@ class Schema:
     columns: role -> column name (for "meta": names), replacing the defaults of that role in `COLUMNS`.
     require_gold: False keeps rows that nobody can grade, with gold None or (code) without tests: a method that needs no
         reward learns from the prompt alone.
+    kept: columns of any name, whose texts become `Problem.columns`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Schema:
         instruction: str = "auto",
         columns: Mapping[str, str | Sequence[str]] | None = None,
         require_gold: bool = True,
+        kept: Sequence[str] = (),
     ) -> None:
         if instruction not in INSTRUCTION_NAMES:
             raise UserError(_unknown("instruction", instruction, INSTRUCTION_NAMES))
@@ -111,12 +114,13 @@ class Schema:
             if role not in COLUMNS:
                 raise UserError(_unknown("columns", role, tuple(COLUMNS)))
             self.columns[role] = (names,) if isinstance(names, str) else tuple(names)
-        self.task, self.instruction, self.require_gold = task, instruction, require_gold
+        self.task, self.instruction, self.require_gold, self.kept = task, instruction, require_gold, tuple(kept)
         self._present: dict[tuple[str, ...], dict[str, list[str]]] = {}
 
     def keep(self, present: Sequence[str]) -> list[str]:
         """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
-        wanted = _OTHER_COLUMNS | {name.partition(".")[0] for names in self.columns.values() for name in names}
+        named = [name for names in (*self.columns.values(), self.kept) for name in names]
+        wanted = _OTHER_COLUMNS | {*self.kept} | {name.partition(".")[0] for name in named}
         questions = (*self.columns["prompt"], *CONVERSATIONS)
         if not any(name.partition(".")[0] in present for name in questions):
             return list(present)
@@ -125,7 +129,8 @@ class Schema:
     def problem(self, row: Row) -> Problem:
         """Raises Unusable with the reason."""
         try:
-            return self._problem(row)
+            problem = self._problem(row)
+            return replace(problem, columns=self._kept(row, problem.meta)) if self.kept else problem
         except RecursionError:
             raise Unusable("the row is nested too deeply") from None
 
@@ -181,6 +186,16 @@ class Schema:
                 meta["answer_style"] = asked.style
         texts = {name: as_text(row[name], name) for name in ("gold", "solution") if row.get(name) is not None}
         return Problem(id=as_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
+
+    def _kept(self, row: Row, meta: Mapping[str, Any]) -> dict[str, str]:
+        """The columns that were asked for, of the row or (`opdkit data prepare` puts them there) of its meta."""
+        found = {name: _lookup(row, name) for name in self.kept}
+        found = {name: _lookup(meta, name) if value is None else value for name, value in found.items()}
+        return {
+            name: column_text(value, name)
+            for name, value in found.items()
+            if value is not None and not (isinstance(value, str) and not value.strip())
+        }
 
     def _tests(self, row: Row) -> Any:
         """Where SDPO's and MOPD's files keep the tests of a program; None: there are none, and none are required."""
@@ -317,7 +332,7 @@ def as_asked(solution: str, style: Literal["boxed", "answer_line"] | None) -> st
     )
 
 
-def _lookup(row: Row, name: str) -> Any:
+def _lookup(row: Mapping[str, Any], name: str) -> Any:
     """A column, or a nested one by dots. A column literally called "a.b" wins. NaN counts as missing (pandas)."""
     value: Any = row.get(name)
     if value is None and "." in name:
@@ -325,6 +340,13 @@ def _lookup(row: Row, name: str) -> Any:
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def column_text(value: Any, name: str) -> str:
+    """A column's value as text; what is neither text nor a number, as JSON. Raises Unusable."""
+    if isinstance(value, bool | list | tuple | dict):
+        value = json.dumps(_plain(value), ensure_ascii=False)
+    return as_text(value if isinstance(value, str | int | float | bytes) else str(value), name)
 
 
 def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
