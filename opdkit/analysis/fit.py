@@ -22,14 +22,14 @@ from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
 from opdkit.contexts import build_views
 from opdkit.contexts.render import long_prompts
-from opdkit.data.readers import Dataset, load_problems
+from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import UserError
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
-from opdkit.recipe import Recipe, needs_rewards
+from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
@@ -39,6 +39,7 @@ from opdkit.training.metrics.agreement import compare_rows, student_side, teache
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.teacher import Teacher
 from opdkit.training.parts import Parts
+from opdkit.training.train_data import check_readable, load_train_data
 from opdkit.types import Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on
@@ -56,23 +57,20 @@ class FitOptions:
 
 def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     """Measure, advise, print, and write fit.json. Raises UserError for what cannot be measured, Interrupted."""
+    if recipe.route is not None:
+        raise UserError(
+            "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
+            "own: its section as [teacher] and [context], and data.train of its domain"
+        )
     if recipe.teacher.kind == "none":
         raise UserError(
             'opdkit fit asks whether a teacher will help, but teacher.kind = "none"; name one in [teacher], e.g. '
             "--set teacher.kind=model --set teacher.path=PATH"
         )
     limits = Thresholds().changed(options.thresholds)
-    section = recipe.data
     check_model_path(recipe.model.path)
-    data = load_problems(
-        section.train,
-        task=section.task.main.name,
-        limit=section.limit,
-        seed=recipe.seed,
-        instruction=section.instruction,
-        columns=section.columns or None,
-        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
-    )
+    data = load_train_data(recipe)
+    check_readable(recipe, data)
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
     with Lock.on_folder(folder):
@@ -91,15 +89,15 @@ def _fit(
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
-    section = recipe.data
-    task = make_task_for(section.task, [data.problems])
+    grader = recipe.data.grader
+    task = make_task_for(grader, [part.problems for part in data.parts.values() or (data,)])
     asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
     try:
         with interrupt.listening():
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
-                _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
-            if unknown := unknown_rewards(section.task, problems):
+                _note(console, f"{data.source} has {len(problems)} problems that fit, not {options.problems}")
+            if unknown := unknown_rewards(grader, problems):
                 _note(console, unknown)
             asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)

@@ -96,6 +96,10 @@ class RouteSection(Section):
             )
         return domain
 
+    def number_of(self, problem: Problem) -> int:
+        """The place of its domain among all."""
+        return [*self.views].index(self.domain_of(problem))
+
     def view_of(self, problem: Problem) -> str:
         return self.views[self.domain_of(problem)]
 

@@ -222,7 +222,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f'method.name = "{method.name}" asks the view "{view}", which is not there; add [views.{view}] with '
             f"teacher and context{did_you_mean(view, [*recipe.views]) if recipe.views else ''}"
         )
-    if (asks_teacher or method.answer_source == "teacher") and not recipe.answering:
+    if (asks_teacher or method.answer_source == "teacher") and not recipe.answering and not recipe.route:
         alone = method.needs.teacher is None and method.answer_source != "teacher"
         who = "what [weights] compares" if alone else f'method.name = "{method.name}"'
         yield (
@@ -235,8 +235,8 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
                 f'{where}.kind = "{context.kind}" shows the teacher other answers to the same problem, but '
                 "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
             )
-    for name, view in recipe.answering.items() if asks_teacher else ():
-        if view.teacher.kind == "self" and view.teacher.weights == "live" and view.context.kind == "none":
+    for name, reader in recipe.answering.items() if asks_teacher else ():
+        if reader.teacher.kind == "self" and reader.teacher.weights == "live" and reader.context.kind == "none":
             where = "" if name == "teacher" else f"views.{name}."
             yield (
                 f'{where}teacher.weights = "live" with {where}context.kind = "none" compares the student with itself: '

@@ -17,13 +17,13 @@ class SeveralTasks:
     name = "several"
 
     def __init__(self, *, tasks: Mapping[str, Task]) -> None:
-        """tasks: by `Problem.task`; the first is what an evaluation measures."""
-        self._tasks = tasks
+        """tasks: by `Problem.task`."""
+        self._tasks = dict(tasks)
 
     @property
     def main(self) -> Task:
-        first = next(iter(self._tasks.values()))
-        return getattr(first, "main", first)
+        mains = {name: getattr(task, "main", task) for name, task in self._tasks.items()}
+        return self if mains == self._tasks else SeveralTasks(tasks=mains)
 
     @property
     def stats(self) -> Mapping[str, Any]:
@@ -58,7 +58,8 @@ class SeveralOptions(TaskOptions):
 
     @property
     def main(self) -> TaskOptions:
-        return next(iter(self.graders.values())).main
+        mains = {name: task.main for name, task in self.tasks.items()}
+        return self if mains == self.tasks else SeveralOptions(tasks=mains)
 
     @property
     def user_files(self) -> dict[str, str]:

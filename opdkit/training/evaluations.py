@@ -59,7 +59,7 @@ class Evaluations:
                     seed=self.recipe.seed,
                     progress=heard,
                 )
-            results[source], _ = measure(answers[source], task=self.task.main.name)
+            results[source], _ = measure(answers[source], task=self.recipe.data.task.main.name)
             self.console.print(f"{label}: {source}: {sentence(results[source])}", highlight=False, soft_wrap=True)
         if results:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
@@ -68,6 +68,6 @@ class Evaluations:
 
     def _asked(self) -> dict[str, Any]:
         """What the answers are answers to."""
-        task, seed = self.task.main.options.text, self.recipe.seed
+        task, seed = self.recipe.data.task.main.text, self.recipe.seed
         sets = {source: {"fingerprint": data.fingerprint, "task": task} for source, data in self.sets.items()}
         return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from opdkit.contexts.render import long_prompts
+from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
-from opdkit.recipe import Recipe, check_sinks, needs_rewards, warnings
+from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Interrupt
 from opdkit.run.folder import RunFolder
@@ -33,13 +34,13 @@ from opdkit.training.evaluations import Evaluations
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
-from opdkit.training.order import problems_of_step
 from opdkit.training.parts import Parts
 from opdkit.training.pass_rates import measure_pass_rates
 from opdkit.training.resume import going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
+from opdkit.training.train_data import TrainProblems, check_readable, load_train_data
 from opdkit.types import Problem
 
 
@@ -57,6 +58,7 @@ def train(
     """
     check_sinks(recipe)
     data = _load_data(recipe, problems)
+    check_readable(recipe, data)
     eval_sets = {
         source: load_problems(
             source,
@@ -100,17 +102,19 @@ class Run:
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
-        for sentence in [*warnings(recipe), *doubts, *parts.warnings()]:
+        for sentence in [*warnings(recipe), *doubts]:
             self.warn(sentence)
+        self._warn_of_models()
         for sentence in parts.student.notes:
             console.print(escape(sentence), highlight=False, soft_wrap=True)
         self.problems = self._fitting(data)
-        problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
+        self.drawn = TrainProblems(recipe, data, self.problems)
         self._check_evaluations()
-        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.task, self.problems)):
+        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
-        self.task = make_task_for(recipe.data.task, [self.problems, *(data.problems for data in eval_sets.values())])
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
+        graded = [*_by_task(self.problems), *(data.problems for data in eval_sets.values())]
+        self.task = make_task_for(recipe.data.grader, graded)
+        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -125,6 +129,7 @@ class Run:
             num_steps=recipe.train.steps,
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
+            route=recipe.route,
         )
 
     def close(self) -> None:
@@ -192,9 +197,7 @@ class Run:
     def _one_step(self, bar: Bar, log: MetricsLog) -> None:
         train, state = self.recipe.train, self.state
         started = time.monotonic()
-        chosen = problems_of_step(
-            self.problems, step=state.step, per_step=train.problems_per_step, seed=self.recipe.seed
-        )
+        chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
@@ -203,13 +206,14 @@ class Run:
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
-        metrics += [*scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
+        metrics += [*drawn, *scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
         if train.save_rows_every and state.step % train.save_rows_every == 0:
             save_rows(self.folder.rows(state.step), rows)
         log.write(state.step, metrics)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
         self._warn_of_crashes()
+        self._warn_of_models()
         self._raise_alarms(seen)
         bar.update(state.step, note=_note(seen, speed))
 
@@ -255,8 +259,10 @@ class Run:
 
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
-        prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
-        prints |= {f"task {name}": digest for name, digest in self.recipe.data.task.user_files.items()}
+        train = {f"data.train {name}": part for name, part in self.data.parts.items()} or {self.data.source: self.data}
+        prints = {source: data.fingerprint for source, data in {**train, **self.eval_sets}.items()}
+        prints |= {f"task {name}": digest for name, digest in self.recipe.data.grader.user_files.items()}
+        prints |= {key: digest_of(path) for key, path in self.recipe.context_files.items()}
         own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
         prints |= {
             path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
@@ -266,7 +272,7 @@ class Run:
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
         room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
-        longest = self.recipe.eval.max_answer_tokens or self.recipe.sampling.max_answer_tokens
+        longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
             if room is None:
@@ -285,10 +291,10 @@ class Run:
         recipe, room = self.recipe, self.parts.student.max_positions
         limit = recipe.data.max_prompt_tokens
         if room is not None:
-            limit = min(limit, room - recipe.sampling.max_answer_tokens)
+            limit = min(limit, room - recipe.longest_answer)
         if limit < 1:
             raise UserError(
-                f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
+                f"sampling.max_answer_tokens = {recipe.longest_answer} leaves no room for a prompt: "
                 f"{recipe.model.path} has {room} positions; lower it"
             )
         render = self.parts.renderer.prompt_ids_within
@@ -304,18 +310,22 @@ class Run:
                 f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
                 f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
             )
-        self._warn_of_rows(data)
-        if recipe.context.needs_solutions and not any(p.solution for p in data.problems):
-            raise UserError(
-                f'context.kind = "{recipe.context.kind}" shows the teacher reference solutions, but no problem of '
-                f"{data.source} has one; use data with a solution column, or another context"
-            )
+        for part in data.parts.values() or (data,):
+            self._warn_of_rows(part)
+        if again := data.num_duplicate_ids - sum(part.num_duplicate_ids for part in data.parts.values() or (data,)):
+            self.warn(f"{again} ids are in two sets of data.train; the later ones are kept under ids of their own")
         left_out = {prompt.problem_id for prompt in long}
         return [p for p in data.problems if p.id not in left_out]
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
             self.warn(sentence)
+
+    def _warn_of_models(self) -> None:
+        """What loading them found; a routed teacher is loaded when its first row comes."""
+        for sentence in self.parts.warnings():
+            if sentence not in self.warnings:
+                self.warn(sentence)
 
     def _raise_alarms(self, seen: Mapping[str, float | None]) -> None:
         """Each kind once; how often it happened is in the metrics, and on the page."""
@@ -360,24 +370,22 @@ class Run:
 
 
 def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
-    section = recipe.data
-    if problems is not None:
-        return Dataset(
-            problems=list(problems),
-            fingerprint=fingerprint(problems),
-            dropped=[],
-            num_duplicate_ids=0,
-            source=section.train,
-        )
-    return load_problems(
-        section.train,
-        task=section.task.main.name,
-        limit=section.limit,
-        seed=recipe.seed,
-        instruction=section.instruction,
-        columns=section.columns or None,
-        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
+    if problems is None:
+        return load_train_data(recipe)
+    return Dataset(
+        problems=list(problems),
+        fingerprint=fingerprint(problems),
+        dropped=[],
+        num_duplicate_ids=0,
+        source=", ".join(one.path for one in recipe.data.sets),
     )
+
+
+def _by_task(problems: Sequence[Problem]) -> list[list[Problem]]:
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.task, []).append(problem)
+    return list(found.values())
 
 
 def _note(seen: Mapping[str, float | None], speed: float) -> str:

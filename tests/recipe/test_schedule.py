@@ -168,7 +168,11 @@ def test_set_has_the_last_word() -> None:
         ({"sampling": {"temperature": [[0.5, -1.0]]}}, {}, "sampling.temperature = -1.0: input should be greater"),
         ({"clip_at": {"points": [[0.0, 1.0], [1.0, "x"]], "shape": "linear"}}, {}, "moves between two or more numbers"),
         ({"clip_at": {"points": [[0.0, 1.0]], "shape": "cubic"}}, {}, 'shape ("steps" or "linear")'),
-        ({"support": [[0.0, "student_topk"]], "k": {"points": [[0.0, 1], [1.0, 4]], "shape": "linear"}}, {}, "integer"),
+        (
+            {"support": [[0.0, "student_topk"]], "k": {"points": [[0.0, 1.5], [1.0, 4]], "shape": "linear"}},
+            {},
+            "integer",
+        ),
         ({"support": [[0.5, "sampled"]], "answers": [[0.5, "teacher"]]}, {}, "tokens that the student drew"),
         ({"kl_weight": [[0.5, 0.1]]}, {"method": {"name": "grpo"}, "teacher": {}}, "at 0.5 of the steps: method.name"),
         ({"answers": "teacher_then_student"}, {"weights": {"problems": {"name": "paced"}}}, "set pass_rate = "),

@@ -184,8 +184,15 @@ class Schema:
             meta.pop("answer_style", None)
             if asked.style == "answer_line":
                 meta["answer_style"] = asked.style
-        texts = {name: as_text(row[name], name) for name in ("gold", "solution") if row.get(name) is not None}
-        return Problem(id=as_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
+        gold, solution = (None if row.get(name) is None else as_text(row[name], name) for name in ("gold", "solution"))
+        return Problem(
+            id=as_text(row.get("id"), "id"),
+            task=self.task,
+            messages=asked.messages,
+            gold=gold,
+            solution=solution,
+            meta=meta,
+        )
 
     def _kept(self, row: Row, meta: Mapping[str, Any]) -> dict[str, str]:
         """The columns that were asked for, of the row or (`opdkit data prepare` puts them there) of its meta."""

@@ -1,0 +1,95 @@
+"""The problems of `data.train`: loaded, routed, and drawn step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from opdkit.contexts.text import text_of
+from opdkit.data.readers import Dataset, fingerprint, joined, load_problems
+from opdkit.errors import UserError
+from opdkit.metrics import Metric
+from opdkit.recipe import Recipe, needs_rewards
+from opdkit.recipe.data import SetSection
+from opdkit.training.order import Draws, problems_of_step
+from opdkit.types import Problem
+
+
+def load_train_data(recipe: Recipe) -> Dataset:
+    """What `data.train` names; of a list of sets with `parts`, by domain.
+
+    Raises UserError for a set that cannot be read or has no usable problem.
+    """
+    if isinstance(recipe.data.train, str):
+        return _load(recipe, recipe.data.sets[0])
+    return joined({one.domain: _load(recipe, one) for one in recipe.data.train if one.domain})
+
+
+def _load(recipe: Recipe, one: SetSection) -> Dataset:
+    section, task = recipe.data, recipe.data.task_of(one)
+    data = load_problems(
+        one.path,
+        task=task.main.name,
+        limit=one.limit or section.limit,
+        seed=recipe.seed,
+        instruction=section.instruction,
+        columns=(section.columns if one.columns is None else one.columns) or None,
+        require_gold=needs_rewards(recipe) and task.needs_gold_or_tests,
+        kept=recipe.columns,
+    )
+    if recipe.route is None or one.domain is None:
+        return data
+    named = {recipe.route.column: one.domain}  # where the data has no such column
+    problems = [replace(problem, columns={**named, **problem.columns}) for problem in data.problems]
+    return replace(data, problems=problems, fingerprint=fingerprint(problems))
+
+
+def check_readable(recipe: Recipe, data: Dataset) -> None:
+    """Raises UserError for a problem that [route] has no view for, and for a context with nothing to show of any."""
+    for path in recipe.context_files.values():
+        text_of(path)
+    for problem in data.problems if recipe.route else ():
+        assert recipe.route is not None
+        recipe.route.view_of(problem)
+    for name, view in recipe.all_views.items():
+        where = "context" if name == "teacher" else f"views.{name}.context"
+        routed = recipe.route is not None and name in recipe.route.readers
+        read = [p for p in data.problems if not routed or (recipe.route and recipe.route.view_of(p) == name)]
+        if not read:
+            continue
+        if view.context.needs_solutions and not any(problem.solution for problem in read):
+            raise UserError(
+                f'{where}.kind = "{view.context.kind}" shows the teacher reference solutions, but no problem of '
+                f"{data.source} has one; use data with a solution column, or another context"
+            )
+        for column in view.context.needs_columns:
+            if not any(column in problem.columns for problem in read):
+                raise UserError(
+                    f'{where}.column = "{column}" is filled in for no problem of {data.source}; name a column that '
+                    "the data has, or another context"
+                )
+
+
+class TrainProblems:
+    """What the steps take, step by step."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, problems: Sequence[Problem]) -> None:
+        """problems: those of `data` that are not left out. Raises UserError where they are fewer than a step wants."""
+        self._problems, self._per_step, self._seed = problems, recipe.train.problems_per_step, recipe.seed
+        self._draws: Draws[Problem] | None = None
+        if data.parts:
+            kept = {problem.id for problem in problems}
+            sets = {name: [p for p in part.problems if p.id in kept] for name, part in data.parts.items()}
+            shares = {one.domain: one.share for one in recipe.data.sets if one.domain}
+            steps = recipe.train.steps
+            self._draws = Draws(sets, shares, per_step=self._per_step, num_steps=steps, seed=self._seed)
+        self.of_step(0)
+
+    def of_step(self, step: int) -> list[Problem]:
+        if self._draws is not None:
+            return self._draws.of_step(step)
+        return problems_of_step(self._problems, step=step, per_step=self._per_step, seed=self._seed)
+
+    def metrics(self, step: int) -> list[Metric]:
+        """Of the step after `step` others; none where there is one set."""
+        return [] if self._draws is None else self._draws.metrics(step)
