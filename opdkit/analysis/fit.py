@@ -22,6 +22,7 @@ from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
 from opdkit.contexts import build_views
 from opdkit.contexts.render import long_prompts
+from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import check_model_path, model_digest
@@ -127,11 +128,19 @@ def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[li
             f"data.train = {data.source}: every prompt is longer than {limit} tokens; raise data.max_prompt_tokens, "
             "lower sampling.max_answer_tokens, or use a model with more positions"
         )
-    return (
-        sorted(fitting, key=lambda p: seed_from(recipe.seed, "fit", p.id))[:num],
-        limit,
-        len(left_out) / len(data.problems),
-    )
+    return _in_turn(recipe, data, fitting)[:num], limit, len(left_out) / len(data.problems)
+
+
+def _in_turn(recipe: Recipe, data: Dataset, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems in a seeded order, in which the sets of `data.train` take turns by their shares."""
+    drawn = sorted(problems, key=lambda p: seed_from(recipe.seed, "fit", p.id))
+    shares = {one.domain: one.share for one in recipe.data.sets}
+    due: dict[str, float] = {}
+    for name, part in data.parts.items() or [(None, data)]:
+        own = {problem.id for problem in part.problems}
+        ranked = [problem.id for problem in drawn if problem.id in own]
+        due |= {id_: (rank + 0.5) / shares[name] for rank, id_ in enumerate(ranked)}
+    return sorted(drawn, key=lambda p: due[p.id])
 
 
 def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]:
@@ -148,6 +157,8 @@ def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]
         "data": data.fingerprint,
         "max_prompt_tokens": recipe.data.max_prompt_tokens,  # it decides which problems are drawn
         "task": resolved["data"]["task"],
+        **({"sets": resolved["data"]["train"]} if data.parts else {}),
+        **({"texts": texts} if (texts := {k: digest_of(path) for k, path in recipe.context_files.items()}) else {}),
         "seed": recipe.seed,
         "samples": options.samples,
         "teacher_answers": options.teacher_answers,

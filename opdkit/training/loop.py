@@ -40,7 +40,7 @@ from opdkit.training.resume import going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
-from opdkit.training.train_data import TrainProblems, check_readable, load_train_data
+from opdkit.training.train_data import TrainProblems, check_readable, graded_by, load_train_data
 from opdkit.types import Problem
 
 
@@ -69,6 +69,8 @@ def train(
         )
         for source in recipe.eval.sources
     }
+    if not isinstance(recipe.data.train, str):
+        eval_sets = {source: graded_by(recipe.data.task, found) for source, found in eval_sets.items()}
     for _, path in recipe.model_paths.items():
         check_model_path(path)
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.

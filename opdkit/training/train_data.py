@@ -11,6 +11,7 @@ from opdkit.errors import UserError
 from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, needs_rewards
 from opdkit.recipe.data import SetSection
+from opdkit.tasks.options import TaskOptions
 from opdkit.training.order import Draws, problems_of_step
 from opdkit.types import Problem
 
@@ -37,10 +38,16 @@ def _load(recipe: Recipe, one: SetSection) -> Dataset:
         require_gold=needs_rewards(recipe) and task.needs_gold_or_tests,
         kept=recipe.columns,
     )
-    if recipe.route is None or one.domain is None:
+    if one.domain is None:
         return data
-    named = {recipe.route.column: one.domain}  # where the data has no such column
+    named = {} if recipe.route is None else {recipe.route.column: one.domain}  # where the data has no such column
     problems = [replace(problem, columns={**named, **problem.columns}) for problem in data.problems]
+    return graded_by(task, replace(data, problems=problems))
+
+
+def graded_by(task: TaskOptions, data: Dataset) -> Dataset:
+    """The set under the name of the task that grades it (a generated world has one of its own)."""
+    problems = [replace(problem, task=task.main.name) for problem in data.problems]
     return replace(data, problems=problems, fingerprint=fingerprint(problems))
 
 
