@@ -21,7 +21,6 @@ from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
 from opdkit.contexts import build_views
-from opdkit.contexts.render import long_prompts
 from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
@@ -40,7 +39,7 @@ from opdkit.training.metrics.agreement import compare_rows, student_side, teache
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.teacher import Teacher
 from opdkit.training.parts import Parts
-from opdkit.training.train_data import check_readable, load_train_data
+from opdkit.training.train_data import check_readable, fitting, load_train_data
 from opdkit.types import Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on
@@ -116,19 +115,8 @@ def _fit(
 
 def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[list[Problem], int, float]:
     """Some problems, drawn by the seed, whose prompts fit; the limit; the share of the data's that are over it."""
-    room = parts.student.max_positions
-    limit = recipe.data.max_prompt_tokens
-    if room is not None:
-        limit = min(limit, room - recipe.sampling.max_answer_tokens)
-    prompts = ((p.id, parts.renderer.prompt_ids_within(p.messages, limit)) for p in data.problems)
-    left_out = {long.problem_id for long in long_prompts(prompts, limit)}
-    fitting = [p for p in data.problems if p.id not in left_out]
-    if not fitting:
-        raise UserError(
-            f"data.train = {data.source}: every prompt is longer than {limit} tokens; raise data.max_prompt_tokens, "
-            "lower sampling.max_answer_tokens, or use a model with more positions"
-        )
-    return _in_turn(recipe, data, fitting)[:num], limit, len(left_out) / len(data.problems)
+    found = fitting(recipe, data, parts.renderer, parts.student.max_positions)
+    return _in_turn(recipe, data, found.problems)[:num], found.limit, len(found.long) / len(data.problems)
 
 
 def _in_turn(recipe: Recipe, data: Dataset, problems: Sequence[Problem]) -> list[Problem]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from opdkit.data.files.sources import LocatedRow, files_left_out, rows_of
 from opdkit.data.files.unusable import Unusable
-from opdkit.data.schemas.schema import Schema, column_text
+from opdkit.data.schemas.schema import Schema
+from opdkit.data.schemas.values import column_text
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 

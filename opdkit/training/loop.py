@@ -40,7 +40,7 @@ from opdkit.training.resume import going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
-from opdkit.training.train_data import TrainProblems, check_readable, graded_by, load_train_data
+from opdkit.training.train_data import TrainProblems, by_task, check_readable, fitting, graded_by, load_train_data
 from opdkit.types import Problem
 
 
@@ -114,7 +114,7 @@ class Run:
         self._check_evaluations()
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
-        graded = [*_by_task(self.problems), *(data.problems for data in eval_sets.values())]
+        graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.data.grader, graded)
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
         self.stages = Stages(recipe, console)
@@ -290,34 +290,17 @@ class Run:
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        recipe, room = self.recipe, self.parts.student.max_positions
-        limit = recipe.data.max_prompt_tokens
-        if room is not None:
-            limit = min(limit, room - recipe.longest_answer)
-        if limit < 1:
-            raise UserError(
-                f"sampling.max_answer_tokens = {recipe.longest_answer} leaves no room for a prompt: "
-                f"{recipe.model.path} has {room} positions; lower it"
-            )
-        render = self.parts.renderer.prompt_ids_within
-        long = long_prompts(((p.id, render(p.messages, limit)) for p in data.problems), limit)
-        if len(long) == len(data.problems):
-            raise UserError(
-                f"data.train = {data.source}: every prompt is longer than {limit} tokens "
-                f"(the first: {long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, "
-                "or use a model with more positions"
-            )
-        if long:
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        if found.long:
             self.warn(
-                f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
-                f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
+                f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "
+                f"{found.limit} tokens (first: {found.long[0].problem_id}, {found.long[0].num_tokens})"
             )
         for part in data.parts.values() or (data,):
             self._warn_of_rows(part)
         if again := data.num_duplicate_ids - sum(part.num_duplicate_ids for part in data.parts.values() or (data,)):
             self.warn(f"{again} ids are in two sets of data.train; the later ones are kept under ids of their own")
-        left_out = {prompt.problem_id for prompt in long}
-        return [p for p in data.problems if p.id not in left_out]
+        return found.problems
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
@@ -381,13 +364,6 @@ def _load_data(recipe: Recipe, problems: Sequence[Problem] | None) -> Dataset:
         num_duplicate_ids=0,
         source=", ".join(one.path for one in recipe.data.sets),
     )
-
-
-def _by_task(problems: Sequence[Problem]) -> list[list[Problem]]:
-    found: dict[str, list[Problem]] = {}
-    for problem in problems:
-        found.setdefault(problem.task, []).append(problem)
-    return list(found.values())
 
 
 def _note(seen: Mapping[str, float | None], speed: float) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from opdkit.contexts.render import LongPrompt, Renderer, long_prompts
 from opdkit.contexts.text import text_of
 from opdkit.data.readers import Dataset, fingerprint, joined, load_problems
 from opdkit.errors import UserError
@@ -75,6 +76,44 @@ def check_readable(recipe: Recipe, data: Dataset) -> None:
                     f'{where}.column = "{column}" is filled in for no problem of {data.source}; name a column that '
                     "the data has, or another context"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """The problems whose prompt leaves room for an answer, the longest that does, and the prompts that do not."""
+
+    problems: list[Problem]
+    limit: int  # tokens
+    long: list[LongPrompt]
+
+
+def fitting(recipe: Recipe, data: Dataset, renderer: Renderer, room: int | None) -> Fitting:
+    """room: the student's positions. Raises UserError where there is no such problem."""
+    limit = recipe.data.max_prompt_tokens
+    if room is not None:
+        limit = min(limit, room - recipe.longest_answer)
+    if limit < 1:
+        raise UserError(
+            f"sampling.max_answer_tokens = {recipe.longest_answer} leaves no room for a prompt: "
+            f"{recipe.model.path} has {room} positions; lower it"
+        )
+    long = long_prompts(((p.id, renderer.prompt_ids_within(p.messages, limit)) for p in data.problems), limit)
+    if len(long) == len(data.problems):
+        raise UserError(
+            f"data.train = {data.source}: every prompt is longer than {limit} tokens (the first: "
+            f"{long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model "
+            "with more positions"
+        )
+    left_out = {prompt.problem_id for prompt in long}
+    return Fitting(problems=[p for p in data.problems if p.id not in left_out], limit=limit, long=long)
+
+
+def by_task(problems: Sequence[Problem]) -> list[list[Problem]]:
+    """The problems of each task."""
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.task, []).append(problem)
+    return list(found.values())
 
 
 class TrainProblems:

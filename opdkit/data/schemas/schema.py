@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from opdkit.data.schemas.conversations import (
     conversation,
 )
 from opdkit.data.schemas.templates import INSTRUCTIONS
+from opdkit.data.schemas.values import column_text, lookup, plain
 from opdkit.errors import UserError
 from opdkit.tasks.math.text import last_boxed
 from opdkit.types import Message, Problem
@@ -149,9 +149,9 @@ class Schema:
         elif gold is None and self.require_gold:
             raise Unusable(self._why_no_gold(row))
         meta = tests | {
-            name: _plain(value)
+            name: plain(value)
             for name in self._present_columns(row)["meta"]
-            if (value := _lookup(row, name)) is not None
+            if (value := lookup(row, name)) is not None
         }
         if asked.style == "answer_line":
             meta["answer_style"] = asked.style
@@ -196,8 +196,8 @@ class Schema:
 
     def _kept(self, row: Row, meta: Mapping[str, Any]) -> dict[str, str]:
         """The columns that were asked for, of the row or (`opdkit data prepare` puts them there) of its meta."""
-        found = {name: _lookup(row, name) for name in self.kept}
-        found = {name: _lookup(meta, name) if value is None else value for name, value in found.items()}
+        found = {name: lookup(row, name) for name in self.kept}
+        found = {name: lookup(meta, name) if value is None else value for name, value in found.items()}
         return {
             name: column_text(value, name)
             for name, value in found.items()
@@ -207,7 +207,7 @@ class Schema:
     def _tests(self, row: Row) -> Any:
         """Where SDPO's and MOPD's files keep the tests of a program; None: there are none, and none are required."""
         for name in ("tests", "reward_model.ground_truth"):
-            tests = _lookup(row, name)
+            tests = lookup(row, name)
             if tests not in (None, "", "-"):
                 return tests
         if not self.require_gold:
@@ -226,10 +226,10 @@ class Schema:
     def _first(self, row: Row, role: str) -> Any:
         """The first filled-in column of a role, or None."""
         name = next(self._filled(row, self._present_columns(row)[role]), None)
-        return None if name is None else _lookup(row, name)
+        return None if name is None else lookup(row, name)
 
     def _filled(self, row: Row, names: Sequence[str]) -> Iterator[str]:
-        return (name for name in names if _lookup(row, name) not in (None, ""))
+        return (name for name in names if lookup(row, name) not in (None, ""))
 
     def _present_columns(self, row: Row) -> dict[str, list[str]]:
         """Role -> the columns of that role which this row has; worked out once per set of columns."""
@@ -251,7 +251,7 @@ class Schema:
             name = next(self._filled(row, CONVERSATIONS), None)
         if name is None:
             raise Unusable(self._why_no("prompt", "question", row))
-        found, system = _lookup(row, name), self._first(row, "system")
+        found, system = lookup(row, name), self._first(row, "system")
         if name == "prompt" and not isinstance(found, str):  # verl's `system` column is in its turns already
             return Conversation(asked_of(chat_turns(found)), None)
         if name == "instruction":
@@ -339,23 +339,6 @@ def as_asked(solution: str, style: Literal["boxed", "answer_line"] | None) -> st
     )
 
 
-def _lookup(row: Mapping[str, Any], name: str) -> Any:
-    """A column, or a nested one by dots. A column literally called "a.b" wins. NaN counts as missing (pandas)."""
-    value: Any = row.get(name)
-    if value is None and "." in name:
-        value = row
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def column_text(value: Any, name: str) -> str:
-    """A column's value as text; what is neither text nor a number, as JSON. Raises Unusable."""
-    if isinstance(value, bool | list | tuple | dict):
-        value = json.dumps(_plain(value), ensure_ascii=False)
-    return as_text(value if isinstance(value, str | int | float | bytes) else str(value), name)
-
-
 def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
     """The answer column as text; a list of one is that one; other structures are JSON text where the task reads it."""
     if isinstance(answer, list) and len(answer) == 1:
@@ -365,7 +348,7 @@ def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
     if isinstance(answer, (list, dict)):
         if not json_allowed:
             raise Unusable(f"the answer is a {type(answer).__name__} of {len(answer)}, not one answer")
-        return json.dumps(_plain(answer), ensure_ascii=False)
+        return json.dumps(plain(answer), ensure_ascii=False)
     return as_text(answer, "answer").strip()
 
 
@@ -375,17 +358,6 @@ def _final_answer(text: str) -> str | None:
     if marked is not None:
         return marked[1].strip()
     return last_boxed(text) or None
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: what a Parquet column may hold beyond that (dates, decimals, bytes) becomes text."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
 
 
 def question_digest(messages: Sequence[Message]) -> str:
