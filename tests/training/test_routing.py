@@ -99,7 +99,7 @@ def learned(run: Run, problems: Sequence[Problem]) -> tuple[list[Example], dict[
         run.parts.optimizer.zero_grad()
         return StepResult(0.0, False)
 
-    run.parts.optimizer.step = catch  # type: ignore[method-assign]
+    run.parts.optimizer.step = catch  # type: ignore[method-assign, assignment]
     run.state.step = 0
     rows, metrics = train_step(run.state, problems)
     run.parts.optimizer.step = apply  # type: ignore[method-assign]
@@ -128,9 +128,11 @@ def test_each_domain_learns_from_its_own_teacher(
         own_rows, _, alone[domain] = learned(one, [p for p in mixed if p.columns["domain"] == domain])
         tokens = [len(row.rollout.answer_ids) for row in own_rows]
         sizes[domain] = sum(tokens) if reduction == "token" else len(tokens)
-        assert metrics[f"views/{domain}_teacher/tokens"] == sum(len(r.view.context_ids) for r in own_rows) + sum(tokens)  # type: ignore[union-attr]
+        read = [len(row.view.context_ids) for row in own_rows if row.view]
+        assert metrics[f"views/{domain}_teacher/tokens"] == sum(read) + sum(tokens)
     shares = sizes if denominator == "batch" else {"math": 1, "code": 1}
-    assert close(both, sum(alone[d] * shares[d] for d in shares) / sum(shares.values()))
+    parts = [alone[domain] * shares[domain] for domain in alone]
+    assert close(both, torch.stack(parts).sum(0) / sum(shares.values()))
     assert [row.view.by for row in rows] == [f"{row.problem.columns['domain']}_teacher" for row in rows]  # type: ignore[union-attr]
     assert metrics["teacher/tokens"] == metrics["views/math_teacher/tokens"] + metrics["views/code_teacher/tokens"]
 
@@ -257,6 +259,8 @@ def test_a_resumed_run_goes_on_to_the_same_bits(
         loop.train(again, console=console)
     loop.train(again, console=console, resume=True)
     assert bits(again.run_dir) == bits(whole.run_dir)
+    first = load_rows(whole.run_dir / "rows/step_000001.parquet")
+    assert all(row.view and row.view.by == f"{row.problem.columns['domain']}_teacher" for row in first)
     seen = bits(whole.run_dir)["metrics"]
     assert [line["data/math/draws"] for line in seen] == [3] * 6 and [line["data/code/draws"] for line in seen] == [
         1
@@ -351,3 +355,26 @@ def test_the_data_says_the_domain_before_its_set_does(routed: Make, tmp_path: Pa
         ("1#2#2", "code"),
     ]
     assert data.num_duplicate_ids == 4
+
+
+def test_a_schedule_changes_what_a_routed_teacher_reads(routed: Make, start: Start) -> None:
+    """The numbers of its context, and how long answers may be, from the step on that the schedule says."""
+    context = {"kind": "text", "text": "12345", "layout": "({text}){question}", "max_tokens": 4}
+    views = {name: v.model_dump(mode="json", exclude_none=True) for name, v in routed().views.items()}
+    views["math_teacher"] = {**views["math_teacher"], "context": context}
+    schedule = {
+        "views": {"math_teacher": {"context": {"max_tokens": [[0.5, 2]]}}},
+        "sampling": {"max_answer_tokens": {"points": [[0.0, 2], [1.0, 8]], "shape": "linear"}},
+    }
+    run = start(routed(views=views, schedule=schedule, sampling={"max_answer_tokens": 2}))
+    problems, lengths, longest = of(run.problems, "math", "code"), [], []
+    for step in (0, 3, 5):
+        run.state.step = step
+        run.stages.enter(run.state, run.answers)
+        rows, metrics = train_step(run.state, problems)
+        lengths.append([len(row.view.context_ids) - len(row.rollout.prompt_ids) for row in rows])  # type: ignore[union-attr]
+        longest.append(max(len(row.rollout.answer_ids) for row in rows))
+        told = {metric.name: metric.value for metric in metrics}
+        assert told["views/math_teacher/context/share_text"] == 1.0
+    assert lengths == [[6, 6, 0, 0], [4, 4, 0, 0], [4, 4, 0, 0]]
+    assert longest[0] <= 2 and longest[1] <= 5 and longest[2] <= 7 and run.recipe.longest_answer == 8
