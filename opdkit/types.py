@@ -36,8 +36,9 @@ class Problem:
     messages: tuple[Message, ...]  # chat turns, each {"role": ..., "content": ...}; the student reads exactly these
     gold: str | None = None  # None: unknown, or the task has none (code is graded by `meta["tests"]`)
     solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
+    columns: Mapping[str, str] = field(default_factory=dict)  # of the data, those that a recipe names; "" is missing
     meta: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Any] = field(default_factory=dict)  # of its row, as far as a reward function asks; not saved
+    row: Mapping[str, Any] = field(default_factory=dict)  # of the data, as far as a reward function asks; not saved
 
     @property
     def has_gold(self) -> bool:
@@ -102,6 +103,7 @@ class View:
     """What a reader of the answer reads in place of `prompt_ids`; the answer tokens follow it unchanged."""
 
     context_ids: tuple[int, ...]
+    by: str | None = None  # the view of the recipe that a [route] had read the row in this one's place; None: itself
     sources: tuple[tuple[str, int], ...] = ()  # (problem_id, sample_id) of each peer shown
     num_truncated_tokens: int = 0
     shown: tuple[str, ...] = ()  # kinds of what is shown beside the problem, in order: success, failure, solution, ...

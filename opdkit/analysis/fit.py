@@ -19,20 +19,21 @@ from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
 from opdkit.contexts import build_views
-from opdkit.contexts.render import long_prompts
-from opdkit.data.readers import Dataset, load_problems
+from opdkit.contexts.text import digest_of
+from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import UserError
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
-from opdkit.recipe import Recipe, needs_rewards
+from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
+from opdkit.training.data import check_readable, fitting, training_data
 from opdkit.training.metrics.agreement import compare_rows, student_side, teacher_side
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.teacher import Teacher
@@ -54,24 +55,20 @@ class FitOptions:
 
 def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     """Measure, advise, print, and write fit.json. Raises UserError for what cannot be measured, Interrupted."""
+    if recipe.route is not None:
+        raise UserError(
+            "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
+            "own: its section as [teacher] and [context], and data.train of its domain"
+        )
     if recipe.teacher.kind == "none":
         raise UserError(
             'opdkit fit asks whether a teacher will help, but teacher.kind = "none"; name one in [teacher], e.g. '
             "--set teacher.kind=model --set teacher.path=PATH"
         )
     limits = Thresholds().changed(options.thresholds)
-    section = recipe.data
     check_model_path(recipe.model.path)
-    data = load_problems(
-        section.train,
-        task=section.task.main.name,
-        limit=section.limit,
-        seed=recipe.seed,
-        instruction=section.instruction,
-        columns=section.columns or None,
-        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
-        asked=section.task.columns_asked,
-    )
+    data = training_data(recipe, None)
+    check_readable(recipe, data)
     folder = options.out or Path("runs") / "fit" / recipe.name
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
     with Lock.on_folder(folder):
@@ -90,15 +87,15 @@ def _fit(
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
-    section = recipe.data
-    task = make_task_for(section.task, [data.problems])
+    grader = recipe.data.grader
+    task = make_task_for(grader, [part.problems for part in data.parts.values() or (data,)])
     asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
     try:
         with interrupt.listening():
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
             if len(problems) < options.problems:
-                _note(console, f"{section.train} has {len(problems)} problems that fit, not {options.problems}")
-            if unknown := unknown_rewards(section.task, problems):
+                _note(console, f"{data.source} has {len(problems)} problems that fit, not {options.problems}")
+            if unknown := unknown_rewards(grader, problems):
                 _note(console, unknown)
             asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
@@ -116,23 +113,20 @@ def _fit(
 
 def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[list[Problem], int, float]:
     """Some problems, drawn by the seed, whose prompts fit; the limit; the share of the data's that are over it."""
-    room = parts.student.max_positions
-    limit = recipe.data.max_prompt_tokens
-    if room is not None:
-        limit = min(limit, room - recipe.sampling.max_answer_tokens)
-    prompts = ((p.id, parts.renderer.prompt_ids_within(p.messages, limit)) for p in data.problems)
-    left_out = {long.problem_id for long in long_prompts(prompts, limit)}
-    fitting = [p for p in data.problems if p.id not in left_out]
-    if not fitting:
-        raise UserError(
-            f"data.train = {data.source}: every prompt is longer than {limit} tokens; raise data.max_prompt_tokens, "
-            "lower sampling.max_answer_tokens, or use a model with more positions"
-        )
-    return (
-        sorted(fitting, key=lambda p: seed_from(recipe.seed, "fit", p.id))[:num],
-        limit,
-        len(left_out) / len(data.problems),
-    )
+    found = fitting(recipe, data, parts.renderer, parts.student.max_positions)
+    return _in_turn(recipe, data, found.problems)[:num], found.limit, len(found.long) / len(data.problems)
+
+
+def _in_turn(recipe: Recipe, data: Dataset, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems in a seeded order, in which the sets of `data.train` take turns by their shares."""
+    drawn = sorted(problems, key=lambda p: seed_from(recipe.seed, "fit", p.id))
+    shares = {one.domain: one.share for one in recipe.data.sets}
+    due: dict[str, float] = {}
+    for name, part in data.parts.items() or [(None, data)]:
+        own = {problem.id for problem in part.problems}
+        ranked = [problem.id for problem in drawn if problem.id in own]
+        due |= {id_: (rank + 0.5) / shares[name] for rank, id_ in enumerate(ranked)}
+    return sorted(drawn, key=lambda p: due[p.id])
 
 
 def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]:
@@ -150,6 +144,8 @@ def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]
         **({"files": recipe.user_files} if recipe.user_files else {}),
         "max_prompt_tokens": recipe.data.max_prompt_tokens,  # it decides which problems are drawn
         "task": resolved["data"]["task"],
+        **({"sets": resolved["data"]["train"]} if data.parts else {}),
+        **({"texts": texts} if (texts := {k: digest_of(path) for k, path in recipe.context_files.items()}) else {}),
         "seed": recipe.seed,
         "samples": options.samples,
         "teacher_answers": options.teacher_answers,

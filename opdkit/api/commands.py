@@ -61,6 +61,7 @@ def train(
             columns=section.columns or None,
             require_gold=needs_rewards(chosen) and task.needs_gold_or_tests,
             asked=task.columns_asked,
+            kept=chosen.columns,
         )
         data = problems_of(given, schema, limit=section.limit, seed=chosen.seed)
     from opdkit.reporting import write_report
@@ -186,7 +187,7 @@ def _options(options: Mapping[str, Any], **named: Any) -> EvaluateOptions:
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: Sequence[str], who: str) -> None:
-    from opdkit.recipe.sections import did_you_mean
+    from opdkit.recipe.fields import did_you_mean
 
     for name in options:
         if name not in known:

@@ -54,7 +54,7 @@ def _method_named(name: str) -> type[Method]:
     """Raises UserError for a name that is none."""
     from opdkit.methods import METHODS
     from opdkit.methods.base import Method
-    from opdkit.recipe.sections import did_you_mean
+    from opdkit.recipe.fields import did_you_mean
     from opdkit.recipe.user_code import METHOD, user_class
 
     try:

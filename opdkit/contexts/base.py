@@ -63,6 +63,16 @@ class Context(BaseModel, ABC):
         return False
 
     @property
+    def needs_columns(self) -> tuple[str, ...]:
+        """The columns of the data set that it shows."""
+        return ()
+
+    @property
+    def reads_file(self) -> str | None:
+        """The file that it shows, besides the data."""
+        return None
+
+    @property
     def shows_successes(self) -> bool:
         """Whether it means to show right answers of the group (`is_success`)."""
         return False

@@ -14,6 +14,7 @@ from typing import Any
 from opdkit.data.files.sources import files_left_out, rows_of
 from opdkit.data.files.unusable import Unusable
 from opdkit.data.schemas.schema import Schema
+from opdkit.data.schemas.values import column_text
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 
@@ -25,9 +26,9 @@ IN_PYTHON = "python:problems"  # the source of problems that were given to `opdk
 class Dataset:
     """Problems ready to be used. Ids are unique.
 
-    fingerprint: sha256 over every problem as loaded (id, messages with their instruction, gold, solution, meta), in
-    order. Two runs with one fingerprint asked the same questions and graded against the same answers, whatever the
-    file format was.
+    fingerprint: sha256 over every problem as loaded (id, messages with their instruction, gold, solution, meta, kept
+    columns), in order. Two runs with one fingerprint asked the same questions and graded against the
+    same answers, whatever the file format was.
     """
 
     problems: list[Problem]
@@ -36,6 +37,7 @@ class Dataset:
     num_duplicate_ids: int  # ids that came again and were made unique as `id#2`, `id#3`
     source: str
     files_left_out: list[str] = field(default_factory=list)  # a sentence each (`sources.files_left_out`)
+    parts: Mapping[str, Dataset] = field(default_factory=dict)  # of one that is joined of several, by name
 
 
 def load_problems(
@@ -49,6 +51,7 @@ def load_problems(
     columns: Mapping[str, str | Sequence[str]] | None = None,
     require_gold: bool = True,
     asked: Sequence[str] = (),
+    kept: Sequence[str] = (),
 ) -> Dataset:
     """Read problems. The schema is found from the columns (`schema.py`), or given by `columns`.
 
@@ -63,7 +66,8 @@ def load_problems(
         and no box.
     columns: role (prompt, answer, solution, system, id, meta) -> column, dots for nested ones.
     require_gold: False keeps rows that nobody can grade (gold None, no tests).
-    asked: columns that reward functions want, `TaskOptions.columns_asked`.
+    asked: columns that reward functions want, `TaskOptions.columns_asked`: as they stand, in `Problem.row`.
+    kept: columns of any name, whose texts become `Problem.columns`.
 
     Rows that cannot be used are dropped and listed. Raises UserError for a source that is missing, broken (file and
     line), empty, or has no usable row at all.
@@ -74,13 +78,31 @@ def load_problems(
     if source.startswith(GENERATED):
         if split is not None or columns is not None or instruction not in ("auto", "none"):
             raise UserError(f"{source} is generated: split, columns and instruction do not apply to it, leave them out")
-        return _generated(source, limit, seed)
+        return _generated(source, limit, seed, kept)
     if source == IN_PYTHON:
         raise UserError("the problems of this recipe were given to opdkit.train; give them again, or set data.train")
-    schema = Schema(task=task, instruction=instruction, columns=columns, require_gold=require_gold, asked=asked)
+    schema = Schema(
+        task=task, instruction=instruction, columns=columns, require_gold=require_gold, asked=asked, kept=kept
+    )
     rows = rows_of(source, split=split, keep=schema.keep)
     found = _collect(rows, schema, source, limit, seed)
     return replace(found, files_left_out=files_left_out(source))
+
+
+def joined(sets: Mapping[str, Dataset]) -> Dataset:
+    """Several sets as one, in order: ids that two of them have are made unique, and counted beside those of each."""
+    ids = UniqueIds()
+    parts = {name: replace(found, problems=list(ids.unique(found.problems))) for name, found in sets.items()}
+    problems = [problem for found in parts.values() for problem in found.problems]
+    return Dataset(
+        problems=problems,
+        fingerprint=fingerprint(problems),
+        dropped=[row for found in parts.values() for row in found.dropped],
+        num_duplicate_ids=ids.num_duplicates + sum(found.num_duplicate_ids for found in parts.values()),
+        source=", ".join(found.source for found in parts.values()),
+        files_left_out=[sentence for found in parts.values() for sentence in found.files_left_out],
+        parts=parts,
+    )
 
 
 def problems_of(
@@ -177,16 +199,21 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
-def _generated(source: str, limit: int | None, seed: int) -> Dataset:
+def _generated(source: str, limit: int | None, seed: int, kept: Sequence[str]) -> Dataset:
     from opdkit.tasks import arithmetic
 
     _, _, rest = source.partition(":")
     variant, colon, split = rest.partition(":")
     if not (variant and colon and split):
         raise UserError(f'{source} is incomplete: write "arithmetic:VARIANT:SPLIT", e.g. "arithmetic:merge-4:test"')
-    problems = arithmetic.problems(variant, split, limit, seed)
+    problems = list(arithmetic.problems(variant, split, limit, seed))
+    if kept:
+        problems = [
+            replace(p, columns={name: column_text(p.meta[name], name) for name in kept if name in p.meta})
+            for p in problems
+        ]
     return Dataset(
-        problems=list(problems),
+        problems=problems,
         fingerprint=fingerprint(problems),
         dropped=[],
         num_duplicate_ids=0,

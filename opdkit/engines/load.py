@@ -195,6 +195,18 @@ def load_words(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
     return tokenizer, generation
 
 
+def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
+    """How many ids the model at a path has a row for, by its config; None: the config does not say."""
+    from transformers import AutoConfig
+
+    if (Path(path) / "adapter_config.json").is_file():
+        return load_num_rows(_base_of(Path(path)), trust_remote_code)
+    with _one_sentence(f"{path} has no configuration that can be loaded"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return rows if isinstance(rows, int) else None
+
+
 def _base_of(folder: Path) -> str:
     from peft import PeftConfig
 

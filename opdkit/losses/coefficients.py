@@ -23,6 +23,8 @@ def token_coefficients(
     per: Reduction,
     divide_by: float | None = None,
     total: Callable[[Tensor], Tensor] = lambda count: count,
+    domain_N: Tensor | None = None,
+    num_domains: int = 1,
 ) -> Tensor:
     """[N] float32 (float64 if weight_N is): what each token's loss is multiplied by; 0 where the mask is False.
 
@@ -35,11 +37,20 @@ def token_coefficients(
               sum       plain sum
               constant  sum / `divide_by`, a number fixed in advance (Dr. GRPO, arXiv:2503.20783)
     total     sums a 0-dimensional tensor over ranks; the identity on one
+    domain_N  long, which of `num_domains` (the same on all ranks) the token is of: every domain has a mean of its own,
+              and the whole is the mean of those of the domains that have a counted token. None: one domain
 
     All zeros if nothing is counted anywhere. Raises ValueError if `divide_by` is missing or given without use.
     """
     if (divide_by is not None) != (per == "constant"):
         raise ValueError(f"divide_by = {divide_by} with per = {per!r}: it belongs to per = 'constant', and only there")
+    if domain_N is not None:
+        if per in ("sum", "constant"):
+            raise ValueError(f"per = {per!r} divides by no count, so no domain can have one of its own")
+        own = [domain_N == domain for domain in range(num_domains)]
+        num_counted = sum((total((mask_N & own_N).sum()) > 0).long() for own_N in own)
+        means = [token_coefficients(mask_N & own_N, weight_N, row_N, per=per, total=total) for own_N in own]
+        return torch.stack(means).sum(0) / torch.as_tensor(num_counted).clamp(min=1)
     weight_N = torch.ones_like(mask_N, dtype=torch.float32) if weight_N is None else weight_N
     if mask_N.dtype != torch.bool or not mask_N.shape == weight_N.shape == row_N.shape:
         raise ValueError(

@@ -53,6 +53,8 @@ class PlanInputs:
 
     turn_N: Tensor | None = None  # long: which turn of the model the token belongs to, from 0
     author_N: Tensor | None = None  # long: who wrote it, as places in `types.AUTHORS`
+    domain_N: Tensor | None = None  # long: which of `num_domains` has a mean of its own; None: all tokens have one mean
+    num_domains: int = 1
 
     @property
     def teacher_logprob_N(self) -> Tensor | None:
@@ -134,4 +136,13 @@ class PlanInputs:
             weight_N = weight_N.masked_fill(~self.said_by(*views), 0.0)
         else:
             mask_N = mask_N & self.said_by(*views)
-        return losses.token_coefficients(mask_N, weight_N, self.row_N, per=per, divide_by=divide_by, total=self.total)
+        return losses.token_coefficients(
+            mask_N,
+            weight_N,
+            self.row_N,
+            per=per,
+            divide_by=divide_by,
+            total=self.total,
+            domain_N=self.domain_N,
+            num_domains=self.num_domains,
+        )

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from opdkit.contexts.none import NoContext
-from opdkit.recipe.sections import Recipe, did_you_mean
-from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, Kind, fault_of, user_class
+from opdkit.recipe.fields import did_you_mean
+from opdkit.recipe.sections import Recipe
+from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, Kind, class_of, fault_of
 
 
 def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel | None:
@@ -20,7 +21,7 @@ def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel
         return None
     name = section[kind.key]
     try:
-        model = kind.table.get(name) or user_class(name, kind) if isinstance(name, str) else None
+        model = class_of(name, kind)
     except ValueError as error:
         faults.append(f"{where}.{kind.key} = {shortened(name)} {error}")
         return None

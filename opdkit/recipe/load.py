@@ -129,8 +129,9 @@ def _with_its_place(fault: str, schedule: Mapping[str, Points]) -> str:
 def _defaults_of(method: Method, merged: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's sections. A section that names another kind (or a teacher with other weights) starts afresh: the
     paper's teacher weights do not apply to another teacher, nor its ema_rate to other weights. So does each
-    section of a view; the paper's views that the method's keys never ask are not there."""
-    sections = dict(method.defaults)
+    section of a view; the paper's views that the method's keys never ask are not there. Where there is a [route], its
+    views are the teachers, and the paper's teacher and context are not."""
+    sections = {k: v for k, v in method.defaults.items() if "route" not in merged or k not in ("teacher", "context")}
     views, written = sections.pop("views", {}), merged.get("views")
     defaults = {key: _left_of(section, merged.get(key)) for key, section in sections.items()}
     asked: dict[str, Any] = {}

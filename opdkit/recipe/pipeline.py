@@ -36,14 +36,11 @@ from pydantic import Field, ValidationError
 
 from opdkit.errors import UserError
 from opdkit.recipe.build import sentences
-from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
-from opdkit.recipe.rules import check_sinks, missing_paths, number_faults, paths_of
-from opdkit.recipe.sections import (
+from opdkit.recipe.fields import (
     MANY,
     Answers,
     Count,
     PositiveInt,
-    Recipe,
     Section,
     Seed,
     StopTokens,
@@ -51,6 +48,9 @@ from opdkit.recipe.sections import (
     Words,
     did_you_mean,
 )
+from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
+from opdkit.recipe.rules import check_sinks, missing_paths, number_faults, paths_of
+from opdkit.recipe.sections import Recipe
 from opdkit.tasks.options import resolve_task
 from opdkit.tasks.rejection import RULES
 

@@ -28,11 +28,10 @@ class Points(BaseModel):
         if self.shape == "steps":
             return [value for fraction, value in self.points if fraction <= progress][-1]
         for (left, low), (right, high) in pairwise(self.points):
-            if left <= progress < right:
+            if left < progress < right:
                 share = (progress - left) / (right - left)
                 return (1 - share) * low + share * high
-        value = self.points[0 if progress < self.points[0][0] else -1][1]
-        return float(value)
+        return next((v for fraction, v in reversed(self.points) if fraction <= progress), self.points[0][1])
 
     def as_toml(self) -> Any:
         points = [[fraction, value] for fraction, value in self.points]

@@ -17,8 +17,10 @@ from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
+from opdkit.recipe.fields import MOST, did_you_mean
+from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import MOST, Recipe, TeacherSection, did_you_mean
+from opdkit.recipe.sections import Recipe, TeacherSection
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
 
@@ -30,14 +32,20 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     """
     path = recipe.model.path
     is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
-    said = [*_teacher_faults(recipe, is_adapter), *_data_faults(recipe)]
+    said = [*_teacher_faults(recipe, is_adapter), *route_faults(recipe), *_data_faults(recipe)]
     if is_adapter and recipe.model.lora:
         said.append(
             f"model.path = {path} is itself an adapter: remove model.lora to go on training that adapter (in a "
             "pipeline, set it in the stage that begins the adapter)"
         )
     found = {
-        where: [*number_faults(flat(stage.as_dict())), *_method_faults(stage), *_stage_teacher_faults(stage)]
+        where: [
+            *number_faults(flat(stage.as_dict())),
+            *_method_faults(stage),
+            *_stage_teacher_faults(stage),
+            *stage_route_faults(stage),
+            *context_faults(stage),
+        ]
         for where, stage in stages.items()
     }
     first = {fault: where for where in reversed(found) for fault in found[where]}
@@ -59,7 +67,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    return [*recipe.yielded, *told, *recipe.data.task.warnings("data.task")]
+    return [*recipe.yielded, *told, *recipe.data.grader.warnings("data.task")]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -118,9 +126,9 @@ def check_sinks(recipe: Recipe) -> None:
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
     """(key, path) of everything a recipe reads."""
-    named = {**recipe.model_paths, "data.train": recipe.data.train}
-    read = [*named.items(), *(("eval.data", source) for source in recipe.eval.sources)]
-    return [(key, path) for key, path in read if path]
+    sets = [("data.train", one.path) for one in recipe.data.sets]
+    read = [*recipe.model_paths.items(), *recipe.context_files.items(), *sets]
+    return [*read, *(("eval.data", source) for source in recipe.eval.sources if source)]
 
 
 def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -134,7 +142,7 @@ def missing_paths(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
 def _threshold_warnings(recipe: Recipe) -> Iterator[str]:
     """Where a reward of several terms does not tell right from wrong at the threshold that somebody reads."""
     readers = {**dict(_contexts(recipe)), "method": recipe.method, "weights.problems": recipe.weights.problems}
-    lowest_right, highest_wrong = recipe.data.task.bounds
+    lowest_right, highest_wrong = recipe.data.grader.bounds
     for where, reader in readers.items():
         threshold = getattr(reader, "success_threshold", None)
         if threshold is not None and not highest_wrong < threshold <= lowest_right:
@@ -194,22 +202,32 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
 
 
 def _stage_teacher_faults(recipe: Recipe) -> Iterator[str]:
-    if recipe.teacher.weights == "trust_region" and recipe.method.answer_source == "teacher":
-        yield (
-            'teacher.weights = "trust_region" scores answers and cannot write them, but method.answers = "teacher"; '
-            'use teacher.weights = "initial" or "ema"'
-        )
+    writers = recipe.answering if recipe.method.answer_source == "teacher" else {}
+    for name, view in writers.items():
+        where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+        context = "context" if name == "teacher" else f"views.{name}.context"
+        if view.teacher.weights == "trust_region":
+            yield (
+                f'{where}.weights = "trust_region" scores answers and cannot write them, but method.answers = '
+                f'"teacher"; use {where}.weights = "initial" or "ema"'
+            )
+        if view.context.needs_siblings:
+            yield (
+                f'{context}.kind = "{view.context.kind}" shows the teacher other answers to the same problem, but with '
+                'method.answers = "teacher" it would have to read them before there are any; use answers = "student", '
+                "or another context"
+            )
 
 
 def _method_faults(recipe: Recipe) -> Iterator[str]:
-    method, teacher = recipe.method, recipe.teacher
+    method = recipe.method
     asks_teacher = recipe.needs.teacher is not None
     for view in sorted(recipe.needs.views.keys() - {"teacher"} - recipe.views.keys()):
         yield (
             f'method.name = "{method.name}" asks the view "{view}", which is not there; add [views.{view}] with '
             f"teacher and context{did_you_mean(view, [*recipe.views]) if recipe.views else ''}"
         )
-    if (asks_teacher or method.answer_source == "teacher") and teacher.kind == "none":
+    if (asks_teacher or method.answer_source == "teacher") and not recipe.answering and not recipe.route:
         alone = method.needs.teacher is None and method.answer_source != "teacher"
         who = "what [weights] compares" if alone else f'method.name = "{method.name}"'
         yield (
@@ -222,23 +240,19 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
                 f'{where}.kind = "{context.kind}" shows the teacher other answers to the same problem, but '
                 "sampling.group_size = 1 samples no other; use 2 or more (the papers: 8)"
             )
-    if recipe.context.needs_siblings and method.answer_source == "teacher":
-        yield (
-            f'context.kind = "{recipe.context.kind}" shows the teacher other answers to the same problem, but with '
-            'method.answers = "teacher" it would have to read them before there are any; use answers = "student", or '
-            "another context"
-        )
-    if asks_teacher and teacher.kind == "self" and teacher.weights == "live" and recipe.context.kind == "none":
-        yield (
-            'teacher.weights = "live" with context.kind = "none" compares the student with itself: the loss is zero; '
-            "give the teacher a context, or other weights"
-        )
+    for name, reader in recipe.answering.items() if asks_teacher else ():
+        if reader.teacher.kind == "self" and reader.teacher.weights == "live" and reader.context.kind == "none":
+            where = "" if name == "teacher" else f"views.{name}."
+            yield (
+                f'{where}teacher.weights = "live" with {where}context.kind = "none" compares the student with itself: '
+                "the loss is zero; give the teacher a context, or other weights"
+            )
     if method.answer_source == "student" and recipe.sampling.temperature == 0 and recipe.sampling.group_size > 1:
         yield (
             f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
             "answer every time; raise the temperature, or set group_size = 1"
         )
-    if recipe.data.task.is_none:
+    if any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
         for who in _who_needs_rewards(recipe):
             yield f'{who} needs rewards, but data.task names no grader; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
@@ -257,19 +271,21 @@ def _who_needs_rewards(recipe: Recipe) -> Iterator[str]:
 
 def _contexts(recipe: Recipe) -> list[tuple[str, Context]]:
     """(where it is written, what is read) of every view that is asked."""
-    asked = [(name, view.context) for name, view in recipe.views.items() if name in recipe.needs.views]
-    own = [("context", recipe.context)] if recipe.needs.teacher else []
-    return [*own, *((f"views.{name}.context", context) for name, context in asked)]
+    asked = {name: view.context for name, view in recipe.views.items() if name in recipe.asked_views}
+    own = [("context", recipe.context)] if recipe.needs.teacher and not recipe.route else []
+    return [*own, *((f"views.{name}.context", context) for name, context in asked.items())]
 
 
 def _unused_faults(recipe: Recipe) -> Iterator[str]:
     method, teacher = recipe.method, recipe.teacher
     asks_teacher = recipe.needs.teacher is not None
-    for name in sorted(recipe.views.keys() - recipe.needs.views.keys()):
+    for name in sorted(recipe.views.keys() - recipe.asked_views):
         yield (
             f'[views.{name}] is not used by method.name = "{method.name}"; remove it, or name it in method.target or '
             "method.mixture"
         )
+    if recipe.route and not asks_teacher and method.answer_source != "teacher":
+        yield f'[route] chooses who the teacher is, but method.name = "{method.name}" asks no teacher; remove it'
     if not asks_teacher and method.answer_source != "teacher" and teacher.kind != "none":
         yield (
             f'teacher.kind = "{teacher.kind}" would load a teacher that method.name = "{method.name}" never asks; '

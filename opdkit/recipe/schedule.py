@@ -6,25 +6,29 @@
 
     method = [[0.0, { divergence = "jsd", teacher_share = 0.5 }], [0.5, { divergence = "reverse_kl" }]]    keys together
 
-Keys of [method] (a bare key is one), of [weights], and the distribution of [sampling]. Before its first point a key is
-what the recipe's own section says. The learning rate has `train.schedule` and `train.warmup_steps`.
+Keys of [method] (a bare key is one; `target.NAME` is the weight of a view), of [weights], of [sampling] how tokens are
+drawn and how many, and the numbers of contexts. Before its first point a key is what the recipe's own section says. A
+number that must be whole is rounded on its line. The learning rate has `train.schedule` and `train.warmup_steps`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe.build import choice, chosen_weights, sentences
+from opdkit.recipe.fields import did_you_mean
 from opdkit.recipe.points import Points, first_step
-from opdkit.recipe.sections import Recipe, SamplingSection, did_you_mean
-from opdkit.recipe.user_code import METHOD
+from opdkit.recipe.sections import Recipe, SamplingSection
+from opdkit.recipe.user_code import CONTEXT, METHOD, class_of
 
 # Two stages by name. PACED (arXiv:2603.11178) trains the first half of the steps with forward KL on the teacher's
 # answers, the second half with reverse KL on the student's.
@@ -34,7 +38,7 @@ NAMED: Mapping[str, tuple[str, str]] = {
 }
 NAMED_SWITCH = 0.5
 
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p")
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "max_answer_tokens")
 _FORMS = (
     "write [[0.0, VALUE], [0.5, OTHER]], from those fractions of the steps on, or "
     '{ points = [...], shape = "linear" } to move between numbers'
@@ -53,6 +57,8 @@ def read_schedule(section: Any, faults: list[str]) -> dict[str, Points]:
         if fault is None and key in schedule:
             fault = f"schedule.{written} says {key} a second time; keep one of the two"
         found = _points(f"schedule.{written}", value) if fault is None else fault
+        if isinstance(found, Points) and _of_context(key) and not all(_is_number(v) for _, v in found.points):
+            found = f"schedule.{written}: of a context only numbers can change, not {[v for _, v in found.points]!r}"
         if isinstance(found, str):
             faults.append(found)
         else:
@@ -85,7 +91,7 @@ def start_with(
                     f"[schedule] has {key} begin with {value!r}, so {key} = {own!r} is never read; remove one of the "
                     "two, set them to the same, or begin the schedule above 0.0"
                 )
-            _set(sections, key, value)
+            _put(sections, key, value)
 
 
 def _full(written: str) -> str:
@@ -102,8 +108,36 @@ def stage_starts(recipe: Recipe) -> list[int]:
 
 def scheduled_at(recipe: Recipe, step: int) -> dict[str, Any]:
     """{key: the value it is scheduled to have} for the step that is taken after `step` others."""
-    progress = step / recipe.train.steps
-    return {key: points.at(progress) for key, points in recipe.schedule.items() if points.defined_at(progress)}
+    return _values_at(recipe, step / recipe.train.steps)
+
+
+def _values_at(recipe: Recipe, progress: float) -> dict[str, Any]:
+    values = {key: points.at(progress) for key, points in recipe.schedule.items() if points.defined_at(progress)}
+    return {
+        key: round(v) if isinstance(v, float) and _is_whole(recipe, key, recipe.schedule[key]) else v
+        for key, v in values.items()
+    }
+
+
+def _is_whole(recipe: Recipe, key: str, points: Points) -> bool:
+    """Whether it moves between whole numbers, and takes no others."""
+    if not all(isinstance(value, int) for _, value in points.points):
+        return False
+    *path, last = key.split(".")
+    section: Any = recipe
+    for part in path:
+        section = section.get(part) if isinstance(section, Mapping) else getattr(section, part, None)
+    field = type(section).model_fields.get(last) if isinstance(section, BaseModel) else None
+    return field is not None and _kinds(field.annotation) == {int}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a value may be, besides None."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)} - {NoneType}
+    return {annotation}
 
 
 def recipe_at(recipe: Recipe, step: int) -> Recipe:
@@ -134,8 +168,7 @@ def stages_of(recipe: Recipe, faults: list[str] | None = None) -> dict[str, Reci
     for place in sorted(places):
         found: list[str] = []
         where = f"[schedule] at {place:g} of the steps: "
-        values = {key: p.at(place) for key, p in recipe.schedule.items() if p.defined_at(place)}
-        stage = _changed(recipe, values, found)
+        stage = _changed(recipe, _values_at(recipe, place), found)
         faults += [where + fault for fault in found]
         if stage is not None:
             stages[where] = stage
@@ -162,6 +195,11 @@ def _changed(recipe: Recipe, values: Mapping[str, Any], faults: list[str]) -> Re
         "method": essence(recipe.method),
         "weights": {key: essence(part) for key, part in weights.items()},
         "sampling": recipe.sampling.model_dump(),
+        "context": recipe.context.model_dump(mode="json", exclude_none=True),
+        "views": {
+            name: {"context": view.context.model_dump(mode="json", exclude_none=True)}
+            for name, view in recipe.views.items()
+        },
     }
     for key, value in values.items():
         if key == "method":  # what an earlier point said together, another one takes back together
@@ -169,13 +207,19 @@ def _changed(recipe: Recipe, values: Mapping[str, Any], faults: list[str]) -> Re
             kept = {name: v for name, v in sections["method"].items() if name not in told}
             sections["method"] = {**kept, **value}
         else:
-            _set(sections, key, value)
+            _put(sections, key, value)
     method = choice(sections["method"], "method", METHOD, faults)
     chosen = chosen_weights(sections["weights"], faults)
-    if method is None or None in chosen.values():
+    context = choice(sections["context"], "context", CONTEXT, faults)
+    contexts = {
+        name: choice(section["context"], f"views.{name}.context", CONTEXT, faults)
+        for name, section in sections["views"].items()
+    }
+    if method is None or context is None or None in [*chosen.values(), *contexts.values()]:
         return None
     assert isinstance(method, Method)
-    changes: dict[str, Any] = {"method": method, "schedule": {}}
+    views = {name: view.model_copy(update={"context": contexts[name]}) for name, view in recipe.views.items()}
+    changes: dict[str, Any] = {"method": method, "context": context, "views": views, "schedule": {}}
     for name, section, keys in (("weights", Weights, chosen), ("sampling", SamplingSection, sections["sampling"])):
         try:
             changes[name] = section.model_validate(keys)
@@ -211,12 +255,20 @@ def _not_for_schedules(key: str) -> str | None:
         return f'schedule.{key} cannot change here: the learning rate has train.schedule = "linear" and warmup_steps'
     if key == "method.name":
         return "schedule.method.name: a run has one method; chain several with `opdkit pipeline`"
+    if _of_context(key):
+        return None
     if section not in ("method", "weights", "sampling") or (section == "sampling" and rest not in SAMPLING_KEYS):
         allowed = f"keys of method and weights, and sampling.{', sampling.'.join(SAMPLING_KEYS)}"
+        allowed += ", and the numbers of context and views.NAME.context"
         return f"schedule.{key} cannot change over training; what can: {allowed}"
     if key != "method" and not rest:
         return f"schedule.{key} is a section; name one of its keys"
     return None
+
+
+def _of_context(key: str) -> bool:
+    section, *rest = key.split(".")
+    return (section == "context" and bool(rest)) or (section == "views" and rest[1:2] == ["context"] and len(rest) > 2)
 
 
 def _points(where: str, value: Any) -> Points | str:
@@ -281,6 +333,22 @@ def _get(sections: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _put(sections: MutableMapping[str, Any], key: str, value: Any) -> None:
+    """`_set`; but the weight of a view in a target leaves the others as they are, and is nobody's where it is 0."""
+    section, name, *view = key.split(".")[:3] if key.count(".") == 2 else (key, "")
+    if section != "method" or name not in ("target", "mixture") or not view:
+        return _set(sections, key, value)
+    weights = _get(sections, f"method.{name}")
+    if weights is None:
+        method = None
+        with suppress(ValueError):  # who makes the method says it
+            method = class_of(_get(sections, "method.name"), METHOD)
+        weights = method.model_fields[name].default if method and name in method.model_fields else None
+    weights = dict(weights) if isinstance(weights, Mapping) else {}
+    weights.pop(view[0], None)
+    return _set(sections, f"method.{name}", weights if value == 0 else {**weights, view[0]: value})
 
 
 def _set(sections: MutableMapping[str, Any], key: str, value: Any) -> None:

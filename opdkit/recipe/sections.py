@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
-from opdkit.data.schemas.schema import COLUMNS
 from opdkit.engines.base import SamplingParams
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
+from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
+from opdkit.recipe.data import DataSection, RouteSection
+from opdkit.recipe.fields import (
+    Answers,
+    Count,
+    Decay,
+    PositiveInt,
+    Section,
+    Seed,
+    StopTokens,
+    Strings,
+    Words,
+    exists_in,
+)
 from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
-from opdkit.tasks.options import ChosenTask, resolve_task
 from opdkit.types import Needs
-
-MOST = 2**31 - 1  # what every index of an array can count
-MANY = 2**16  # answers to one problem
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Answers = Annotated[int, Field(gt=0, le=MANY)]
-Words = Annotated[str, Field(min_length=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
-
-StopTokens = Annotated[tuple[str | int, ...], Field(strict=False, min_length=1)]
-
-
-def _exists_in(table: Mapping[str, Any]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in table:
-            raise ValueError(f"does not exist{did_you_mean(name, table)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
-    for role in columns:
-        if role not in COLUMNS:
-            raise ValueError(f"{role} is no role of a column{did_you_mean(role, COLUMNS)}")
-    return columns
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class LoraSection(Section):
@@ -109,21 +88,6 @@ class ViewSection(Section):
     count: PositiveInt = 1  # readings of every answer, each with other peers; fewer where there are no more
 
 
-class DataSection(Section):
-    # A file, a folder, a hub name (openai/gsm8k:main:train) or generated problems (arithmetic:merge-4:train).
-    train: Words
-    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nothing is graded and
-    # rewards are unknown, which is enough for methods that need no reward.
-    task: ChosenTask = resolve_task("none")
-    # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
-    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
-    limit: PositiveInt | None = None  # use only so many problems, drawn by the seed; default: all
-    # The sentence that is added to prompts which do not say how to write the final answer. "auto": \boxed{} where the
-    # task reads one.
-    instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
-    max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
-
-
 class SamplingSection(Section):
     engine: Literal["hf"] = "hf"  # what samples and scores
     group_size: Answers = 1  # answers to each problem of a step
@@ -175,14 +139,15 @@ class EvalSection(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
     top_k: Count = 0  # 0: off
-    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens
+    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens, the most of a schedule
 
-    def params(self, sampling: SamplingSection) -> SamplingParams:
+    def params(self, longest_answer: int) -> SamplingParams:
+        """longest_answer: the recipe's."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
-            max_answer_tokens=self.max_answer_tokens or sampling.max_answer_tokens,
+            max_answer_tokens=self.max_answer_tokens or longest_answer,
         )
 
     @property
@@ -204,7 +169,7 @@ class DiagnosticsSection(Section):
 
 class LogSection(Section):
     # "tensorboard", "wandb", "trackio", besides metrics.jsonl, which is always written.
-    sinks: Annotated[tuple[Annotated[str, _exists_in(SINKS)], ...], Field(strict=False)] = ()
+    sinks: Annotated[tuple[Annotated[str, exists_in(SINKS)], ...], Field(strict=False)] = ()
     # Of wandb and trackio. None: as their environment variable says, else "opdkit".
     project: Words | None = None
 
@@ -222,6 +187,7 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()  # how the student answers
     method: Method  # the loss: a published method, or its keys changed
     weights: Weights = Weights()  # which tokens count and how much
+    route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
     schedule: Mapping[str, Points] = {}  # keys that change during the run, by their dotted names (schedule.py)
     train: TrainSection  # steps, optimizer, checkpoints
     eval: EvalSection = EvalSection()  # what is evaluated and when
@@ -254,16 +220,48 @@ class Recipe(Section):
     def user_files(self) -> dict[str, str]:
         """{what the recipe names: sha256} of the user's own tasks, methods, contexts and weights, and of what their
         files import from beside them."""
-        chosen: dict[str, BaseModel] = {
+        chosen: dict[str, Method | Context | Named] = {
             f"method {self.method.name}": self.method,
             f"context {self.context.kind}": self.context,
             **{f"context {view.context.kind}": view.context for view in self.views.values()},
             **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
         }
-        found = {f"task {name}": digest for name, digest in self.data.task.user_files.items()}
+        found = {f"task {name}": digest for name, digest in self.data.grader.user_files.items()}
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
+
+    @property
+    def answering(self) -> dict[str, ViewSection]:
+        """Whoever reads as the teacher, by name: the views of [route], or [teacher] and [context]; {}: nobody does."""
+        names = self.route.readers if self.route else ("teacher",)
+        return {name: view for name, view in self.all_views.items() if name in names}
+
+    @property
+    def asked_views(self) -> set[str]:
+        """The names of [views] whose word somebody wants."""
+        teaches = self.needs.teacher is not None or self.method.answer_source == "teacher"
+        return {*self.needs.views, *(self.route.readers if self.route and teaches else ())}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the data, those that route and contexts name."""
+        named = [column for view in self.all_views.values() for column in view.context.needs_columns]
+        return tuple(dict.fromkeys([*([self.route.column] if self.route else []), *named]))
+
+    @property
+    def context_files(self) -> dict[str, str]:
+        """{key: path} of the texts that contexts show."""
+        keys = {view: "context" if view == "teacher" else f"views.{view}.context" for view in self.all_views}
+        read = {f"{keys[name]}.file": view.context.reads_file for name, view in self.all_views.items()}
+        return {key: path for key, path in read.items() if path}
+
+    @property
+    def longest_answer(self) -> int:
+        """sampling.max_answer_tokens, or the most that the schedule makes of it."""
+        points = self.schedule.get("sampling.max_answer_tokens")
+        scheduled = [] if points is None else [value for _, value in points.points]
+        return max([self.sampling.max_answer_tokens, *scheduled])
 
     @property
     def all_views(self) -> dict[str, ViewSection]:
@@ -279,8 +277,3 @@ class Recipe(Section):
         del resolved["schedule"]
         points = {key: points.as_toml() for key, points in self.schedule.items()}
         return resolved | ({"schedule": points} if points else {})
-
-
-def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str], label: str = "choices") -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f'; did you mean "{near[0]}"?' if near else f" ({label}: {', '.join(known)})"

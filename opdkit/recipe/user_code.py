@@ -71,6 +71,11 @@ def is_reference(name: str) -> bool:
     return ":" in name or name.endswith(".py")
 
 
+def class_of(name: Any, kind: Kind) -> type[BaseModel] | None:
+    """The row of `kind.table`, or `user_class`; None for what is neither. Raises ValueError as that does."""
+    return kind.table.get(name) or user_class(name, kind) if isinstance(name, str) else None
+
+
 def user_class(name: str, kind: Kind) -> type[BaseModel] | None:
     """The class, whose `kind.key` is `name`; None for a plain name that no installed package has either.
 

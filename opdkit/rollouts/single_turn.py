@@ -11,7 +11,7 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.tasks.base import Task, can_grade
-from opdkit.types import Group, Problem, Rollout, seed_from
+from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
 
 
 def sample_groups(
@@ -132,8 +132,15 @@ def dataset_groups(
             answer_mask=np.ones(len(answer_ids), dtype=np.bool_),
             finish="stop" if finished else "length",
         )
-        groups.append(Group(problem=problem, rollouts=(rollout,)))
+        groups.append(written_by("data", Group(problem=problem, rollouts=(rollout,))))
     return groups
+
+
+def written_by(author: str, group: Group) -> Group:
+    """The same answers, every token of them by this one of AUTHORS."""
+    number = AUTHORS.index(author)
+    rollouts = (replace(r, author=np.full(len(r.answer_ids), number, dtype=np.uint8)) for r in group.rollouts)
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def read_by(renderer: Renderer, group: Group) -> Group:

@@ -1,8 +1,8 @@
 """Every Example of a step, to and from one Parquet file. A saved run is re-scored from it without a model.
 
 Public schema, version 3 (in the file's metadata as `opdkit_rows_version`), one row per answer. T = answer tokens, S =
-terms of the loss. Version 2 lacks `turn`, `author` and `views`, version 1 also what begins at `taught_terms`; both are
-still read:
+terms of the loss. Version 2 lacks `columns`, `view_by`, `turn`, `author` and `views`, version 1 also what begins at
+`taught_terms`; both are still read:
 
     problem_id, task     string              messages      list<map<string, string>>, the chat turns the student read
     gold, solution       string or null      meta          string, a JSON object
@@ -18,6 +18,8 @@ still read:
     taught_terms         list<string> [S] or null: the loss has not read this answer; then the rest is null too
     taught_coef, taught_loss  list<float> [S * T] term by term; loss NaN where the coefficient is 0
     taught_clipped       list<bool> [T]          student_logprob, student_entropy  list<float> [T], NaN: not computed
+    columns              map<string, string>: columns of the data that the recipe names
+    view_by              string or null: the view that a [route] had the answer read by; null: none, or no view
     turn                 list<int32> [T] or null: the model's turn each token belongs to, from 0; null: all of turn 0
     author               list<int32> [T] or null: who wrote each token, 0 student, 1 teacher, 2 data, 3 tool; null: the
                          student, and a tool where the mask is false
@@ -105,11 +107,13 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
     "taught_clipped": (_FLAGS, lambda row: row.taught and row.taught.clipped_T),
     "student_logprob": (_FLOATS, lambda row: row.taught and row.taught.student_logprob_T),
     "student_entropy": (_FLOATS, lambda row: row.taught and row.taught.student_entropy_T),
+    "columns": (_MESSAGE, lambda row: list(row.problem.columns.items())),
+    "view_by": (pa.string(), lambda row: row.view and row.view.by),
     "turn": (_IDS, lambda row: row.rollout.turn),
     "author": (_IDS, lambda row: row.rollout.author),
     "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in _other_views(row)]),
 }
-_SINCE_3 = ("turn", "author", "views")
+_SINCE_3 = ("columns", "view_by", "turn", "author", "views")
 _SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
 
 
@@ -327,6 +331,7 @@ def _problem(row: dict[str, Any]) -> Problem:
         messages=tuple(dict(turn) for turn in row["messages"]),
         gold=row["gold"],
         solution=row["solution"],
+        columns=dict(row.get("columns") or ()),
         meta=json.loads(row["meta"]),
     )
 
@@ -359,13 +364,14 @@ def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:
 
 def _as_other(row: dict[str, Any]) -> dict[str, Any]:
     """The teacher's columns under the names that the other views' have."""
-    names = ("context_ids", "sources", "num_truncated_tokens")
-    return {**{name: row[f"view_{name}"] for name in names}, "entropy": row["teacher_entropy"]}
+    names = ("by", "context_ids", "sources", "num_truncated_tokens")
+    return {**{name: row.get(f"view_{name}") for name in names}, "entropy": row["teacher_entropy"]}
 
 
 def _view(columns: dict[str, Any]) -> View:
     return View(
         context_ids=tuple(columns["context_ids"].tolist()),
+        by=columns.get("by"),
         sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in columns["sources"]),
         num_truncated_tokens=columns["num_truncated_tokens"],
     )

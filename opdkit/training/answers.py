@@ -14,10 +14,10 @@ from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
-from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups
+from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.teacher import Teacher
+from opdkit.training.state import Viewer
 from opdkit.types import Group, Problem, Rollout
 
 
@@ -29,7 +29,7 @@ class Answers:
     student: LanguageModel
     renderer: Renderer
     optimizer: Optimizer
-    teacher: Teacher | None
+    viewers: Mapping[str, Viewer]
     task: Task
     progress: Progress | None = None  # hears of answers as they are finished
 
@@ -45,11 +45,16 @@ class Answers:
                 max_answer_tokens=self.recipe.sampling.max_answer_tokens,
                 policy_version=step,
             )
-        assert self.teacher is not None
-        read = self._read_by_teacher(problems, step)
-        with self.teacher.active():
-            groups = self._sampled(self.teacher.engine(), self.teacher.renderer, problems, step, read)
-        return [read_by(self.renderer, group) for group in groups]
+        route = self.recipe.route
+        asked: dict[str, list[Problem]] = {}
+        for problem in problems:
+            asked.setdefault(route.view_of(problem) if route else "teacher", []).append(problem)
+        groups = {
+            group.problem.id: group
+            for view, own in asked.items()
+            for group in self._of_teacher(self.viewers[view], own, step)
+        }
+        return [groups[problem.id] for problem in problems]
 
     def student_engine(self) -> HFEngine:
         """The student with the weights of this moment, as the computation reads them."""
@@ -57,12 +62,17 @@ class Answers:
             weights = self.optimizer.compute_weights()
         return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
 
-    def _read_by_teacher(self, problems: Sequence[Problem], step: int) -> dict[str, Sequence[int]]:
+    def _of_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> list[Group]:
+        read = self._read_by_teacher(viewer, problems, step)
+        with viewer.teacher.active():
+            groups = self._sampled(viewer.teacher.engine(), viewer.teacher.renderer, problems, step, read)
+        return [written_by("teacher", read_by(self.renderer, group)) for group in groups]
+
+    def _read_by_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> dict[str, Sequence[int]]:
         """Problem id -> what the teacher reads while it answers: the context that it reads when it scores.
 
         Problems that give it nothing to read are missing: their answers leave the batch unscored, and are counted.
         """
-        assert self.teacher is not None
         nothing = Rollout(
             problem_id="",
             sample_id=0,
@@ -75,7 +85,7 @@ class Answers:
         )
         groups = [Group(problem=p, rollouts=(replace(nothing, problem_id=p.id),)) for p in problems]
         identity = (self.recipe.seed, step, "context")
-        views = build_views(groups, self.recipe.context, self.teacher.renderer, identity=identity)
+        views = build_views(groups, viewer.context, viewer.teacher.renderer, identity=identity)
         return {p.id: view.context_ids for p, view in zip(problems, views, strict=True) if view is not None}
 
     def _sampled(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opdkit.losses import ViewTokens
 from opdkit.methods.plan_inputs import PlanInputs
-from opdkit.types import Asked, Example, FloatArray, Signal, seed_from
+from opdkit.types import Asked, Example, FloatArray, Problem, Signal, seed_from
 
 # Arrays of a Signal and of the ViewTokens made from several of them.
 _ARRAYS = {
@@ -71,10 +71,13 @@ class Batch:
         asked: Mapping[str, Asked],
         required_views: tuple[str, ...],
         pass_rates: Mapping[str, float | None] | None = None,
+        domain_of: Callable[[Problem], int] | None = None,
+        num_domains: int = 1,
         total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
         """All that a method may know but what the student says. `num_ids`: of the vocabulary; `asked`: what the views
-        were asked, by reading; `required_views`: the method's."""
+        were asked, by reading; `required_views`: the method's; `domain_of`: which of `num_domains`, where every
+        domain has a mean of its own."""
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
@@ -103,6 +106,8 @@ class Batch:
             required_views=required_views,
             turn_N=self._counted_ints([e.rollout.turns for e in self.examples]),
             author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
+            domain_N=None if domain_of is None else self._per_row([domain_of(e.problem) for e in self.examples]),
+            num_domains=num_domains,
             total=total,
         )
         return replace(inputs, mask_N=inputs.countable_N)
@@ -181,6 +186,10 @@ class Batch:
             tokens_n=torch.from_numpy(tokens).to(self.device),
             counted_n=None if everything else torch.from_numpy(counted).to(self.device),
         )
+
+    def _per_row(self, numbers: Sequence[int]) -> Tensor:
+        """[N] long: a number of each row, for its tokens."""
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)[self.row_N]
 
     def _pass_rates(self, pass_rates: Mapping[str, float | None]) -> Tensor:
         known = [pass_rates[e.rollout.problem_id] for e in self.examples]

@@ -1,17 +1,24 @@
-"""The problems that a run trains on, and those it is measured on."""
+"""The problems that a run trains on (loaded, routed, drawn step by step), and those it is measured on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from opdkit.data.readers import Dataset, fingerprint, load_problems
+from opdkit.contexts.render import LongPrompt, Renderer, long_prompts
+from opdkit.contexts.text import text_of
+from opdkit.data.readers import Dataset, fingerprint, joined, load_problems
+from opdkit.errors import UserError
+from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, needs_rewards
+from opdkit.recipe.data import SetSection
+from opdkit.tasks.options import TaskOptions
+from opdkit.training.order import Draws, problems_of_step
 from opdkit.types import Problem
 
 
 def training_data(recipe: Recipe, problems: Sequence[Problem] | Dataset | None) -> Dataset:
     """The recipe's, or `problems` in their stead. Raises UserError where there are none."""
-    section = recipe.data
     if isinstance(problems, Dataset):
         return problems
     if problems is not None:
@@ -20,24 +27,15 @@ def training_data(recipe: Recipe, problems: Sequence[Problem] | Dataset | None) 
             fingerprint=fingerprint(problems),
             dropped=[],
             num_duplicate_ids=0,
-            source=section.train,
+            source=", ".join(one.path for one in recipe.data.sets),
         )
-    return load_problems(
-        section.train,
-        task=section.task.main.name,
-        limit=section.limit,
-        seed=recipe.seed,
-        instruction=section.instruction,
-        columns=section.columns or None,
-        require_gold=needs_rewards(recipe) and section.task.needs_gold_or_tests,
-        asked=section.task.columns_asked,
-    )
+    return _of_recipe(recipe)
 
 
 def evaluation_sets(recipe: Recipe) -> dict[str, Dataset]:
     """By source."""
     task = recipe.data.task
-    return {
+    found = {
         source: load_problems(
             source,
             task=task.main.name,
@@ -48,3 +46,131 @@ def evaluation_sets(recipe: Recipe) -> dict[str, Dataset]:
         )
         for source in recipe.eval.sources
     }
+    if isinstance(recipe.data.train, str):
+        return found
+    return {source: graded_by(task, data) for source, data in found.items()}
+
+
+def _of_recipe(recipe: Recipe) -> Dataset:
+    """What `data.train` names; of a list of sets with `parts`, by domain.
+
+    Raises UserError for a set that cannot be read or has no usable problem.
+    """
+    if isinstance(recipe.data.train, str):
+        return _load(recipe, recipe.data.sets[0])
+    return joined({one.domain: _load(recipe, one) for one in recipe.data.train if one.domain})
+
+
+def _load(recipe: Recipe, one: SetSection) -> Dataset:
+    section, task = recipe.data, recipe.data.task_of(one)
+    data = load_problems(
+        one.path,
+        task=task.main.name,
+        limit=one.limit or section.limit,
+        seed=recipe.seed,
+        instruction=section.instruction,
+        columns=(section.columns if one.columns is None else one.columns) or None,
+        require_gold=needs_rewards(recipe) and task.needs_gold_or_tests,
+        asked=task.columns_asked,
+        kept=recipe.columns,
+    )
+    if one.domain is None:
+        return data
+    named = {} if recipe.route is None else {recipe.route.column: one.domain}  # where the data has no such column
+    problems = [replace(problem, columns={**named, **problem.columns}) for problem in data.problems]
+    return graded_by(task, replace(data, problems=problems))
+
+
+def graded_by(task: TaskOptions, data: Dataset) -> Dataset:
+    """The set under the name of the task that grades it (a generated world has one of its own)."""
+    problems = [replace(problem, task=task.main.name) for problem in data.problems]
+    return replace(data, problems=problems, fingerprint=fingerprint(problems))
+
+
+def check_readable(recipe: Recipe, data: Dataset) -> None:
+    """Raises UserError for a problem that [route] has no view for, and for a context with nothing to show of any."""
+    for path in recipe.context_files.values():
+        text_of(path)
+    for problem in data.problems if recipe.route else ():
+        assert recipe.route is not None
+        recipe.route.view_of(problem)
+    for name, view in recipe.all_views.items():
+        where = "context" if name == "teacher" else f"views.{name}.context"
+        routed = recipe.route is not None and name in recipe.route.readers
+        read = [p for p in data.problems if not routed or (recipe.route and recipe.route.view_of(p) == name)]
+        if not read:
+            continue
+        if view.context.needs_solutions and not any(problem.solution for problem in read):
+            raise UserError(
+                f'{where}.kind = "{view.context.kind}" shows the teacher reference solutions, but no problem of '
+                f"{data.source} has one; use data with a solution column, or another context"
+            )
+        for column in view.context.needs_columns:
+            if not any(column in problem.columns for problem in read):
+                raise UserError(
+                    f'{where}.column = "{column}" is filled in for no problem of {data.source}; name a column that '
+                    "the data has, or another context"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """The problems whose prompt leaves room for an answer, the longest that does, and the prompts that do not."""
+
+    problems: list[Problem]
+    limit: int  # tokens
+    long: list[LongPrompt]
+
+
+def fitting(recipe: Recipe, data: Dataset, renderer: Renderer, room: int | None) -> Fitting:
+    """room: the student's positions. Raises UserError where there is no such problem."""
+    limit = recipe.data.max_prompt_tokens
+    if room is not None:
+        limit = min(limit, room - recipe.longest_answer)
+    if limit < 1:
+        raise UserError(
+            f"sampling.max_answer_tokens = {recipe.longest_answer} leaves no room for a prompt: "
+            f"{recipe.model.path} has {room} positions; lower it"
+        )
+    long = long_prompts(((p.id, renderer.prompt_ids_within(p.messages, limit)) for p in data.problems), limit)
+    if len(long) == len(data.problems):
+        raise UserError(
+            f"data.train = {data.source}: every prompt is longer than {limit} tokens (the first: "
+            f"{long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, or use a model "
+            "with more positions"
+        )
+    left_out = {prompt.problem_id for prompt in long}
+    return Fitting(problems=[p for p in data.problems if p.id not in left_out], limit=limit, long=long)
+
+
+def by_task(problems: Sequence[Problem]) -> list[list[Problem]]:
+    """The problems of each task."""
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.task, []).append(problem)
+    return list(found.values())
+
+
+class TrainProblems:
+    """What the steps take, step by step."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, problems: Sequence[Problem]) -> None:
+        """problems: those of `data` that are not left out. Raises UserError where they are fewer than a step wants."""
+        self._problems, self._per_step, self._seed = problems, recipe.train.problems_per_step, recipe.seed
+        self._draws: Draws[Problem] | None = None
+        if data.parts:
+            kept = {problem.id for problem in problems}
+            sets = {name: [p for p in part.problems if p.id in kept] for name, part in data.parts.items()}
+            shares = {one.domain: one.share for one in recipe.data.sets if one.domain}
+            steps = recipe.train.steps
+            self._draws = Draws(sets, shares, per_step=self._per_step, num_steps=steps, seed=self._seed)
+        self.of_step(0)
+
+    def of_step(self, step: int) -> list[Problem]:
+        if self._draws is not None:
+            return self._draws.of_step(step)
+        return problems_of_step(self._problems, step=step, per_step=self._per_step, seed=self._seed)
+
+    def metrics(self, step: int) -> list[Metric]:
+        """Of the step after `step` others; none where there is one set."""
+        return [] if self._draws is None else self._draws.metrics(step)

@@ -52,7 +52,7 @@ class Evaluations:
         return results
 
     def _measure(self, path: Path, label: str, sampler: Sampler, renderer: Renderer) -> dict[str, Accuracy]:
-        section, sampling = self.recipe.eval, self.recipe.sampling
+        section = self.recipe.eval
         results: dict[str, Accuracy] = {}
         answers: dict[str, list[StoredAnswer]] = {}
         for source, data in self.sets.items():
@@ -67,7 +67,7 @@ class Evaluations:
                     sampler=sampler,
                     renderer=renderer,
                     task=self.task.main,
-                    params=section.params(sampling),
+                    params=section.params(self.recipe.longest_answer),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
                     progress=heard,
@@ -81,9 +81,9 @@ class Evaluations:
 
     def _asked(self) -> dict[str, Any]:
         """What the answers are answers to."""
-        task, seed = self.task.main.options.text, self.recipe.seed
+        task, seed = self.recipe.data.task.main.text, self.recipe.seed
         sets = {source: {"fingerprint": data.fingerprint, "task": task} for source, data in self.sets.items()}
-        return {**asdict(self.recipe.eval.params(self.recipe.sampling)), "seed": seed, "sets": sets}
+        return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}
 
 
 def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:

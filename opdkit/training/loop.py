@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import long_prompts
+from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
@@ -26,12 +27,11 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
-from opdkit.training.data import evaluation_sets, training_data
+from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
 from opdkit.training.evaluations import Evaluations
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
-from opdkit.training.order import problems_of_step
 from opdkit.training.parts import Parts
 from opdkit.training.pass_rates import measure_pass_rates
 from opdkit.training.resume import going_on
@@ -60,6 +60,7 @@ def train(
     """
     check_sinks(recipe)
     data = training_data(recipe, problems)
+    check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)
     for _, path in recipe.model_paths.items():
         check_model_path(path)
@@ -96,17 +97,19 @@ class TrainingRun:
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
-        for sentence in [*warnings(recipe), *doubts, *parts.warnings()]:
+        for sentence in [*warnings(recipe), *doubts]:
             self.warn(sentence)
+        self._warn_of_models()
         for sentence in parts.student.notes:
             say(console, sentence)
         self.problems = self._fitting(data)
-        problems_of_step(self.problems, step=0, per_step=recipe.train.problems_per_step, seed=recipe.seed)
+        self.drawn = TrainProblems(recipe, data, self.problems)
         self._check_evaluations()
-        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.task, self.problems)):
+        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
-        self.task = make_task_for(recipe.data.task, [self.problems, *(data.problems for data in eval_sets.values())])
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.teacher, self.task)
+        graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
+        self.task = make_task_for(recipe.data.grader, graded)
+        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -121,6 +124,7 @@ class TrainingRun:
             num_steps=recipe.train.steps,
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
+            route=recipe.route,
         )
 
     def close(self) -> None:
@@ -188,9 +192,7 @@ class TrainingRun:
     def _one_step(self, bar: Bar, log: MetricsLog) -> None:
         train, state = self.recipe.train, self.state
         started = time.monotonic()
-        chosen = problems_of_step(
-            self.problems, step=state.step, per_step=train.problems_per_step, seed=self.recipe.seed
-        )
+        chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
@@ -199,13 +201,14 @@ class TrainingRun:
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
-        metrics += [*scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
+        metrics += [*drawn, *scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
         if train.save_rows_every and state.step % train.save_rows_every == 0:
             save_rows(self.folder.rows(state.step), rows)
         log.write(state.step, metrics)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
         self._warn_of_crashes()
+        self._warn_of_models()
         self._raise_alarms(seen)
         bar.update(state.step, note=note_of(seen, speed))
         if self.on_step is not None:
@@ -261,8 +264,10 @@ class TrainingRun:
 
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
-        prints = {source: d.fingerprint for source, d in {self.recipe.data.train: self.data, **self.eval_sets}.items()}
+        train = {f"data.train {name}": part for name, part in self.data.parts.items()} or {self.data.source: self.data}
+        prints = {source: data.fingerprint for source, data in {**train, **self.eval_sets}.items()}
         prints |= self.recipe.user_files
+        prints |= {key: digest_of(path) for key, path in self.recipe.context_files.items()}
         own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
         prints |= {
             path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
@@ -272,7 +277,7 @@ class TrainingRun:
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
         room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
-        longest = self.recipe.eval.max_answer_tokens or self.recipe.sampling.max_answer_tokens
+        longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
             if room is None:
@@ -288,40 +293,27 @@ class TrainingRun:
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        recipe, room = self.recipe, self.parts.student.max_positions
-        limit = recipe.data.max_prompt_tokens
-        if room is not None:
-            limit = min(limit, room - recipe.sampling.max_answer_tokens)
-        if limit < 1:
-            raise UserError(
-                f"sampling.max_answer_tokens = {recipe.sampling.max_answer_tokens} leaves no room for a prompt: "
-                f"{recipe.model.path} has {room} positions; lower it"
-            )
-        render = self.parts.renderer.prompt_ids_within
-        long = long_prompts(((p.id, render(p.messages, limit)) for p in data.problems), limit)
-        if len(long) == len(data.problems):
-            raise UserError(
-                f"data.train = {data.source}: every prompt is longer than {limit} tokens "
-                f"(the first: {long[0].num_tokens}); raise data.max_prompt_tokens, lower sampling.max_answer_tokens, "
-                "or use a model with more positions"
-            )
-        if long:
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        if found.long:
             self.warn(
-                f"{len(long)} of {len(data.problems)} problems are left out: their prompts are longer than {limit} "
-                f"tokens (first: {long[0].problem_id}, {long[0].num_tokens})"
+                f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "
+                f"{found.limit} tokens (first: {found.long[0].problem_id}, {found.long[0].num_tokens})"
             )
-        self._warn_of_rows(data)
-        if recipe.context.needs_solutions and not any(p.solution for p in data.problems):
-            raise UserError(
-                f'context.kind = "{recipe.context.kind}" shows the teacher reference solutions, but no problem of '
-                f"{data.source} has one; use data with a solution column, or another context"
-            )
-        left_out = {prompt.problem_id for prompt in long}
-        return [p for p in data.problems if p.id not in left_out]
+        for part in data.parts.values() or (data,):
+            self._warn_of_rows(part)
+        if again := data.num_duplicate_ids - sum(part.num_duplicate_ids for part in data.parts.values() or (data,)):
+            self.warn(f"{again} ids are in two sets of data.train; the later ones are kept under ids of their own")
+        return found.problems
 
     def _warn_of_crashes(self) -> None:
         for sentence in self.task.new_crashes():
             self.warn(sentence)
+
+    def _warn_of_models(self) -> None:
+        """What loading them found; a routed teacher is loaded when its first row comes."""
+        for sentence in self.parts.warnings():
+            if sentence not in self.warnings:
+                self.warn(sentence)
 
     def _raise_alarms(self, seen: Mapping[str, float | None]) -> None:
         """Each kind once; how often it happened is in the metrics, and on the page."""

@@ -35,6 +35,6 @@ class Parts:
         return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
 
     def warnings(self) -> list[str]:
-        """What loading the models found."""
-        models = dict.fromkeys(viewer.teacher.model for viewer in self.viewers.values())
-        return [*self.student.warnings, *(w for m in models if m is not self.student for w in m.warnings)]
+        """What loading the models found, of those that are loaded."""
+        models = dict.fromkeys([self.student, *(viewer.teacher.loaded_model for viewer in self.viewers.values())])
+        return [sentence for model in models if model is not None for sentence in model.warnings]

@@ -19,6 +19,7 @@ from opdkit.types import Group
 
 def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[losses.Term], Report, PlanInputs]:
     """The terms of the loss; what the method says of the batch; what both were made of."""
+    route = state.route if state.route and state.route.denominator == "domain" else None
     inputs = batch.plan_inputs(
         step=state.step,
         progress=state.step / state.num_steps,
@@ -27,6 +28,8 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
         asked=state.asked,
         required_views=state.method.required_views,
         pass_rates=state.weights.pass_rates(groups, state.pass_rates),
+        domain_of=route.number_of if route else None,
+        num_domains=len(route.views) if route else 1,
     )
     if not inputs.mask_N.any():  # no view had anything to read: the metrics say so, and the step changes nothing
         return [], Report(), inputs

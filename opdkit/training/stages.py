@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opdkit.metrics import Metric
@@ -29,6 +29,9 @@ class Stages:
         now = recipe_at(self.recipe, state.step)
         state.method, state.weights, answers.recipe = now.method, now.weights, now
         state.temperature = now.sampling.temperature
+        views = now.all_views
+        state.viewers = {name: replace(viewer, context=views[name].context) for name, viewer in state.viewers.items()}
+        answers.viewers = state.viewers
         starts, values = stage_starts(self.recipe), scheduled_at(self.recipe, state.step)
         number = sum(start <= state.step for start in starts)
         if number != self._said:

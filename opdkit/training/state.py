@@ -10,9 +10,10 @@ from opdkit.engines.model import LanguageModel
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe import DiagnosticsSection
+from opdkit.recipe.data import RouteSection
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.teacher import Teacher
-from opdkit.types import Asked, Group, Needs, Problem, reading_names
+from opdkit.types import Asked, Example, Group, Needs, Problem, reading_names
 
 Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
 
@@ -32,7 +33,7 @@ class State:
 
     student: LanguageModel
     optimizer: Optimizer
-    viewers: Mapping[str, Viewer]  # by view; none where the method has no view
+    viewers: Mapping[str, Viewer]  # by the recipe's views; none where the method asks nobody
     method: Method
     sample: Sample
     max_tokens_per_micro_batch: int
@@ -42,6 +43,7 @@ class State:
     temperature: float  # that answers are sampled at
     weights: Weights = field(default_factory=Weights)
     diagnostics: DiagnosticsSection | None = None
+    route: RouteSection | None = None  # who reads the view "teacher", problem by problem
     step: int = 0  # steps taken
     # Since the run began, saved in checkpoints:
     counters: dict[str, float] = field(default_factory=dict)
@@ -57,14 +59,21 @@ class State:
         return {reading: asked for view, asked in self.needs.views.items() for reading in self.readings(view)}
 
     def readings(self, view: str) -> list[str]:
-        return reading_names(view, self.viewers[view].count)
+        return reading_names(view, self.viewers[self.readers(view)[0]].count)
+
+    def readers(self, view: str) -> tuple[str, ...]:
+        """The viewers that may read a view: itself, or those of a route."""
+        return self.route.readers if self.route is not None and view == "teacher" else (view,)
+
+    def reader(self, view: str, problem: Problem) -> str:
+        """The viewer that reads the answers to a problem."""
+        return self.route.view_of(problem) if self.route is not None and view == "teacher" else view
 
     @property
     def teachers(self) -> list[Teacher]:
         """Every reader once."""
         return list(dict.fromkeys(viewer.teacher for viewer in self.viewers.values()))
 
-    @property
-    def teacher(self) -> Teacher | None:
-        """Who reads the view "teacher"."""
-        return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
+    def teacher_of(self, row: Example) -> Teacher:
+        """Who read the view "teacher" of a row."""
+        return self.viewers[self.reader("teacher", row.problem)].teacher

@@ -9,9 +9,9 @@ from opdkit.training.backward import backward
 from opdkit.training.batch import Batch
 from opdkit.training.metrics.describe import (
     describe_batch,
-    describe_context,
+    describe_routes,
     describe_rows,
-    describe_view,
+    describe_views,
     describe_weights,
 )
 from opdkit.training.metrics.diagnose import diagnose
@@ -44,9 +44,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     state.step += 1
     rows = [row for own_rows, _, _ in updates for row in own_rows]
     told = [metric for _, metrics, _ in updates for metric in metrics]
-    for view in state.needs.views:
-        told = [*describe_view(state, view, rows), *describe_context(state, view, groups, rows), *told]
-    told = [*agreement, *told]
+    told = [*agreement, *describe_views(state, groups, rows), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
     return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
@@ -65,6 +63,7 @@ def update(
     metrics = [
         *sampler_gap(state, batch, learned.tokens.get("logprob"), first=first),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
+        *describe_routes(state, batch, terms, learned.tokens),
         *(describe_weights(inputs, state.weights) if terms and state.weights.parts else ()),
         *(Metric(f"method/{name}", number) for name, number in report.numbers.items()),
         Metric("train/loss", learned.loss if report.loss is None else report.loss),

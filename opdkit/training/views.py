@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from opdkit.contexts import build_views
 from opdkit.training.models.teacher import Teacher
 from opdkit.training.state import State
-from opdkit.types import Asked, Example, Group, Rollout, Signal, View
+from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 
 Read = tuple[int, tuple[int, ...], Asked]  # which rollout, what is read before it, what is asked of its tokens
 
 
 def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
     """What is read for each rollout, by reading; one that has nothing to read is missing."""
-    found: list[dict[str, View]] = [{} for group in groups for _ in group.rollouts]
+    found: list[list[dict[str, View]]] = [[{} for _ in group.rollouts] for group in groups]
     for view in state.needs.views:
-        viewer = state.viewers[view]
         identity = (state.seed, state.step, "context")  # not the view: views of one context are shown the same
-        for number, name in enumerate(state.readings(view)):
-            read = build_views(groups, viewer.context, viewer.teacher.renderer, identity, number)
-            for own, shown in zip(found, read, strict=True):
-                if shown is not None:
-                    own[name] = shown
+        for reader, places in _places(state, groups, view).items():
+            viewer, own_groups = state.viewers[reader], [groups[place] for place in places]
+            own = [row for place in places for row in found[place]]
+            for number, name in enumerate(state.readings(view)):
+                read = build_views(own_groups, viewer.context, viewer.teacher.renderer, identity, number)
+                for row, shown in zip(own, read, strict=True):
+                    if shown is not None:
+                        row[name] = shown if reader == view else replace(shown, by=reader)
+    return [row for rows in found for row in rows]
+
+
+def _places(state: State, groups: Sequence[Group], view: str) -> dict[str, list[int]]:
+    """Which groups each reader of a view reads."""
+    found: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        found.setdefault(state.reader(view, group.problem), []).append(place)
     return found
 
 
@@ -31,19 +42,14 @@ def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]
     one reader's views read alike is scored once."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     signals: list[dict[str, Signal]] = [{} for _ in rollouts]
-    for teacher in dict.fromkeys(state.viewers[view].teacher for view in state.needs.views):
-        names = {
-            name: asked
-            for view, asked in state.needs.views.items()
-            if state.viewers[view].teacher is teacher
-            for name in state.readings(view)
-        }
-        reads = {
-            (row, name): (row, read[name].context_ids, asked)
-            for row, read in enumerate(views)
-            for name, asked in names.items()
-            if name in read and _fits(teacher, read[name], rollouts[row])
-        }
+    of_teacher: dict[Teacher, dict[tuple[int, str], Read]] = {}
+    for row, read in enumerate(views):
+        for name, asked in state.asked.items():
+            if name in read:
+                teacher = state.viewers[read[name].by or base_name(name)].teacher
+                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
+    for teacher, reads in of_teacher.items():
+        reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
         said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())))
         for (row, name), read_once in reads.items():
             signals[row][name] = said[read_once]
@@ -61,9 +67,9 @@ def join(
     ]
 
 
-def _fits(teacher: Teacher, view: View, rollout: Rollout) -> bool:
+def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
     room = teacher.model.max_positions
-    return room is None or len(view.context_ids) + len(rollout.answer_ids) <= room
+    return room is None or len(context_ids) + len(rollout.answer_ids) <= room
 
 
 def _said(state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read]) -> dict[Read, Signal]:

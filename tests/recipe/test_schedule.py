@@ -169,7 +169,11 @@ def test_set_has_the_last_word() -> None:
         ({"sampling": {"temperature": [[0.5, -1.0]]}}, {}, "sampling.temperature = -1.0: input should be greater"),
         ({"clip_at": {"points": [[0.0, 1.0], [1.0, "x"]], "shape": "linear"}}, {}, "moves between two or more numbers"),
         ({"clip_at": {"points": [[0.0, 1.0]], "shape": "cubic"}}, {}, 'shape ("steps" or "linear")'),
-        ({"support": [[0.0, "student_topk"]], "k": {"points": [[0.0, 1], [1.0, 4]], "shape": "linear"}}, {}, "integer"),
+        (
+            {"support": [[0.0, "student_topk"]], "k": {"points": [[0.0, 1.5], [1.0, 4]], "shape": "linear"}},
+            {},
+            "integer",
+        ),
         ({"support": [[0.5, "sampled"]], "answers": [[0.5, "teacher"]]}, {}, "tokens that the student drew"),
         ({"kl_weight": [[0.5, 0.1]]}, {"method": {"name": "grpo"}, "teacher": {}}, "at 0.5 of the steps: method.name"),
         ({"answers": "teacher_then_student"}, {"weights": {"problems": {"name": "paced"}}}, "set pass_rate = "),
@@ -194,3 +198,49 @@ def test_a_longer_run_would_be_another_schedule() -> None:
     short, long = (scheduled({"divergence": "forward_then_reverse"}, train={"steps": n}).as_dict() for n in (10, 20))
     with pytest.raises(UserError, match=r"train\.steps was 10, is 20"):
         check_same_recipe(short, long, steps_taken=5)
+
+
+def test_lengths_weights_of_views_and_numbers_of_contexts_change() -> None:
+    """Counts stay whole on a line; a view of weight 0 is nobody's; the recipe in the folder says the same."""
+    initial = {"teacher": {"kind": "self", "weights": "initial"}}
+    sections: dict[str, Any] = {
+        "context": {"kind": "text", "text": "know"},
+        "views": {"reference": {**initial, "context": {"kind": "text", "text": "no"}}},
+    }
+    schedule = {
+        "sampling": {"max_answer_tokens": {"points": [[0.0, 100], [1.0, 200]], "shape": "linear"}},
+        "target": {"reference": {"points": [[0.0, 0], [1.0, -1.0]], "shape": "linear"}},
+        "context": {"max_tokens": [[0.5, 7]]},
+        "views": {"reference": {"context": {"max_tokens": {"points": [[0.0, 1], [1.0, 2]], "shape": "linear"}}}},
+    }
+    recipe = scheduled(schedule, **sections)
+    assert recipe.longest_answer == 200 and recipe.sampling.max_answer_tokens == 100
+    for read in (recipe, parse_recipe(toml_again(recipe))):
+        first, later = recipe_at(read, 0), recipe_at(read, 5)
+        assert (first.sampling.max_answer_tokens, later.sampling.max_answer_tokens) == (100, 150)
+        assert [dict(r.method.target) for r in (first, later)] == [  # type: ignore[attr-defined]
+            {"teacher": 1.0},
+            {"teacher": 1.0, "reference": -0.5},
+        ]
+        assert set(first.needs.views) == {"teacher"} and set(later.needs.views) == {"teacher", "reference"}
+        assert (first.context.max_tokens, later.context.max_tokens) == (8192, 7)  # type: ignore[attr-defined]
+        assert recipe_at(read, 9).views["reference"].context.max_tokens == 2  # type: ignore[attr-defined]
+
+
+def toml_again(recipe: Recipe) -> Any:
+    return tomllib.loads(toml.dumps(recipe.as_dict()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"context": {"kind": [[0.5, "none"]]}}, "of a context only numbers can change"),
+        ({"context": {"max_token": [[0.5, 3]]}}, "context.max_token is not a key"),
+        ({"context": {"max_tokens": [[0.5, 0]]}}, "context.max_tokens = 0"),
+        ({"views": {"x": {"count": [[0.5, 2]]}}}, "cannot change over training"),
+        ({"sampling": {"max_answer_tokens": [[0.5, 1.5]]}}, "sampling.max_answer_tokens = 1.5"),
+        ({"mixture": {"teacher": [[0.5, 0.5]]}}, "sum to 1"),
+    ],
+)
+def test_what_of_a_context_cannot_change(schedule: Any, words: str) -> None:
+    assert words in refusal(schedule, context={"kind": "text", "text": "know"})

@@ -68,14 +68,14 @@ def data(folder: Path, *rows: dict[str, Any]) -> str:
 
 def load(source: str, task: str) -> list[Problem]:
     chosen = resolve_task(task)
-    return load_problems(source, task=chosen.name, require_gold=False, asked=chosen.columns_asked).problems
+    return load_problems(source, task=chosen.name, require_gold=False, asked=chosen.row_asked).problems
 
 
 def test_columns_of_a_file_reach_the_function(made: Callable[..., GuardedTask], tmp_path: Path) -> None:
     """Those it names and, with **columns, all; a missing one with a default is not given."""
     source = data(tmp_path, *({"problem": f"q{n}", "answer": "a", "level": n, "extra": [n]} for n in range(2)))
     problems = load(source, "rewards.py:seen")
-    assert problems[0].columns == {"prompt": "q0", "problem": "q0", "answer": "a", "level": 0, "extra": [0]}
+    assert problems[0].row == {"prompt": "q0", "problem": "q0", "answer": "a", "level": 0, "extra": [0]}
     grades = made("seen").grade([(problem, f"said{place}") for place, problem in enumerate(problems)])
     assert [grade.score for grade in grades] == [0.0, 1.0] and [g.verdict for g in grades] == ["wrong", "correct"]
     prompts, completions, level, absent, others = json.loads((tmp_path / "seen.json").read_text())
@@ -86,14 +86,14 @@ def test_columns_of_a_file_reach_the_function(made: Callable[..., GuardedTask], 
 def test_only_what_is_asked_for_is_kept(made: Callable[..., GuardedTask], tmp_path: Path) -> None:
     """And is part of the data's fingerprint; problems without columns have the fingerprint they always had."""
     source = data(tmp_path, {"problem": "q", "answer": "a", "level": 1, "extra": 2})
-    assert load(source, "rewards.py:by_text") and load(source, "math")[0].columns == {}
-    asked = {task: load_problems(source, task="t", asked=resolve_task(task).columns_asked) for task in ("math",)}
+    assert load(source, "rewards.py:by_text") and load(source, "math")[0].row == {}
+    asked = {task: load_problems(source, task="t", asked=resolve_task(task).row_asked) for task in ("math",)}
     plain = load_problems(source, task="t")
     assert asked["math"].fingerprint == plain.fingerprint
     assert load_problems(source, task="t", asked=["level"]).fingerprint != plain.fingerprint
     (problem,) = load_problems(source, task="t", asked=["level"]).problems
     write_problems(tmp_path / "p.gz", [problem])
-    assert read_problems(tmp_path / "p.gz") == {problem.id: problem} and problem.columns["level"] == 1
+    assert read_problems(tmp_path / "p.gz") == {problem.id: problem} and problem.row["level"] == 1
 
 
 def test_chat_turns_stay_chat_turns(made: Callable[..., GuardedTask], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from opdkit.contexts.blocks import Wording
 from opdkit.contexts.controls import Control
 from opdkit.contexts.peers import Identity, Peers, Slot, Summaries
 from opdkit.errors import UserError
-from opdkit.recipe.sections import did_you_mean
+from opdkit.recipe.fields import did_you_mean
 from opdkit.types import Group, Message, Rollout, seed_from
 
 Design = Literal["fixed", "siblings"]

@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from opdkit.data.schemas.conversations import (
     conversation,
 )
 from opdkit.data.schemas.templates import INSTRUCTIONS
+from opdkit.data.schemas.values import column_text, lookup, plain
 from opdkit.errors import UserError
 from opdkit.tasks.math.text import last_boxed
 from opdkit.types import Message, Problem
@@ -93,8 +93,9 @@ class Schema:
     columns: role -> column name (for "meta": names), replacing the defaults of that role in `COLUMNS`.
     require_gold: False keeps rows that nobody can grade, with gold None or (code) without tests: a method that needs no
         reward learns from the prompt alone.
-    asked: columns that reward functions want as they stand, `Problem.columns`; "*": all. The question is among them,
+    asked: columns that reward functions want as they stand, `Problem.row`; "*": all. The question is among them,
         under "prompt".
+    kept: columns of any name, whose texts become `Problem.columns`.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Schema:
         columns: Mapping[str, str | Sequence[str]] | None = None,
         require_gold: bool = True,
         asked: Sequence[str] = (),
+        kept: Sequence[str] = (),
     ) -> None:
         self._asked = asked
         if instruction not in INSTRUCTION_NAMES:
@@ -116,12 +118,13 @@ class Schema:
             if role not in COLUMNS:
                 raise UserError(_unknown("columns", role, tuple(COLUMNS)))
             self.columns[role] = (names,) if isinstance(names, str) else tuple(names)
-        self.task, self.instruction, self.require_gold = task, instruction, require_gold
+        self.task, self.instruction, self.require_gold, self.kept = task, instruction, require_gold, tuple(kept)
         self._present: dict[tuple[str, ...], dict[str, list[str]]] = {}
 
     def keep(self, present: Sequence[str]) -> list[str]:
         """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
-        wanted = _OTHER_COLUMNS | {name.partition(".")[0] for names in self.columns.values() for name in names}
+        named = [name for names in (*self.columns.values(), self.kept) for name in names]
+        wanted = _OTHER_COLUMNS | {*self.kept} | {name.partition(".")[0] for name in named}
         questions = (*self.columns["prompt"], *CONVERSATIONS)
         if "*" in self._asked or not any(name.partition(".")[0] in present for name in questions):
             return list(present)
@@ -131,7 +134,8 @@ class Schema:
         """Raises Unusable with the reason."""
         try:
             problem = self._problem(row)
-            return replace(problem, columns=self._as_asked(row)) if self._asked else problem
+            given = self._as_asked(row) if self._asked else {}
+            return replace(problem, row=given, columns=self._kept(row, problem.meta) if self.kept else {})
         except RecursionError:
             raise Unusable("the row is nested too deeply") from None
 
@@ -150,9 +154,9 @@ class Schema:
         elif gold is None and self.require_gold:
             raise Unusable(self._why_no_gold(row))
         meta = tests | {
-            name: _plain(value)
+            name: plain(value)
             for name in self._present_columns(row)["meta"]
-            if (value := _lookup(row, name)) is not None
+            if (value := lookup(row, name)) is not None
         }
         if asked.style == "answer_line":
             meta["answer_style"] = asked.style
@@ -170,9 +174,9 @@ class Schema:
     def _as_asked(self, row: Row) -> dict[str, Any]:
         """The columns of the row that reward functions ask for."""
         names = [name for name in row if "*" in self._asked or name in self._asked]
-        kept = {name: _plain(_lookup(row, name)) for name in names}
+        kept = {name: plain(lookup(row, name)) for name in names}
         prompt = next(self._filled(row, [*self._present_columns(row)["prompt"], *CONVERSATIONS]), None)
-        return kept | ({} if prompt is None else {"prompt": _plain(_lookup(row, prompt))})
+        return kept | ({} if prompt is None else {"prompt": plain(lookup(row, prompt))})
 
     def _prepared(self, row: Row) -> Problem:
         """A row of `opdkit data prepare`: taken as it is, but for an instruction that is asked for now."""
@@ -196,10 +200,20 @@ class Schema:
         texts: dict[str, Any] = {name: as_text(row[name], name) for name in given}
         return Problem(id=as_text(row.get("id"), "id"), task=self.task, messages=asked.messages, meta=meta, **texts)
 
+    def _kept(self, row: Row, meta: Mapping[str, Any]) -> dict[str, str]:
+        """The columns that were asked for, of the row or (`opdkit data prepare` puts them there) of its meta."""
+        found = {name: lookup(row, name) for name in self.kept}
+        found = {name: lookup(meta, name) if value is None else value for name, value in found.items()}
+        return {
+            name: column_text(value, name)
+            for name, value in found.items()
+            if value is not None and not (isinstance(value, str) and not value.strip())
+        }
+
     def _tests(self, row: Row) -> Any:
         """Where SDPO's and MOPD's files keep the tests of a program; None: there are none, and none are required."""
         for name in ("tests", "reward_model.ground_truth"):
-            tests = _lookup(row, name)
+            tests = lookup(row, name)
             if tests not in (None, "", "-"):
                 return tests
         if not self.require_gold:
@@ -218,10 +232,10 @@ class Schema:
     def _first(self, row: Row, role: str) -> Any:
         """The first filled-in column of a role, or None."""
         name = next(self._filled(row, self._present_columns(row)[role]), None)
-        return None if name is None else _lookup(row, name)
+        return None if name is None else lookup(row, name)
 
     def _filled(self, row: Row, names: Sequence[str]) -> Iterator[str]:
-        return (name for name in names if _lookup(row, name) not in (None, ""))
+        return (name for name in names if lookup(row, name) not in (None, ""))
 
     def _present_columns(self, row: Row) -> dict[str, list[str]]:
         """Role -> the columns of that role which this row has; worked out once per set of columns."""
@@ -243,7 +257,7 @@ class Schema:
             name = next(self._filled(row, CONVERSATIONS), None)
         if name is None:
             raise Unusable(self._why_no("prompt", "question", row))
-        found, system = _lookup(row, name), self._first(row, "system")
+        found, system = lookup(row, name), self._first(row, "system")
         if name == "prompt" and not isinstance(found, str):  # verl's `system` column is in its turns already
             return Conversation(asked_of(chat_turns(found)), None)
         if name == "instruction":
@@ -331,16 +345,6 @@ def as_asked(solution: str, style: Literal["boxed", "answer_line"] | None) -> st
     )
 
 
-def _lookup(row: Row, name: str) -> Any:
-    """A column, or a nested one by dots. A column literally called "a.b" wins. NaN counts as missing (pandas)."""
-    value: Any = row.get(name)
-    if value is None and "." in name:
-        value = row
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
     """The answer column as text; a list of one is that one; other structures are JSON text where the task reads it."""
     if isinstance(answer, list) and len(answer) == 1:
@@ -350,7 +354,7 @@ def _gold_text(answer: Any, *, json_allowed: bool) -> str | None:
     if isinstance(answer, (list, dict)):
         if not json_allowed:
             raise Unusable(f"the answer is a {type(answer).__name__} of {len(answer)}, not one answer")
-        return json.dumps(_plain(answer), ensure_ascii=False)
+        return json.dumps(plain(answer), ensure_ascii=False)
     return as_text(answer, "answer").strip()
 
 
@@ -360,17 +364,6 @@ def _final_answer(text: str) -> str | None:
     if marked is not None:
         return marked[1].strip()
     return last_boxed(text) or None
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: what a Parquet column may hold beyond that (dates, decimals, bytes) becomes text."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
 
 
 def question_digest(messages: Sequence[Message]) -> str:

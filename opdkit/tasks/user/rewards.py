@@ -137,7 +137,7 @@ def _read(problem: Problem, text: str) -> tuple[Any, Any]:
     """Prompt and completion as the data has its prompts: texts, or chat turns."""
     asked = [dict(turn) for turn in problem.messages]
     questions = [turn for turn in asked if turn.get("role") != "system"]
-    if isinstance(problem.columns.get("prompt"), list | tuple) or len(questions) > 1:
+    if isinstance(problem.row.get("prompt"), list | tuple) or len(questions) > 1:
         return asked, [{"role": "assistant", "content": text}]
     return questions[0]["content"] if questions else "", text
 
@@ -145,7 +145,7 @@ def _read(problem: Problem, text: str) -> tuple[Any, Any]:
 def _known(problem: Problem) -> dict[str, Any]:
     """The row's own columns, above what every problem has."""
     standard = {"id": problem.id, "task": problem.task, "gold": problem.gold, "solution": problem.solution}
-    own = {name: value for name, value in problem.columns.items() if name != "prompt"}
+    own = {name: value for name, value in problem.row.items() if name != "prompt"}
     return {"answer": problem.gold, **standard, **problem.meta, **own}
 
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from opdkit import losses
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
+from opdkit.training.batch import Batch
 from opdkit.training.state import State
 from opdkit.types import Example, Group
 
@@ -43,8 +45,25 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
     return metrics
 
 
-def describe_view(state: State, view: str, rows: Sequence[Example]) -> list[Metric]:
-    """How much is read for a view (under `teacher/`, or `views/NAME/`), and of which rows it says nothing."""
+def describe_views(state: State, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
+    """What was read for each view, and shown; with a route also by each of its views."""
+    metrics: list[Metric] = []
+    for view in state.needs.views:
+        where = view if view == "teacher" else f"views/{view}"
+        told = describe_view(state, view, where, rows)
+        for reader in state.readers(view):
+            own_rows = [row for row in rows if state.reader(view, row.problem) == reader]
+            own_groups = [group for group in groups if state.reader(view, group.problem) == reader]
+            if reader != view:
+                told += describe_view(state, view, f"views/{reader}", own_rows)
+            where = "context" if reader == "teacher" else f"views/{reader}/context"
+            told += describe_context(state, view, reader, where, own_groups, own_rows)
+        metrics = [*told, *metrics]
+    return metrics
+
+
+def describe_view(state: State, view: str, where: str, rows: Sequence[Example]) -> list[Metric]:
+    """How much of these rows is read for a view, and of which it says nothing; under `where`."""
     names = state.readings(view)
     read = [(row.views[name], row.rollout) for row in rows for name in names if name in row.signals]
     counts = {
@@ -53,19 +72,19 @@ def describe_view(state: State, view: str, rows: Sequence[Example]) -> list[Metr
         "num_rows_without_view": sum(not any(name in row.views for name in names) for row in rows),
         "num_rows_too_long": sum(any(name in row.views and name not in row.signals for name in names) for row in rows),
     }
-    where = view if view == "teacher" else f"views/{view}"
     return [Metric(f"{where}/{name}", float(count), "sum") for name, count in counts.items()]
 
 
-def describe_context(state: State, view: str, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
-    """What a view was shown beside the problem (under `context/`, or `views/NAME/context/`), as shares of all readings,
-    by the kinds in order; a combination that no answer of the step was shown has no metric."""
-    context, names = state.viewers[view].context, state.readings(view)
-    if context.kind == "none":
+def describe_context(
+    state: State, view: str, reader: str, where: str, groups: Sequence[Group], rows: Sequence[Example]
+) -> list[Metric]:
+    """What a view's reader was shown beside the problem of these rows, under `where`, as shares of all readings, by the
+    kinds in order; a combination that no answer of the step was shown has no metric."""
+    context, names = state.viewers[reader].context, state.readings(view)
+    if context.kind == "none" or not rows:
         return []
     read = [row.views[name].shown if name in row.signals else () for row in rows for name in names]
     shares = {"nothing": 0, **dict(sorted(Counter("_".join(shown) or "nothing" for shown in read).items()))}
-    where = "context" if view == "teacher" else f"views/{view}/context"
     metrics = [Metric(f"{where}/share_{kinds}", count / len(read)) for kinds, count in shares.items()]
     if context.shows_successes:
         solved = [any(context.is_success(rollout) for rollout in group.rollouts) for group in groups]
@@ -86,6 +105,25 @@ def describe_batch(
             *_clipped(term, tokens),
         ]
     return [*metrics, *(Metric(f"student/{name}", _mean(tokens, name)) for name in ("entropy", "logprob"))]
+
+
+def describe_routes(
+    state: State, batch: Batch, terms: Sequence[losses.Term], tokens: Mapping[str, Tensor]
+) -> list[Metric]:
+    """By each view of a route: the mean loss per token of the terms that ask the teacher, over the rows it read. None
+    where it read none."""
+    if state.route is None:
+        return []
+    readers = [state.reader("teacher", row.problem) for row in batch.examples]
+    asking = [term for term in terms if "teacher" in term.asks and term.name in tokens]
+    metrics = []
+    for reader in state.route.readers:
+        own_R = torch.tensor([name == reader for name in readers], dtype=torch.bool, device=batch.device)
+        own_N = own_R[batch.row_N]
+        means = [_mean({"own": tokens[term.name][own_N & (term.coef_N != 0)]}, "own") for term in asking]
+        known = [mean for mean in means if mean is not None]
+        metrics.append(Metric(f"views/{reader}/loss", sum(known) if known else None))
+    return metrics
 
 
 def describe_weights(inputs: PlanInputs, weights: Weights) -> list[Metric]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from opdkit.engines.hf import HFEngine
-from opdkit.measure.overlap import by_bucket, default_k, summary
+from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
 from opdkit.training.metrics.agreement import Side, compare_rows, known_side, student_side, teacher_side
 from opdkit.types import Example, seed_from
 
 if TYPE_CHECKING:
+    from opdkit.training.models.teacher import Teacher
     from opdkit.training.state import State
 
 # Of every bucket of positions, and of all tokens.
@@ -39,14 +42,22 @@ def diagnose(state: State, rows: Sequence[Example]) -> list[Metric]:
     started = time.monotonic()
     weights = state.optimizer.compute_weights()
     engine = HFEngine(state.student, max_tokens_per_batch=state.max_tokens_per_micro_batch, weights=weights)
-    table = compare_rows(
-        chosen,
-        student_side(engine.score, state.student.head(weights)),
-        _teacher(state, chosen),
-        k=section.k or default_k(state.student.num_tokens),
-        temperature=state.method.loss_temperature,
-        device=state.student.device,
-    )
+    teachers: dict[Teacher, list[Example]] = {}
+    for row in chosen:
+        teachers.setdefault(state.teacher_of(row), []).append(row)
+    tables = [
+        compare_rows(
+            own,
+            student_side(engine.score, state.student.head(weights)),
+            _side(state, teacher, own),
+            k=section.k or default_k(state.student.num_tokens),
+            temperature=state.method.loss_temperature,
+            device=state.student.device,
+        )
+        for teacher, own in teachers.items()
+    ]
+    starts = np.cumsum([0, *(len(own) for own in teachers.values())])[:-1]
+    table = TokenTable.joined([replace(t, row_N=t.row_N + s) for t, s in zip(tables, starts, strict=True)])
     seconds = time.monotonic() - started
     metrics = [*_metrics(summary(table, OVERALL)), Metric("time/diagnostics_s", seconds)]
     for (first, end), bucket in by_bucket(table, section.bucket_tokens).items():
@@ -60,12 +71,12 @@ def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
     return sorted(scored, key=lambda row: seed_from(state.seed, state.step, *row.rollout.key, "diagnostics"))[:num]
 
 
-def _teacher(state: State, rows: Sequence[Example]) -> Side:
-    assert state.teacher is not None
+def _side(state: State, teacher: Teacher, rows: Sequence[Example]) -> Side:
+    """The teacher that read these rows."""
     asked = state.needs.teacher
     if asked is not None and asked.answer == "distribution":
         return known_side(rows)
-    return teacher_side(state.teacher.score, state.teacher.head())
+    return teacher_side(teacher.score, teacher.head())
 
 
 def _metrics(numbers: dict[str, float | None], at: str = "") -> list[Metric]:

@@ -104,7 +104,7 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
     Raises UserError with a line for each thing that would ruin the run.
     """
     model = recipe.model
-    ours = _words(str(student or model.path), model.trust_remote_code, model.chat_template)
+    ours = read_words(str(student or model.path), model.trust_remote_code, model.chat_template)
     stops = find_stops(ours.bare, ours.generation_config, model.stop_tokens, name=str(model.path))
     pupil = Side(
         label="model", name=model.path, renderer=ours.renderer(stops, student_reading(recipe, now)), stops=stops
@@ -120,14 +120,14 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
 
 
 def _read_teacher(
-    recipe: Recipe, label: str, section: TeacherSection, pupil: Side, ours: _Words, now: datetime | None
+    recipe: Recipe, label: str, section: TeacherSection, pupil: Side, ours: Words, now: datetime | None
 ) -> tuple[Side, list[str]]:
     """A teacher, and what is doubtful about it beside the student. Raises UserError for what would ruin the run."""
     model, name, stops = recipe.model, recipe.model.path, pupil.stops
     if section.kind == "model":
         assert section.path is not None
         name = section.path
-        ours = _words(name, section.trust_remote_code, section.chat_template)
+        ours = read_words(name, section.trust_remote_code, section.chat_template)
         stops = find_stops(ours.bare, ours.generation_config, name=name)
     reading = teacher_reading(recipe, section, ours.bare, now)
     tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
@@ -181,7 +181,7 @@ def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def _check_asked(asked: Asked) -> None:
-    words = _words(asked.model, asked.trust_remote_code, asked.chat_template)
+    words = read_words(asked.model, asked.trust_remote_code, asked.chat_template)
     find_stops(words.bare, words.generation_config, asked.stop_tokens, name=asked.model)
     renderer = Renderer(words.tokenizer, words.chat_template, asked.template_kwargs, system=asked.system)
     renderer.prompt_text(QUESTION)
@@ -196,7 +196,9 @@ def _in_front(where: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Words:
+class Words:
+    """What a model reads and ends with, without its weights."""
+
     tokenizer: Any
     generation_config: Any
     chat_template: str | None
@@ -209,8 +211,9 @@ class _Words:
         return Renderer(self.tokenizer, self.chat_template, stop_ids=stops.ids, **reading)
 
 
-def _words(path: str, trust_remote_code: bool, chat_template: str | None) -> _Words:
-    return _Words(*load_words(path, trust_remote_code), read_chat_template(chat_template))
+def read_words(path: str, trust_remote_code: bool, chat_template: str | None) -> Words:
+    """Raises UserError for a model that is not there."""
+    return Words(*load_words(path, trust_remote_code), read_chat_template(chat_template))
 
 
 def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]:

@@ -19,12 +19,12 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
 from opdkit.engines.hf import HFEngine, signals_of
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.vocabulary import common_ids
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.optimizer import Optimizer, check_tensors
+from opdkit.training.models.others import OtherModel
 from opdkit.training.models.sides import teacher_reading
 from opdkit.types import Asked, Signal
 
@@ -35,18 +35,27 @@ _HIDDEN_STATES = Asked("distribution")
 class Teacher:
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | OtherModel,
         renderer: Renderer,
         *,
         max_tokens_per_batch: int,
         weights: Weights = lambda: None,
         adapter_off: bool = False,
     ) -> None:
-        self.model = model
+        self._whose = model
         self.renderer = renderer
         self._weights = weights
-        self._mode: Callable[[], AbstractContextManager[None]] = model.adapter_off if adapter_off else nullcontext
+        self._adapter_off = adapter_off
         self._max_tokens = max_tokens_per_batch
+
+    @property
+    def model(self) -> LanguageModel:
+        """Another model is loaded when it is first asked for."""
+        return self._whose() if isinstance(self._whose, OtherModel) else self._whose
+
+    @property
+    def loaded_model(self) -> LanguageModel | None:
+        return self._whose.loaded if isinstance(self._whose, OtherModel) else self._whose
 
     def engine(self) -> HFEngine:
         """An engine with the teacher's weights of this moment."""
@@ -54,7 +63,7 @@ class Teacher:
 
     def active(self) -> AbstractContextManager[None]:
         """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
-        return self._mode()
+        return self.model.adapter_off() if self._adapter_off else nullcontext()
 
     def score(
         self,
@@ -218,18 +227,19 @@ def make_teacher(
     student: LanguageModel,
     optimizer: Optimizer,
     now: datetime | None = None,
-    loaded: Mapping[str, LanguageModel] | None = None,
+    other: OtherModel | None = None,
 ) -> Teacher:
-    """Who a section names. now: the date that its template prints, if it does; loaded: models by path, to be shared.
+    """Who a section names. now: the date that its template prints, if it does; other: the model of a section with a
+    path, which is not loaded here.
 
     Raises UserError for a teacher that cannot be compared.
     """
-    max_tokens, model = recipe.sampling.max_tokens_per_batch, student
+    max_tokens = recipe.sampling.max_tokens_per_batch
+    model: LanguageModel | OtherModel = student
     if section.kind == "model":
-        assert section.path is not None
-        model = (loaded or {}).get(section.path) or _other_model(recipe, section, student)
+        model = other or OtherModel(recipe, section, student)
     own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
-    if section.kind == "model":
+    if isinstance(model, OtherModel):
         return Teacher(model, own, max_tokens_per_batch=max_tokens)
     if section.weights == "initial":
         return InitialTeacher(student, own, optimizer, max_tokens)
@@ -242,33 +252,6 @@ def make_teacher(
     if section.weights == "adapter_off":
         return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
-
-
-def limit_to_common(student: LanguageModel, *teachers: LanguageModel) -> None:
-    """From now on all say and hear only the ids that mean the same to all. Raises UserError if those are too few."""
-    models = (student, *teachers)
-    end = min(model.num_readable for model in models)  # of one tokenizer, Gemma 3 4B has a row more than 1B
-    absent: set[int] = set()
-    for teacher in teachers:
-        common = common_ids(student.renderer(), teacher.renderer(), names=(student.name, teacher.name))
-        if common is not None:
-            end, absent = min(end, common.end), absent | {*common.absent}
-    for model in models:
-        model.limit_to(end, sorted(token for token in absent if token < end))
-
-
-def _other_model(recipe: Recipe, section: TeacherSection, student: LanguageModel) -> LanguageModel:
-    assert section.path is not None
-    model = LanguageModel.load(
-        section.path,
-        dtype=getattr(torch, section.dtype or recipe.model.dtype),
-        device=student.device,
-        trust_remote_code=section.trust_remote_code,
-        chat_template=section.chat_template,
-        attn_implementation=recipe.model.attn_implementation,
-    )
-    model.module.requires_grad_(False)
-    return model
 
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,27 +10,38 @@ from torch import Tensor
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.teacher import Teacher, limit_to_common, make_teacher
+from opdkit.training.models.others import OtherModel, common_limit
+from opdkit.training.models.teacher import Teacher, make_teacher
 from opdkit.training.state import Viewer
 
 
 def make_viewers(
     recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
 ) -> dict[str, Viewer]:
-    """By view. now: the date that chat templates print. Raises UserError for a teacher that cannot be compared."""
+    """By view. now: the date that chat templates print. The models of a route's views are loaded when their first rows
+    come, all others now. Raises UserError for a teacher that cannot be compared."""
     viewers: dict[str, Viewer] = {}
     teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
-    loaded: dict[str, LanguageModel] = {}
+    others: dict[object, OtherModel] = {}
     for name, view in recipe.all_views.items():
         teacher = next((known for section, known in teachers if section == view.teacher), None)
         if teacher is None:
-            teacher = make_teacher(recipe, view.teacher, student, optimizer, now, loaded)
+            other = None
+            if view.teacher.kind == "model":
+                key = OtherModel.key(view.teacher)
+                other = others.setdefault(key, OtherModel(recipe, view.teacher, student))
+            teacher = make_teacher(recipe, view.teacher, student, optimizer, now, other)
             teachers.append((view.teacher, teacher))
-            if view.teacher.path is not None:
-                loaded[view.teacher.path] = teacher.model
         viewers[name] = Viewer(teacher, view.context, view.count)
-    if loaded:
-        limit_to_common(student, *loaded.values())
+    routed = recipe.answering if recipe.route else {}
+    for name, viewer in viewers.items():
+        if name not in routed:
+            assert viewer.teacher.model is not None
+    if others:
+        end, absent = common_limit(student, [other.readable() for other in others.values()])
+        student.limit_to(end, absent)
+        for other in others.values():
+            other.limit_to(end, absent)
     return viewers
 
 

@@ -1,0 +1,135 @@
+"""[data] and [route]: what is asked, from which sets, who grades it, and whose teacher reads the answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from opdkit.data.schemas.schema import COLUMNS
+from opdkit.errors import UserError
+from opdkit.recipe.fields import PositiveInt, Section, Strings, Words, did_you_mean
+from opdkit.tasks.options import ChosenTask, TaskOptions, resolve_task
+from opdkit.tasks.several import side_by_side
+from opdkit.types import Problem
+
+
+def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+    for role in columns:
+        if role not in COLUMNS:
+            raise ValueError(f"{role} is no role of a column{did_you_mean(role, COLUMNS)}")
+    return columns
+
+
+_WRONG = {"missing": "is missing; add it", "extra_forbidden": "is not a key of a set"}
+
+
+def _sets(value: Any) -> Any:
+    """A path stays; a list of tables becomes sets. Raises ValueError with a sentence for each fault of the list."""
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError('give a path, or a list of sets, [{ path = "math.jsonl", share = 0.5, domain = "math" }, ...]')
+    said, sets = [], []
+    for number, table in enumerate(value):
+        try:
+            sets.append(SetSection.model_validate(table))
+        except ValidationError as error:
+            for fault in error.errors():
+                key = ".".join(str(part) for part in (number, *fault["loc"]))
+                reason = fault["msg"].removeprefix("Value error, ")
+                reason = f"= {fault['input']!r}: {reason[0].lower()}{reason[1:]}"
+                said.append(f"{key} {_WRONG.get(fault['type'], reason)}")
+    domains = [found.domain for found in sets]
+    if not said and (absent := [str(number) for number, domain in enumerate(domains) if domain is None]):
+        said.append(f"{absent[0]}.domain is missing; every set of a list needs a name, domain")
+    if not said and (again := [domain for domain in domains if domains.count(domain) > 1]):
+        said.append(f'the domain "{again[0]}" is there twice; give each set its own (a route may send two to one view)')
+    total = math.fsum(found.share for found in sets)
+    if not said and not math.isclose(total, 1, abs_tol=1e-6):
+        said.append(f"the shares sum to {total:g}, not to 1; they are parts of every step's problems")
+    if said:
+        raise ValueError("; ".join(said))
+    return tuple(sets)
+
+
+class SetSection(Section):
+    """One of the sets of `data.train`."""
+
+    path: Words
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the problems of every step
+    # Its name in metrics, and what its problems have for `route.column` where the data has no such column.
+    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = None
+    task: ChosenTask | None = None  # these three: default: those of [data]
+    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] | None = None
+    limit: PositiveInt | None = None
+
+
+class RouteSection(Section):
+    """[route]: each problem asks its own teacher. In place of [teacher] and [context]."""
+
+    column: Words  # of the data: the problem's domain
+    views: Annotated[Mapping[str, str], Field(min_length=1)]  # domain -> NAME of the [views.NAME] that reads its rows
+    # Whose number a loss is divided by: the whole batch's; or each domain's own, and then the mean over the domains
+    # that are in the batch, so that one with long answers counts no more than another.
+    denominator: Literal["batch", "domain"] = "batch"
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The views that it names, each once."""
+        return tuple(dict.fromkeys(self.views.values()))
+
+    def domain_of(self, problem: Problem) -> str:
+        """Raises UserError for a problem that no view is there for."""
+        domain = problem.columns.get(self.column)
+        if domain is None:
+            raise UserError(
+                f'problem {problem.id} has no column "{self.column}", by which [route] finds its teacher; add the '
+                "column, name another in route.column, or give each set of data.train a domain"
+            )
+        if domain not in self.views:
+            raise UserError(
+                f"problem {problem.id} has {self.column} = {domain[:80]!r}, for which [route.views] names no view "
+                f"(domains: {', '.join(self.views)}); add it there, or leave such problems out"
+            )
+        return domain
+
+    def number_of(self, problem: Problem) -> int:
+        """The place of its domain among all."""
+        return [*self.views].index(self.domain_of(problem))
+
+    def view_of(self, problem: Problem) -> str:
+        return self.views[self.domain_of(problem)]
+
+
+class DataSection(Section):
+    # A path; or several sets, [{ path = "math.jsonl", share = 0.5, domain = "math", task = "math" }, ...].
+    train: Annotated[str | tuple[SetSection, ...], BeforeValidator(_sets)]
+    # A name, or { name = "tool_use", feedback = "reveal" }: see `opdkit tasks`. "none": nobody grades, rewards are
+    # unknown, and prompts alone are enough; for methods that need no reward.
+    task: ChosenTask = resolve_task("none")
+    # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
+    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
+    limit: PositiveInt | None = None
+    instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
+    max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
+
+    @model_validator(mode="after")
+    def _graded_side_by_side(self) -> Self:
+        assert self.grader is not None  # making it refuses what cannot be
+        return self
+
+    @property
+    def sets(self) -> tuple[SetSection, ...]:
+        return (SetSection(path=self.train),) if isinstance(self.train, str) else self.train
+
+    def task_of(self, one: SetSection) -> TaskOptions:
+        return self.task if one.task is None else one.task
+
+    @property
+    def grader(self) -> TaskOptions:
+        """Who grades the answers to all sets."""
+        own = [self.task_of(one) for one in self.sets]
+        return side_by_side([*([] if self.task.is_none else [self.task]), *own])

@@ -1,0 +1,106 @@
+"""Models of other paths that teach: each is loaded once, when it is first asked; what it reads is known before.
+
+Student and teachers say and hear only the token ids that mean the same to all. Which those are is known from the
+tokenizers and configs alone, so a teacher whose first row comes late changes no earlier step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from opdkit.contexts.render import Renderer
+from opdkit.engines.load import load_num_rows
+from opdkit.engines.model import LanguageModel
+from opdkit.engines.stops import find_stops
+from opdkit.engines.vocabulary import common_ids, num_tokens
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe, TeacherSection
+from opdkit.training.models.sides import read_words
+
+Readable = tuple[str, Renderer, int]  # a model's name, how it reads, and how many ids it can read
+
+
+class OtherModel:
+    """The model that a section names. Call it to have it loaded."""
+
+    def __init__(self, recipe: Recipe, section: TeacherSection, student: LanguageModel) -> None:
+        assert section.path is not None
+        self.path, self._section = section.path, section
+        self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
+        self._device, self._attention = student.device, recipe.model.attn_implementation
+        self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
+        self._limit: tuple[int, list[int]] | None = None
+        self.loaded: LanguageModel | None = None
+
+    @staticmethod
+    def key(section: TeacherSection) -> tuple[Any, ...]:
+        """Sections of one key are one model."""
+        return section.path, section.dtype, section.chat_template, section.trust_remote_code
+
+    def __call__(self) -> LanguageModel:
+        """Raises UserError for one that cannot be loaded, or is not what its config says."""
+        if self.loaded is None:
+            model = LanguageModel.load(
+                self.path,
+                dtype=self._dtype,
+                device=self._device,
+                trust_remote_code=self._section.trust_remote_code,
+                chat_template=self._section.chat_template,
+                attn_implementation=self._attention,
+            )
+            model.module.requires_grad_(False)
+            if self._limit is not None:
+                _limit(model, *self._limit)
+            self.loaded = model
+        return self.loaded
+
+    def renderer(self, **how: Any) -> Renderer:
+        """As `LanguageModel.renderer`."""
+        words = self._words
+        stops = find_stops(words.bare, words.generation_config, name=self.path)
+        return words.renderer(stops, how)
+
+    def readable(self) -> Readable:
+        if self.loaded is not None:
+            return self.path, self.loaded.renderer(), self.loaded.num_readable
+        rows = load_num_rows(self.path, self._section.trust_remote_code)
+        known = num_tokens(self._words.tokenizer)
+        return self.path, self.renderer(), known if rows is None else min(rows, known)
+
+    def limit_to(self, end: int, absent: list[int]) -> None:
+        """See `LanguageModel.limit_to`."""
+        self._limit = (end, absent)
+        if self.loaded is not None:
+            _limit(self.loaded, end, absent)
+
+
+def common_limit(student: LanguageModel, others: Iterable[Readable]) -> tuple[int, list[int]]:
+    """(one more than the largest id that means the same to all, the ids below it that do not). Raises UserError if
+    those that do are too few."""
+    end = student.num_readable
+    absent: set[int] = set()
+    for name, renderer, readable in others:
+        end = min(end, readable)  # of one tokenizer, Gemma 3 4B has a row more than 1B
+        common = common_ids(student.renderer(), renderer, names=(student.name, name))
+        if common is not None:
+            end, absent = min(end, common.end), absent | {*common.absent}
+    return end, sorted(token for token in absent if token < end)
+
+
+def limit_to_common(student: LanguageModel, *teachers: LanguageModel) -> None:
+    """From now on all say and hear only the ids that mean the same to all. Raises UserError if those are too few."""
+    end, absent = common_limit(student, [(model.name, model.renderer(), model.num_readable) for model in teachers])
+    for model in (student, *teachers):
+        model.limit_to(end, absent)
+
+
+def _limit(model: LanguageModel, end: int, absent: Sequence[int]) -> None:
+    if model.num_readable < end:
+        raise UserError(
+            f"teacher.path = {model.name}: it has {model.num_readable} rows, fewer than the {end} ids that its config "
+            "and tokenizer speak of; repair its config.json, or choose another teacher"
+        )
+    model.limit_to(end, absent)
