@@ -244,7 +244,7 @@ class TrainingRun:
         say(self.console, f"going on from {saved.path}{done}")
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
-        if self.state.step and not self.folder.evaluation(0).exists():
+        if self.eval_sets and self.state.step and not self.folder.evaluation(0).exists():
             self.warn("the student was not evaluated before its first step, and no longer can be")
             return {}
         return self._evaluate_student(0, "student before")

@@ -101,7 +101,7 @@ SPELLINGS = [
     ("2^{10}", ["2^10", "2**10", "2^{10}"]),
     (r"90^{\circ}", ["90°", r"90^\circ", r"90^{\circ}", r"90\degree"]),
     (r"25\%", ["25%", r"25\%", "25 percent", r"25\text{ percent}"]),
-    (r"-2\le x\le 7", [r"-2 \leq x \leq 7", "-2 <= x <= 7", "-2 ≤ x ≤ 7"]),
+    (r"-2\le x\le7", [r"-2 \leq x \leq 7", "-2 <= x <= 7", "-2 ≤ x ≤ 7"]),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", [r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"]),
     (r"\text{(C)}", [r"\textbf{(C)}", r"\mathrm{(C)}", r"\textbf{ (C) }"]),
     (r"15\text{cm}", [r"15\text{ cm}", r"15 \mathrm{ cm}", r"15\,\mbox{cm}"]),

@@ -58,6 +58,8 @@ _PREPARATIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
     (re.compile(r"(?<=[0-9])(?=[({]|\\(?:binom|det|gcd|lcm|max|min|lfloor|lceil)(?![A-Za-z]))"), r"\\cdot "),
     (re.compile(r"(?<=[)])(?=[(0-9]|\\frac)"), r"\\cdot "),
     (re.compile(r"(\\frac\{(?!d\}\{d)[^{}]*\}\{[^{}]*\})(?=[(0-9]|\\frac|\\binom)"), r"\1\\cdot "),
+    # It reads \pi(2) as a function of 2, but \pi(r+1) as a product.
+    (re.compile(r"(?<=\\pi)(?=\()"), r"\\cdot "),
     # It drops primes and transposes, applies \gamma to what follows, and takes degrees for radians.
     (re.compile(r"(?<=[A-Za-z])('+)"), lambda match: "_{" + "prime" * len(match[1]) + "}"),
     (re.compile(r"\^\{(?:T|\\top)\}"), "^{(T)}"),

@@ -21,7 +21,7 @@ _ANGLE = rf"(?:{_OBJECT}|\\(?:alpha|beta|gamma|delta|theta|phi|varphi|omega|psi)
 _NAME = rf"(?:{_OBJECT}|(?:\\[A-Za-z]+|[a-z]){_SUBSCRIPT})"  # one way to read each: A:A:A:... must not take long
 _TRIGONOMETRIC = r"\\(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)|det|dim|deg|arg)(?:\^\{[0-9]+\})?"
 _QUANTITY = re.compile(
-    rf"{_NAME}|\|{_OBJECT}(?:[-+]{_OBJECT})*\|"
+    rf"{_NAME}|\|{_OBJECT}(?:[-+]{_OBJECT})*\||\\\|(?:{_OBJECT}|[a-z])\\\||\[[A-Z]{{3,}}\]"  # |AB|, a norm, an area
     rf"|{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}"  # a ratio
     rf"|\({_NAME}(?:,{_NAME})+\)|{_NAME}\\c[au]p ?{_NAME}"
     rf"|{_TRIGONOMETRIC} ?(?:{_ANGLE}|\({_ANGLE}\))"

@@ -23,7 +23,7 @@ _TOKEN = re.compile(
 )
 _TEXT_COMMANDS = {
     *("\\text", "\\textbf", "\\textit", "\\textrm", "\\textnormal", "\\texttt", "\\textsf", "\\mathrm"),
-    *("\\mbox", "\\hbox", "\\operatorname", "\\operatorname*"),
+    *("\\textsc", "\\emph", "\\mbox", "\\hbox", "\\operatorname", "\\operatorname*"),
 }
 _WORD_TEXT = {
     **{"infinity": "\\infty", "or": "\\lor", "and": ",", "": " "},
@@ -39,7 +39,9 @@ _SYNONYMS = {
     **dict.fromkeys(("\\quad", "\\qquad", "\\enspace"), "  "),
     **dict.fromkeys(("$", "\\(", "\\)", "\\[", "\\]", "\\!", "\\displaystyle", "\\textstyle", "\\limits"), ""),
     **dict.fromkeys(("\\mathbf", "\\boldsymbol", "\\bm", "\\mathit", "\\mathsf", "\\mathnormal", "\\pmb"), ""),
-    **dict.fromkeys(("\\underline", "\\rm", "\\bf", "\\it", "\\nolimits"), ""),
+    **dict.fromkeys(("\\mathtt", "\\underline", "\\rm", "\\bf", "\\it", "\\sf", "\\tt", "\\em", "\\nolimits"), ""),
+    **dict.fromkeys(("\\scriptstyle", "\\scriptsize", "\\footnotesize", "\\small", "\\normalsize"), ""),
+    **dict.fromkeys(("\\large", "\\Large", "\\LARGE", "\\huge", "\\Huge"), ""),
     **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
     **dict.fromkeys(("\\dbinom", "\\tbinom"), "\\binom"),
     **dict.fromkeys(("\\leq", "\\leqslant", "\\leqq"), "\\le"),
@@ -94,6 +96,9 @@ _BEFORE_TOKENS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]
     (re.compile(r",\s*\\!\s*|\{,\}"), ","),  # 10,\!080 and 10{,}080
     (re.compile(r"\\degree(?![A-Za-z])"), r"^{\\circ}"),
     (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10}"),
+    # One spelling of congruences: \bmod 7, \pmod 7, (mod 7), (\text{mod } 7) are \pmod{7}.
+    (re.compile(r"\(\s*(?:\\(?:text|mathrm)\{\s*mod\s*\}|\\?b?mod(?![A-Za-z]))\s*([^()]*?)\s*\)"), r"\\pmod{\1}"),
+    (re.compile(r"\\(?:bmod|mod|pmod)(?![A-Za-z])\s*(?:\{([^{}]*)\}|([0-9]+|[A-Za-z]))"), r"\\pmod{\1\2}"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"<="), r"\\le "),
     (re.compile(r">="), r"\\ge "),
@@ -148,6 +153,7 @@ def _text_groups(tokens: list[str]) -> list[str]:
             depth += (tokens[index] == "{") - (tokens[index] == "}")
             index += 1
         inner = tokens[start + 1 : index - 1 if depth == 0 else index]
+        inner = [" " if _SYNONYMS.get(token) in (" ", "  ") else token for token in inner]  # \\mathrm{~kg}
         words = " ".join("".join(token for token in inner if token not in ("$", "{", "}")).split())
         result += _resolve_text(command, words, inner)
     return result
@@ -326,7 +332,8 @@ def _join(items: list[str]) -> str:
             continue
         previous = result[-1] if result else ""
         after_command = previous.startswith("\\") and previous[-1:].isalpha()
-        if (after_command and item[0].isalpha()) or (spaced and previous[-1:].isalnum() and item[0].isalnum()):
+        both_words = spaced and previous[-1:].isalnum() and item[0].isalnum()
+        if item[0].isalpha() if after_command else both_words:
             result.append(" ")
         result.append(item)
         spaced = False

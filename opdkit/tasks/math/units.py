@@ -12,7 +12,7 @@ from typing import NamedTuple
 _MIN_WORD_LENGTH = 4  # shorter strings of letters are products of variables
 _NUMERIC = re.compile(r"(?:[0-9.+\-/^{}() ]|\\frac|\\sqrt|\\pi|\\cdot)+")
 _TEXT_UNIT = re.compile(r"(.*[^ ]) ?\\text\{([A-Za-z$/][^{}0-9=]*)\}(?:\^\{([23])\})?")
-_BARE_UNIT = re.compile(r"(.*?[0-9}])( ?)([A-Za-z][A-Za-z ]*(?:/[A-Za-z]+)?)(?:\^\{([23])\})?")
+_BARE_UNIT = re.compile(r"(.*?[0-9}])( ?)([A-Za-z][A-Za-z. ]*(?:/[A-Za-z]+)?)(?:\^\{([23])\})?")
 _DEGREES = re.compile(r"(.+)\^\{\\circ\}(?: ?(?:\\text\{)?([CFK])\}?)?")
 _BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)?_\{([2-9]|1[0-6])\}")
 _CURRENCIES = {
@@ -106,9 +106,10 @@ def split_unit(text: str, *, short_units: bool) -> tuple[str, str | None]:
             return match[1], _unit_name(match[2], match[3])
     if (match := _BARE_UNIT.fullmatch(text)) and _NUMERIC.fullmatch(match[1]):
         value, space, unit, power = match.groups()
-        words = [word for word in re.split(r"[ /]", unit.casefold()) if word not in ("", "per")]
+        words = [word for word in re.split(r"[ ./]", unit.casefold()) if word not in ("", "per")]
+        short = [word for word in words if len(word) < _MIN_WORD_LENGTH]
         known = bool(words) and all(word.rstrip("s") in _UNIT_NAMES for word in words)
-        long = space and bool(words) and all(len(word) >= _MIN_WORD_LENGTH or word == "day" for word in words)
+        long = space and words != short and all(word.rstrip("s") in _UNIT_NAMES for word in short)
         if (long or (known and (short_units or (space and len(unit) > 1)))) and not _NOT_UNITS.intersection(words):
             return value, _unit_name(unit, power)
     return text, None
