@@ -51,7 +51,7 @@ def decode(
     batch = Batch(model, prompts, limit)
     head = model.head().trimmed(product_dtype(batch.hidden_BH.dtype, device))
     # Fresh memory would cost page faults every step.
-    memory_BV = batch.hidden_BH.new_empty(num_rows, model.num_tokens, dtype=math_dtype(batch.hidden_BH.dtype))
+    memory = batch.hidden_BH.new_empty(num_rows, head.num_rows, dtype=math_dtype(batch.hidden_BH.dtype))
     uniforms = Uniforms(seeds, device, drawn)
     limit_B = torch.tensor(limits, device=device)
     is_stop_V = torch.zeros(model.num_tokens, dtype=torch.bool, device=device)
@@ -62,7 +62,7 @@ def decode(
     row_B = torch.arange(num_rows, device=device)  # the rows that are still in the batch
     stopped_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
     for step in range(limit):
-        output_BV = head.project(batch.hidden_BH, out=memory_BV[: len(row_B)])
+        output_BV = head.project(batch.hidden_BH, out=memory[: len(row_B)])
         scores_BV = head.logits(output_BV, params.temperature or 1.0)
         token_B, logprob_B = draw(scores_BV, uniforms.next(), params)
         token_TB[step].index_copy_(0, row_B, token_B)
