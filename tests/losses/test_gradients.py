@@ -218,7 +218,7 @@ def test_heads_filled_up_to_aligned_rows_change_nothing(
     results = []
     for multiple in (1, 64):
         monkeypatch.setitem(ROW_MULTIPLE, "cpu", multiple)
-        term = odd.term(spec("jsd", "full", teacher_share=0.5))
+        term = odd.term(spec("jsd", "full"))
         out = odd.run(term, gradient=path)
         results.append([out.token_loss["loss"], out.entropy_N, *torch.autograd.grad(out.loss, odd.leaves)])
     for found, wanted in zip(*results, strict=True):
