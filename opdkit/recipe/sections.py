@@ -127,7 +127,9 @@ class SamplingSection(Section):
     top_k: Count = 0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_answer_tokens: PositiveInt = 1024
-    max_tokens_per_batch: PositiveInt = 65536
+    # Rows times length that are in memory together. Default: 65536, and for sampling on CUDA (also of evaluations) what
+    # half of the free memory holds. It moves time and not answers.
+    max_tokens_per_batch: PositiveInt | None = None
 
     @property
     def params(self) -> SamplingParams:
