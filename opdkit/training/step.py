@@ -14,7 +14,7 @@ from opdkit.training.metrics.describe import (
     describe_view,
     describe_weights,
 )
-from opdkit.training.metrics.diagnose import diagnose
+from opdkit.training.metrics.diagnose import Diagnosis
 from opdkit.training.metrics.resources import Resources
 from opdkit.training.metrics.sampler_gap import sampler_gap
 from opdkit.training.metrics.taught import with_taught, without_hidden_states
@@ -34,10 +34,10 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         views = view_groups(state, groups)
         signals = score(state, groups, views)
     rows = join(groups, views, signals)
-    agreement = diagnose(state, rows)
+    agreement = Diagnosis(state, rows)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
-        updates = [update(state, part, own_rows, first=number == 0) for number, (part, own_rows) in parts]
+        updates = [update(state, part, own_rows, agreement, first=number == 0) for number, (part, own_rows) in parts]
         if any(not result.skipped for _, _, result in updates):
             for teacher in state.teachers:
                 teacher.after_step()
@@ -46,19 +46,20 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     told = [metric for _, metrics, _ in updates for metric in metrics]
     for view in state.needs.views:
         told = [*describe_view(state, view, rows), *describe_context(state, view, groups, rows), *told]
-    told = [*agreement, *told]
+    told = [*agreement.metrics(), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
     return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
 
 def update(
-    state: State, groups: Sequence[Group], rows: list[Example], *, first: bool
+    state: State, groups: Sequence[Group], rows: list[Example], agreement: Diagnosis, *, first: bool
 ) -> tuple[list[Example], list[Metric], StepResult]:
     """One movement of the weights: coefficients of all these rows, gradients, the optimizer. Returns the rows with what
     they were taught, and the metrics. first: of the step."""
     batch = Batch(rows, state.student.device)
     terms, report, inputs = plan(state, batch, groups)
-    learned = backward(state, batch, terms)
+    learned = backward(state, batch, terms, agreement.saw)
+    agreement.compare(rows)
     learned.fill(inputs)
     rows = with_taught(without_hidden_states(rows, batch, learned.tokens), batch, terms, learned.tokens, inputs)
     result = state.optimizer.step(state.step)

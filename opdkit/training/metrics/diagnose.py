@@ -1,7 +1,8 @@
 """Do student and teacher still look at the same tokens? Asked of some rows of every so many steps, before the update.
 
-The answer is the metrics `overlap/...` (docs/run_folder.md). It costs one more pass of the student over those rows and,
-where the loss did not already ask for its hidden states, one of the teacher. It moves nothing: no gradient, no draw.
+The answer is the metrics `overlap/...` (docs/run_folder.md). The student's hidden states are those that the loss has
+made; rows that it leaves out are read for this. The teacher reads the rows once more where the loss did not ask for its
+hidden states. Nothing moves: no gradient, no draw.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from opdkit.engines.hf import HFEngine
-from opdkit.measure.overlap import by_bucket, default_k, summary
+from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
-from opdkit.training.metrics.agreement import Side, compare_rows, known_side, student_side, teacher_side
-from opdkit.types import Example, seed_from
+from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states, student_side
+from opdkit.types import Asked, Example, seed_from
 
 if TYPE_CHECKING:
     from opdkit.training.state import State
@@ -26,31 +28,67 @@ BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap"
 OVERALL = (*BY_BUCKET, "student_entropy", "teacher_entropy", "top1_agreement")
 
 
-@torch.no_grad()
-def diagnose(state: State, rows: Sequence[Example]) -> list[Metric]:
-    """The metrics of this step; none where no diagnostics are due or no row was read by a teacher."""
-    section = state.diagnostics
-    if section is None or not section.due(state.step, state.num_steps):
-        return []
-    chosen = _chosen(state, rows, section.rows)
-    if not chosen:
-        return []
-    started = time.monotonic()
-    weights = state.optimizer.compute_weights()
-    engine = HFEngine(state.student, max_tokens_per_batch=state.max_tokens_per_micro_batch, weights=weights)
-    table = compare_rows(
-        chosen,
-        student_side(engine.score, state.student.head(weights)),
-        _teacher(state, chosen),
-        k=section.k or default_k(state.student.num_tokens),
-        temperature=state.method.loss_temperature,
-        device=state.student.device,
-    )
-    seconds = time.monotonic() - started
-    metrics = [*_metrics(summary(table, OVERALL)), Metric("time/diagnostics_s", seconds)]
-    for (first, end), bucket in by_bucket(table, section.bucket_tokens).items():
-        metrics += _metrics(summary(bucket, BY_BUCKET), at=f"@{first}-{end}")
-    return metrics
+class Diagnosis:
+    """Of one step. What the loss reads anyway is kept for the chosen rows (`saw`), and compared while the student that
+    said it still stands (`compare`): before the update that the rows belong to."""
+
+    def __init__(self, state: State, rows: Sequence[Example]) -> None:
+        section = state.diagnostics
+        due = section is not None and section.due(state.step, state.num_steps)
+        self._rows = _chosen(state, rows, section.rows) if section is not None and due else []
+        self._state, self._section = state, section
+        self._states: dict[tuple[str, int], Tensor] = {}
+        self._tables: list[TokenTable] = []
+        started = time.monotonic()
+        self._teacher = _teacher(state, self._rows) if self._rows else None
+        self._seconds = time.monotonic() - started
+
+    def saw(self, rows: Sequence[Example], hidden_nH: Tensor) -> None:
+        """The student's hidden states behind the counted tokens of some rows, one after another."""
+        keys, first = {row.rollout.key for row in self._rows}, 0
+        for row in rows if keys else ():
+            counted_T = torch.from_numpy(row.rollout.answer_mask)
+            end = first + int(counted_T.sum())
+            if row.rollout.key in keys:
+                hidden_TH = torch.zeros(len(counted_T), hidden_nH.shape[-1], dtype=hidden_nH.dtype)
+                hidden_TH[counted_T] = hidden_nH[first:end].detach().cpu()
+                self._states[row.rollout.key] = hidden_TH
+            first = end
+
+    @torch.no_grad()
+    def compare(self, rows: Sequence[Example]) -> None:
+        """Those of the chosen that are among `rows`, which the student is about to learn from."""
+        keys = {row.rollout.key for row in rows}
+        some = [row for row in self._rows if row.rollout.key in keys]
+        if not some or self._teacher is None or self._section is None:
+            return
+        started, state = time.monotonic(), self._state
+        weights = state.optimizer.compute_weights()
+        head = state.student.head(weights)
+        if unread := [row for row in some if row.rollout.key not in self._states]:
+            engine = HFEngine(state.student, max_tokens_per_batch=state.max_tokens_per_micro_batch, weights=weights)
+            for row, hidden_TH in zip(unread, student_side(engine.score, head).hidden(unread), strict=True):
+                self._states[row.rollout.key] = hidden_TH
+        table = compare_rows(
+            some,
+            Side(hidden=lambda asked: [self._states.pop(row.rollout.key) for row in asked], head=head),
+            self._teacher,
+            k=self._section.k or default_k(state.student.num_tokens),
+            temperature=state.method.loss_temperature,
+            device=state.student.device,
+        )
+        self._tables.append(table)
+        self._seconds += time.monotonic() - started
+
+    def metrics(self) -> list[Metric]:
+        """Of this step; none where no diagnostics are due or no row was read by a teacher."""
+        if not self._tables or self._section is None:
+            return []
+        table = TokenTable.joined(self._tables)
+        metrics = [*_metrics(summary(table, OVERALL)), Metric("time/diagnostics_s", self._seconds)]
+        for (first, end), bucket in by_bucket(table, self._section.bucket_tokens).items():
+            metrics += _metrics(summary(bucket, BY_BUCKET), at=f"@{first}-{end}")
+        return metrics
 
 
 def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
@@ -59,12 +97,24 @@ def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
     return sorted(scored, key=lambda row: seed_from(state.seed, state.step, *row.rollout.key, "diagnostics"))[:num]
 
 
+@torch.no_grad()
 def _teacher(state: State, rows: Sequence[Example]) -> Side:
+    """What the teacher says of these rows: from the loss's hidden states, or from a pass of its own, made before the
+    first update, which a live teacher moves with."""
     assert state.teacher is not None
     asked = state.needs.teacher
     if asked is not None and asked.answer == "distribution":
-        return known_side(rows)
-    return teacher_side(state.teacher.score, state.teacher.head())
+        signals = [row.signal for row in rows]
+    else:
+        answers = [row.rollout.answer_ids for row in rows]
+        contexts = [row.view.context_ids for row in rows if row.view is not None]
+        signals = [*state.teacher.score(contexts, answers, Asked("distribution"), temperature=1.0)]
+    said = {row.rollout.key: signal for row, signal in zip(rows, signals, strict=True) if signal is not None}
+
+    def hidden(some: Sequence[Example]) -> list[Tensor]:
+        return hidden_states([said[row.rollout.key] for row in some])
+
+    return Side(hidden=hidden, head=said[rows[0].rollout.key].head)
 
 
 def _metrics(numbers: dict[str, float | None], at: str = "") -> list[Metric]:
