@@ -1,7 +1,8 @@
 """A whole run: load, evaluate, train, save, evaluate, report. Knows when; `step.py` knows what.
 
 What can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full disk)
-leaves a run folder that `--resume` continues to the same bits.
+leaves a run folder that `--resume` continues: to the same bits on a CPU; on a GPU, whose kernels add in no fixed order, to
+within rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.markup import escape
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset, fingerprint, load_problems
 from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
@@ -159,6 +161,10 @@ class Run:
         )
         with closing(log), self.interrupt.listening():
             try:
+                with enough_memory(
+                    "making the optimizer's state", "train fewer parameters ([model.lora], a smaller model)"
+                ):
+                    self.parts.optimizer.reserve()
                 before, after, teacher = self._train(log)
             except Interrupted:
                 if state.step > self.saved_step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from opdkit.engines.memory import enough_memory
 from opdkit.metrics import Metric
 from opdkit.training.backward import backward
 from opdkit.training.batch import Batch
@@ -24,6 +25,11 @@ from opdkit.training.state import State
 from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Group, Problem
 
+LESS_TO_LEARN = (
+    "lower train.max_tokens_per_micro_batch, or set model.gradient_checkpointing = true or [model.lora]; a memory in "
+    "pieces is mended by PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+)
+
 
 def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
     """Sample, score, learn. Returns every row of the step, also those that taught nothing, and the step's metrics."""
@@ -37,7 +43,10 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     agreement = Diagnosis(state, rows)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
-        updates = [update(state, part, own_rows, agreement, first=number == 0) for number, (part, own_rows) in parts]
+        with enough_memory("learning", LESS_TO_LEARN):
+            updates = [
+                update(state, part, own_rows, agreement, first=number == 0) for number, (part, own_rows) in parts
+            ]
         if any(not result.skipped for _, _, result in updates):
             for teacher in state.teachers:
                 teacher.after_step()
