@@ -1,8 +1,8 @@
 """A whole run: load, evaluate, train, save, evaluate, report. Knows when; `step.py` knows what.
 
 What can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full disk)
-leaves a run folder that `--resume` continues: to the same bits on a CPU; on a GPU, whose kernels add in no fixed order, to
-within rounding.
+leaves a run folder that `--resume` continues: to the same bits on a CPU, to within rounding on a GPU, whose kernels add
+in no fixed order.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ class Run:
         )
         with closing(log), self.interrupt.listening():
             try:
-                with enough_memory(
-                    "making the optimizer's state", "train fewer parameters ([model.lora], a smaller model)"
-                ):
+                with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
                 before, after, teacher = self._train(log)
             except Interrupted:

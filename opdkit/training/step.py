@@ -26,8 +26,8 @@ from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Group, Problem
 
 LESS_TO_LEARN = (
-    "lower train.max_tokens_per_micro_batch, or set model.gradient_checkpointing = true or [model.lora]; a memory in "
-    "pieces is mended by PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, and on CUDA "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
 )
 
 
