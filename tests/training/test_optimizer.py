@@ -119,7 +119,8 @@ def test_the_norm_of_many_numbers() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_reserved_state_moves_nothing(kind: str) -> None:
-    """What is there from the beginning, so that memory runs out then or never, is what torch makes at the first step."""
+    """What is there from the beginning, so that memory runs out then or never, is what torch makes at its first step:
+    zeros."""
     results = []
     for reserved in (False, True):
         torch.manual_seed(0)
