@@ -455,9 +455,7 @@ def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     def no_float64(*size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         if device.type == "mps":
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-            )
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none.")
         return ones(*size, device=device, dtype=dtype)
 
     monkeypatch.setattr(torch, "ones", no_float64)
