@@ -85,6 +85,7 @@ def signal(
         dtype=asked.dtype,
         device=asked.device,
         trust_remote_code=asked.trust_remote_code,
+        max_tokens_per_batch=asked.max_tokens_per_batch,
         seed=asked.seed,
         definitions=definitions,
         resamples=resamples,

@@ -52,6 +52,14 @@ Temperature = Annotated[float, typer.Option(min=0.0, callback=finite)]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, callback=finite)]
 TopK = Annotated[int, typer.Option(min=0, max=MOST, help="0: off.")]
 MaxAnswerTokens = Annotated[int, typer.Option(min=1, max=MOST)]
+MaxTokensPerBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST,
+        help="Rows times length in memory together; moves time, not answers. Default: 65536; on CUDA what fits.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')]
@@ -81,6 +89,7 @@ class Sampling:
     top_p: TopP = 1.0
     top_k: TopK = 0
     max_answer_tokens: MaxAnswerTokens = 1024
+    max_tokens_per_batch: MaxTokensPerBatch = None
     instruction: Instruction = "auto"
     seed: Seed = 0
     dtype: Dtype = "bfloat16"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,10 @@ class Sampled:
     uncut_logprobs_T: FloatArray | None = None  # before top-k, top-p and min-p; None: none of them cut, or greedy
 
 
+# Called with the answers that have come to their end since the last call, by the place of their prompt.
+Finished = Callable[[Mapping[int, Sampled]], None]
+
+
 class Sampler(Protocol):
     def sample(
         self,
@@ -40,8 +44,13 @@ class Sampler(Protocol):
         seeds: Sequence[int],
         params: SamplingParams,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Sampled]:
-        """One answer per prompt, in order. Row i depends on prompts[i], seeds[i] and params only."""
+        """One answer per prompt, in order. Row i depends on prompts[i], seeds[i] and params only.
+
+        finished hears of every answer once. progress is called after every token, and may raise Interrupted: it is
+        passed on once `finished` has got what is whole.
+        """
         ...
 
 

@@ -44,10 +44,11 @@ def draw(scores_BV: Tensor, uniform_B1: Tensor, params: SamplingParams) -> tuple
     uniform_B1  float64 in [0, 1)
     The distribution is softmax(scores), cut by top-k, then by top-p of what is left, then by min-p relative to the
     likeliest (the order of transformers' `generate`), and renormalised. At temperature 0 all mass is on the likeliest
-    token, so its log-prob is 0.
+    token, so its log-prob is 0. A row whose scores hold NaN or infinity gets some token, and the log-prob NaN.
     """
     if params.temperature == 0:
-        return scores_BV.argmax(-1), scores_BV.new_zeros(len(scores_BV))
+        best_B = scores_BV.argmax(-1)  # of NaN, if there is one
+        return best_B, torch.where(scores_BV.gather(1, best_B[:, None])[:, 0].isfinite(), 0.0, torch.nan)
     scores_BK, ids_BK = kept_entries(scores_BV, params)
     mass_BK = scores_BK.sub_(scores_BK.amax(-1, keepdim=True)).exp_()
     index_B1, total_B1 = _invert(mass_BK, uniform_B1)
@@ -162,6 +163,7 @@ def _locate(mass_BK: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor, Tensor
     total_B1 = cumulative_BK[:, -1:]
     target_B1 = uniform_B1 * total_B1  # stays below the total when rounded, as uniforms are at most 1 - 2^-53
     index_B1 = torch.searchsorted(cumulative_BK, target_B1, right=True)  # the first sum above the target
+    index_B1.clamp_(max=mass_BK.shape[1] - 1)  # NaN has none; on CUDA nothing works after a place beyond the end
     mass_B1 = mass_BK.gather(1, index_B1)
     below_B1 = cumulative_BK.gather(1, index_B1) - mass_B1
     rest_B1 = ((target_B1 - below_B1) / mass_B1).clamp_(0, 1 - 2**-40)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from opdkit.engines.base import Progress, Sampled, SamplingParams
+from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
 from opdkit.losses import Head
 from opdkit.types import Asked, Signal, seed_from
 
@@ -36,8 +36,24 @@ class FakeEngine:
         seeds: Sequence[int],
         params: SamplingParams,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Sampled]:
-        answers = []
+        answers: list[Sampled] = []
+        try:
+            self._write(answers, prompts, seeds, params, progress)
+        finally:
+            if finished is not None:
+                finished(dict(enumerate(answers)))
+        return answers
+
+    def _write(
+        self,
+        answers: list[Sampled],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        progress: Progress | None,
+    ) -> None:
         for prompt, seed in zip(prompts, seeds, strict=True):
             written = tuple(self.script(tuple(prompt), seed))
             ids = written[: params.max_answer_tokens]
@@ -50,7 +66,6 @@ class FakeEngine:
             )
             if progress is not None:
                 progress(len(answers), len(prompts))
-        return answers
 
     def score(
         self,

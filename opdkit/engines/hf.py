@@ -5,7 +5,7 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,25 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opdkit.engines.base import Progress, Sampled, SamplingParams
+from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
 from opdkit.engines.decode import decode
 from opdkit.engines.draw import check_params
+from opdkit.engines.memory import TOKENS_PER_BATCH, cached_tokens, enough_memory
 from opdkit.engines.model import Ids, LanguageModel
+from opdkit.errors import Interrupted
 from opdkit.losses import Head, head_stats
 from opdkit.types import Asked, Signal
 
 LOGIT_BYTES = 512 << 20  # of one array of a step's logits, so that short answers of many rows do not fill the memory
+ROOM = 1024  # tokens that a row is given room for when it begins, and a row that has more already: as many again
 
 
 class HFEngine:
     """`Sampler` and `Scorer` (see `engines.base`) over one `LanguageModel`, with its own weights or stand-ins.
 
-    max_tokens_per_batch  rows times padded length that go through the model together; a single longer row goes alone
+    max_tokens_per_batch  rows times padded length that go through the model together; a single longer row goes alone.
+                          None: `TOKENS_PER_BATCH`, and for sampling on CUDA what memory holds (`engines.memory`)
     weights               tensors that replace parameters, as in `LanguageModel.using` (initial or EMA teachers)
     """
 
     def __init__(
-        self, model: LanguageModel, *, max_tokens_per_batch: int = 32768, weights: Mapping[str, Tensor] | None = None
+        self,
+        model: LanguageModel,
+        *,
+        max_tokens_per_batch: int | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -43,10 +51,12 @@ class HFEngine:
         seeds: Sequence[int],
         params: SamplingParams,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[Sampled]:
         """One answer per prompt, in order. Row i depends on prompts[i], seeds[i] and params only (see `decode`).
 
-        Raises UserError for parameters out of range or a row that may outgrow the model's positions.
+        Raises UserError for parameters out of range, a row that may outgrow the model's positions, logits that are not
+        finite, and where memory runs out.
         """
         check_params(params)
         if len(seeds) != len(prompts) or not all(map(len, prompts)):
@@ -55,47 +65,107 @@ class HFEngine:
         self.model.check_fits([len(prompt) + limit for prompt in prompts], f"prompt and max_answer_tokens = {limit}")
         rows = [_Row(tuple(prompt), seed, limit, 0) for prompt, seed in zip(prompts, seeds, strict=True)]
         if switch is None:
-            return self._sample(rows, params, progress, len(rows))
+            return self._sample(dict(enumerate(rows)), params, progress, finished, 0, len(rows))
         # Behind the switch every key is another one (`engines.rope`): an answer that crosses it stops there, and goes
         # on in a pass that reads anew what it has written.
-        short = [row._replace(limit=min(limit, switch + 1 - len(row.prompt))) for row in rows]
-        begun_with = [index for index, row in enumerate(short) if row.limit > 0]
-        answers = self._sample([short[index] for index in begun_with], params, progress, len(rows))
-        begun = dict(zip(begun_with, answers, strict=True))
-        open_rows = [i for i in range(len(rows)) if i not in begun or _cut_short(begun[i], limit)]
-        going_on = [rows[i].behind(begun[i]) if i in begun else rows[i] for i in open_rows]
-        for i, answer in zip(open_rows, self._sample(going_on, params, progress, len(rows)), strict=True):
-            begun[i] = _joined(begun[i], answer) if i in begun else answer
+        short = {index: row._replace(limit=min(limit, switch + 1 - len(row.prompt))) for index, row in enumerate(rows)}
+        short = {index: row for index, row in short.items() if row.limit > 0}
+
+        def whole(answers: Mapping[int, Sampled]) -> None:
+            if finished is not None:
+                finished({index: answer for index, answer in answers.items() if not _cut_short(answer, limit)})
+
+        begun = dict(zip(short, self._sample(short, params, progress, whole, 0, len(rows)), strict=True))
+        rest = {index: row.behind(begun[index]) if index in begun else row for index, row in enumerate(rows)}
+        rest = {i: row for i, row in rest.items() if i not in begun or _cut_short(begun[i], limit)}
+
+        def joined(answers: Mapping[int, Sampled]) -> None:
+            for index, answer in answers.items():
+                begun[index] = _joined(begun[index], answer) if index in begun else answer
+            if finished is not None:
+                finished({index: begun[index] for index in answers})
+
+        self._sample(rest, params, progress, joined, len(rows) - len(rest), len(rows))
         return [begun[index] for index in range(len(rows))]
 
     def _sample(
-        self, rows: Sequence[_Row], params: SamplingParams, progress: Progress | None, num_rows: int
+        self,
+        rows: Mapping[int, _Row],
+        params: SamplingParams,
+        progress: Progress | None,
+        finished: Finished | None,
+        num_done: int,
+        num_rows: int,
     ) -> list[Sampled]:
-        """One answer per row, in order; the rows may be read together. `num_rows`: with others that are not here."""
-        # Longest first: what does not fit into memory shows at once. Equal prompts become neighbours, to be read once.
-        order = sorted(range(len(rows)), key=lambda row: (len(rows[row].prompt), rows[row].prompt), reverse=True)
+        """One answer per row, in order; the rows may be read together. num_done, num_rows: of all, for `progress`.
+
+        In rounds: every row is given room for some more tokens, as many rows as there is room for are decoded together,
+        and a batch that outgrows its room, or of which few are left, stops; what is left of all goes on in the next
+        round. So a batch holds what its rows have come to, not what they may come to.
+        """
         results: dict[int, Sampled] = {}
+        begun: dict[int, Sampled] = {}
+        stops: list[Interrupted] = []
 
-        def report(num_finished: int) -> None:
+        def report(num_finished: int) -> bool:
             if progress is not None:
-                progress(min(len(results) + num_finished, num_rows), num_rows)
+                try:
+                    progress(num_done + len(results) + num_finished, num_rows)
+                except Interrupted as stop:
+                    stops.append(stop)
+            return not stops
 
+        open_rows, max_tokens = dict(rows), self.max_tokens_per_batch or cached_tokens(self.model)
         # Inference mode is a tenth faster here, and safe: only numbers leave the loop.
-        with torch.inference_mode(), self.model.using(self.weights), self.model.evaluating():
-            lengths = [len(rows[row].prompt) + rows[row].limit for row in order]
-            for part in _parts(lengths, self.max_tokens_per_batch, LOGIT_BYTES // (4 * self.model.num_tokens)):
-                chosen = [rows[row] for row in order[part]]
-                answers = decode(
-                    self.model,
-                    [row.prompt for row in chosen],
-                    [row.seed for row in chosen],
-                    params,
-                    report,
-                    limits=[row.limit for row in chosen],
-                    drawn=[row.drawn for row in chosen],
-                )
-                results.update(zip(order[part], answers, strict=True))
-        return [results[row] for row in range(len(rows))]
+        with (
+            torch.inference_mode(),
+            self.model.using(self.weights),
+            self.model.evaluating(),
+            enough_memory("sampling", "lower max_tokens_per_batch (of [sampling]; --max-tokens-per-batch)"),
+        ):
+            while open_rows and not stops:
+                # Longest first: what does not fit shows at once. Equal prompts become neighbours, to be read once.
+                order = sorted(open_rows, key=lambda row: open_rows[row].order, reverse=True)
+                prices = [open_rows[row].price for row in order]
+                for part in _parts(prices, max_tokens, LOGIT_BYTES // (4 * self.model.num_tokens)):
+                    chosen = {index: open_rows[index] for index in order[part]}
+                    answers = self._decoded(chosen, params, report, max_tokens, len(chosen) < len(open_rows))
+                    whole: dict[int, Sampled] = {}
+                    for index, answer in answers.items():
+                        row, before = chosen[index], begun.pop(index, None)
+                        so_far = answer if before is None else _joined(before, answer)
+                        if _cut_short(answer, row.limit):
+                            begun[index], open_rows[index] = so_far, row.behind(answer)
+                        else:
+                            whole[index] = so_far
+                            del open_rows[index]
+                    results |= whole
+                    if finished is not None:
+                        finished(dict(sorted(whole.items())))
+                    if stops:
+                        raise stops[0]
+        return [results[index] for index in rows]
+
+    def _decoded(
+        self,
+        rows: Mapping[int, _Row],
+        params: SamplingParams,
+        report: Callable[[int], bool],
+        max_tokens: int,
+        others_wait: bool,
+    ) -> dict[int, Sampled]:
+        answers = decode(
+            self.model,
+            [row.prompt for row in rows.values()],
+            [row.seed for row in rows.values()],
+            params,
+            report,
+            limits=[row.limit for row in rows.values()],
+            drawn=[row.drawn for row in rows.values()],
+            max_tokens=max_tokens,
+            others_wait=others_wait,
+        )
+        return dict(zip(rows, answers, strict=True))
 
     def score(
         self,
@@ -121,9 +191,10 @@ class HFEngine:
         order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
         results: dict[int, Signal] = {}
         # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
-        with torch.no_grad():
+        max_tokens = self.max_tokens_per_batch or TOKENS_PER_BATCH
+        with torch.no_grad(), enough_memory("scoring", "lower max_tokens_per_batch (of [sampling])"):
             head = self.model.head(self.weights)
-            for part in _parts([lengths[row] for row in order], self.max_tokens_per_batch, len(order)):
+            for part in _parts([lengths[row] for row in order], max_tokens, len(order)):
                 rows = order[part]
                 said = [answers[r] for r in rows]
                 hidden_NH = self.model.hidden([contexts[r] for r in rows], said, weights=self.weights)
@@ -145,7 +216,16 @@ class _Row(NamedTuple):
     def behind(self, answer: Sampled) -> _Row:
         """What is left to sample behind the beginning of an answer."""
         num = len(answer.answer_ids)
-        return _Row(self.prompt + answer.answer_ids, self.seed, self.limit - num, num)
+        return _Row(self.prompt + answer.answer_ids, self.seed, self.limit - num, self.drawn + num)
+
+    @property
+    def price(self) -> int:
+        """Positions that a batch keeps for it: those it has, and room for some more."""
+        return len(self.prompt) + min(self.limit, max(ROOM, self.drawn))
+
+    @property
+    def order(self) -> tuple[int, int, tuple[int, ...]]:
+        return self.price, len(self.prompt), self.prompt
 
 
 def _cut_short(answer: Sampled, limit: int) -> bool:
@@ -161,13 +241,15 @@ def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
 
 
 def signals_of(hidden_NH: Tensor, head: Head, answers: Sequence[Ids], asked: Asked, temperature: float) -> list[Signal]:
-    """What hidden states say of the answer tokens they predict, rows one after another: what was asked."""
+    """What hidden states say of the answer tokens they predict, rows one after another: what was asked. The states may
+    lie in host memory; they are read where the head is."""
     ends = np.cumsum([len(answer) for answer in answers])[:-1]
     columns: dict[str, Sequence[Any]] = {}
     if asked.answer == "distribution":
         columns["hidden_TH"] = hidden_NH.cpu().tensor_split(ends.tolist())
         columns["head"] = [head] * len(answers)
     if asked.answer != "distribution" or asked.entropy:
+        hidden_NH = hidden_NH.to(head.weight_VH.device)
         stats = head_stats(
             hidden_NH,
             head,

@@ -245,17 +245,14 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the accelerator if there is one. Raises UserError for a device this machine does not have."""
+    """ "auto" is CUDA if it is there, else the CPU. Raises UserError for a device that this machine does not have, or
+    that has no float64, in which tokens are drawn and norms added up (Apple's mps)."""
     if name == "auto":
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.ones(1, device=device).item()  # "meta" makes tensors, and keeps no numbers
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        torch.ones(1, device=device, dtype=torch.float64).item()  # "meta" makes tensors, and keeps no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'model.device = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
     return device

@@ -34,7 +34,8 @@ def prove(model: CausalModel) -> None:
     kind = f"{model.name} (model type {model.config.model_type})"
     try:
         with torch.no_grad():
-            difference = _prove(model, kind)
+            with model.using(_read_in_half(model)):
+                difference = _prove(model, kind)
             if difference > LOW_ORDINARY:
                 _prove_in_float32(model, kind, difference)
     except UserError:
@@ -44,6 +45,13 @@ def prove(model: CausalModel) -> None:
             f"{kind} cannot be run the way opdkit reads and samples causal language models ({_reason(error)}); "
             'use another model, or attn_implementation = "eager".'
         ) from error
+
+
+def _read_in_half(model: CausalModel) -> dict[str, Tensor] | None:
+    """bfloat16 copies of float32 weights for kernels that take nothing else; training reads such copies too."""
+    if model.dtype == torch.float32 and "flash" in str(getattr(model.config, "_attn_implementation", "")):
+        return {name: parameter.bfloat16() for name, parameter in model.module.named_parameters()}
+    return None
 
 
 def _prove_in_float32(model: CausalModel, kind: str, difference: float) -> None:
@@ -132,7 +140,7 @@ def _cached_and_whole(model: CausalModel, long: list[int], alone_TH: Tensor) -> 
 def proof_hidden(model: CausalModel) -> Tensor:
     """States of the long row and of a short one beside it, [N, H]."""
     row = _row(model)
-    return model.hidden([row[:1], row[:1]], [row[1:], row[PROOF_SHORT]])
+    return model.hidden([row[:1], row[:1]], [row[1:], row[PROOF_SHORT]], weights=_read_in_half(model))
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:

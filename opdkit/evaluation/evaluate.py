@@ -1,6 +1,6 @@
 """Evaluation: sample, grade, write, summarise. What is written is never sampled again.
 
-Every answer goes to a JSONL file as soon as its batch is graded, under its (problem, sample) key. Its seed is (seed,
+Every answer goes to a JSONL file soon after its end, graded, under its (problem, sample) key. Its seed is (seed,
 "evaluate", problem id, sample id) whatever the model: before, after and teacher are compared on the same draws.
 """
 
@@ -24,7 +24,7 @@ from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
-from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH, EvaluateOptions
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
@@ -50,11 +50,9 @@ from opdkit.run.stored_answers import (
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
 from opdkit.tasks.options import TaskOptions
-from opdkit.types import Problem
+from opdkit.types import Problem, Rollout
 
-ANSWERS_PER_BATCH = 512  # at most; what a crash can cost
-TOKENS_PER_BATCH = 2**20  # long answers come in smaller batches, of at least LEAST_PER_BATCH
-LEAST_PER_BATCH = 64
+ANSWERS_PER_BATCH = 512  # that the engine may choose from; what has ended is written while the others go on
 
 
 def sample_answers(
@@ -69,29 +67,41 @@ def sample_answers(
     store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[StoredAnswer]:
-    """`num_samples` graded answers to every problem; what `store` already holds is not sampled again."""
+    """`num_samples` graded answers to every problem, in their order; what `store` already holds is not sampled again.
+
+    progress is called after every token with (answers finished, answers), and may raise Interrupted: `store` has what
+    was finished then.
+    """
     kept = {(a.problem_id, a.sample_id): a for a in store.answers} if store else {}
     pairs = [(problem, sample_id) for problem in problems for sample_id in range(num_samples)]
     missing = [(problem, sample_id) for problem, sample_id in pairs if (problem.id, sample_id) not in kept]
-    answers = [kept[problem.id, sample_id] for problem, sample_id in pairs if (problem.id, sample_id) in kept]
-    size = min(ANSWERS_PER_BATCH, max(LEAST_PER_BATCH, TOKENS_PER_BATCH // params.max_answer_tokens))
-    for start in range(0, len(missing), size):
-        rollouts = sample_rollouts(
-            missing[start : start + size],
+    found = len(pairs) - len(missing)
+
+    def keep(rollouts: list[Rollout]) -> None:
+        fresh = [stored_answer(rollout, renderer.answer_text(rollout.answer_ids)) for rollout in rollouts]
+        if store:
+            store.append(fresh)
+        kept.update(((answer.problem_id, answer.sample_id), answer) for answer in fresh)
+
+    for start in range(0, len(missing), ANSWERS_PER_BATCH):
+        before = found + start
+
+        def heard(done: int, total: int, before: int = before) -> None:
+            if progress:
+                progress(before + done, len(pairs))
+
+        sample_rollouts(
+            missing[start : start + ANSWERS_PER_BATCH],
             sampler=sampler,
             renderer=renderer,
             task=task,
             params=params,
             identity=(seed, "evaluate"),
             policy_version=0,
+            progress=heard,
+            kept=keep,
         )
-        fresh = [stored_answer(rollout, renderer.answer_text(rollout.answer_ids)) for rollout in rollouts]
-        if store:
-            store.append(fresh)
-        answers += fresh
-        if progress:
-            progress(len(answers), len(pairs))
-    return answers
+    return [kept[problem.id, sample_id] for problem, sample_id in pairs]
 
 
 def evaluate_model(
@@ -287,7 +297,7 @@ def load_engine(options: EvaluateOptions, console: Console, now: datetime | None
         system=options.system,
         now=now,
     )
-    return HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH), renderer
+    return HFEngine(model, max_tokens_per_batch=options.max_tokens_per_batch), renderer
 
 
 def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
@@ -317,7 +327,7 @@ def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
 def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
     task = task_named(set_.task).main
     asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
-    del asked["device"], asked["num_samples"]  # more samples of the same evaluation are welcome
+    del asked["device"], asked["max_tokens_per_batch"], asked["num_samples"]  # more samples are welcome
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
     digest = model_digest(Path(options.model))
     return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}

@@ -8,12 +8,10 @@ from typing import Any
 
 from opdkit.engines.base import SamplingParams
 
-MAX_TOKENS_PER_BATCH = 65536
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
-    """What `opdkit evaluate` was asked. All of it but the device identifies the answers."""
+    """What `opdkit evaluate` was asked. All of it but device and batch size identifies the answers."""
 
     model: str
     data: tuple[str, ...]
@@ -34,6 +32,7 @@ class EvaluateOptions:
     close_thinking: bool = False
     system: str | None = None
     stop_tokens: tuple[str | int, ...] | None = None
+    max_tokens_per_batch: int | None = None  # as `HFEngine`'s
 
     @property
     def params(self) -> SamplingParams:

@@ -30,7 +30,7 @@ from opdkit.run.stored_answers import check_identity, clock_of
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.rejection import RULES, Rule, rejected_by
-from opdkit.types import Problem
+from opdkit.types import Problem, Rollout
 
 PROBLEMS_PER_BATCH = 256  # what a crash can cost
 
@@ -89,7 +89,7 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
             for attempt in range(options.attempts):
                 while wanted := _wanted(data.problems, asked.num_samples, done, attempt)[:PROBLEMS_PER_BATCH]:
                     interrupt.check()
-                    _attempt(wanted, attempt, options, engine, renderer, task, done, counts, (out, rejected))
+                    _attempt(wanted, attempt, options, engine, renderer, task, done, counts, (out, rejected), interrupt)
                     for crash in task.new_crashes():
                         say(console, crash, mark="warning")
                     bar.update(len(done.kept), note=f"{sum(counts.values()) - counts['kept']} rejected")
@@ -124,9 +124,31 @@ def _attempt(
     done: Done,
     counts: Counter[str],
     files: tuple[Path, Path],
+    interrupt: Interrupt,
 ) -> None:
+    """Both files get the answers as they are finished. Raises Interrupted, between two tokens."""
     asked = options.model
-    rollouts = sample_rollouts(
+    problems = {problem.id: problem for problem, _ in wanted}
+
+    def keep(rollouts: Sequence[Rollout]) -> None:
+        kept_lines, rejected_lines = [], []
+        for rollout in rollouts:
+            problem, number = problems[rollout.problem_id], rollout.sample_id
+            text = renderer.answer_text(rollout.answer_ids)
+            reason = rejected_by(rollout, text, options.reject)
+            done.attempts[problem.id, number] += 1
+            counts[reason or "kept"] += 1
+            if reason is None:
+                done.kept.add((problem.id, number))
+                kept_lines.append(_row(problem, number, asked.num_samples, text))
+            else:
+                rejected_lines.append(
+                    {"id": problem.id, "number": number, "attempt": attempt, "reason": reason, "text": text}
+                )
+        append_lines(files[1], rejected_lines)  # first: a lost attempt is made again, a kept answer is not lost
+        append_lines(files[0], kept_lines)
+
+    sample_rollouts(
         wanted,
         sampler=sampler,
         renderer=renderer,
@@ -134,22 +156,9 @@ def _attempt(
         params=asked.params,
         identity=(asked.seed, "sample data", attempt),
         policy_version=0,
+        progress=lambda finished, total: interrupt.check(),
+        kept=keep,
     )
-    kept_lines, rejected_lines = [], []
-    for (problem, number), rollout in zip(wanted, rollouts, strict=True):
-        text = renderer.answer_text(rollout.answer_ids)
-        reason = rejected_by(rollout, text, options.reject)
-        done.attempts[problem.id, number] += 1
-        counts[reason or "kept"] += 1
-        if reason is None:
-            done.kept.add((problem.id, number))
-            kept_lines.append(_row(problem, number, asked.num_samples, text))
-        else:
-            rejected_lines.append(
-                {"id": problem.id, "number": number, "attempt": attempt, "reason": reason, "text": text}
-            )
-    append_lines(files[1], rejected_lines)  # first: an attempt that is lost is made again, a kept answer is not lost
-    append_lines(files[0], kept_lines)
 
 
 def _wanted(problems: Sequence[Problem], num: int, done: Done, attempt: int) -> list[tuple[Problem, int]]:
@@ -197,6 +206,6 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     task = task_named(options.model.task, may_be_none=True)
     asked = asdict(options.model) | {"task": task.text} | task_files(task)
-    del asked["device"]
+    del asked["device"], asked["max_tokens_per_batch"]
     digest = model_digest(Path(options.model.model))
     return {**asked, "reject": options.reject, "fingerprint": fingerprint, "model_files": digest}

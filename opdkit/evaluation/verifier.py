@@ -26,7 +26,7 @@ from opdkit.engines.load import load_tokenizer, model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import Loaded
-from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH, EvaluateOptions
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.verdicts import (
     TASKS_WITH_RULES,
     Verdict,
@@ -89,7 +89,7 @@ class Verifier:
     def load(cls, path: str, *, dtype: torch.dtype, device: torch.device, seed: int) -> Verifier:
         """Raises UserError for a model that cannot be loaded."""
         model = LanguageModel.load(path, dtype=dtype, device=device)
-        return cls(HFEngine(model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH), _renderer(model.tokenizer), seed)
+        return cls(HFEngine(model), _renderer(model.tokenizer), seed)
 
     def judge(
         self,

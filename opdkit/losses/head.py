@@ -31,7 +31,8 @@ from opdkit.losses.terms import Term, token_loss
 __all__ = ["Head", "HeadOutput", "HeadStats", "ViewTokens", "head_loss", "head_stats"]
 
 # Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom.
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+CHUNK_MULTIPLE = {"cpu": 1, "cuda": 128}  # tokens: a GPU's matrix products come in tiles
 # The elementwise mathematics takes a chunk in blocks of this size, so that its few arrays stay in a CPU's cache.
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 
@@ -250,7 +251,9 @@ def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record,
 def chunks(rows: Tensor, num_tokens: int, chunk_size: int | None) -> Iterator[Tensor]:
     """`rows` in pieces of chunk_size, or of as many as fit `CHUNK_BYTES`."""
     if chunk_size is None:
-        chunk_size = max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (4 * num_tokens))
+        kind = rows.device.type
+        chunk_size = max(1, CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * num_tokens))
+        chunk_size -= chunk_size % min(chunk_size, CHUNK_MULTIPLE.get(kind, 1))
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size} must be at least 1")
     for start in range(0, len(rows), chunk_size):
@@ -258,8 +261,10 @@ def chunks(rows: Tensor, num_tokens: int, chunk_size: int | None) -> Iterator[Te
 
 
 def blocks(output_nV: Tensor) -> Iterator[slice]:
-    """Row ranges of a chunk of about `BLOCK_BYTES` each."""
+    """Row ranges of a chunk of at most `BLOCK_BYTES` each, nearly equal: a last one of two rows would cost as many
+    kernels as a whole one."""
     num_bytes = BLOCK_BYTES.get(output_nV.device.type, BLOCK_BYTES["cpu"])
-    size = max(1, num_bytes // (4 * output_nV.shape[-1]))
-    for start in range(0, len(output_nV), size):
+    most = max(1, num_bytes // (4 * output_nV.shape[-1]))
+    size = -(-len(output_nV) // max(1, -(-len(output_nV) // most)))
+    for start in range(0, len(output_nV), max(1, size)):
         yield slice(start, start + size)

@@ -18,6 +18,9 @@ from opdkit.types import Asked
 
 # Far below any logit and finite: its probability is exactly 0, and 0 times its log-probability is 0 and not NaN.
 ABSENT_LOGIT = -1e5
+# A matrix product whose rows begin at addresses that are no multiple of 16 bytes falls to kernels without wide loads,
+# several times slower, and most vocabularies (Qwen3's 151669) are odd: a GPU's copy of the head is filled up to this.
+ROW_MULTIPLE = {"cpu": 1, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +47,32 @@ class Head:
         if self.softcap is not None and not self.softcap > 0:
             raise ValueError(f"softcap = {self.softcap} must be above 0; None means no cap")
 
-    def trimmed(self, dtype: torch.dtype) -> Head:
-        """The same head in `dtype`, without the rows beyond the tokenizer's vocabulary."""
-        bias_V = None if self.bias_V is None else self.bias_V[: self.num_tokens].to(dtype)
-        return replace(self, weight_VH=self.weight_VH[: self.num_tokens].to(dtype), bias_V=bias_V)
+    def trimmed(self, *dtypes: torch.dtype) -> Head:
+        """The same head, rounded to each of `dtypes` in turn, without the rows beyond the tokenizer's vocabulary. Rows
+        of zeros fill it up to a `ROW_MULTIPLE`: they are multiplied, and their products never read."""
+        missing = -self.num_tokens % ROW_MULTIPLE.get(self.weight_VH.device.type, 1)
+
+        def cut(array: Tensor) -> Tensor:
+            array = array[: self.num_tokens]
+            for dtype in dtypes:
+                array = array.to(dtype)
+            return torch.cat([array, array.new_zeros(missing, *array.shape[1:])]) if missing else array
+
+        return replace(self, weight_VH=cut(self.weight_VH), bias_V=None if self.bias_V is None else cut(self.bias_V))
+
+    @property
+    def num_rows(self) -> int:
+        """What `project` writes of every token: the vocabulary, and what fills it up."""
+        return self.weight_VH.shape[0]
 
     def project(self, hidden_nH: Tensor, out: Tensor | None = None) -> Tensor:
         """[n, V] plain output of a head `trimmed` for `hidden_nH`, hidden @ weight.T + bias, in `math_dtype`.
 
-        Rounding logits to bf16 would cost 1.5 % of a gradient. Differentiable without `out`.
+        Rounding logits to bf16 would cost 1.5 % of a gradient. Differentiable without `out`, memory [n, `num_rows`].
         """
+        return self._project(hidden_nH, out)[:, : self.num_tokens]
+
+    def _project(self, hidden_nH: Tensor, out: Tensor | None) -> Tensor:
         dtype = math_dtype(self.weight_VH.dtype)
         if out is None:
             bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
@@ -105,8 +124,8 @@ class Projector:
         self._compute_dtype = compute_dtype(hidden_NH)
         self.dtype = product_dtype(self._compute_dtype, hidden_NH.device)
         with torch.no_grad():
-            self.head, self.hidden_NH = head.trimmed(self._compute_dtype).trimmed(self.dtype), hidden_NH
-        self._memory_nV = hidden_NH.new_empty(0, head.num_tokens, dtype=math_dtype(self.dtype))
+            self.head, self.hidden_NH = head.trimmed(self._compute_dtype, self.dtype), hidden_NH
+        self._memory = hidden_NH.new_empty(0, self.head.num_rows, dtype=math_dtype(self.dtype))
 
     def hidden(self, rows: Tensor) -> Tensor:
         """[n, H] as the head's matrix product takes them in: rounded to autocast's dtype where that applies."""
@@ -114,9 +133,9 @@ class Projector:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, V] plain output for these tokens; valid until the next call."""
-        if len(self._memory_nV) < len(rows):
-            self._memory_nV = self._memory_nV.new_empty(len(rows), self.head.num_tokens)
-        return self.head.project(self.hidden(rows), out=self._memory_nV[: len(rows)])
+        if len(self._memory) < len(rows):
+            self._memory = self._memory.new_empty(len(rows), self.head.num_rows)
+        return self.head.project(self.hidden(rows), out=self._memory[: len(rows)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

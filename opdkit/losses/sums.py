@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from opdkit.errors import UserError
 from opdkit.losses import logprobs
@@ -82,27 +83,31 @@ class Gradients:
 
     def add_from_output(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
         """Add a chunk, given the gradient with respect to the head's plain output, in `math_dtype`."""
-        num_tokens = grad_nV.shape[-1]
+        num_tokens, head = grad_nV.shape[-1], batch.student.head
         if self.bias_V is not None:
             self.bias_V[:num_tokens] += grad_nV.sum(0, dtype=self.bias_V.dtype)
         grad_nV = grad_nV.to(batch.student.dtype)
+        if head.num_rows > num_tokens:
+            grad_nV = F.pad(grad_nV, (0, head.num_rows - num_tokens))
         if self.hidden_NH is not None:
-            self.hidden_NH[rows] = (grad_nV @ batch.student.head.weight_VH).to(self.hidden_NH.dtype)
+            self.hidden_NH[rows] = (grad_nV @ head.weight_VH).to(self.hidden_NH.dtype)
         if self.weight_VH is not None:
             weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.student.hidden(rows)
-            if weight_VH.dtype == grad_nV.dtype:
-                weight_VH.addmm_(grad_nV.T, hidden_nH)
+            if weight_VH.dtype != grad_nV.dtype:
+                weight_VH += torch.mm(grad_nV.T, hidden_nH, out_dtype=weight_VH.dtype)[:num_tokens]
+            elif head.num_rows > num_tokens:
+                weight_VH += torch.mm(grad_nV.T, hidden_nH)[:num_tokens]
             else:
-                weight_VH += torch.mm(grad_nV.T, hidden_nH, out_dtype=weight_VH.dtype)
+                weight_VH.addmm_(grad_nV.T, hidden_nH)
 
     def add(self, rows: Tensor, hidden_nH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None) -> None:
         """Add a chunk, given its gradients."""
         if self.hidden_NH is not None:
             self.hidden_NH[rows] = hidden_nH.to(self.hidden_NH.dtype)
-        if self.weight_VH is not None:
-            self.weight_VH[: len(weight_VH)] += weight_VH
-        if self.bias_V is not None and bias_V is not None:
-            self.bias_V[: len(bias_V)] += bias_V
+        for total, found in ((self.weight_VH, weight_VH), (self.bias_V, bias_V)):
+            if total is not None and found is not None:
+                both = min(len(total), len(found))  # rows beyond the vocabulary, on either side, have no gradient
+                total[:both] += found[:both]
 
     def finished(self) -> list[Tensor | None]:
         """[grad_hidden, grad_weight, grad_bias] in their leaves' dtypes; None where none is wanted."""

@@ -71,6 +71,7 @@ class Asked(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     max_answer_tokens: PositiveInt = 1024
+    max_tokens_per_batch: PositiveInt | None = None
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"

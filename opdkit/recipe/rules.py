@@ -32,7 +32,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     """
     path = recipe.model.path
     is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
-    said = [*_teacher_faults(recipe, is_adapter), *route_faults(recipe), *_data_faults(recipe)]
+    said = [*_teacher_faults(recipe, is_adapter), *route_faults(recipe), *_data_faults(recipe), *_flash_faults(recipe)]
     if is_adapter and recipe.model.lora:
         said.append(
             f"model.path = {path} is itself an adapter: remove model.lora to go on training that adapter (in a "
@@ -314,6 +314,19 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
         elif isinstance(value, int) and abs(value) > MOST and key != "seed":
             yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
+
+
+def _flash_faults(recipe: Recipe) -> Iterator[str]:
+    """Its kernels take 16-bit numbers and nothing else."""
+    kind = recipe.model.attn_implementation or ""
+    keys = {"model.dtype": recipe.model.dtype, "teacher.dtype": recipe.teacher.dtype}
+    keys |= {f"views.{name}.teacher.dtype": view.teacher.dtype for name, view in recipe.views.items()}
+    for key, dtype in keys.items():
+        if "flash" in kind and dtype == "float32":
+            yield (
+                f'model.attn_implementation = "{kind}" computes in bfloat16 alone, and {key} = "float32"; set that to '
+                '"bfloat16", or leave attn_implementation out'
+            )
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:

@@ -96,7 +96,9 @@ class SamplingSection(Section):
     top_k: Count = 0  # 0: off
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
-    max_tokens_per_batch: PositiveInt = 65536  # of the sampler, prompts and answers; memory, not mathematics
+    # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
+    # CUDA (evaluations too) what half of the free memory holds.
+    max_tokens_per_batch: PositiveInt | None = None
 
     @property
     def params(self) -> SamplingParams:

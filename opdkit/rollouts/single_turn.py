@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.base import Progress, Sampler, SamplingParams
+from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.tasks.base import Task, can_grade
 from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
@@ -56,35 +56,46 @@ def sample_rollouts(
     policy_version: int,
     progress: Progress | None = None,
     read: Mapping[str, Sequence[int]] | None = None,
+    kept: Callable[[list[Rollout]], None] | None = None,
 ) -> list[Rollout]:
     """A graded answer to every (problem, sample id).
 
     read: problem id -> what the sampler reads in place of the problem's own prompt, which the rollout keeps.
+    kept: gets every rollout once, graded, a few at a time as they are finished; also those before an `Interrupted`.
     The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
     resume. `identity` says which run, which step and what for.
     """
     prompts = {problem.id: renderer.prompt_ids(problem.messages) for problem, _ in asked}
-    answers = sampler.sample(
+    graded: dict[int, Rollout] = {}
+
+    def finished(answers: Mapping[int, Sampled]) -> None:
+        rollouts = [
+            Rollout(
+                problem_id=asked[index][0].id,
+                sample_id=asked[index][1],
+                policy_version=policy_version,
+                prompt_ids=prompts[asked[index][0].id],
+                answer_ids=answer.answer_ids,
+                answer_logprobs=answer.logprobs_T,
+                uncut_logprobs=answer.uncut_logprobs_T,
+                answer_mask=np.ones(len(answer.answer_ids), dtype=np.bool_),
+                finish=answer.finish,
+            )
+            for index, answer in answers.items()
+        ]
+        fresh = grade([asked[index][0] for index in answers], rollouts, renderer, task)
+        graded.update(zip(answers, fresh, strict=True))
+        if kept is not None and fresh:
+            kept(fresh)
+
+    sampler.sample(
         [(read or {}).get(problem.id, prompts[problem.id]) for problem, _ in asked],
         [seed_from(*identity, problem.id, sample_id) for problem, sample_id in asked],
         params,
         progress,
+        finished,
     )
-    rollouts = [
-        Rollout(
-            problem_id=problem.id,
-            sample_id=sample_id,
-            policy_version=policy_version,
-            prompt_ids=prompts[problem.id],
-            answer_ids=answer.answer_ids,
-            answer_logprobs=answer.logprobs_T,
-            uncut_logprobs=answer.uncut_logprobs_T,
-            answer_mask=np.ones(len(answer.answer_ids), dtype=np.bool_),
-            finish=answer.finish,
-        )
-        for (problem, sample_id), answer in zip(asked, answers, strict=True)
-    ]
-    return grade([problem for problem, _ in asked], rollouts, renderer, task)
+    return [graded[index] for index in range(len(asked))]
 
 
 def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Renderer, task: Task) -> list[Rollout]:

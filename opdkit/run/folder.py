@@ -135,9 +135,10 @@ class RunFolder:
 
     def discard_after(self, step: int) -> None:
         """Remove rows and evaluations of later steps than the one a run goes on from: they will be made again."""
-        for folder, suffix in (("rows", ".parquet"), ("eval", ".json"), ("eval", ".jsonl")):
-            for path in (self.path / folder).glob(f"step_*{suffix}"):
-                if path.stem.removeprefix("step_").isdigit() and int(path.stem.removeprefix("step_")) > step:
+        for folder in ("rows", "eval"):
+            for path in (self.path / folder).glob("step_*"):
+                number = path.name.removeprefix("step_").partition(".")[0]  # of one that was begun, more follows
+                if number.isdigit() and int(number) > step:
                     path.unlink()
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Letters: N counted tokens of the batch, n those of a micro-batch, H hidden width
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,10 @@ from opdkit.losses.terms import counted_tokens
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.training.batch import Batch, Part
 from opdkit.training.state import State
+from opdkit.types import Example
+
+# Called with the rows of a micro-batch and the student's hidden states behind their counted tokens, [n, H].
+Saw = Callable[[Sequence[Example], Tensor], None]
 
 
 @dataclass(slots=True)
@@ -50,12 +54,15 @@ class Learned:
                 self.tokens[name] = torch.where(seen_N.isnan(), known_N.to(seen_N.dtype), seen_N)
 
 
-def backward(state: State, batch: Batch, terms: Sequence[losses.Term]) -> Learned:
+def backward(
+    state: State, batch: Batch, terms: Sequence[losses.Term], saw: Saw = lambda rows, hidden_nH: None
+) -> Learned:
     """Gradients of the whole batch. Where nothing is to be learned (no token counted, or every gradient exactly 0, as
-    of equal rewards) there are none at all, not zeros, so that the optimizer does not move on memory alone."""
+    of equal rewards) there are none at all, not zeros, so that the optimizer does not move on memory alone. `saw` hears
+    what the student read on the way."""
     learned = Learned()
     for part, of_part in parts_of_terms(state, batch, terms):
-        out = read(state, batch, part, of_part, state.optimizer.compute_weights())
+        out = read(state, batch, part, of_part, state.optimizer.compute_weights(), saw)
         out.loss.backward()
         learned.add(out, part.tokens_n, batch.num_tokens)
     if not any(weight.grad is not None and weight.grad.any() for weight in state.optimizer.weights.values()):
@@ -76,11 +83,18 @@ def parts_of_terms(
 
 
 def read(
-    state: State, batch: Batch, part: Part, terms: Sequence[losses.Term], weights: Mapping[str, Tensor] | None
+    state: State,
+    batch: Batch,
+    part: Part,
+    terms: Sequence[losses.Term],
+    weights: Mapping[str, Tensor] | None,
+    saw: Saw = lambda rows, hidden_nH: None,
 ) -> losses.HeadOutput:
     """What the loss makes of a micro-batch, with the student's `weights` (None: the module's own)."""
+    hidden_nH = hidden_of(state, part, weights)
+    saw(part.rows, hidden_nH)
     return losses.head_loss(
-        hidden_of(state, part, weights),
+        hidden_nH,
         state.student.head(weights),
         batch.ids_N[part.tokens_n],
         terms,

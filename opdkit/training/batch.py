@@ -128,7 +128,8 @@ class Batch:
 
     def parts(self, max_tokens: int, wanted_N: Tensor) -> list[Part]:
         """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone. Rows without a wanted
-        token would only cost time, and are left out. All hidden states of a view in a part were made for one head."""
+        token would only cost time, and are left out. All hidden states of a view in a part were made for one head. The
+        longest rows come first: what does not fit into memory shows at once."""
         lengths = [len(e.rollout.prompt_ids) + len(e.rollout.answer_ids) for e in self.examples]
         rows = self.row_N[wanted_N].unique().tolist()
         order = sorted(rows, key=lambda i: lengths[i])
@@ -140,7 +141,7 @@ class Batch:
                     parts[-1].append(i)
                 else:
                     parts.append([i])
-        return [self._part(rows) for rows in parts]
+        return [self._part(rows) for rows in reversed(parts)]
 
     def view_tokens(self, part: Part, views: Collection[str]) -> dict[str, ViewTokens]:
         """What each of these views said about the counted tokens of a part, if it read any of its rows. Of the other

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: everything a resumed run needs to continue to the same bits.
+"""Checkpoints that are whole or not there: everything a resumed run needs to go on (on a CPU to the same bits).
 
     checkpoints/step_000100/model/                 Hugging Face format (a LoRA student: its adapter), float32
                             optimizer.safetensors  "<parameter>/<what>"

@@ -18,7 +18,7 @@ from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
-from opdkit.run.stored_answers import StoredAnswer, measure, sentence, slug, write_run_answers
+from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
 from opdkit.tasks.guard import GuardedTask
 
 
@@ -37,7 +37,8 @@ class Evaluations:
     ) -> dict[str, Accuracy]:
         """Accuracy on every evaluation set; `which` is the student's step, or the teacher. Raises Interrupted.
 
-        The answers are kept beside the numbers (eval/*.jsonl), so that two runs are compared problem by problem.
+        The answers are kept beside the numbers (eval/*.jsonl), so that two runs are compared problem by problem; until
+        all are there, in files that a run which was stopped here goes on from.
         """
         path = self.folder.evaluation(which)
         is_made = path.exists()  # by the run that is resumed: the numbers would come out the same
@@ -54,6 +55,7 @@ class Evaluations:
     def _measure(self, path: Path, label: str, sampler: Sampler, renderer: Renderer) -> dict[str, Accuracy]:
         section = self.recipe.eval
         results: dict[str, Accuracy] = {}
+        stores: list[Store] = []
         answers: dict[str, list[StoredAnswer]] = {}
         for source, data in self.sets.items():
             with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
@@ -62,6 +64,8 @@ class Evaluations:
                     bar.update(done)
                     self.interrupt.check()
 
+                begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
+                stores.append(Store(begun, self._asked()))
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -70,13 +74,16 @@ class Evaluations:
                     params=section.params(self.recipe.longest_answer),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
+                    store=stores[-1],
                     progress=heard,
                 )
             results[source], _ = measure(answers[source], task=self.task.main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
-            self.folder.write_evaluation(path, results)  # last: with it, the evaluation is done
+            self.folder.write_evaluation(path, results)  # with it, the evaluation is done
+        for store in stores:
+            store.path.unlink(missing_ok=True)
         return results
 
     def _asked(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A whole run: load, evaluate, train, save, evaluate, report. Knows when; `step.py` knows what.
 
 What can be refused is refused before a weight is loaded. Whatever happens afterwards (Ctrl-C, kill -9, a full disk)
-leaves a run folder that `--resume` continues to the same bits.
+leaves a run folder that `--resume` continues: to the same bits on a CPU, to within rounding on a GPU, whose kernels add
+in no fixed order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from opdkit.contexts.render import long_prompts
 from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
@@ -160,6 +162,8 @@ class TrainingRun:
         self.evaluations = Evaluations(recipe, folder, log, self.eval_sets, self.task, self.console, self.interrupt)
         with closing(log), self.interrupt.listening():
             try:
+                with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
+                    self.parts.optimizer.reserve()
                 before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()

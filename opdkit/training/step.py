@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from opdkit.engines.memory import enough_memory
 from opdkit.metrics import Metric
 from opdkit.training.backward import backward
 from opdkit.training.batch import Batch
@@ -14,7 +15,7 @@ from opdkit.training.metrics.describe import (
     describe_views,
     describe_weights,
 )
-from opdkit.training.metrics.diagnose import diagnose
+from opdkit.training.metrics.diagnose import Diagnosis
 from opdkit.training.metrics.resources import Resources
 from opdkit.training.metrics.sampler_gap import sampler_gap
 from opdkit.training.metrics.taught import with_taught, without_hidden_states
@@ -23,6 +24,11 @@ from opdkit.training.plan import plan
 from opdkit.training.state import State
 from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Group, Problem
+
+LESS_TO_LEARN = (
+    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, and on CUDA "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
+)
 
 
 def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example], list[Metric]]:
@@ -34,29 +40,33 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         views = view_groups(state, groups)
         signals = score(state, groups, views)
     rows = join(groups, views, signals)
-    agreement = diagnose(state, rows)
+    agreement = Diagnosis(state, rows)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
-        updates = [update(state, part, own_rows, first=number == 0) for number, (part, own_rows) in parts]
+        with enough_memory("learning", LESS_TO_LEARN):
+            updates = [
+                update(state, part, own_rows, agreement, first=number == 0) for number, (part, own_rows) in parts
+            ]
         if any(not result.skipped for _, _, result in updates):
             for teacher in state.teachers:
                 teacher.after_step()
     state.step += 1
     rows = [row for own_rows, _, _ in updates for row in own_rows]
     told = [metric for _, metrics, _ in updates for metric in metrics]
-    told = [*agreement, *describe_views(state, groups, rows), *told]
+    told = [*agreement.metrics(), *describe_views(state, groups, rows), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
     return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
 
 def update(
-    state: State, groups: Sequence[Group], rows: list[Example], *, first: bool
+    state: State, groups: Sequence[Group], rows: list[Example], agreement: Diagnosis, *, first: bool
 ) -> tuple[list[Example], list[Metric], StepResult]:
     """One movement of the weights: coefficients of all these rows, gradients, the optimizer. Returns the rows with what
     they were taught, and the metrics. first: of the step."""
     batch = Batch(rows, state.student.device)
     terms, report, inputs = plan(state, batch, groups)
-    learned = backward(state, batch, terms)
+    learned = backward(state, batch, terms, agreement.saw)
+    agreement.compare(rows)
     learned.fill(inputs)
     rows = with_taught(without_hidden_states(rows, batch, learned.tokens), batch, terms, learned.tokens, inputs)
     result = state.optimizer.step(state.step)

@@ -10,7 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 
@@ -446,3 +450,37 @@ def test_chat_template_from_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     assert model.chat_template == model.tokenizer.chat_template == "{{ messages[0].content }}!"
     plain = LanguageModel.load(tiny_folder, dtype=torch.float32, device="cpu", chat_template="plain")
     assert plain.chat_template == "plain" != plain.tokenizer.chat_template
+
+
+def test_a_device_without_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's mps, whose torch says so with a TypeError; "auto" does not choose it."""
+    ones = torch.ones
+
+    def no_float64(*size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        if device.type == "mps":
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none.")
+        return ones(*size, device=device, dtype=dtype)
+
+    monkeypatch.setattr(torch, "ones", no_float64)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *a, **k: torch.device("mps"))
+    with pytest.raises(UserError, match=r"model.device = .mps. .*float64.*use .auto. or .cpu."):
+        pick_device("mps")
+    assert pick_device("auto").type in ("cpu", "cuda")
+
+
+def test_kernels_that_take_bfloat16_alone(architecture: Callable[..., Any]) -> None:
+    """A full student is kept in float32 and read in bfloat16, which is what flash attention is proved with."""
+    seen = set()
+
+    def flash(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.add(query.dtype)
+        assert query.dtype == torch.bfloat16, "only bfloat16"
+        return sdpa_attention_forward(module, query, *args, **kwargs)
+
+    AttentionInterface.register("flash_for_this_test", flash)
+    AttentionMaskInterface.register("flash_for_this_test", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    module, tokenizer = architecture("qwen3")
+    module.set_attn_implementation("flash_for_this_test")
+    model = LanguageModel(module, tokenizer)
+    model.checkpoint_activations()
+    assert seen == {torch.bfloat16} and model.dtype == torch.float32

@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 
 from opdkit.engines.hf import HFEngine
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation import evaluate as module
 from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.run.answer_sets import read_answers
+from opdkit.run.console import Interrupt
 from opdkit.run.lock import Lock
 
 
@@ -76,6 +77,28 @@ def test_batches_do_not_matter(
     whole = evaluate_model(options, out=tmp_path / "a", console=console)
     monkeypatch.setattr(module, "ANSWERS_PER_BATCH", 4)
     assert evaluate_model(options, out=tmp_path / "b", console=console) == whole
+
+
+def test_ctrl_c_between_two_tokens_keeps_what_has_ended(
+    options: EvaluateOptions, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heard after the sixth token of a batch of all 40 answers, hours before its end at real sizes."""
+    whole = evaluate_model(options, out=tmp_path / "whole", console=console)
+    heard: list[int] = []
+
+    def check(self: Interrupt) -> None:
+        heard.append(1)
+        if len(heard) == 6:
+            raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupt, "check", check)
+        with pytest.raises(Interrupted):
+            evaluate_model(options, out=tmp_path / "a", console=console)
+    assert len(heard) == 6
+    (kept,) = (tmp_path / "a").glob("arithmetic*test.jsonl")
+    assert 1 < len(kept.read_text().splitlines()) < 41
+    assert evaluate_model(options, out=tmp_path / "a", console=console) == whole
 
 
 def test_several_data_sets_in_one_run(options: EvaluateOptions, tmp_path: Path, console: Console) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, NegativeLogLikelihood, PolicyGradient, Support, TeacherAdvantage, Term
+from opdkit.losses.inputs import ROW_MULTIPLE, Projector
 from opdkit.losses.names import DivergenceKind, SupportKind, TailKind
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -201,6 +202,30 @@ def test_padding_rows_take_no_part(world: World) -> None:
     for found, wanted in zip(got, world.gradients(world.term(loss)), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert got[1][NUM_IDS:].abs().max() == 0
+
+
+@pytest.mark.parametrize("path", ["closed_form", "autograd"])
+@pytest.mark.parametrize("extra", [0, 2, 90])
+def test_heads_filled_up_to_aligned_rows_change_nothing(
+    path: str, extra: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU multiplies: 11 ids in rows of 64, whether the model has fewer rows than that or more (and NaN in all
+    beyond its ids). Values and gradients are those of 11 rows, and every row of a product begins aligned."""
+    filler = torch.full((extra, 5), torch.nan, dtype=torch.float64)
+    weight_VH = torch.cat([world.head.weight_VH.detach()[:NUM_IDS], filler]).requires_grad_()
+    bias_V = torch.cat([world.head.bias_V.detach()[:NUM_IDS], filler[:, 0]]).requires_grad_()  # type: ignore[index]
+    odd = world.with_head(weight_VH=weight_VH, bias_V=bias_V)
+    results = []
+    for multiple in (1, 64):
+        monkeypatch.setitem(ROW_MULTIPLE, "cpu", multiple)
+        term = odd.term(spec("jsd", "full"))
+        out = odd.run(term, gradient=path)
+        results.append([out.token_loss["loss"], out.entropy_N, *torch.autograd.grad(out.loss, odd.leaves)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, equal_nan=True, **CLOSE)
+    project = Projector(odd.head, odd.hidden_NH.detach())
+    output_nV = project(torch.arange(4))
+    assert output_nV.shape == (4, NUM_IDS) and output_nV.stride() == (64, 1)
 
 
 def test_refused_combination_is_the_zero_one() -> None:

@@ -1,5 +1,6 @@
 """Whatever ends a run, `--resume` goes on to the same bits."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from opdkit import toml
@@ -166,8 +168,10 @@ def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
     check = Interrupt.check
 
     def interrupted(self: Interrupt) -> None:
-        heard.append(1)
-        self.asked = len(heard) == 4  # before the run: once; each of two steps: once; then inside the evaluation
+        metrics = chosen.run_dir / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) == 2:
+            heard.append(1)
+        self.asked = len(heard) == 4  # once after the step; then after tokens of the evaluation
         check(self)
 
     monkeypatch.setattr(Interrupt, "check", interrupted)
@@ -176,10 +180,48 @@ def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
     saved = checkpoint.latest(chosen.run_dir / "checkpoints")
     assert saved is not None and saved.step == 2
     assert not (chosen.run_dir / "eval" / "step_000002.json").exists()
+    assert len(heard) == 4
     monkeypatch.setattr(Interrupt, "check", check)
     train(chosen, console=console, resume=True)
     for path in sorted((whole.run_dir / "eval").iterdir()):
         assert (chosen.run_dir / "eval" / path.name).read_text() == path.read_text()
+
+
+@pytest.mark.parametrize("where", ["sampling", "scoring", "learning"])
+def test_no_memory_is_a_sentence_and_the_run_goes_on(
+    where: str, recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third step a device gives no more memory: the settings that help are named, and with them `--resume` ends
+    as a run that had enough."""
+    owner, name = {
+        "sampling": ("opdkit.engines.hf", "decode"),
+        "scoring": ("opdkit.engines.hf", "signals_of"),
+        "learning": ("opdkit.losses", "head_loss"),
+    }[where]
+    module = importlib.import_module(owner)
+    original, calls = getattr(module, name), []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+        return original(*args, **kwargs)
+
+    keys = ("train.save_every=1", "diagnostics.every=0", "train.steps=4")
+    chosen, whole = recipe("opd", *keys), recipe("opd", *keys, "name=whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, full)
+        with pytest.raises(UserError, match=rf"out of memory while {where} .*Tried to allocate.*max_tokens.*--resume"):
+            train(chosen, console=console)
+    saved = checkpoint.latest(chosen.run_dir / "checkpoints")
+    assert saved is not None and saved.step == 2
+    train(recipe("opd", *keys, "sampling.max_tokens_per_batch=64"), console=console, resume=True)
+    train(whole, console=console)
+    losses = [
+        [json.loads(line)["train/loss"] for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
+        for one in (chosen, whole)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_mistyped_model_costs_no_run(recipe: Make, console: Console) -> None:

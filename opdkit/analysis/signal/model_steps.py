@@ -52,7 +52,6 @@ from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import task_files
-from opdkit.evaluation.options import MAX_TOKENS_PER_BATCH
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
@@ -135,7 +134,7 @@ class ModelSteps:
                 path,
                 {"identity": as_json(identity), "num_lines": num_lines, "contexts": header},
                 pairs,
-                scorer=HFEngine(self._teacher.model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH),
+                scorer=HFEngine(self._teacher.model, max_tokens_per_batch=self.options.max_tokens_per_batch),
                 max_positions=self._teacher.model.max_positions,
                 progress=self._heard(bar),
             )
@@ -203,7 +202,7 @@ class ModelSteps:
                 header,
                 data,
                 sampling,
-                sampler=HFEngine(student.model, max_tokens_per_batch=MAX_TOKENS_PER_BATCH),
+                sampler=HFEngine(student.model, max_tokens_per_batch=options.max_tokens_per_batch),
                 renderer=student.renderer(template),
                 seed=options.seed,
                 progress=self._heard(bar),

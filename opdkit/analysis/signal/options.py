@@ -33,6 +33,7 @@ class SignalOptions:
     dtype: str = "bfloat16"
     device: str = "auto"
     trust_remote_code: bool = False
+    max_tokens_per_batch: int | None = None
     seed: int = 0
     definitions: Definitions = "careful"
     resamples: int | None = None  # of the published bootstrap; None: as many as published

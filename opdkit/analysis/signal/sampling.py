@@ -15,6 +15,7 @@ from opdkit.errors import UserError
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.jsonl import append_lines, open_lines
 from opdkit.tasks.guard import make_task, task_named
+from opdkit.types import Rollout
 
 ANSWERS_PER_BATCH = 256  # what a crash can cost
 
@@ -62,24 +63,32 @@ def sample_into(
     done = {(row["problem_id"], row["sample_id"]) for row in open_lines(path)[1:]}
     pairs = [(problem, sample_id) for problem in data.problems for sample_id in range(options.num_samples)]
     missing = [(problem, sample_id) for problem, sample_id in pairs if (problem.id, sample_id) not in done]
+    problems = {problem.id: problem for problem in data.problems}
     task = make_task(task_named(options.task).main)
     try:
         for start in range(0, len(missing), ANSWERS_PER_BATCH):
-            batch = missing[start : start + ANSWERS_PER_BATCH]
-            rollouts = sample_rollouts(
-                batch,
+            before = len(done) + start
+
+            def keep(rollouts: list[Rollout]) -> None:
+                lines = [
+                    line_of(problems[rollout.problem_id], row_of(rollout, renderer.answer_text(rollout.answer_ids)))
+                    for rollout in rollouts
+                ]
+                append_lines(path, lines if path.exists() else [header, *lines])
+
+            def heard(finished: int, total: int, before: int = before) -> None:
+                progress(before + finished)
+
+            sample_rollouts(
+                missing[start : start + ANSWERS_PER_BATCH],
                 sampler=sampler,
                 renderer=renderer,
                 task=task,
                 params=options.params,
                 identity=(seed, "signal"),
                 policy_version=0,
+                progress=heard,
+                kept=keep,
             )
-            lines = [
-                line_of(problem, row_of(rollout, renderer.answer_text(rollout.answer_ids)))
-                for (problem, _), rollout in zip(batch, rollouts, strict=True)
-            ]
-            append_lines(path, lines if path.exists() else [header, *lines])
-            progress(len(done) + start + len(batch))
     finally:
         task.close()

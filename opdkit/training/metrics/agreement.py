@@ -38,7 +38,7 @@ def student_side(score: Callable[..., list[Signal]], head: Head) -> Side:
 
     def hidden(rows: Sequence[Example]) -> list[Tensor]:
         contexts, answers = [r.rollout.prompt_ids for r in rows], [r.rollout.answer_ids for r in rows]
-        return _hidden_states(score(contexts, answers, _DISTRIBUTION, temperature=1.0))
+        return hidden_states(score(contexts, answers, _DISTRIBUTION, temperature=1.0))
 
     return Side(hidden=hidden, head=head)
 
@@ -51,15 +51,9 @@ def teacher_side(score: Callable[..., list[Signal]], head: Head) -> Side:
         for row in rows:
             assert row.view is not None, f"rollout {row.rollout.key} has no view"
             contexts.append(row.view.context_ids)
-        return _hidden_states(score(contexts, [r.rollout.answer_ids for r in rows], _DISTRIBUTION, temperature=1.0))
+        return hidden_states(score(contexts, [r.rollout.answer_ids for r in rows], _DISTRIBUTION, temperature=1.0))
 
     return Side(hidden=hidden, head=head)
-
-
-def known_side(rows: Sequence[Example]) -> Side:
-    """A teacher whose hidden states the signals of these rows already hold."""
-    assert rows[0].signal is not None
-    return Side(hidden=lambda some: _hidden_states([r.signal for r in some if r.signal]), head=rows[0].signal.head)
 
 
 def compare_rows(
@@ -156,7 +150,8 @@ def _parts(rows: Sequence[Example]) -> Iterator[slice]:
         yield slice(start, len(rows))
 
 
-def _hidden_states(signals: Sequence[Signal]) -> list[Tensor]:
+def hidden_states(signals: Sequence[Signal]) -> list[Tensor]:
+    """[T, H] of each signal, which must be one of a distribution."""
     states = []
     for signal in signals:
         assert signal.hidden_TH is not None

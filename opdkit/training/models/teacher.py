@@ -38,7 +38,7 @@ class Teacher:
         model: LanguageModel | OtherModel,
         renderer: Renderer,
         *,
-        max_tokens_per_batch: int,
+        max_tokens_per_batch: int | None,
         weights: Weights = lambda: None,
         adapter_off: bool = False,
     ) -> None:
@@ -95,7 +95,13 @@ class LiveTeacher(Teacher):
     """The student itself, of the moment it is asked."""
 
     def __init__(
-        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, several_updates: bool
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optimizer: Optimizer,
+        max_tokens: int | None,
+        *,
+        several_updates: bool,
     ) -> None:
         self._copies_head = several_updates
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
@@ -119,7 +125,7 @@ class LiveTeacher(Teacher):
 class InitialTeacher(Teacher):
     """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
 
-    def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int) -> None:
+    def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
         self._optimizer = optimizer
         self._kept = _copies(optimizer.compute_weights() or optimizer.weights)
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: self._kept)
@@ -139,7 +145,7 @@ class EMATeacher(Teacher):
     """
 
     def __init__(
-        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, rate: float
+        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None, *, rate: float
     ) -> None:
         self.rate = rate
         self._optimizer = optimizer
@@ -174,7 +180,13 @@ class TrustRegionTeacher(Teacher):
     """
 
     def __init__(
-        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int, *, student_share: float
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optimizer: Optimizer,
+        max_tokens: int | None,
+        *,
+        student_share: float,
     ) -> None:
         if model.head().softcap is not None:
             raise UserError(

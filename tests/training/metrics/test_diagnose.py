@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
@@ -61,6 +63,43 @@ def test_nothing_moves_and_zero_means_never(recipe: Make, console: Console) -> N
     assert all("overlap/ratio" in line for line in with_it)
 
 
+@pytest.mark.parametrize(
+    ("method", "overrides", "extra"),
+    [
+        ("opd", (), {}),
+        ("opd", ("train.updates_per_step=2",), {}),
+        ("opsd", ("teacher.weights=ema", "teacher.ema_rate=0.1"), {}),
+        ("opd", ("method.support=sampled",), {"teacher": 3}),
+        ("topk_opd", (), {}),
+    ],
+)
+def test_the_passes_are_those_of_the_loss(
+    method: str,
+    overrides: tuple[str, ...],
+    extra: dict[str, int],
+    recipe: Make,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hidden states are made once: no pass of the student for diagnostics, and one of the teacher only where the loss
+    asked it for less than hidden states (three steps here, each a batch)."""
+    counts: list[Counter[str]] = []
+    hidden = LanguageModel.hidden
+
+    def counted(self: LanguageModel, *args: Any, **kwargs: Any) -> torch.Tensor:
+        counts[-1][Path(self.name).name] += 1
+        return hidden(self, *args, **kwargs)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counted)
+    overlaps = []
+    for every in (0, 1):
+        counts.append(Counter())
+        seen = lines(recipe(method, *overrides, "train.steps=3", f"diagnostics.every={every}"), console)
+        overlaps.append(sum("overlap/ratio" in line for line in seen))
+    assert overlaps == [0, 3]
+    assert counts[1] - counts[0] == Counter(extra) and not counts[0] - counts[1]
+
+
 def test_a_method_without_a_teacher_has_nothing_to_compare(recipe: Make, console: Console) -> None:
     assert not any(name.startswith("overlap/") for line in lines(recipe("grpo"), console) for name in line)
 
@@ -70,7 +109,6 @@ def test_comparing_in_parts_and_one_by_one_is_the_same(
 ) -> None:
     """Neither the size of a part nor of a batch moves a number; a masked token leaves, the others stay."""
     from opdkit.engines.hf import HFEngine
-    from opdkit.engines.model import LanguageModel
 
     chosen = recipe("opd", "train.steps=1")
     train(chosen, console=console)

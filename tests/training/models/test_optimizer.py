@@ -115,3 +115,24 @@ def test_the_norm_of_many_numbers() -> None:
         assert float(total_norm(grad.split(split))) == pytest.approx(exact, rel=1e-6)
     assert not total_norm([grad, torch.tensor([torch.inf])]).isfinite()
     assert float(total_norm([])) == 0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_reserved_state_moves_nothing(kind: str) -> None:
+    """What is there from the beginning, so that memory runs out then or never, is what torch makes at its first step:
+    zeros."""
+    results = []
+    for reserved in (False, True):
+        torch.manual_seed(0)
+        module = Tiny()
+        rule = optimizer(module, optimizer=kind, weight_decay=0.1)
+        if reserved:
+            rule.reserve()
+            assert rule.state() and not any(tensor.any() for tensor in rule.state().values())
+        for step in range(2):
+            for parameter in (module.embedding.weight, module.hidden.weight, module.norm.bias):
+                parameter.grad = torch.randn(parameter.shape)
+            rule.step(step)
+        results.append({**rule.state(), **{name: p.detach().clone() for name, p in module.named_parameters()}})
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -1,0 +1,62 @@
+"""How much a device's memory holds, and what is said when it does not.
+
+Nothing here moves an answer: a batch of another size moves the last bits of a matrix product and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from opdkit.engines.causal import CausalModel
+from opdkit.engines.decode import Batch
+from opdkit.errors import UserError
+
+TOKENS_PER_BATCH = 65536  # that go through a model together, where nobody says otherwise
+CACHE_SHARE = 0.5  # of free memory for the keys and values of a batch that is sampled; the rest is for its passes
+
+
+def cached_tokens(model: CausalModel) -> int:
+    """Of how many tokens a batch that is sampled may hold keys and values: `TOKENS_PER_BATCH`, and on CUDA more if half
+    of the free memory holds more. A power of two of it, so that a few MiB more or less plan the same batches."""
+    if model.device.type != "cuda":
+        return TOKENS_PER_BATCH
+    free = torch.cuda.mem_get_info(model.device)[0]
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return tokens_in(int((free + unused) * CACHE_SHARE), bytes_per_token(model))
+
+
+def tokens_in(num_bytes: int, bytes_per_token: int) -> int:
+    """`TOKENS_PER_BATCH` times the largest power of two that still fits; at least that itself."""
+    times = num_bytes // max(1, bytes_per_token) // TOKENS_PER_BATCH
+    return TOKENS_PER_BATCH << max(0, times.bit_length() - 1)
+
+
+@torch.no_grad()
+def bytes_per_token(model: CausalModel) -> int:
+    """Of keys and values, measured on two tokens: no config says it of every architecture."""
+    with model.evaluating():
+        batch = Batch(model, [[model.pad_id] * 2], 1)
+    return -(-batch.cache_bytes // batch.width)
+
+
+@contextmanager
+def enough_memory(what: str, way_out: str) -> Iterator[None]:
+    """Raises UserError where a device has no memory left inside the block. way_out: the settings that would help."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        raise UserError(
+            f"out of memory while {what} ({reason}): {way_out}. What is saved stays, and the same command (of a run: "
+            "with --resume) goes on from it."
+        ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """A CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

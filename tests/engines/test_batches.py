@@ -1,0 +1,201 @@
+"""Batches of sampling: how large they are, when they stop, and that nobody's answer depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from opdkit.engines import decode, hf, memory
+from opdkit.engines.base import Sampled, SamplingParams
+from opdkit.engines.hf import HFEngine, signals_of
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import Interrupted, UserError
+from opdkit.losses import Head
+from opdkit.losses.head import HeadStats
+from opdkit.losses.inputs import ROW_MULTIPLE
+from opdkit.types import Asked
+
+Make = Callable[..., tuple[Any, Any]]
+CONFIGS = ["qwen3", "llama", "gemma2", "gemma3", "granite", "cohere", "qwen3_moe", "gpt2"]
+PARAMS = SamplingParams(max_answer_tokens=48)
+PROMPTS = [[3 + row % 5] * (1 + row % 3) for row in range(12)]
+SEEDS = [100 + row for row in range(12)]
+
+
+def model_of(architecture: Make, name: str, stops: frozenset[int] = frozenset({0, 1, 5})) -> LanguageModel:
+    model = LanguageModel(*architecture(name))
+    model.stop_ids = stops
+    return model
+
+
+def assert_same(ours: list[Sampled], theirs: list[Sampled]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.answer_ids == other.answer_ids and one.finish == other.finish
+        np.testing.assert_allclose(one.logprobs_T, other.logprobs_T, atol=2e-5)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """(rows, positions of the longest at the end, tokens that the longest row of the batch was given)."""
+    seen: list[tuple[int, int, int]] = []
+
+    def watched(model: Any, prompts: Any, *args: Any, **kwargs: Any) -> list[Sampled]:
+        answers = decode.decode(model, prompts, *args, **kwargs)
+        steps = max(len(answer.answer_ids) for answer in answers)
+        seen.append((len(prompts), max(map(len, prompts)) + steps, steps))
+        return answers
+
+    monkeypatch.setattr(hf, "decode", watched)
+    return seen
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_are_priced_at_what_they_have_come_to(
+    name: str, architecture: Make, batches: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 60 positions a batch of answers of up to 48 tokens would hold one row; most end long before. A few rows
+    begin together, stop where they outgrow their room or few are left, and go on in other batches: the same answers as
+    all at once, in far fewer steps than one by one, and in the same batches a second time."""
+    model = model_of(architecture, name)
+    expected = HFEngine(model).sample(PROMPTS, SEEDS, PARAMS)
+    monkeypatch.setattr(hf, "ROOM", 8)
+    batches.clear()
+    engine = HFEngine(model, max_tokens_per_batch=60)
+    assert_same(engine.sample(PROMPTS, SEEDS, PARAMS), expected)
+    plan = [*batches]
+    assert plan[0][0] == 4
+    assert sum(steps for _, _, steps in plan) < 0.7 * sum(len(answer.answer_ids) for answer in expected)
+    batches.clear()
+    assert_same(engine.sample(PROMPTS, SEEDS, PARAMS), expected)
+    assert batches == plan
+
+
+def test_a_batch_never_outgrows_its_tokens(architecture: Make, batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a stop token every row goes on to its limit: several together only as long as they fit."""
+    model = model_of(architecture, "qwen3", frozenset({10**6}))
+    monkeypatch.setattr(hf, "ROOM", 8)
+    answers = HFEngine(model, max_tokens_per_batch=60).sample(PROMPTS, SEEDS, PARAMS)
+    assert {len(answer.answer_ids) for answer in answers} == {48}
+    assert all(rows == 1 or rows * width <= 60 + rows for rows, width, _ in batches)
+    assert len(batches) < 40, "not a token at a time"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prompts_are_read_in_pieces(name: str, architecture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(architecture, name)
+    prompts = [[(7 * row + place) % 38 for place in range(4 + 3 * row)] for row in range(6)]
+    expected = HFEngine(model).sample(prompts, SEEDS[:6], PARAMS)
+    monkeypatch.setattr(decode, "READ_TOKENS", 24)  # four columns at once
+    assert_same(HFEngine(model).sample(prompts, SEEDS[:6], PARAMS), expected)
+
+
+def test_a_head_that_is_filled_up_draws_the_same(architecture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for params in (
+        PARAMS,
+        SamplingParams(max_answer_tokens=8, top_p=0.8),
+        SamplingParams(max_answer_tokens=8, temperature=0),
+    ):
+        model = model_of(architecture, "qwen3")
+        expected = HFEngine(model).sample(PROMPTS, SEEDS, params)
+        with monkeypatch.context() as patched:
+            patched.setitem(ROW_MULTIPLE, "cpu", 64)
+            assert_same(HFEngine(model).sample(PROMPTS, SEEDS, params), expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_answer_tokens=4),
+        SamplingParams(max_answer_tokens=4, temperature=0),
+        SamplingParams(max_answer_tokens=4, top_k=5),
+        SamplingParams(max_answer_tokens=4, top_p=0.9),
+        SamplingParams(max_answer_tokens=4, min_p=0.1),
+    ],
+)
+def test_logits_that_are_no_numbers_are_a_sentence(bad: float, params: SamplingParams, architecture: Make) -> None:
+    """On CUDA the draw would read beyond an array, after which not even a checkpoint can be written."""
+    for size in (48, 4096):
+        model = LanguageModel(*architecture("llama", vocab_size=size))
+        with torch.no_grad():
+            model.module.lm_head.weight[7] = bad
+        with pytest.raises(UserError, match=r"no finite numbers .* earlier checkpoint"):
+            HFEngine(model).sample(PROMPTS, SEEDS, params)
+
+
+def test_what_is_whole_is_handed_out_before_a_stop(architecture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is heard after a token; what has ended by then comes first, each answer once and as it always is."""
+    model = model_of(architecture, "qwen3")
+    expected = HFEngine(model).sample(PROMPTS, SEEDS, PARAMS)
+    for after in (1, 9, 20, 10**6):
+        got: dict[int, Sampled] = {}
+        calls = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal calls
+            calls += 1
+            assert 0 <= done <= total == 12
+            if calls >= after:  # noqa: B023
+                raise Interrupted
+
+        def finished(answers: Mapping[int, Sampled]) -> None:
+            assert not got.keys() & answers.keys()  # noqa: B023
+            got.update(answers)  # noqa: B023
+
+        monkeypatch.setattr(hf, "ROOM", 8)
+        engine = HFEngine(model, max_tokens_per_batch=60)
+        if after < 10**6:
+            with pytest.raises(Interrupted):
+                engine.sample(PROMPTS, SEEDS, PARAMS, progress, finished)
+            assert calls == after, "at once"
+        else:
+            engine.sample(PROMPTS, SEEDS, PARAMS, progress, finished)
+            assert len(got) == 12
+        assert_same(list(got.values()), [expected[index] for index in got])
+
+
+def test_memory_for_keys_and_values(architecture: Make) -> None:
+    """Two layers of two heads of 8 numbers, keys and values, 4 bytes each; budgets come in powers of two."""
+    assert memory.bytes_per_token(model_of(architecture, "qwen3")) == 2 * 2 * 8 * 2 * 4
+    assert memory.cached_tokens(model_of(architecture, "qwen3")) == memory.TOKENS_PER_BATCH == 65536
+    assert memory.tokens_in(70 * 2**30, 115_000) == 8 * 65536  # an H200 with Qwen3-1.7B
+    assert memory.tokens_in(1, 115_000) == 65536
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_no_memory_is_a_sentence(error: Exception, architecture: Make) -> None:
+    model = model_of(architecture, "qwen3")
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    model.body.register_forward_pre_hook(fails)
+    with pytest.raises(UserError, match=r"out of memory while sampling .*lower max_tokens_per_batch.*--resume"):
+        HFEngine(model).sample(PROMPTS, SEEDS, PARAMS)
+    with pytest.raises(UserError, match="out of memory while scoring"):
+        HFEngine(model).score([[5]], [[7]], Asked("sampled"))
+
+
+def test_hidden_states_are_read_where_the_head_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixture's states lie in host memory and its head on the accelerator; `meta` stands in for that here."""
+    seen = []
+
+    def stats(hidden_NH: torch.Tensor, head: Head, **asked: Any) -> HeadStats:
+        seen.append((hidden_NH.device.type, asked["sampled_ids_N"].device.type))
+        numbers_N = torch.zeros(len(hidden_NH))
+        return HeadStats(sampled_logprob_N=numbers_N, topk_ids_NK=None, topk_logprob_NK=None, entropy_N=numbers_N)
+
+    monkeypatch.setattr(hf, "head_stats", stats)
+    head = Head(weight_VH=torch.zeros(9, 4, device="meta"), num_tokens=9)
+    signals_of(torch.zeros(3, 4), head, [[1, 2, 3]], Asked("sampled", entropy=True), 1.0)
+    assert seen == [("meta", "meta")]
