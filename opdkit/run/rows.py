@@ -370,7 +370,7 @@ def _as_other(row: dict[str, Any]) -> dict[str, Any]:
 
 def _view(columns: dict[str, Any]) -> View:
     return View(
-        context_ids=tuple(columns["context_ids"].tolist()),
+        context_ids=tuple(np.asarray(columns["context_ids"], dtype=np.int64).tolist()),
         by=columns.get("by"),
         sources=tuple((peer["problem_id"], peer["sample_id"]) for peer in columns["sources"]),
         num_truncated_tokens=columns["num_truncated_tokens"],
