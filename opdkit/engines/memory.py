@@ -5,6 +5,7 @@ Nothing here moves an answer: a batch of another size moves the last bits of a m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,9 +51,10 @@ def enough_memory(what: str, way_out: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        asked = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+        reason = f" ({asked[0]})" if asked else ""
         raise UserError(
-            f"out of memory while {what} ({reason}): {way_out}. What is saved stays, and the same command (of a run: "
+            f"out of memory while {what}{reason}: {way_out}. What is saved stays, and the same command (of a run: "
             "with --resume) goes on from it."
         ) from error
 

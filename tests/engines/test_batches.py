@@ -170,7 +170,7 @@ def test_memory_for_keys_and_values(architecture: Make) -> None:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
     ],
 )
 def test_no_memory_is_a_sentence(error: Exception, architecture: Make) -> None:

@@ -211,7 +211,9 @@ def test_no_memory_is_a_sentence_and_the_run_goes_on(
     chosen, whole = recipe("opd", *keys), recipe("opd", *keys, "name=whole")
     with monkeypatch.context() as patched:
         patched.setattr(module, name, full)
-        with pytest.raises(UserError, match=rf"out of memory while {where} .*Tried to allocate.*max_tokens.*--resume"):
+        with pytest.raises(
+            UserError, match=rf"out of memory while {where} .*Tried to allocate 2.00 GiB.*max_tokens.*--resume"
+        ):
             train(chosen, console=console)
     saved = checkpoint.latest(chosen.run_dir / "checkpoints")
     assert saved is not None and saved.step == 2
