@@ -51,10 +51,17 @@ def train(
                the steps are saved
     """
     chosen = _recipe(recipe, problems is not None, reward)
+    if problems is not None and not isinstance(problems, Iterable):
+        raise UserError(f"problems is {type(problems).__name__}; give a list of dicts, or of Problems")
     given = None if problems is None else list(problems)
     data = None
     if given is not None:
         section, task = chosen.data, chosen.data.task
+        if not isinstance(section.train, str):
+            raise UserError(
+                "problems have no place beside a data.train of several sets, whose shares and domains would not be "
+                "read; give one of the two"
+            )
         schema = Schema(
             task=task.main.name,
             instruction=section.instruction,

@@ -287,7 +287,7 @@ def test_sets_of_two_graders_are_graded_side_by_side(routed: Make, start: Start,
     ("sections", "words"),
     [
         ({"route": {"views": {"math": "maths_teacher", "code": "code_teacher"}}}, 'did you mean "math_teacher"?'),
-        ({"route": {"views": {"math": "math_teacher"}}}, "[views.code_teacher] is a view that"),
+        ({"route": {"views": {"math": "math_teacher"}}}, "[views.code_teacher] is not used by"),
         ({"route": {"views": {}}}, "route.views = {}"),
         ({"route": {"colum": "x"}}, "route.colum is not a key"),
         ({"teacher": {"kind": "self", "weights": "initial"}}, "remove [teacher], or [route]"),
