@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from opdkit.api.rewards import Reward, task_of
@@ -102,6 +103,7 @@ def evaluate(
 
     options: the rest of `EvaluateOptions`, e.g. limit=100, temperature=0.6, max_answer_tokens=4096.
     """
+    _refuse_types({"n": n, "data": data}, {"n": int, "data": str | Path | Sequence[str | Path]})
     sources = [str(one) for one in ([data] if isinstance(data, str | Path) else data)]
     asked = _options(options, model=str(model), data=tuple(sources), task=task, num_samples=n)
     from opdkit.evaluation.evaluate import evaluate_model
@@ -127,6 +129,7 @@ def sample(
 
     options: as of `evaluate`.
     """
+    _refuse_types({"n": n, "reject": reject, "attempts": attempts}, {"n": int, "reject": str, "attempts": int})
     asked = _options(options, model=str(model), data=(str(data),), task=task, num_samples=n)
     from opdkit.evaluation.sample import SampleOptions, rules_of
     from opdkit.evaluation.sample import sample as sample_answers
@@ -143,6 +146,7 @@ def fit(recipe: RecipeLike, *, out: str | Path | None = None, quiet: bool = Fals
 
     known = [field.name for field in fields(FitOptions) if field.name != "out"]
     _refuse_unknown(options, known, "opdkit.fit")
+    _refuse_types(options, get_type_hints(FitOptions))
     asked = FitOptions(out=None if out is None else Path(out), **options)
     with _stopping("the answers so far are kept; the same call goes on"):
         return measure_fit(_recipe(recipe), asked, console=Console(quiet=quiet))
@@ -152,10 +156,10 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], *, out: str | Pa
     """The page of a run, or one that compares several; returns its path. As `opdkit report`."""
     from opdkit.reporting import write_comparison, write_report
 
-    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    several = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not several:
         raise UserError("opdkit.report was given no run")
-    folders = [run.folder if isinstance(run, Run) else Path(run) for run in several]
+    folders = [run.folder if isinstance(run, Run) else Run(run).folder for run in several]
     path = None if out is None else Path(out)
     return (
         write_report(folders[0], out=path)
@@ -190,6 +194,9 @@ def _options(options: Mapping[str, Any], **named: Any) -> EvaluateOptions:
 
     known = [field.name for field in fields(EvaluateOptions) if field.name not in named]
     _refuse_unknown(options, known, "opdkit.evaluate and opdkit.sample")
+    _refuse_types(options, get_type_hints(EvaluateOptions))
+    if named["num_samples"] < 1 or not named["data"]:
+        raise UserError("there is nothing to answer: give n of 1 or more, and data")
     return EvaluateOptions(**named, **options)
 
 
@@ -199,6 +206,20 @@ def _refuse_unknown(options: Mapping[str, Any], known: Sequence[str], who: str) 
     for name in options:
         if name not in known:
             raise UserError(f"{name} is no option of {who}{did_you_mean(name, known)}")
+
+
+def _refuse_types(options: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Before they fail somewhere inside. A list may stand for a tuple."""
+    said = []
+    for name, value in options.items():
+        try:
+            given = tuple(value) if isinstance(value, list) else value
+            TypeAdapter(types[name]).validate_python(given, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            said.append(f"{name} = {value!r:.80}: {reason[0].lower()}{reason[1:]}")
+    if said:
+        raise UserError(*said)
 
 
 @contextmanager

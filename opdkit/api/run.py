@@ -29,6 +29,8 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         """Raises UserError if it is no run folder."""
+        if not isinstance(folder, str | Path):
+            raise UserError(f"{folder!r:.80} is no run; give the path of its folder")
         self._files = RunFolder(folder)
         if not self._files.recipe.is_file():
             raise UserError(f"{folder} is not a run folder: it holds no recipe.toml")

@@ -266,5 +266,15 @@ def test_the_other_commands(models: dict[str, Path], tmp_path: Path) -> None:
         assert counts["kept"] == 3
     with pytest.raises(UserError, match=r'no option of opdkit.evaluate .*did you mean "temperature"'):
         opdkit.evaluate(model, source, "arithmetic", temperatur=1.0)
+    for wrong in ({"n": "2"}, {"n": 0}, {"limit": "3"}, {"temperature": "hot"}, {"stop_tokens": 3}):
+        with pytest.raises(UserError):
+            opdkit.evaluate(model, source, "arithmetic", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"attempts = '2'"):
+        opdkit.sample(model, source, "arithmetic", tmp_path / "s.jsonl", attempts="2")  # type: ignore[arg-type]
+    for no_run in (None, 5, [5]):
+        with pytest.raises(UserError, match=r"is no run"):
+            opdkit.report(no_run)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"samples = '2'"):
+        opdkit.fit({}, samples="2")
     with pytest.raises(UserError, match=r"no option of opdkit.fit"):
         opdkit.fit({}, problem=3)
