@@ -156,7 +156,7 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], *, out: str | Pa
     """The page of a run, or one that compares several; returns its path. As `opdkit report`."""
     from opdkit.reporting import write_comparison, write_report
 
-    several = list(runs) if isinstance(runs, list | tuple) else [runs]
+    several: list[Any] = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not several:
         raise UserError("opdkit.report was given no run")
     folders = [run.folder if isinstance(run, Run) else Run(run).folder for run in several]
