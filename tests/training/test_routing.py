@@ -19,8 +19,7 @@ from opdkit.recipe import Recipe, parse_recipe
 from opdkit.run.rows import load_rows
 from opdkit.tasks import arithmetic
 from opdkit.training import loop
-from opdkit.training.data import check_readable
-from opdkit.training.data import training_data
+from opdkit.training.data import check_readable, training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
