@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 from opdkit.api.rewards import Reward, task_of
 from opdkit.api.run import Run
@@ -22,6 +21,7 @@ from opdkit.data.schemas.schema import Schema
 from opdkit.errors import Interrupted, UserError
 from opdkit.recipe import Recipe, needs_rewards, parse_recipe
 from opdkit.recipe.load import merge, read_sections
+from opdkit.run.console import Console
 from opdkit.types import Problem
 
 if TYPE_CHECKING:
