@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from rich.console import Console
+from pydantic import TypeAdapter, ValidationError
 
 from opdkit.api.rewards import Reward, task_of
 from opdkit.api.run import Run
@@ -21,6 +21,7 @@ from opdkit.data.schemas.schema import Schema
 from opdkit.errors import Interrupted, UserError
 from opdkit.recipe import Recipe, needs_rewards, parse_recipe
 from opdkit.recipe.load import merge, read_sections
+from opdkit.run.console import Console
 from opdkit.types import Problem
 
 if TYPE_CHECKING:
@@ -51,10 +52,17 @@ def train(
                the steps are saved
     """
     chosen = _recipe(recipe, problems is not None, reward)
+    if problems is not None and not isinstance(problems, Iterable):
+        raise UserError(f"problems is {type(problems).__name__}; give a list of dicts, or of Problems")
     given = None if problems is None else list(problems)
     data = None
     if given is not None:
         section, task = chosen.data, chosen.data.task
+        if not isinstance(section.train, str):
+            raise UserError(
+                "problems have no place beside a data.train of several sets, whose shares and domains would not be "
+                "read; give one of the two"
+            )
         schema = Schema(
             task=task.main.name,
             instruction=section.instruction,
@@ -95,6 +103,7 @@ def evaluate(
 
     options: the rest of `EvaluateOptions`, e.g. limit=100, temperature=0.6, max_answer_tokens=4096.
     """
+    _refuse_types({"n": n, "data": data}, {"n": int, "data": str | Path | Sequence[str | Path]})
     sources = [str(one) for one in ([data] if isinstance(data, str | Path) else data)]
     asked = _options(options, model=str(model), data=tuple(sources), task=task, num_samples=n)
     from opdkit.evaluation.evaluate import evaluate_model
@@ -120,6 +129,7 @@ def sample(
 
     options: as of `evaluate`.
     """
+    _refuse_types({"n": n, "reject": reject, "attempts": attempts}, {"n": int, "reject": str, "attempts": int})
     asked = _options(options, model=str(model), data=(str(data),), task=task, num_samples=n)
     from opdkit.evaluation.sample import SampleOptions, rules_of
     from opdkit.evaluation.sample import sample as sample_answers
@@ -136,6 +146,7 @@ def fit(recipe: RecipeLike, *, out: str | Path | None = None, quiet: bool = Fals
 
     known = [field.name for field in fields(FitOptions) if field.name != "out"]
     _refuse_unknown(options, known, "opdkit.fit")
+    _refuse_types(options, get_type_hints(FitOptions))
     asked = FitOptions(out=None if out is None else Path(out), **options)
     with _stopping("the answers so far are kept; the same call goes on"):
         return measure_fit(_recipe(recipe), asked, console=Console(quiet=quiet))
@@ -145,10 +156,10 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], *, out: str | Pa
     """The page of a run, or one that compares several; returns its path. As `opdkit report`."""
     from opdkit.reporting import write_comparison, write_report
 
-    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    several: list[Any] = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not several:
         raise UserError("opdkit.report was given no run")
-    folders = [run.folder if isinstance(run, Run) else Path(run) for run in several]
+    folders = [run.folder if isinstance(run, Run) else Run(run).folder for run in several]
     path = None if out is None else Path(out)
     return (
         write_report(folders[0], out=path)
@@ -183,6 +194,9 @@ def _options(options: Mapping[str, Any], **named: Any) -> EvaluateOptions:
 
     known = [field.name for field in fields(EvaluateOptions) if field.name not in named]
     _refuse_unknown(options, known, "opdkit.evaluate and opdkit.sample")
+    _refuse_types(options, get_type_hints(EvaluateOptions))
+    if named["num_samples"] < 1 or not named["data"]:
+        raise UserError("there is nothing to answer: give n of 1 or more, and data")
     return EvaluateOptions(**named, **options)
 
 
@@ -192,6 +206,20 @@ def _refuse_unknown(options: Mapping[str, Any], known: Sequence[str], who: str) 
     for name in options:
         if name not in known:
             raise UserError(f"{name} is no option of {who}{did_you_mean(name, known)}")
+
+
+def _refuse_types(options: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Before they fail somewhere inside. A list may stand for a tuple."""
+    said = []
+    for name, value in options.items():
+        try:
+            given = tuple(value) if isinstance(value, list) else value
+            TypeAdapter(types[name]).validate_python(given, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            said.append(f"{name} = {value!r:.80}: {reason[0].lower()}{reason[1:]}")
+    if said:
+        raise UserError(*said)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,17 @@ def task_of(reward: Reward | Sequence[Reward] | Mapping[str, Reward | tuple[floa
     if isinstance(reward, Mapping):
         named = dict(reward)
     elif isinstance(reward, Sequence):
+        if any(isinstance(one, tuple) for one in reward):
+            raise UserError("a list of rewards has no weights; give a dict, {name: (0.5, function)}")
         named = {_name(one): one for one in reward}
         if len(named) < len(reward):
             raise UserError("two of the rewards have one name; give a dict, {name: function}")
     else:
         raise UserError(f"reward is {type(reward).__name__}; give a function, a list of them, or {{name: function}}")
     weighed = {name: one if isinstance(one, tuple) else (1.0, one) for name, one in named.items()}
+    for name, pair in weighed.items():
+        if len(pair) != 2 or isinstance(pair[0], bool) or not isinstance(pair[0], Real):
+            raise UserError(f"the reward {name} = {pair!r:.100}: a weight goes before its reward, (0.5, function)")
     terms = {name: {"weight": float(weight), "task": _one(one)} for name, (weight, one) in weighed.items()}
     return _resolved({"name": "weighted", "terms": terms}, "reward")
 

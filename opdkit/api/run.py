@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opdkit.errors import UserError
-from opdkit.metrics import read_metrics
+from opdkit.metrics import of_steps, read_metrics
 from opdkit.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         """Raises UserError if it is no run folder."""
+        if not isinstance(folder, str | Path):
+            raise UserError(f"{folder!r:.80} is no run; give the path of its folder")
         self._files = RunFolder(folder)
         if not self._files.recipe.is_file():
             raise UserError(f"{folder} is not a run folder: it holds no recipe.toml")
@@ -52,10 +54,10 @@ class Run:
 
     @property
     def metrics(self) -> DataFrame:
-        """A row a step, a column a metric; NaN where a step does not have it."""
+        """A row a step, a column a metric; NaN where a step does not have it. Not those of `evaluations`."""
         from pandas import DataFrame
 
-        lines = read_metrics(self._files.metrics) if self._files.metrics.exists() else []
+        lines = of_steps(read_metrics(self._files.metrics)) if self._files.metrics.exists() else []
         return DataFrame(lines, columns=None if lines else ["step"]).set_index("step")
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 from opdkit.data.files.sources import files_left_out, rows_of
 from opdkit.data.files.unusable import Unusable
 from opdkit.data.schemas.schema import Schema
-from opdkit.data.schemas.values import column_text
+from opdkit.data.schemas.values import column_text, plain
 from opdkit.errors import UserError
 from opdkit.types import Problem, seed_from
 
@@ -27,8 +27,8 @@ class Dataset:
     """Problems ready to be used. Ids are unique.
 
     fingerprint: sha256 over every problem as loaded (id, messages with their instruction, gold, solution, meta, kept
-    columns), in order. Two runs with one fingerprint asked the same questions and graded against the
-    same answers, whatever the file format was.
+    columns, and those that reward functions ask for), in order. Two runs with one fingerprint asked the same questions
+    and graded against the same answers, whatever the file format was.
     """
 
     problems: list[Problem]
@@ -194,6 +194,7 @@ def fingerprint(problems: Iterable[Problem]) -> str:
         messages = [dict(turn) for turn in problem.messages]
         parts = [problem.id, problem.task, messages, problem.gold, problem.solution, dict(problem.meta)]
         parts += [dict(problem.columns)] if problem.columns else []
+        parts += [{"row": plain(dict(problem.row))}] if problem.row else []
         digest.update(json.dumps(parts, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()

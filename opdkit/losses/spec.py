@@ -54,10 +54,11 @@ class Target:
 
     def __post_init__(self) -> None:
         _check_name("target", self.kind, TargetKind)
-        shown = "{ " + ", ".join(f"{view} = {weight:g}" for view, weight in self.weights) + " }"
+        shown = "{" + ",".join(f" {view} = {weight:g}" for view, weight in self.weights) + " }"
         if not self.weights or not all(math.isfinite(weight) and weight != 0 for _, weight in self.weights):
             raise UserError(
-                f"{self.kind} = {shown} must name one view or more, each with a finite weight other than 0."
+                f"{'target' if self.kind == 'logits' else 'mixture'} = {shown} must name one view or more, each with a "
+                "finite weight other than 0."
             )
         if self.kind == "mixture":
             total = sum(weight for _, weight in self.weights)

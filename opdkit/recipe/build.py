@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from opdkit.contexts.none import NoContext
-from opdkit.recipe.fields import did_you_mean
+from opdkit.recipe.fields import did_you_mean, kinds_of
 from opdkit.recipe.sections import Recipe
 from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, Kind, class_of, fault_of
 
@@ -29,7 +29,7 @@ def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel
         faults.append(f"{where}.{kind.key} = {shortened(name)} does not exist{did_you_mean(str(name), kind.table)}")
         return None
     try:
-        chosen = model.model_validate(section)
+        chosen = model.model_validate(_with_tuples(section, model))
         getattr(chosen, "needs", None)  # a user's class may fail here, which is said as any other fault
         return chosen
     except ValidationError as error:
@@ -39,6 +39,13 @@ def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel
             raise
         faults.append(f"{where}.{kind.key} = {shortened(name)} fails: {fault_of(error)}")
     return None
+
+
+def _with_tuples(section: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A list is what TOML has for a tuple; a strict field (a class of the user's has no others) would refuse it."""
+    fields = {name: kinds_of(field.annotation) for name, field in model.model_fields.items()}
+    tuples = {name for name, kinds in fields.items() if any(tuple in (kind, get_origin(kind)) for kind in kinds)}
+    return {key: tuple(value) if key in tuples and isinstance(value, list) else value for key, value in section.items()}
 
 
 def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
@@ -90,12 +97,15 @@ def shortened(value: Any, most: int = 80) -> str:
 
 def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
     model: Any = root
-    for part in path:
-        field = model.model_fields.get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+    left = list(path)
+    while left:
+        field = model.model_fields.get(left.pop(0))
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if model is None:
             return []
+        if field is not None and get_origin(field.annotation) is Mapping:
+            del left[:1]  # a name of the user's own: [views.NAME]
     return list(model.model_fields)
 
 

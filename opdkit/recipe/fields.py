@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -37,3 +38,12 @@ class Section(BaseModel):
 def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str], label: str = "choices") -> str:
     near = difflib.get_close_matches(word, list(known), n=1)
     return f'; did you mean "{near[0]}"?' if near else f" ({label}: {', '.join(known)})"
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """What a value may be, besides None."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in kinds_of(part)} - {NoneType}
+    return {annotation}

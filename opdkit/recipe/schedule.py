@@ -17,15 +17,14 @@ import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from itertools import pairwise
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe.build import choice, chosen_weights, sentences
-from opdkit.recipe.fields import did_you_mean
+from opdkit.recipe.fields import did_you_mean, kinds_of
 from opdkit.recipe.points import Points, first_step
 from opdkit.recipe.sections import Recipe, SamplingSection
 from opdkit.recipe.user_code import CONTEXT, METHOD, class_of
@@ -128,16 +127,7 @@ def _is_whole(recipe: Recipe, key: str, points: Points) -> bool:
     for part in path:
         section = section.get(part) if isinstance(section, Mapping) else getattr(section, part, None)
     field = type(section).model_fields.get(last) if isinstance(section, BaseModel) else None
-    return field is not None and _kinds(field.annotation) == {int}
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """What a value may be, besides None."""
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return {kind for part in get_args(annotation) for kind in _kinds(part)} - {NoneType}
-    return {annotation}
+    return field is not None and kinds_of(field.annotation) == {int}
 
 
 def recipe_at(recipe: Recipe, step: int) -> Recipe:

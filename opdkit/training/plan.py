@@ -75,7 +75,7 @@ def asked_before_the_update(state: State) -> dict[str, tuple[LossSpec, Target]]:
         if whole.answer == "distribution" and any(ask.logprob or ask.answer != "distribution" for ask in said):
             # Whoever asked for log-probs gets them, read from hidden states.
             for reading in state.readings(view):
-                asked[reading] = (TeacherAdvantage(), Target.of({reading: 1.0}))
+                asked[f"{reading}/logprob"] = (TeacherAdvantage(), Target.of({reading: 1.0}))  # no name of a score
     if state.needs.student:
         asked["student"] = (NegativeLogLikelihood(), Target())
     return asked

@@ -73,6 +73,7 @@ def test_what_comes_back(raw: Callable[..., dict[str, Any]], capsys: pytest.Capt
     assert len(rows) == 6 and (rows.step == 1).all() and rows.prompt.str.contains("=").all()
     assert [len(one) for one in rows.taught_coef.map(lambda array: array[0])] == rows.num_tokens.tolist()
     assert rows.messages[0][0]["role"] == "user" and isinstance(rows.meta[0], dict)
+    assert run.metrics.index.tolist() == [1, 2], "evaluations, with lines of their own, have no rows"
     frame = run.evaluations
     assert frame.of.tolist() == ["step 0", "step 2"] and {"avg", "avg_low", "pass@2", "maj", "problems"} <= {*frame}
     assert frame.avg[1] == run.summary["eval"]["student_after"]["arithmetic:merge-3:test"]["avg_at_n"]["value"]
@@ -95,6 +96,25 @@ def test_problems_that_are_in_memory(raw: Callable[..., dict[str, Any]]) -> None
         opdkit.train(run.folder / "recipe.toml", resume=True)
     with pytest.raises(UserError, match=r"problems\[0\] is str; give Problems or dicts"):
         opdkit.train(recipe, problems=["1+1="], reward=some_rewards.length)
+    with pytest.raises(UserError, match=r"problems is int; give a list"):
+        opdkit.train(recipe, problems=5, reward=some_rewards.length)  # type: ignore[arg-type]
+    sets = [{"path": "a.jsonl", "share": 0.5, "domain": "a"}, {"path": "b.jsonl", "share": 0.5, "domain": "b"}]
+    with pytest.raises(UserError, match=r"no place beside a data.train of several sets"):
+        opdkit.train(raw(train=sets), problems=rows, reward=some_rewards.length)
+
+
+def test_columns_that_a_reward_reads_are_data(raw: Callable[..., dict[str, Any]]) -> None:
+    """A resumed run refuses other values of theirs, which would be other rewards of the same answers."""
+    recipe = raw()
+    rows = [{"problem": f"{n}+1=", "level": n, "answer": str(n + 1)} for n in range(4)]
+    opdkit.train(recipe, problems=rows, reward=some_rewards.column, quiet=True)
+    recipe["train"]["steps"] = 3
+    moved = [{**row, "level": 7} for row in rows]
+    with pytest.raises(UserError, match=r"python:problems is not what it was"):
+        opdkit.train(recipe, problems=moved, reward=some_rewards.column, resume=True, quiet=True)
+    assert (
+        opdkit.train(recipe, problems=rows, reward=some_rewards.column, resume=True, quiet=True).summary["steps"] == 3
+    )
 
 
 def test_where_a_reward_runs(raw: Callable[..., dict[str, Any]]) -> None:
@@ -150,6 +170,10 @@ def test_rewards_add_up(raw: Callable[..., dict[str, Any]]) -> None:
         (some_rewards.column, "asks for the column level, which the problems lack"),
         (lambda completions: [1.0], None),
         (3, "reward is int"),
+        ({"a": (1.0,)}, r"the reward a = \(1.0,\): a weight goes before its reward"),
+        ({"a": ("1", some_rewards.length)}, "a weight goes before its reward"),
+        ({"a": (some_rewards.length, 0.5)}, "a weight goes before its reward"),
+        ([(0.5, some_rewards.length)], "a list of rewards has no weights"),
         ("maths", "did you mean"),
     ],
 )
@@ -242,5 +266,15 @@ def test_the_other_commands(models: dict[str, Path], tmp_path: Path) -> None:
         assert counts["kept"] == 3
     with pytest.raises(UserError, match=r'no option of opdkit.evaluate .*did you mean "temperature"'):
         opdkit.evaluate(model, source, "arithmetic", temperatur=1.0)
+    for wrong in ({"n": "2"}, {"n": 0}, {"limit": "3"}, {"temperature": "hot"}, {"stop_tokens": 3}):
+        with pytest.raises(UserError):
+            opdkit.evaluate(model, source, "arithmetic", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"attempts = '2'"):
+        opdkit.sample(model, source, "arithmetic", tmp_path / "s.jsonl", attempts="2")  # type: ignore[arg-type]
+    for no_run in (None, 5, [5]):
+        with pytest.raises(UserError, match=r"is no run"):
+            opdkit.report(no_run)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"samples = '2'"):
+        opdkit.fit({}, samples="2")
     with pytest.raises(UserError, match=r"no option of opdkit.fit"):
         opdkit.fit({}, problem=3)

@@ -321,7 +321,7 @@ def test_mixed_kl_and_renyi_go_with_opd() -> None:
         ("exopd", {}, "needs a teacher"),
         ("exopd", {**TEACHER, "method": {"target": {"teacher": 2.0}}}, r"method\.target is not a key"),
         ("exopd", {**TEACHER, "method": {"reward_scale": 0.0}}, "greater than 0"),
-        ("exopd", {**TEACHER, "views": {"refrence": {}}}, r"is a view that method\.name"),
+        ("exopd", {**TEACHER, "views": {"refrence": {}}}, r"is not used by method\.name"),
         ("sr_opsd", {"method": {"teacher_exponent": 1.5}}, "less than or equal to 1"),
         ("rlsd", {"sampling": {"group_size": 1}}, "no group to compare"),
         ("rlsd", {"weights": {"importance": {}}}, "a second time"),

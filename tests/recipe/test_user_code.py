@@ -103,6 +103,24 @@ def test_a_file_gives_all_three(folder: Path) -> None:
     assert "context mine.py:Hint" in parse_recipe(told).user_files
 
 
+def test_tuples_of_ones_own_are_lists_in_a_recipe(folder: Path) -> None:
+    """As TOML has them: written there, by a run into recipe.toml, or read again for each stage of a schedule."""
+    (folder / "tuples.py").write_text(
+        "from opdkit.contexts import Context, Reading\nfrom opdkit.methods.distillation import Distillation\n"
+        "class Words(Context):\n    words: tuple[str, ...] | None = ('a', 'b')\n"
+        "    def read(self, group, rollout, cut):\n        return Reading(messages=group.problem.messages)\n"
+        "class Two(Distillation):\n    pair: tuple[int, int] = (1, 2)\n"
+    )
+    told = raw("tuples.py:Two", "tuples.py:Words") | {"schedule": {"sampling.temperature": [[0.0, 1.0], [0.5, 0.9]]}}
+    told["train"] = {**told["train"], "steps": 2}
+    recipe = parse_recipe(told)
+    assert parse_recipe(recipe.as_dict()).as_dict() == recipe.as_dict()
+    own = parse_recipe(raw("tuples.py:Two") | {"context": {"kind": "tuples.py:Words", "words": ["c"]}})
+    assert own.context.words == ("c",)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"method\.pair"):
+        parse_recipe(raw() | {"method": {"name": "tuples.py:Two", "pair": [1, 2, 3]}})
+
+
 def test_a_schedule_moves_a_key_of_ones_own(folder: Path) -> None:
     from opdkit.recipe import stages_of
 

@@ -60,7 +60,7 @@ def test_views_that_the_keys_do_not_ask_are_not_there() -> None:
     """c = 1 is plain OPD, a = 1 has no anchor: nobody loads or copies a reference. One that is written is refused."""
     assert recipe("exopd", "method.reward_scale=1.0", teacher=TEACHER).views == {}
     assert recipe("sr_opsd", "method.teacher_exponent=1.0").views == {}
-    with pytest.raises(UserError, match=r"is a view that method\.name"):
+    with pytest.raises(UserError, match=r"views\.reference\] is not used by method\.name"):
         written = {"reference": {"teacher": {"kind": "self", "weights": "initial"}}}
         recipe("exopd", "method.reward_scale=1.0", teacher=TEACHER, views=written)
 
@@ -69,6 +69,18 @@ def test_views_that_the_keys_do_not_ask_are_not_there() -> None:
 def test_what_is_no_view_is_refused(written: Any) -> None:
     with pytest.raises(UserError, match="views"):
         recipe("rlcsd", views=written)
+
+
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        ({"contxt": {}}, r'views\.right\.contxt is not a key; did you mean "context"'),
+        ({"teacher": {"weihts": "ema"}}, r'views\.right\.teacher\.weihts is not a key; did you mean "weights"'),
+    ],
+)
+def test_a_typo_in_a_view_is_told_what_was_meant(view: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        recipe("rlcsd", views={"right": view})
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "views" in method.defaults])

@@ -234,7 +234,7 @@ def test_two_views_resume_to_the_same_bits(recipe: Make, console: Console, monke
         ),
         (
             [EXTRAPOLATED[0]],
-            '[views.reference] is a view that method.name = "opd" never asks; remove it, or name it in method.target '
+            '[views.reference] is not used by method.name = "opd"; remove it, or name it in method.target '
             "or method.mixture",
         ),
         (

@@ -102,5 +102,5 @@ def test_views_that_no_loss_can_read_are_refused(recipe: Make) -> None:
     )
     with pytest.raises(UserError, match=r"views.wrong.count = 3: the view repeats"):
         recipe("opd", "method.target={ teacher = 1.0, wrong = 0.1 }", *asked)
-    with pytest.raises(UserError, match=r"\[views.wrong\] is a view that method.name = \"opd\" never asks"):
+    with pytest.raises(UserError, match=r"\[views.wrong\] is not used by method.name = \"opd\""):
         recipe("opd", *asked)
