@@ -38,7 +38,7 @@ def methods(
         say_json(console, {one: _described(one, method) for one, method in chosen.items()})
         return
     if name is not None:
-        say(console, "\n".join(_page(name, _described(name, chosen[name]))))
+        say(console, *"\n".join(_page(name, _described(name, chosen[name]))).split("\n"))
         return
     others = installed("methods")
     width = max(map(len, [*chosen, *others])) + 2

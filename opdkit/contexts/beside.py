@@ -18,7 +18,7 @@ class Beside(Context):
     # "user": laid out with the question, in its turn. "system": a system turn of its own, above the problem's own words
     # there. Only {text} and {question} of a layout are places; every other brace is text.
     role: Literal["user", "system"] = "user"
-    layout: str = LAYOUT
+    layout: str = LAYOUT  # of role "user"
     max_tokens: Annotated[int, Field(gt=0)] = 8192  # of the text; what is longer loses its end, and is counted
 
     @model_validator(mode="after")

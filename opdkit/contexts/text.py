@@ -20,8 +20,8 @@ from opdkit.types import Group, Rollout
 
 class Text(Beside):
     kind: Literal["text"] = "text"
-    text: str | None = None
-    file: str | None = None
+    text: str | None = None  # what is shown; either this or file
+    file: str | None = None  # a UTF-8 file that holds it
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:

@@ -74,7 +74,7 @@ class Gradients:
         self.leaves = (hidden_NH, head.weight_VH, head.bias_V)
         wanted = [leaf is not None and leaf.requires_grad and torch.is_grad_enabled() for leaf in self.leaves]
         self.any_wanted = any(wanted)
-        if self.any_wanted and dtype == torch.float16:
+        if self.any_wanted and torch.float16 in (hidden_NH.dtype, head.weight_VH.dtype):
             raise UserError("fp16 loses the gradient of unlikely tokens to underflow; train in bfloat16 or float32.")
         dtype = logprobs.math_dtype(dtype)
         self.hidden_NH = torch.zeros_like(hidden_NH) if wanted[0] else None

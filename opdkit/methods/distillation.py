@@ -159,7 +159,7 @@ class Distillation(DistillationBase):
     # A weighted sum of the logits of views, renormalised (weights need not sum to one or be positive), or a mixture of
     # their probabilities. The view "teacher" is [teacher] and [context]; others are [views.NAME].
     target: Mapping[str, float] = TEACHER
-    mixture: Mapping[str, float] | None = None
+    mixture: Mapping[str, float] | None = None  # the second of the two; takes the place of target
 
     @property
     def compared(self) -> Target:

@@ -112,7 +112,9 @@ class DataSection(Section):
     task: ChosenTask = resolve_task("none")
     # Where data.train keeps things under other names, e.g. { prompt = "q" }; roles are those of `data/schema.py`.
     columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] = {}
-    limit: PositiveInt | None = None
+    limit: PositiveInt | None = None  # use only so many problems, drawn by the seed; default: all
+    # The sentence that is added to prompts which do not say how to write the final answer. "auto": \boxed{} where the
+    # task reads one.
     instruction: Literal["auto", "boxed", "answer_line", "none"] = "auto"
     max_prompt_tokens: PositiveInt = 2048  # longer prompts leave the data set, and are counted
 

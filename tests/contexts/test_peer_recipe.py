@@ -112,6 +112,7 @@ def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | No
         needs=Needs(views={"teacher": Asked("distribution")}),
         viewers={"teacher": SimpleNamespace(teacher=SimpleNamespace(renderer=renderer), context=PEERS)},
         readings=lambda view: [view],
+        reader=lambda view, problem: view,
         seed=seed,
         step=step,
     )

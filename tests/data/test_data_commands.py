@@ -86,7 +86,7 @@ def test_refusals(tmp_path: Path) -> None:
     """A sentence that names the flag."""
     source = jsonl(tmp_path / "a.jsonl", [{"problem": "1+1?", "answer": "2"}])
     cases: list[tuple[tuple[object, ...], str]] = [
-        (("dedup", source, "--against", source), "give either --out FILE, for what is left, or --dry-run"),
+        (("dedup", source, "--against", source), "give either --out FILE, to write what is left, or --dry-run"),
         (("inspect", source, "--row", 2), "--row 2: only 1 rows can be used"),
         (("inspect", source, "--task", "maths"), "--task maths"),
         (("inspect", source, "--template", "a=1"), "render with a tokenizer: give --model as well"),

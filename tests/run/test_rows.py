@@ -235,7 +235,7 @@ def test_broken_files(tmp_path: Path) -> None:
         load_rows(path)
 
 
-SINCE_3 = ("turn", "author", "views")
+SINCE_3 = ("columns", "view_by", "turn", "author", "views")
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -68,7 +68,7 @@ def data(folder: Path, *rows: dict[str, Any]) -> str:
 
 def load(source: str, task: str) -> list[Problem]:
     chosen = resolve_task(task)
-    return load_problems(source, task=chosen.name, require_gold=False, asked=chosen.row_asked).problems
+    return load_problems(source, task=chosen.name, require_gold=False, asked=chosen.columns_asked).problems
 
 
 def test_columns_of_a_file_reach_the_function(made: Callable[..., GuardedTask], tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_only_what_is_asked_for_is_kept(made: Callable[..., GuardedTask], tmp_pa
     """And is part of the data's fingerprint; problems without columns have the fingerprint they always had."""
     source = data(tmp_path, {"problem": "q", "answer": "a", "level": 1, "extra": 2})
     assert load(source, "rewards.py:by_text") and load(source, "math")[0].row == {}
-    asked = {task: load_problems(source, task="t", asked=resolve_task(task).row_asked) for task in ("math",)}
+    asked = {task: load_problems(source, task="t", asked=resolve_task(task).columns_asked) for task in ("math",)}
     plain = load_problems(source, task="t")
     assert asked["math"].fingerprint == plain.fingerprint
     assert load_problems(source, task="t", asked=["level"]).fingerprint != plain.fingerprint

@@ -325,8 +325,8 @@ def test_pairs_have_the_gradient_of_their_loss(
     head, hidden_NH = state.student.head(), state.student.hidden(prompts, answers)
     logprob_NV = (hidden_NH @ head.weight_VH[: head.num_tokens].T).log_softmax(-1)
     logprob_N = logprob_NV.gather(-1, torch.tensor([i for a in answers for i in a])[:, None])[:, 0]
-    if state.teacher is not None:
-        said = state.teacher.score(prompts, answers, Asked("sampled"), temperature=1.0)
+    if run.parts.teacher is not None:
+        said = run.parts.teacher.score(prompts, answers, Asked("sampled"), temperature=1.0)
         logprob_N = logprob_N - torch.cat([torch.from_numpy(s.sampled_logprob_T) for s in said])
     h = [part.sum() if method == "dpo" else part.mean() for part in logprob_N.split([len(a) for a in answers])]
     beta, margin = (0.1, 0.0) if method == "dpo" else (2.0, 1.0)

@@ -71,7 +71,7 @@ def test_logits_with_gradient_are_formed_for_kept_tokens_only(
     """The rows of the head's matrix product in the pass that learns are the kept tokens, floor(keep * T) of every
     answer: memory and time of logits fall with the share. The pass before it, without gradient, reads all tokens, in
     chunks of bounded size. Counts rows, not bytes."""
-    run = start(recipe("opd", "weights.tokens.name=soft_or", f"weights.tokens.keep={keep}"))
+    run = start(recipe("opd", "weights.tokens.name=soft_or", f"weights.tokens.keep={keep}", "diagnostics.every=0"))
     formed: Counter[str] = Counter()
     phase = ["sampling"]
 

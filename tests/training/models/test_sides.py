@@ -335,11 +335,11 @@ def test_check_models(recipe: Make, variant: Variant, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(toml.dumps(recipe("opd", f"model.path={base}").as_dict()))
     plain = check(str(file))
-    assert plain.exit_code == 0 and "no model was looked at" in plain.output
+    assert plain.exit_code == 0 and "no model was read" in plain.output
     with pytest.raises(UserError, match=r"recipe\.toml: the teacher ends its answers with"):
         check_models(file)
     looked = check(str(file), "--models")
-    assert looked.exit_code != 0 and "no model was looked at" not in looked.output
+    assert looked.exit_code != 0 and "no model was read" not in looked.output
     assert check(str(file), "--models", "--set", 'model.stop_tokens=["<|endoftext|>", "<e>"]').exit_code == 0
 
 
