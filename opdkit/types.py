@@ -38,7 +38,9 @@ class Problem:
     solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
     columns: Mapping[str, str] = field(default_factory=dict)  # of the data, those that a recipe names; "" is missing
     meta: Mapping[str, Any] = field(default_factory=dict)
-    row: Mapping[str, Any] = field(default_factory=dict)  # of the data, as far as a reward function asks; not saved
+    row: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the data, as far as a reward function asks; not in saved rows
 
     @property
     def has_gold(self) -> bool:

@@ -174,7 +174,7 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
                 "gold": problem.gold,
                 "solution": problem.solution,
                 "meta": dict(problem.meta),
-                **({"columns": dict(problem.columns)} if problem.columns else {}),
+                **{name: dict(found) for name in ("columns", "row") if (found := getattr(problem, name))},
             }
         )
         for problem in problems
