@@ -40,7 +40,7 @@ class Problem:
     meta: Mapping[str, Any] = field(default_factory=dict)
     row: Mapping[str, Any] = field(
         default_factory=dict
-    )  # of the data, as far as a reward function asks; not in saved rows
+    )  # of the data, what reward functions ask for; not in saved rows
 
     @property
     def has_gold(self) -> bool:
