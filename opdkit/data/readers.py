@@ -16,9 +16,9 @@ from opdkit.data.files.unusable import Unusable
 from opdkit.data.schemas.schema import Schema
 from opdkit.data.schemas.values import column_text, plain
 from opdkit.errors import UserError
+from opdkit.tasks import arithmetic
 from opdkit.types import Problem, seed_from
 
-GENERATED = "arithmetic:"
 IN_PYTHON = "python:problems"  # the source of problems that were given to `opdkit.train`
 
 
@@ -75,7 +75,7 @@ def load_problems(
     source = os.fspath(source)
     if limit is not None and limit < 1:
         raise UserError(f"limit = {limit} would load nothing: give 1 or more, or leave it out for all")
-    if source.startswith(GENERATED):
+    if source.startswith(arithmetic.GENERATED):
         if split is not None or columns is not None or instruction not in ("auto", "none"):
             raise UserError(f"{source} is generated: split, columns and instruction do not apply to it, leave them out")
         return _generated(source, limit, seed, kept)
@@ -201,12 +201,7 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 
 
 def _generated(source: str, limit: int | None, seed: int, kept: Sequence[str]) -> Dataset:
-    from opdkit.tasks import arithmetic
-
-    _, _, rest = source.partition(":")
-    variant, colon, split = rest.partition(":")
-    if not (variant and colon and split):
-        raise UserError(f'{source} is incomplete: write "arithmetic:VARIANT:SPLIT", e.g. "arithmetic:merge-4:test"')
+    variant, split = arithmetic.parts_of(source)
     problems = list(arithmetic.problems(variant, split, limit, seed))
     if kept:
         problems = [

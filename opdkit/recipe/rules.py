@@ -21,6 +21,7 @@ from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
 
@@ -32,7 +33,13 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     """
     path = recipe.model.path
     is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
-    said = [*_teacher_faults(recipe, is_adapter), *route_faults(recipe), *_data_faults(recipe), *_flash_faults(recipe)]
+    said = [
+        *_teacher_faults(recipe, is_adapter),
+        *route_faults(recipe),
+        *_data_faults(recipe),
+        *_place_faults(recipe),
+        *_flash_faults(recipe),
+    ]
     if is_adapter and recipe.model.lora:
         said.append(
             f"model.path = {path} is itself an adapter: remove model.lora to go on training that adapter (in a "
@@ -327,6 +334,22 @@ def _flash_faults(recipe: Recipe) -> Iterator[str]:
                 f'model.attn_implementation = "{kind}" computes in bfloat16 alone, and {key} = "float32"; set that to '
                 '"bfloat16", or leave attn_implementation out'
             )
+
+
+def _place_faults(recipe: Recipe) -> Iterator[str]:
+    """What is there already, and cannot be what it is named for."""
+    for key, path in recipe.model_paths.items():
+        if os.path.isfile(path):
+            yield f"{key} = {path} is no folder; give a folder with a config.json, or a hub name"
+    if os.path.lexists(recipe.runs_dir) and not os.path.isdir(recipe.runs_dir):
+        yield f"runs_dir = {recipe.runs_dir} is no folder, and runs are written below it; name another"
+    sets = [("data.train", one.path) for one in recipe.data.sets] + [("eval.data", s) for s in recipe.eval.sources]
+    for key, source in sets:
+        if source.startswith(GENERATED):
+            try:
+                parts_of(source)
+            except UserError as error:
+                yield f"{key} = {source}: {error}"
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:

@@ -27,12 +27,23 @@ VARIANTS = tuple(f"merge-{k}" for k in range(2, 9)) + tuple(f"add-{k}" for k in 
 SPLITS = ("train", "test")
 ALPHABET = "0123456789+=;,:"  # every character of every question and solution; a character tokenizer needs no other
 
+GENERATED = "arithmetic:"
 _TEST_SHARE = 5  # one problem in five is a test problem
 _MAX_UNLIMITED = 100_000  # more of them without a limit is more likely a slip than a wish
 _NUM_ROUNDS = 6  # of the permutation
 _MERGE_ANSWER = re.compile(r"[0-9]\+[0-9]=[0-9](?:;[0-9]\+[0-9]=[0-9])*")
 _QUESTION = re.compile(r"[0-9]+(?P<added>\+[0-9]+)?=")
 _ADD_ANSWER = re.compile(r"[0-9+=,]*:([0-9]+)")
+
+
+def parts_of(source: str) -> tuple[str, str]:
+    """(variant, split) of "arithmetic:VARIANT:SPLIT". Raises UserError for a part that is missing or unknown."""
+    variant, colon, split = source.removeprefix(GENERATED).partition(":")
+    if not (variant and colon and split):
+        raise UserError(f'{source} is incomplete: write "arithmetic:VARIANT:SPLIT", e.g. "arithmetic:merge-4:test"')
+    _require_known("variant", variant, VARIANTS)
+    _require_known("split", split, SPLITS)
+    return variant, split
 
 
 def problems(variant: str, split: str, limit: int | None, seed: int) -> list[Problem]:

@@ -57,6 +57,11 @@ class Teacher:
     def loaded_model(self) -> LanguageModel | None:
         return self._whose.loaded if isinstance(self._whose, OtherModel) else self._whose
 
+    def load(self) -> None:
+        """Now, not when it is first asked."""
+        if isinstance(self._whose, OtherModel):
+            self._whose()
+
     def engine(self) -> HFEngine:
         """An engine with the teacher's weights of this moment."""
         return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights())
@@ -75,7 +80,12 @@ class Teacher:
         progress: Progress | None = None,
     ) -> list[Signal]:
         with self.active():
-            return self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
+            signals = self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
+        return self._as_kept(signals)
+
+    def _as_kept(self, signals: list[Signal]) -> list[Signal]:
+        """What was said, in a form that still holds when the student has moved."""
+        return signals
 
     def head(self) -> Head:
         return self.model.head(self._weights())
@@ -106,16 +116,7 @@ class LiveTeacher(Teacher):
         self._copies_head = several_updates
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
 
-    def score(
-        self,
-        contexts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        asked: Asked,
-        *,
-        temperature: float,
-        progress: Progress | None = None,
-    ) -> list[Signal]:
-        signals = super().score(contexts, answers, asked, temperature=temperature, progress=progress)
+    def _as_kept(self, signals: list[Signal]) -> list[Signal]:
         if not self._copies_head or not signals or signals[0].head is None:
             return signals
         head = _copy(signals[0].head)  # the first update of the step moves the student's own in place

@@ -36,7 +36,7 @@ def make_viewers(
     routed = recipe.answering if recipe.route else {}
     for name, viewer in viewers.items():
         if name not in routed:
-            assert viewer.teacher.model is not None
+            viewer.teacher.load()
     if others:
         end, absent = common_limit(student, [other.readable() for other in others.values()])
         student.limit_to(end, absent)
