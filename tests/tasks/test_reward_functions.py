@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def test_columns_of_a_file_reach_the_function(made: Callable[..., GuardedTask], 
     prompts, completions, level, absent, others = json.loads((tmp_path / "seen.json").read_text())
     assert (prompts, completions, level, absent) == (["q0", "q1"], ["said0", "said1"], [0, 1], None)
     assert {"answer", "extra", "gold", "id", "solution", "task"} <= {*others} and "prompt" not in others
+
+
+def test_the_domain_of_a_set_is_a_column_too(made: Callable[..., GuardedTask], tmp_path: Path) -> None:
+    """Of a problem whose own row has none: `data.train` gives it (training/data.py)."""
+    (problem,) = load(data(tmp_path, {"problem": "q", "answer": "a"}), "rewards.py:seen")
+    made("seen").grade([(replace(problem, columns={"level": "hard"}), "said")])
+    assert json.loads((tmp_path / "seen.json").read_text())[2] == ["hard"]
 
 
 def test_only_what_is_asked_for_is_kept(made: Callable[..., GuardedTask], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from opdkit.measure.signal import BASE, BUCKETS
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, score, ticks
-from opdkit.reporting.html.style import COLOURS, FIGURE, STANDALONE
+from opdkit.reporting.html.style import FIGURE, STANDALONE
+from opdkit.reporting.html.svg import figure_file
 
 PANELS: Mapping[str, str] = {
     "spearman": "Spearman",
@@ -82,18 +83,7 @@ def _figure(panels: Sequence[_Panel], names: Sequence[str], title: str) -> str:
             ]
         parts.append(tag("svg", *_panel(panel, names, width), x=x, y=y, width=width, height=height))
     bottom = top + height * -(-len(panels) // ACROSS) + EDGE
-    return tag(
-        "svg",
-        tag("style", Html(COLOURS + FIGURE + STANDALONE + OWN)),
-        tag("rect", class_="paper", width="100%", height="100%"),
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {bottom}",
-        width=WIDTH,
-        height=bottom,
-        role="img",
-        aria_label=title,
-    )
+    return figure_file(*parts, style=FIGURE + STANDALONE + OWN, width=WIDTH, height=bottom, label=title)
 
 
 def _panel(panel: _Panel, names: Sequence[str], width: float) -> list[Html]:

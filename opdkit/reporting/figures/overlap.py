@@ -10,7 +10,8 @@ from typing import Any
 
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, ticks
-from opdkit.reporting.html.style import COLOURS, STANDALONE
+from opdkit.reporting.html.style import STANDALONE
+from opdkit.reporting.html.svg import figure_file
 
 PANELS: Mapping[str, str] = {
     "ratio": "Overlap ratio",
@@ -87,18 +88,7 @@ def _figure(title: str, panels: Sequence[tuple[str, Lines]], names: Sequence[str
             tag("svg", *_panel(label, _coloured(lines, names), along, width), x=x, y=y, width=width, height=height)
         )
     bottom = top + height * -(-len(panels) // ACROSS) + 8
-    return tag(
-        "svg",
-        tag("style", Html(COLOURS + STANDALONE + OWN)),
-        tag("rect", class_="paper", width="100%", height="100%"),
-        *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {bottom}",
-        width=WIDTH,
-        height=bottom,
-        role="img",
-        aria_label=title,
-    )
+    return figure_file(*parts, style=STANDALONE + OWN, width=WIDTH, height=bottom, label=title)
 
 
 def _coloured(lines: Lines, names: Sequence[str]) -> list[tuple[int, Buckets, str]]:

@@ -13,7 +13,8 @@ from typing import Any
 from opdkit.errors import UserError
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, score, ticks
-from opdkit.reporting.html.style import COLOURS, FIGURE, STANDALONE
+from opdkit.reporting.html.style import FIGURE, STANDALONE
+from opdkit.reporting.html.svg import figure_file
 from opdkit.reporting.run import Entry, Interval, headline_of
 from opdkit.run.folder import atomic_write
 
@@ -81,17 +82,12 @@ def standalone(datasets: Mapping[str, Sequence[Entry]]) -> str:
             y += height
         parts.append(tag("svg", axis_labels(axis), x=track_x, y=y, width=track_width, height=AXIS_HEIGHT))
         y += AXIS_HEIGHT + EDGE
-    return tag(
-        "svg",
-        tag("style", Html(COLOURS + FIGURE + STANDALONE)),
-        tag("rect", class_="paper", width="100%", height="100%"),
+    return figure_file(
         *parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {y}",
+        style=FIGURE + STANDALONE,
         width=WIDTH,
         height=y,
-        role="img",
-        aria_label="; ".join(_spoken(entry) for entries in datasets.values() for entry in entries),
+        label="; ".join(_spoken(entry) for entries in datasets.values() for entry in entries),
     )
 
 

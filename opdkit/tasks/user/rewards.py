@@ -146,7 +146,7 @@ def _known(problem: Problem) -> dict[str, Any]:
     """The row's own columns, above what every problem has."""
     standard = {"id": problem.id, "task": problem.task, "gold": problem.gold, "solution": problem.solution}
     own = {name: value for name, value in problem.row.items() if name != "prompt"}
-    return {"answer": problem.gold, **standard, **problem.meta, **own}
+    return {"answer": problem.gold, **standard, **problem.meta, **problem.columns, **own}
 
 
 def _graded(score: Any, text: str) -> Grade:

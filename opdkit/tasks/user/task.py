@@ -310,6 +310,7 @@ def _problem_as_json(problem: Problem) -> dict[str, Any]:
         "gold": problem.gold,
         "solution": problem.solution,
         "meta": dict(problem.meta),
+        "columns": dict(problem.columns),
         "row": dict(problem.row),
     }
 
