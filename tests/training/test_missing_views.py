@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
 from opdkit.training import step as training_step
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
-from opdkit.training.parts import Parts
 from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.types import Asked, Example, Signal
@@ -30,26 +27,6 @@ ONE_SUCCESS = ("context.kind=peers", "context.feedback=never", "context.slots=['
 FOUR = ("sampling.group_size=4", "train.warmup_steps=0", "diagnostics.every=0")
 SELF = ("teacher={ kind = 'self', weights = 'initial' }",)
 SOLUTION = ("context.kind=reference_solution", "context.template=prefix", "method.loss_temperature=1.0")
-
-
-@pytest.fixture
-def start(console: Console) -> Iterator[Callable[..., TrainingRun]]:
-    runs = []
-
-    def make(recipe: Recipe, rewards: Sequence[float | None] = ()) -> TrainingRun:
-        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
-        runs.append(run)
-        sample = run.state.sample
-        if rewards:  # a random student never earns one
-            run.state.sample = lambda problems, number: [
-                replace(g, rollouts=tuple(replace(r, reward=w) for r, w in zip(g.rollouts, rewards, strict=True)))
-                for g in sample(problems, number)
-            ]
-        return run
-
-    yield make
-    for run in runs:
-        run.close()
 
 
 def step(run: TrainingRun, problems: Any = None) -> tuple[list[Example], dict[str, float | None], Tensor]:

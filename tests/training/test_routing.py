@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from opdkit.training import loop
 from opdkit.training.data import check_readable, training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
-from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Example, Problem
 
@@ -70,19 +69,6 @@ def routed(models: dict[str, Path], narrow: Path, tmp_path: Path) -> Make:
         return parse_recipe(raw)
 
     return make
-
-
-@pytest.fixture
-def start(console: Console) -> Iterator[Start]:
-    runs = []
-
-    def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.close()
 
 
 def of(problems: Sequence[Problem], *domains: str) -> list[Problem]:

@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
-from opdkit.training.parts import Parts
 from opdkit.training.step import State, train_step
 from opdkit.types import Asked, Group, Problem
 
@@ -48,11 +45,6 @@ METHODS = [
     ("mopd", (*PEERS, "method.importance_cap=2.0")),
     ("sdpo", (*PEERS, "teacher.weights=trust_region", "teacher.student_share=0.3", "method.without_context=dilute")),
 ]
-
-
-@pytest.fixture
-def start(console: Console) -> Callable[[Recipe], TrainingRun]:
-    return lambda recipe: TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
 
 
 def gradient(run: TrainingRun, problems: Sequence[Problem], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ What methods make of views: tests/methods. What the loss makes of targets: tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +25,9 @@ from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.training import checkpoint, step
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun, train
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.models.student import load_student
-from opdkit.training.parts import Parts
 from opdkit.types import Asked, Example, Needs
 
 Make = Callable[..., Recipe]
@@ -42,19 +40,6 @@ EXTRAPOLATED = (
     f"views.reference={{ teacher = {INITIAL}, context = {SOLUTION} }}",
     "method.target={ teacher = 1.25, reference = -0.25 }",
 )
-
-
-@pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
-    runs = []
-
-    def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.close()
 
 
 def move(run: TrainingRun) -> None:

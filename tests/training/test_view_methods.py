@@ -4,20 +4,17 @@ does not depend on micro-batches; what the method says of the batch is there. Nu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from opdkit.recipe import Recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
-from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 
 # One wording for hints of both kinds, in characters that the tiny tokenizer knows.
@@ -41,28 +38,20 @@ METHODS = [
 
 
 @pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
-    runs = []
+def start(start: Callable[..., TrainingRun]) -> Callable[[Recipe], TrainingRun]:
+    """With rewards, which a random student never earns: nobody solves the first problem, half of the answers the
+    others."""
 
     def make(recipe: Recipe) -> TrainingRun:
-        run = TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console)
-        runs.append(run)
+        run = start(recipe)
         sample = run.state.sample
-
-        def rewarded(problems: Any, step: int) -> Any:
-            """A random student earns nothing: here nobody solves the first problem, half of the answers the others."""
-            groups = sample(problems, step)
-            return [
-                replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id % 2 and n)) for r in g.rollouts))
-                for n, g in enumerate(groups)
-            ]
-
-        run.state.sample = rewarded
+        run.state.sample = lambda problems, number: [
+            replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id % 2 and n)) for r in g.rollouts))
+            for n, g in enumerate(sample(problems, number))
+        ]
         return run
 
-    yield make
-    for run in runs:
-        run.close()
+    return make
 
 
 def step(run: TrainingRun) -> tuple[Tensor, dict[str, float | None]]:

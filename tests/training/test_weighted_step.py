@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,26 +18,12 @@ from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
 from opdkit.training import checkpoint, plan
 from opdkit.training import step as module
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 
 Make = Callable[..., Recipe]
-
-
-@pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
-    runs = []
-
-    def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.close()
 
 
 def step(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], dict[str, float | None], Tensor]:

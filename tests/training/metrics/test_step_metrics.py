@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,7 @@ from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
 from opdkit.run.alarms import alarms
 from opdkit.training.answers import Answers
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun, train
-from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 from opdkit.types import Rollout
 
@@ -31,19 +29,6 @@ WORDING = "context.wording={ layout = '{question}{success}{another}{failure}{fee
 PEERS = ("context.kind=peers", "context.feedback=never", WORDING + " }", "train.warmup_steps=0", "diagnostics.every=0")
 FOUR = ("sampling.group_size=4", "train.warmup_steps=0")
 GAP = ("rollout/sampler_gap_bias", "rollout/sampler_gap_mean", "rollout/sampler_gap_p999")
-
-
-@pytest.fixture
-def start(console: Console) -> Iterator[Callable[[Recipe], TrainingRun]]:
-    runs = []
-
-    def make(recipe: Recipe) -> TrainingRun:
-        runs.append(TrainingRun(recipe, Parts(recipe, None), training_data(recipe, None), {}, console))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.close()
 
 
 def with_rollouts(run: TrainingRun, change: Callable[[Rollout], Rollout]) -> None:
