@@ -20,7 +20,7 @@ from opdkit.errors import UserError
 from opdkit.run.folder import RunFolder, teacher_reading_of
 from opdkit.run.rows import load_rows
 from opdkit.training import checkpoint
-from opdkit.training.models.others import limit_to_common
+from opdkit.training.models.other_models import limit_to_common
 from opdkit.types import Example, View, seed_from
 
 

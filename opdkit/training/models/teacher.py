@@ -24,7 +24,7 @@ from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.optimizer import Optimizer, check_tensors
-from opdkit.training.models.others import OtherModel
+from opdkit.training.models.other_models import OtherModel
 from opdkit.training.models.sides import teacher_reading
 from opdkit.types import Asked, Signal
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.others import OtherModel, common_limit
+from opdkit.training.models.other_models import OtherModel, common_limit
 from opdkit.training.models.teacher import Teacher, make_teacher
 from opdkit.training.state import Viewer
 

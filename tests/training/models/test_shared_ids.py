@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.training.models.others import limit_to_common
+from opdkit.training.models.other_models import limit_to_common
 
 
 def model(rows: int, tokenizer: Any) -> LanguageModel:
