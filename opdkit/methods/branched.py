@@ -6,7 +6,7 @@
 
 Both weights are held constant. A is GRPO's advantage, from all answers of the group, also the distilled ones. count is
 of all tokens of both branches (`mean_over = "all"`: every token counts alike), or of the branch's own. A failed answer
-that the teacher says nothing of is GRPO's, as is one of a group that is not routed; ungraded answers are in no branch.
+that the teacher did not score is GRPO's, as is one of a group that is not routed; ungraded answers are in no branch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 A is GRPO's advantage of the answer. Where it is positive, tokens that the informed teacher likes better count more;
 where it is negative, those that it likes less. No token's direction is ever the teacher's. A group of equal rewards has
-A = 0 and is silent; an answer that the teacher says nothing of keeps A. From `fade_steps` on the rest is GRPO, though
+A = 0 and is silent; an answer that the teacher did not score keeps A. From `fade_steps` on the rest is GRPO, though
 the teacher is still asked; 0: l stays.
 
 Source: RLSD (arXiv:2604.03128), from a translation and two reimplementations, no code of the authors. Not public:

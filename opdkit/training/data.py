@@ -82,7 +82,7 @@ def _load(recipe: Recipe, one: SetSection) -> Dataset:
 
 
 def graded_by(task: TaskOptions, data: Dataset) -> Dataset:
-    """The set under the name of the task that grades it (a generated world has one of its own)."""
+    """The set under the name of the task that grades it (generated problems have one of their own)."""
     problems = [replace(problem, task=task.main.name) for problem in data.problems]
     return replace(data, problems=problems, fingerprint=fingerprint(problems))
 

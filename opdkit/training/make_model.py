@@ -50,14 +50,14 @@ def make_model(
     """
     if out.exists():
         raise UserError(f"{out} already exists; remove it, or choose another folder")
-    world = data.startswith("arithmetic:")
-    if reads_demonstrations and not world:
+    is_generated = data.startswith("arithmetic:")
+    if reads_demonstrations and not is_generated:
         raise UserError(
             f"--reads-demonstrations needs generated problems, but --data is {data}; use arithmetic:add-3:train"
         )
     if problems is None:
         problems = _lessons(data, steps * BATCH, limit, seed, reads_demonstrations)
-    if world:
+    if is_generated:
         tokenizer = char_tokenizer(arithmetic.ALPHABET + (MARKS if reads_demonstrations else ""))
     else:
         tokenizer = bpe_tokenizer((text for p in problems for text in _texts(p)), vocab_size)
@@ -74,12 +74,12 @@ def make_model(
             hidden_size=hidden_size,
             num_layers=num_layers,
             seed=seed,
-            max_positions=_positions(world, reads_demonstrations),
+            max_positions=_positions(is_generated, reads_demonstrations),
         )
         made = untrained
         if steps:
             summary = train(
-                _recipe(untrained, scratch, name, data, world, steps, seed, train_overrides),
+                _recipe(untrained, scratch, name, data, is_generated, steps, seed, train_overrides),
                 console=console,
                 problems=problems,
             )
@@ -104,8 +104,8 @@ def _lessons(data: str, num: int, limit: int | None, seed: int, reads_demonstrat
     return lessons(data, num=num, seed=seed, limit=limit)
 
 
-def _positions(world: bool, reads_demonstrations: bool) -> int:
-    if not world:
+def _positions(is_generated: bool, reads_demonstrations: bool) -> int:
+    if not is_generated:
         return TEXT_POSITIONS
     return READING_POSITIONS if reads_demonstrations else WORLD_POSITIONS
 
@@ -115,7 +115,7 @@ def _recipe(
     scratch: str,
     name: str,
     data: str,
-    world: bool,
+    is_generated: bool,
     steps: int,
     seed: int,
     overrides: dict[str, Any] | None,
@@ -126,12 +126,12 @@ def _recipe(
             "seed": seed,
             "runs_dir": scratch,
             "model": {"path": str(model), "dtype": "float32"},
-            "data": {"train": data, "task": "arithmetic" if world else "math"},
-            "sampling": {"max_answer_tokens": 64 if world else 512},
+            "data": {"train": data, "task": "arithmetic" if is_generated else "math"},
+            "sampling": {"max_answer_tokens": 64 if is_generated else 512},
             "method": {"name": "sft"},
             "train": {
                 "steps": steps,
-                "problems_per_step": BATCH if world else 16,
+                "problems_per_step": BATCH if is_generated else 16,
                 "optimizer": "muon",
                 "lr": 8e-3,
                 "schedule": "linear",
