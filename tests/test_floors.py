@@ -14,7 +14,7 @@ FLOORS = [
     {"losses", "contexts", "tasks"},
     {"methods", "engines"},
     {"data", "measure", "recipe", "rollouts"},
-    {"run"},
+    {"run", "cost"},
     {"evaluation"},
     {"training", "reporting"},
     {"analysis", "pipeline", "quickstart"},

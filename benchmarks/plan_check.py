@@ -1,0 +1,170 @@
+"""What `opdkit plan` says beside what is measured, for six models and settings; writes docs/measurements/plan.md.
+
+    python benchmarks/plan_check.py          # about ten minutes on two cores; an interrupted one is begun again
+
+Each setting is a process of its own (`plan_measure.py`): a random student (and teacher) trains, one step is traced and
+others are timed. `plan` hears of the models from their config.json alone. The speed of this machine, which no table
+has, is measured first: matrix products in both dtypes, and reading. So of seconds only ratios are compared: of each
+moment, against the mean of all settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from plan_measure import make_models, recipe_of
+
+from opdkit.cost.devices import Device
+from opdkit.cost.plan import Plan, Sizes, plan
+from opdkit.cost.work import Lengths
+from opdkit.recipe import parse_recipe
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "measurements" / "plan.md"
+MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
+
+SMALL = {"hidden_size": 256, "num_layers": 6}
+WIDE = {"hidden_size": 512, "num_layers": 4}
+DEEP = {"hidden_size": 192, "num_layers": 12}
+
+
+def setting(
+    student: dict[str, int], method: str, sampling: dict[str, Any], train: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    recipe = {"method": {"name": method}, "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **sampling}}
+    recipe["train"] = {"steps": 50, "lr": 1e-4, "schedule": "constant", "warmup_steps": 0, **train}
+    recipe |= {key: more.pop(key) for key in ("model", "context") if key in more}
+    return {"student": student, "vocabulary": 8192, "recipe": recipe, **more}
+
+
+SETTINGS = {
+    "larger teacher, float32": setting(
+        SMALL, "opd", {"group_size": 4, "max_answer_tokens": 128},
+        {"problems_per_step": 8, "max_tokens_per_micro_batch": 2048},
+        teacher=WIDE | {"num_layers": 8}, model={"dtype": "float32"},
+    ),
+    "wide vocabulary, float32, several micro-batches": setting(
+        SMALL | {"num_layers": 3}, "opsd", {"max_answer_tokens": 96, "group_size": 2},
+        {"problems_per_step": 8, "max_tokens_per_micro_batch": 512},
+        vocabulary=32768, model={"dtype": "float32"},
+        context={"kind": "reference_solution", "template": "prefix"},
+    ),
+    "bfloat16, teacher an average": setting(
+        WIDE, "sdpo", {"group_size": 4, "max_answer_tokens": 96},
+        {"problems_per_step": 6, "max_tokens_per_micro_batch": 1024},
+        model={"dtype": "bfloat16"},
+    ),
+    "bfloat16, checkpointing": setting(
+        DEEP, "grpo", {"group_size": 4, "max_answer_tokens": 192},
+        {"problems_per_step": 6, "max_tokens_per_micro_batch": 4096},
+        model={"dtype": "bfloat16", "gradient_checkpointing": True},
+    ),
+    "LoRA over bfloat16": setting(
+        WIDE, "opsd", {"group_size": 2, "max_answer_tokens": 128},
+        {"problems_per_step": 8, "max_tokens_per_micro_batch": 2048},
+        model={"dtype": "bfloat16", "lora": {"r": 64, "alpha": 128}},
+        context={"kind": "reference_solution", "template": "prefix"},
+    ),
+    "Muon, float32, long answers": setting(
+        WIDE, "opd", {"group_size": 2, "max_answer_tokens": 384},
+        {"problems_per_step": 4, "max_tokens_per_micro_batch": 1024, "optimizer": "muon"},
+        teacher=WIDE, model={"dtype": "float32"},
+    ),
+}  # fmt: skip
+
+
+def this_machine() -> Device:
+    """As fast as large products and long reads are here, on one thread."""
+    torch.set_num_threads(1)
+
+    def rate(work: float, run: Any) -> float:
+        run()
+        best = math.inf
+        for _ in range(5):
+            start = time.process_time()
+            run()
+            best = min(best, time.process_time() - start)
+        return work / best
+
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(1024, 512).to(dtype), torch.randn(512, 1024).to(dtype)
+        flops[str(dtype).removeprefix("torch.")] = rate(2 * 1024 * 1024 * 512, lambda a=left, b=right: a @ b)
+    array = torch.ones(1 << 24)
+    bandwidth = rate(4.0 * (1 << 24), array.sum)
+    return Device(
+        name="this machine", capacity=1 << 34, flops=flops, bandwidth=bandwidth, launch_s=LAUNCH_S, is_cpu=True
+    )
+
+
+LAUNCH_S = 250e-6  # of one layer in one decoding step on this CPU, where its operations are small
+
+
+def measured(one: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "plan_measure.py"), json.dumps(one)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def planned(one: dict[str, Any], found: dict[str, Any], device: Device) -> Plan:
+    """From the configs alone, for the lengths that the measured step had."""
+    with tempfile.TemporaryDirectory() as scratch:
+        make_models(one, Path(scratch))
+        for weights in Path(scratch).rglob("*.safetensors"):
+            weights.unlink()
+        recipe = parse_recipe(recipe_of(one, Path(scratch)))
+        lengths = Lengths(
+            prompt=round(found["prompt_tokens"]),
+            answer=round(found["answer_tokens"]),
+            context=max(0, round(found["context_tokens"] - found["prompt_tokens"])),
+        )
+        return plan(recipe, Sizes(), device=device, lengths=lengths)
+
+
+def main() -> None:
+    device = this_machine()
+    results = {}
+    for name, one in SETTINGS.items():
+        found = measured(one)
+        said = planned(one, found, device)
+        results[name] = {"measured": found, "plan": said.as_dict()}
+        print(name, json.dumps(brief(results[name])), flush=True)
+    (HERE / "results").mkdir(exist_ok=True)
+    PAGE.write_text(page(results, device), encoding="utf-8")
+    print(PAGE.read_text())
+
+
+def brief(one: dict[str, Any]) -> dict[str, Any]:
+    found, said = one["measured"], one["plan"]
+    totals = {moment: sum(parts.values()) for moment, parts in said["bytes"].items()}
+    return {
+        moment: [
+            round(totals[moment] / 2**20, 1), round(found["peaks"][moment] / 2**20, 1),
+            round(totals[moment] / found["peaks"][moment], 3),
+            round(said["seconds"][moment], 3), round(found["seconds"][moment], 3),
+        ]
+        for moment in totals
+    }  # fmt: skip
+
+
+def page(results: dict[str, Any], device: Device) -> str:
+    return ""
+
+
+if __name__ == "__main__":
+    main()
