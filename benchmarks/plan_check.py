@@ -1,6 +1,7 @@
 """What `opdkit plan` says beside what is measured, for six models and settings; writes docs/measurements/plan.md.
 
-    python benchmarks/plan_check.py          # about ten minutes on two cores; an interrupted one is begun again
+    python benchmarks/plan_check.py            # about ten minutes on an idle core; what is measured already is kept
+    python benchmarks/plan_check.py --again    # measure anew
 
 Each setting is a process of its own (`plan_measure.py`): a random student (and teacher) trains, one step is traced and
 others are timed. `plan` hears of the models from their config.json alone. The speed of this machine, which no table
@@ -10,6 +11,7 @@ moment, against the mean of all settings.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -33,6 +35,7 @@ from opdkit.recipe import parse_recipe
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "measurements" / "plan.md"
+RESULTS = HERE / "results" / "plan_check.json"
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 
 SMALL = {"hidden_size": 256, "num_layers": 6}
@@ -51,41 +54,41 @@ def setting(
 
 SETTINGS = {
     "larger teacher, float32": setting(
-        SMALL, "opd", {"group_size": 4, "max_answer_tokens": 128},
-        {"problems_per_step": 8, "max_tokens_per_micro_batch": 2048},
-        teacher=WIDE | {"num_layers": 8}, model={"dtype": "float32"},
+        SMALL, "opd", {"group_size": 4, "max_answer_tokens": 64},
+        {"problems_per_step": 6, "max_tokens_per_micro_batch": 2048},
+        teacher=WIDE, model={"dtype": "float32"},
     ),
-    "wide vocabulary, float32, several micro-batches": setting(
-        SMALL | {"num_layers": 3}, "opsd", {"max_answer_tokens": 96, "group_size": 2},
-        {"problems_per_step": 8, "max_tokens_per_micro_batch": 512},
-        vocabulary=32768, model={"dtype": "float32"},
+    "wide vocabulary, several micro-batches": setting(
+        SMALL | {"num_layers": 3}, "opsd", {"max_answer_tokens": 48, "group_size": 2},
+        {"problems_per_step": 8, "max_tokens_per_micro_batch": 256},
+        vocabulary=16384, model={"dtype": "float32"},
         context={"kind": "reference_solution", "template": "prefix"},
     ),
     "bfloat16, teacher an average": setting(
-        WIDE, "sdpo", {"group_size": 4, "max_answer_tokens": 96},
-        {"problems_per_step": 6, "max_tokens_per_micro_batch": 1024},
+        WIDE, "sdpo", {"group_size": 4, "max_answer_tokens": 64},
+        {"problems_per_step": 4, "max_tokens_per_micro_batch": 512},
         model={"dtype": "bfloat16"},
     ),
     "bfloat16, checkpointing": setting(
-        DEEP, "grpo", {"group_size": 4, "max_answer_tokens": 192},
-        {"problems_per_step": 6, "max_tokens_per_micro_batch": 4096},
+        DEEP, "grpo", {"group_size": 4, "max_answer_tokens": 96},
+        {"problems_per_step": 4, "max_tokens_per_micro_batch": 4096},
         model={"dtype": "bfloat16", "gradient_checkpointing": True},
     ),
     "LoRA over bfloat16": setting(
-        WIDE, "opsd", {"group_size": 2, "max_answer_tokens": 128},
+        WIDE, "opsd", {"group_size": 2, "max_answer_tokens": 64},
         {"problems_per_step": 8, "max_tokens_per_micro_batch": 2048},
         model={"dtype": "bfloat16", "lora": {"r": 64, "alpha": 128}},
         context={"kind": "reference_solution", "template": "prefix"},
     ),
     "Muon, float32, long answers": setting(
-        WIDE, "opd", {"group_size": 2, "max_answer_tokens": 384},
-        {"problems_per_step": 4, "max_tokens_per_micro_batch": 1024, "optimizer": "muon"},
-        teacher=WIDE, model={"dtype": "float32"},
+        WIDE, "opd", {"group_size": 2, "max_answer_tokens": 192},
+        {"problems_per_step": 3, "max_tokens_per_micro_batch": 512, "optimizer": "muon"},
+        teacher=SMALL, model={"dtype": "float32"},
     ),
 }  # fmt: skip
 
 
-def this_machine() -> Device:
+def this_machine() -> dict[str, Any]:
     """As fast as large products and long reads are here, on one thread."""
     torch.set_num_threads(1)
 
@@ -103,10 +106,10 @@ def this_machine() -> Device:
         left, right = torch.randn(1024, 512).to(dtype), torch.randn(512, 1024).to(dtype)
         flops[str(dtype).removeprefix("torch.")] = rate(2 * 1024 * 1024 * 512, lambda a=left, b=right: a @ b)
     array = torch.ones(1 << 24)
-    bandwidth = rate(4.0 * (1 << 24), array.sum)
-    return Device(
-        name="this machine", capacity=1 << 34, flops=flops, bandwidth=bandwidth, launch_s=LAUNCH_S, is_cpu=True
-    )
+    what = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread used"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
+    rates = {"flops": flops, "bandwidth": rate(4.0 * (1 << 24), array.sum)}
+    return {"rates": rates, "hardware": what, "versions": versions}
 
 
 LAUNCH_S = 250e-6  # of one layer in one decoding step on this CPU, where its operations are small
@@ -137,33 +140,38 @@ def planned(one: dict[str, Any], found: dict[str, Any], device: Device) -> Plan:
 
 
 def main() -> None:
-    device = this_machine()
-    results = {}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    asked = parser.parse_args()
+    kept = {} if asked.again or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
+    speed = kept.get("machine") or this_machine()
+    found = {name: one for name, one in kept.get("settings", {}).items() if one["setting"] == SETTINGS.get(name)}
     for name, one in SETTINGS.items():
-        found = measured(one)
-        said = planned(one, found, device)
-        results[name] = {"measured": found, "plan": said.as_dict()}
-        print(name, json.dumps(brief(results[name])), flush=True)
-    (HERE / "results").mkdir(exist_ok=True)
-    PAGE.write_text(page(results, device), encoding="utf-8")
-    print(PAGE.read_text())
+        if name not in found:
+            found[name] = {"setting": one, "measured": measured(one)}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"machine": speed, "settings": found}, indent=1) + "\n", encoding="utf-8")
+    device = Device(name="this machine", capacity=1 << 34, launch_s=LAUNCH_S, is_cpu=True, **speed["rates"])
+    said = {name: planned(SETTINGS[name], found[name]["measured"], device) for name in SETTINGS}
+    rows = {name: figures(said[name], found[name]["measured"]) for name in SETTINGS}
+    PAGE.write_text(page(rows, speed), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
 
 
-def brief(one: dict[str, Any]) -> dict[str, Any]:
-    found, said = one["measured"], one["plan"]
-    totals = {moment: sum(parts.values()) for moment, parts in said["bytes"].items()}
+def figures(said: Plan, found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By moment: bytes and seconds, planned and measured."""
+    assert said.seconds is not None
     return {
-        moment: [
-            round(totals[moment] / 2**20, 1), round(found["peaks"][moment] / 2**20, 1),
-            round(totals[moment] / found["peaks"][moment], 3),
-            round(said["seconds"][moment], 3), round(found["seconds"][moment], 3),
-        ]
-        for moment in totals
+        moment: {
+            "planned": total, "measured": found["peaks"][moment],
+            "planned_s": said.seconds[moment], "measured_s": found["seconds"][moment],
+        }
+        for moment, total in said.totals.items()
     }  # fmt: skip
 
 
-def page(results: dict[str, Any], device: Device) -> str:
-    return ""
+def page(rows: dict[str, dict[str, dict[str, float]]], speed: dict[str, Any]) -> str:
+    return json.dumps({n: {m: [round(f["planned"]/f["measured"],3), round(f["measured"]/2**20), round(f["planned_s"],2), round(f["measured_s"],2)] for m,f in r.items()} for n, r in rows.items()}, indent=1)
 
 
 if __name__ == "__main__":

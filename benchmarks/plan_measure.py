@@ -83,7 +83,7 @@ class Clock:
         self.seconds[part] = time.process_time() - cpu
 
 
-def measure(setting: dict[str, Any], steps: int = 3) -> dict[str, Any]:
+def measure(setting: dict[str, Any], steps: int = 2) -> dict[str, Any]:
     torch.set_num_threads(1)
     clock = Clock()
     Resources.during = lambda self, part: clock.during(self, part)  # type: ignore[method-assign, assignment]

@@ -104,6 +104,8 @@ def _say_plan(found: Plan) -> None:
         f"parameters, {_count(work.trained)} of them trained",
         _memory_table(found),
     )
+    if found.in_host_memory:
+        say(console, f"In host memory, besides: {_gib(found.in_host_memory)} GiB of teachers' hidden states")
     peak = f"Peak: {found.peak_moment}, {_gib(found.peak)} GiB"
     if device is None:
         say(console, f"{peak}; --gpu says whether that fits, and how long a step takes")
@@ -115,7 +117,7 @@ def _say_plan(found: Plan) -> None:
         say(console, "Seconds: not known of a capacity alone; name a GPU")
     else:
         parts = ", ".join(f"{moment} {_seconds(value)}" for moment, value in found.seconds.items())
-        mfu = "" if found.mfu is None else f"; the update at {found.mfu:.0%} of the rate of its products"
+        mfu = "" if found.mfu is None else f"; MFU of the update {found.mfu:.0%}"
         say(console, f"A step: {_seconds(sum(found.seconds.values()))} ({parts}){mfu}; estimate, not measured")
 
 
@@ -138,9 +140,10 @@ def _changes_table(before: Plan, worth: list[Change]) -> Table:
     headers = ["set", "peak GiB", "saves"] + (["step", "takes"] if took is not None else [])
     headers += (["fits"] if before.device is not None else []) + ["learns"]
     table = Table(*headers, is_plain=True)
+    table.columns[0].overflow = "fold"
     for change in worth:
         after = change.after
-        row = [change.words, _gib(after.peak), _gib(before.peak - after.peak)]
+        row = ["\n".join(change.lines), _gib(after.peak), _gib(before.peak - after.peak)]
         if took is not None and after.seconds is not None:
             now = sum(after.seconds.values())
             row += [_seconds(now), f"{now / took - 1:+.0%}"]

@@ -23,8 +23,8 @@ class Change:
     after: Plan
 
     @property
-    def words(self) -> str:
-        return ", ".join(f"{key} = {_toml(value)}" for key, value in self.settings.items())
+    def lines(self) -> list[str]:
+        return [f"{key} = {_toml(value)}" for key, value in self.settings.items()]
 
     def as_dict(self) -> dict[str, Any]:
         took = None if self.after.seconds is None else sum(self.after.seconds.values())
@@ -56,7 +56,9 @@ def changes(before: Plan, size_of: SizeOf, lengths: Lengths) -> list[Change]:
                 strategy=before.strategy,
             )
             change = Change(settings, learns_otherwise, after)
-            if _is_worth_it(before, after):
+            # Of one key's values the mildest that saves as much.
+            again = any(c.settings.keys() == settings.keys() and c.after.peak <= after.peak for c in found)
+            if _is_worth_it(before, after) and not again:
                 found.append(change)
     return sorted(found, key=lambda change: (change.learns_otherwise, change.after.peak))
 

@@ -36,7 +36,7 @@ def moments(work: Work, device: Device | None, strategy: str = "gathered") -> di
     resident = _resident(work, strategy)
     return {
         "sampling": _ordered(resident | _sampling(work, resident, device)),
-        "scoring": _ordered(resident | _scoring(work)),
+        "scoring": _ordered(resident | _scoring(work, _kind(device))),
         "update": _ordered(resident | _update(work, device, strategy)),
     }
 
@@ -123,10 +123,22 @@ def _head_copy(numbers: int, dtype: str, kind: str) -> float:
     return float(BYTES[dtype] * numbers)
 
 
-def _scoring(work: Work) -> Parts:
+def payload(work: Work) -> float:
+    """Bytes of hidden states that teachers hand over for a whole step; on CUDA they wait in host memory."""
+    states = [
+        reading.share * reader.size.hidden * BYTES[reader.dtype]
+        for reader in work.readers
+        for reading in reader.readings
+        if reading.asked.answer == "distribution"
+    ]
+    return sum(states) * work.rows * work.answer
+
+
+def _scoring(work: Work, kind: str) -> Parts:
     most: Parts = {}
     for reader in work.readers:
         own = _scored_by(work, reader)
+        own["hidden states"] = payload(work) if kind == "cpu" else 0.0
         if sum(own.values()) > sum(most.values()):
             most = own
     return most
@@ -136,12 +148,10 @@ def _scored_by(work: Work, reader: Reader) -> Parts:
     size, compute = reader.size, BYTES[reader.dtype]
     name = reader.dtype if reader.is_model else work.pass_name
     tokens = max((work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings), default=0)
-    states = sum(r.share for r in reader.readings if r.asked.answer == "distribution") * work.rows * work.answer
     own_copy = work.copies if reader.section.weights in ("ema", "live", "trust_region") else 0.0
     return {
         "bfloat16 copy": own_copy,
         "activations": size.passes[name].read * tokens + size.hidden * compute * tokens,
-        "hidden states": states * size.hidden * compute,
     }
 
 
@@ -160,7 +170,7 @@ def _update(work: Work, device: Device | None, strategy: str) -> Parts:
     states = sum(
         reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers
     ) * tokens * work.answer / work.row
-    on_cpu = _scoring(work).get("hidden states", 0.0) if kind == "cpu" else 0.0
+    on_cpu = payload(work) if kind == "cpu" else 0.0
     copies = work.copies / (work.ranks if strategy == "sharded" and work.ranks > 1 else 1)
     grad_head = 0.0 if recipe.model.lora is not None else compute * student.head
     forward = {

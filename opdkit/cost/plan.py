@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opdkit.cost.devices import GPUS, Device
-from opdkit.cost.memory import Parts, moments
+from opdkit.cost.devices import FLOPS_REACHED, GPUS, Device
+from opdkit.cost.memory import Parts, moments, payload
 from opdkit.cost.seconds import seconds, update_flops
 from opdkit.cost.size import ModelSize, known_sizes
 from opdkit.cost.work import Lengths, SizeOf, Work, work_of
@@ -48,10 +48,16 @@ class Plan:
 
     @property
     def mfu(self) -> float | None:
-        """The share of the peak of products that the update reaches, of those that it must make."""
+        """Model FLOPs utilisation of the update: its necessary products, at the vendor's rate, over its seconds."""
         if self.seconds is None or self.device is None or self.device.flops is None or not self.seconds["update"]:
             return None
-        return update_flops(self.work) / self.seconds["update"] / self.device.flops[self.work.dtype]
+        rate = self.device.flops[self.work.dtype] / FLOPS_REACHED
+        return update_flops(self.work) / self.seconds["update"] / rate
+
+    @property
+    def in_host_memory(self) -> float:
+        """Bytes of hidden states, on a GPU."""
+        return 0.0 if self.device is not None and self.device.is_cpu else payload(self.work)
 
     def as_dict(self) -> dict[str, Any]:
         """For other programs."""
@@ -66,7 +72,9 @@ class Plan:
             "parameters": {"student": work.student.parameters, "trained": work.trained},
             "bytes": {moment: dict(parts) for moment, parts in self.moments.items()},
             "peak": {"moment": self.peak_moment, "bytes": self.peak},
+            "host_bytes": self.in_host_memory,
             "fits": self.fits,
+            "mfu": self.mfu,
             "seconds": None if self.seconds is None else dict(self.seconds),
         }
 
