@@ -57,7 +57,9 @@ class Client:
         self._live: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
 
-    def json(self, path: str, body: Any = None, *, timeout_s: float | None = None, patience_s: float | None = None) -> Any:
+    def json(
+        self, path: str, body: Any = None, *, timeout_s: float | None = None, patience_s: float | None = None
+    ) -> Any:
         """What `ask` gives, read as JSON; what is none counts as half an answer."""
         return self._tried(path, body, timeout_s, patience_s, _read_json)
 

@@ -262,7 +262,11 @@ class FakeServer:
             return fault
         seeded = params | {"seed": params.get("sampling_seed")}
         answer, finish, reason = self._answer(model, body.get("lora_path"), prompt, seeded, limit)
-        why = {"type": "stop", "matched": reason or answer[-1][0]} if finish == "stop" else {"type": "length", "length": limit}
+        why = (
+            {"type": "stop", "matched": reason or answer[-1][0]}
+            if finish == "stop"
+            else {"type": "length", "length": limit}
+        )
         meta = {
             "finish_reason": why,
             "weight_version": self.weight_version,

@@ -27,7 +27,9 @@ try:
 
         utils.dispatch_cpu_unquantized_gemm = _plain
 except ImportError as error:
-    raise ImportError(f"opdkit does not know the inside of this vLLM ({error}); use a version it was tested with") from None
+    raise ImportError(
+        f"opdkit does not know the inside of this vLLM ({error}); use a version it was tested with"
+    ) from None
 
 
 class Worker:
