@@ -7,6 +7,7 @@ forward pass behind it a connection costs nothing, and none is ever stale. A key
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -74,10 +75,8 @@ class Client:
         with self._lock:
             for connection in self._live:
                 if connection.sock is not None:
-                    try:
+                    with contextlib.suppress(OSError):  # it has ended by itself
                         connection.sock.shutdown(socket.SHUT_RDWR)
-                    except OSError:
-                        pass  # it has ended by itself
 
     def _tried(
         self, path: str, body: Any, timeout_s: float | None, patience_s: float | None, read: Callable[[bytes], R]
@@ -141,7 +140,7 @@ def as_answered(
     abort: Callable[[], None],
     tick_s: float = 0.25,
 ) -> Iterator[tuple[K, R | Exception] | None]:
-    """(key, what `ask` gave or raised) of every key as they come, at most `at_once` in flight, begun in the keys' order.
+    """(key, what `ask` gave or raised) of every key as they come; begun in the keys' order, `at_once` in flight at most.
 
     None every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end ends
     what is in flight (`abort`).

@@ -1,4 +1,4 @@
-"""What a vLLM worker is given (`--worker-extension-cls opdkit_worker.Worker`): new weights, loaded in place from a file.
+"""What a vLLM worker gains (`--worker-extension-cls opdkit_worker.Worker`): new weights, loaded in place from a file.
 
 Read by vLLM's own Python, which may have no opdkit: nothing of opdkit is imported here. The folder of this file is put
 on PYTHONPATH.
