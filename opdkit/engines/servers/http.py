@@ -140,7 +140,7 @@ def as_answered(
     abort: Callable[[], None],
     tick_s: float = 0.25,
 ) -> Iterator[tuple[K, R | Exception] | None]:
-    """(key, what `ask` gave or raised) of every key as they come; begun in the keys' order, `at_once` in flight at most.
+    """(key, what `ask` gave or raised) of every key as they come; begun in their order, `at_once` at most in flight.
 
     None every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end ends
     what is in flight (`abort`).
