@@ -61,9 +61,7 @@ def opdkit(case: dict[str, Any]) -> Callable[[Inputs], Tensor]:
     def loss(given: Inputs) -> Tensor:
         num_tokens, vocabulary = len(given.student_NH), case["vocabulary"]
         coef_N = torch.full((num_tokens,), 1 / num_tokens, dtype=torch.float32)
-        view = ViewTokens(
-            hidden_NH=given.teacher_NH, head=Head(weight_VH=given.teacher_VH, num_tokens=vocabulary)
-        )
+        view = ViewTokens(hidden_NH=given.teacher_NH, head=Head(weight_VH=given.teacher_VH, num_tokens=vocabulary))
         head = Head(weight_VH=given.student_VH, num_tokens=vocabulary)
         return head_loss(given.student_NH, head, given.ids_N, [Term(name="d", loss=spec, coef_N=coef_N)], view).loss
 
@@ -100,7 +98,10 @@ def dense(case: dict[str, Any], dtype: torch.dtype = torch.float32) -> Callable[
         if case["loss"] == "reverse_kl":
             return (student_NV.exp() * (student_NV - teacher_NV)).sum(-1).mean()
         mixture_NV = torch.logaddexp(student_NV, teacher_NV) - torch.log(torch.tensor(2.0, dtype=dtype))
-        sides = [F.kl_div(mixture_NV, side_NV, reduction="batchmean", log_target=True) for side_NV in (student_NV, teacher_NV)]
+        sides = [
+            F.kl_div(mixture_NV, side_NV, reduction="batchmean", log_target=True)
+            for side_NV in (student_NV, teacher_NV)
+        ]
         return (sides[0] + sides[1]) / 2
 
     return loss
@@ -132,8 +133,8 @@ def gradients(loss: Callable[[Inputs], Tensor], given: Inputs) -> Tensor:
 def error(loss: Callable[[Inputs], Tensor], case: dict[str, Any]) -> float:
     """Of the gradients, on a few tokens, against the same numbers in fp64."""
     given = inputs(NUM_CHECKED, case)
-    exact = Inputs(*(array.detach().double() for array in given[:4]), given.ids_N)
-    exact[0].requires_grad_(), exact[1].requires_grad_()
+    student_NH, student_VH, teacher_NH, teacher_VH = (array.detach().double() for array in given[:4])
+    exact = Inputs(student_NH.requires_grad_(), student_VH.requires_grad_(), teacher_NH, teacher_VH, given.ids_N)
     wanted = gradients(dense(case, torch.float64), exact)
     return float((gradients(loss, given) - wanted).norm() / wanted.norm())
 

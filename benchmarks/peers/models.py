@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, Qwen3Config
 from transformers import AutoModelForCausalLM as CausalLM
+from transformers import GenerationConfig, LlamaConfig, Qwen3Config
 
 from opdkit.engines.scratch import char_tokenizer
 from opdkit.types import seed_from
@@ -33,8 +33,15 @@ def make_models(folder: Path, size: str, vocabulary: int, stop_every: int | None
     if stop_every is not None:
         stops += range(vocabulary - max(1, round(vocabulary / stop_every)), vocabulary)
     for name in ("student", "teacher"):
-        config = kind(**sizes, vocab_size=vocabulary, max_position_embeddings=4096, tie_word_embeddings=True,
-                      bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+        config = kind(
+            **sizes,
+            vocab_size=vocabulary,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         torch.manual_seed(seed_from("bench", name))
         model = CausalLM.from_config(config, dtype=torch.float32)
         model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
@@ -55,4 +62,5 @@ def lengths(case: dict[str, Any]) -> list[int]:
     if not case.get("ragged"):
         return [longest] * count
     chosen = random.Random(seed_from("bench", "lengths"))
-    return [longest if row % case["group"] == 0 else min(longest, max(20, round(chosen.lognormvariate(4.9, 0.8)))) for row in range(count)]
+    drawn = [min(longest, max(20, round(chosen.lognormvariate(4.9, 0.8)))) for _ in range(count)]
+    return [longest if row % case["group"] == 0 else length for row, length in enumerate(drawn)]

@@ -119,7 +119,7 @@ def groups_of(run: Any, data: Data) -> list[Any]:
         rollouts = tuple(
             Rollout(
                 problem_id=problem.id, sample_id=place, policy_version=0, prompt_ids=prompt_ids, answer_ids=tuple(ids),
-                answer_logprobs=np.full(len(ids), -5.0, dtype=np.float32), answer_mask=np.ones(len(ids), dtype=np.bool_),
+                answer_logprobs=np.full(len(ids), -5.0, dtype=np.float32), answer_mask=np.ones(len(ids), dtype=bool),
                 finish="stop", reward=float(place < NUM_RIGHT),
             )
             for place, ids in enumerate(own)
@@ -236,9 +236,10 @@ def _distillation(case: dict[str, Any], data: Data, load: Any, tokenizer: Any, c
 def _with_messages(trainer: Any, config: Any, **options: Any) -> Any:
     def make(case: dict[str, Any], data: Data, load: Any, tokenizer: Any, callbacks: Any) -> Any:
         longest = case["prompt"] + case["answer"] + 64
+        limit = "max_completion_length" if hasattr(config, "max_completion_length") else "max_new_tokens"
         args = config(
             **_options(case, data), lmbda=1.0, beta=1.0, temperature=1.0, max_length=longest, **options,
-            **{("max_completion_length" if hasattr(config, "max_completion_length") else "max_new_tokens"): case["answer"]},
+            **{limit: case["answer"]},
         )  # fmt: skip
         messages = lambda number: [*_prompt(data)(number), {"role": "assistant", "content": data.solutions[number]}]  # noqa: E731
         rows = _dataset(data, 64 * data.group, messages=messages)

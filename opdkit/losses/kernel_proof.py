@@ -36,6 +36,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 
 def prove(device: torch.device) -> str | None:
     """Use the kernels on `device` from now on if they equal the eager path there; else a sentence saying why not."""
+    device = torch.empty(0, device=device).device  # with its index, as tensors there have it
     kernel.proven.discard(device)
     if importlib.util.find_spec("triton") is None:
         return f"the loss runs without its Triton kernels on {device}: triton is not installed"
