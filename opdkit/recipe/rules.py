@@ -17,6 +17,7 @@ from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
+from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
@@ -76,7 +77,8 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    return [*recipe.yielded, *told, *saved_warnings(recipe), *recipe.data.grader.warnings("data.task")]
+    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe), *saved_warnings(recipe)]
+    return [*recipe.yielded, *told, *own]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -366,10 +368,7 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
             f"train.weight_decay = {recipe.train.weight_decay:g} at train.lr = {recipe.train.lr:g} takes more than all "
             "of a weight away at every step; lower it"
         )
-    if recipe.eval.every and not recipe.eval.sources:
-        yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
-    if recipe.eval.sources and recipe.data.task.is_none:
-        yield 'eval.data is graded by data.task, which names no grader; set it, e.g. data.task = "math"'
+    yield from eval_faults(recipe)
     if recipe.spool and recipe.train.save_rows_every != 1:
         yield (
             f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "

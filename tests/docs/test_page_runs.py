@@ -132,7 +132,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
                                          f"--max-answer-tokens 8 --out runs/evaluate/runs_{name}"
            for name, model in (("tiny", "TEACHER"), ("tinier", "STUDENT"))},
     }  # fmt: skip
-    before = {"runs/math": MODELS[:2], "runs/spooled": MODELS[:2], "runs/a": ["runs/math"], "runs/b": ["runs/math"], "runs/sdpo": ["runs/math"],
+    before = {"runs/math": MODELS[:2], "runs/spooled": MODELS[:2],
+              "runs/a": ["runs/math"], "runs/b": ["runs/math"], "runs/sdpo": ["runs/math"],
               "rows.parquet": ["runs/math"], "runs/evaluate/runs_tiny": ["TEACHER"],
               "runs/evaluate/runs_tinier": ["STUDENT"], "recipe.toml": MODELS[:2]}  # fmt: skip
     done: set[str] = set()
