@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +262,8 @@ class TrainingRun:
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
         try:
-            reader = partial(nullcontext, (self.answers.student_engine(), self.parts.renderer))
-            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, reader))
+            reading = nullcontext((self.answers.student_engine(), self.parts.renderer))
+            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()
 
