@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
 from opdkit.tasks.guard import GuardedTask
-from opdkit.training.models.teacher import Teacher
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.state import Viewer
 
-Reader = Callable[[], tuple[Sampler, Renderer]]  # who answers a set; a model that teaches may be loaded for it
+# Who answers a set, for the length of the block; a model that teaches may be loaded for it.
+Reader = Callable[[], AbstractContextManager[tuple[Sampler, Renderer]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,11 @@ class Evaluations:
         for source, data in self.sets.items():
             if source not in readers:
                 continue
-            sampler, renderer = readers[source]()
-            with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
+            num_answers = len(data.problems) * section.samples
+            with (
+                readers[source]() as (sampler, renderer),
+                Bar(self.console, f"{label}: {source}", num_answers) as bar,
+            ):
 
                 def heard(done: int, total: int, bar: Bar = bar) -> None:
                     bar.update(done)
@@ -116,8 +121,10 @@ def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str,
     return found
 
 
-def _reading(teacher: Teacher) -> tuple[Sampler, Renderer]:
-    return teacher.engine(), teacher.renderer
+@contextmanager
+def _reading(teacher: Teacher) -> Iterator[tuple[Sampler, Renderer]]:
+    with teacher.active():
+        yield teacher.engine(), teacher.renderer
 
 
 def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:
