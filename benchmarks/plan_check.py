@@ -65,18 +65,18 @@ SETTINGS = {
         context={"kind": "reference_solution", "template": "prefix"},
     ),
     "bfloat16, teacher an average": setting(
-        WIDE, "sdpo", {"group_size": 4, "max_answer_tokens": 64},
-        {"problems_per_step": 4, "max_tokens_per_micro_batch": 512},
+        SMALL, "sdpo", {"group_size": 2, "max_answer_tokens": 48},
+        {"problems_per_step": 4, "max_tokens_per_micro_batch": 256},
         model={"dtype": "bfloat16"},
     ),
     "bfloat16, checkpointing": setting(
-        DEEP, "grpo", {"group_size": 4, "max_answer_tokens": 96},
-        {"problems_per_step": 4, "max_tokens_per_micro_batch": 4096},
+        DEEP, "opsa", {"group_size": 2, "max_answer_tokens": 64},
+        {"problems_per_step": 5, "max_tokens_per_micro_batch": 4096},
         model={"dtype": "bfloat16", "gradient_checkpointing": True},
     ),
     "LoRA over bfloat16": setting(
-        WIDE, "opsd", {"group_size": 2, "max_answer_tokens": 64},
-        {"problems_per_step": 8, "max_tokens_per_micro_batch": 2048},
+        SMALL, "opsd", {"group_size": 2, "max_answer_tokens": 64},
+        {"problems_per_step": 5, "max_tokens_per_micro_batch": 2048},
         model={"dtype": "bfloat16", "lora": {"r": 64, "alpha": 128}},
         context={"kind": "reference_solution", "template": "prefix"},
     ),
@@ -129,7 +129,7 @@ def planned(one: dict[str, Any], found: dict[str, Any], device: Device) -> Plan:
     with tempfile.TemporaryDirectory() as scratch:
         make_models(one, Path(scratch))
         for weights in Path(scratch).rglob("*.safetensors"):
-            weights.unlink()
+            weights.unlink()  # the configs stay
         recipe = parse_recipe(recipe_of(one, Path(scratch)))
         lengths = Lengths(
             prompt=round(found["prompt_tokens"]),

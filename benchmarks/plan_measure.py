@@ -42,7 +42,7 @@ def make_models(setting: dict[str, Any], folder: Path) -> None:
     """Random Qwen3 models over a vocabulary of so many tokens: hardly an answer stops before its limit."""
     for name in ("student", "teacher"):
         if shape := setting.get(name):
-            tokenizer = char_tokenizer(arithmetic.ALPHABET)
+            tokenizer = char_tokenizer(arithmetic.ALPHABET + "()")
             missing = setting["vocabulary"] - len(tokenizer)
             tokenizer.add_tokens([f"<word-{number}>" for number in range(missing)])
             write_model(folder / name, tokenizer=tokenizer, seed=len(name), max_positions=4096, **shape)

@@ -137,7 +137,7 @@ def payload(work: Work) -> float:
 def _scoring(work: Work, kind: str) -> Parts:
     most: Parts = {}
     for reader in work.readers:
-        own = _scored_by(work, reader)
+        own = {} if reader.is_saved else _scored_by(work, reader)
         own["hidden states"] = payload(work) if kind == "cpu" else 0.0
         if sum(own.values()) > sum(most.values()):
             most = own

@@ -55,6 +55,11 @@ class Reader:
         return self.section.kind == "model"
 
     @property
+    def is_saved(self) -> bool:
+        """What it says is read from an earlier run; nothing is computed."""
+        return self.section.kind == "saved"
+
+    @property
     def gives_states(self) -> int:
         """How many of its readings are answered with hidden states."""
         return sum(reading.asked.answer == "distribution" for reading in self.readings)
