@@ -81,8 +81,8 @@ def test_places_are_filled_from_the_queue(
 def test_a_limit_that_is_not_reached_costs_nothing(
     architecture: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """48 answers that end within a few tokens are one batch under a limit of 7168 tokens, as under one of 48; the budget
-    is what would hold 9 rows of the limit."""
+    """48 answers that end within a few tokens are one batch under a limit of 7168 tokens, as under one of 48; the
+    budget is what would hold 9 rows of the limit."""
     model = model_of(architecture, "llama")
     model.max_positions = 8192
     rows, seeds = [PROMPTS[row % 12] for row in range(48)], [*range(48)]
@@ -141,8 +141,8 @@ def test_the_longest_give_way_to_many_others(
 def test_ends_are_looked_for_every_few_tokens(
     name: str, budget: int | None, architecture: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on CUDA, where to look is to wait: what a row draws behind its end is nobody's, and moves nothing. A row at the
-    last position that a model has stays there while others go on."""
+    """As on CUDA, where to look is to wait: what a row draws behind its end is nobody's, and moves nothing. A row at
+    the last position that a model has stays there while others go on."""
     model = model_of(architecture, name)
     prompts = [*PROMPTS[:8], *([3 + row] * 48 for row in range(4))]  # with 48 tokens: all 96 positions
     expected = HFEngine(model).sample(prompts, SEEDS, PARAMS)
