@@ -17,6 +17,7 @@ from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
+from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.schedule import stages_of
@@ -74,7 +75,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    return [*recipe.yielded, *told, *recipe.data.grader.warnings("data.task")]
+    return [*recipe.yielded, *told, *recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -358,10 +359,7 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
             f"train.weight_decay = {recipe.train.weight_decay:g} at train.lr = {recipe.train.lr:g} takes more than all "
             "of a weight away at every step; lower it"
         )
-    if recipe.eval.every and not recipe.eval.sources:
-        yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
-    if recipe.eval.sources and recipe.data.task.is_none:
-        yield 'eval.data is graded by data.task, which names no grader; set it, e.g. data.task = "math"'
+    yield from eval_faults(recipe)
     if recipe.train.updates_per_step > recipe.train.problems_per_step:
         yield (
             f"train.updates_per_step = {recipe.train.updates_per_step} cannot divide train.problems_per_step = "

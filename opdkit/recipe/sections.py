@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
@@ -15,7 +15,7 @@ from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
-from opdkit.recipe.data import DataSection, RouteSection
+from opdkit.recipe.data import DataSection, EvalSetSection, RouteSection, eval_sets
 from opdkit.recipe.fields import (
     Answers,
     Count,
@@ -30,6 +30,8 @@ from opdkit.recipe.fields import (
 )
 from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
+from opdkit.tasks.options import TaskOptions
+from opdkit.tasks.several import side_by_side
 from opdkit.types import Needs
 
 
@@ -132,12 +134,16 @@ class TrainSection(Section):
 
 
 class EvalSection(Section):
-    data: str | Strings | None = None  # one source or several, as for data.train; default: no evaluation
+    # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
+    # a domain of data.train in place of a task. Default: no evaluation.
+    data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(eval_sets)] = None
     limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
     samples: Answers = 8  # answers to each problem
     every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
     before: bool = True  # evaluate the student before training
-    teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
+    # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
+    # set's domain.
+    teacher: bool = True
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
     top_k: Count = 0  # 0: off
@@ -153,8 +159,13 @@ class EvalSection(Section):
         )
 
     @property
+    def sets(self) -> tuple[EvalSetSection, ...]:
+        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
+
+    @property
     def sources(self) -> tuple[str, ...]:
-        return () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(dict.fromkeys(one.path for one in self.sets))
 
 
 class DiagnosticsSection(Section):
@@ -228,10 +239,25 @@ class Recipe(Section):
             **{f"context {view.context.kind}": view.context for view in self.views.values()},
             **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
         }
-        found = {f"task {name}": digest for name, digest in self.data.grader.user_files.items()}
+        found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
+
+    @property
+    def eval_tasks(self) -> dict[str, TaskOptions]:
+        """By source: who grades each set of eval.data."""
+        named = {one.path: (one.task, self.data.set_of(one.domain)) for one in self.eval.sets}
+        return {
+            source: task or (self.data.task if domain is None else self.data.task_of(domain))
+            for source, (task, domain) in named.items()
+        }
+
+    @property
+    def grader(self) -> TaskOptions:
+        """Who grades all answers, those of evaluations also. Raises ValueError as `side_by_side`."""
+        own = [task for task in self.eval_tasks.values() if not task.is_none]
+        return side_by_side([*self.data.graders, *own])
 
     @property
     def answering(self) -> dict[str, ViewSection]:

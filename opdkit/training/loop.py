@@ -30,7 +30,7 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
-from opdkit.training.evaluations import Evaluations
+from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
@@ -110,7 +110,7 @@ class TrainingRun:
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
-        self.task = make_task_for(recipe.data.grader, graded)
+        self.task = make_task_for(recipe.grader, graded)
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -255,16 +255,15 @@ class TrainingRun:
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
         try:
-            return self.evaluations.measure(step, label, self.answers.student_engine(), self.parts.renderer)
+            engine, renderer = self.answers.student_engine(), self.parts.renderer
+            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: (engine, renderer)))
         finally:
             self._warn_of_crashes()
 
     def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
-        teacher = self.parts.teacher
-        if teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
-            return None
-        return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
+        readers = teachers_of_sets(self.recipe, self.parts.viewers)
+        return self.evaluations.measure("teacher", "teacher", readers) if readers else None
 
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
