@@ -5,7 +5,7 @@ Letters: N answer tokens of a batch, T answer positions of one row, K likeliest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -132,13 +132,14 @@ class HFEngine:
         *,
         temperature: float = 1.0,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         """What this model says of every answer token, given the context, in order: what `asked.answer` asks for.
 
         "sampled": log-probs of the answer tokens. "topk": also the k likeliest ids and their log-probs.
         "distribution": hidden states, and the head to read them through; it is not applied here. The states are in host
         memory: a whole batch of them would fill an accelerator, and each is wanted in one micro-batch only.
-        With `asked.entropy` also each token's entropy.
+        With `asked.entropy` also each token's entropy. Rows in `states_of` have hidden states and head besides.
         Raises UserError for a row longer than the model's positions.
         """
         lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
@@ -155,6 +156,11 @@ class HFEngine:
                 hidden_NH = self.model.hidden([contexts[r] for r in rows], said, weights=self.weights)
                 signals = signals_of(hidden_NH, head, said, asked, temperature)
                 results.update(zip(rows, signals, strict=True))
+                if wanted := states_of and asked.answer != "distribution" and {*states_of}.intersection(rows):
+                    parts = hidden_NH.split([len(answer) for answer in said])
+                    for row, hidden_TH in zip(rows, parts, strict=True):
+                        if row in wanted:
+                            results[row] = replace(results[row], hidden_TH=hidden_TH.cpu().clone(), head=head)
                 if progress is not None:
                     progress(len(results), len(lengths))
         return [results[row] for row in range(len(lengths))]

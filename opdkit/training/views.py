@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from opdkit.contexts import build_views
@@ -37,9 +37,19 @@ def _places(state: State, groups: Sequence[Group], view: str) -> dict[str, list[
     return found
 
 
-def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]]) -> list[dict[str, Signal]]:
+def score(
+    state: State,
+    groups: Sequence[Group],
+    views: Sequence[dict[str, View]],
+    chosen: Collection[tuple[str, int]] = (),
+    heard: Callable[[Teacher, Rollout, Signal], None] = lambda teacher, rollout, signal: None,
+) -> list[dict[str, Signal]]:
     """What each reading says of its rollout; missing where that is longer than the reader's positions. What several of
-    one reader's views read alike is scored once."""
+    one reader's views read alike is scored once.
+
+    heard gets, of the rollouts with the chosen keys, what the view "teacher" says with hidden states and their head,
+    and who said it: from the same passes, whatever was asked.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     signals: list[dict[str, Signal]] = [{} for _ in rollouts]
     of_teacher: dict[Teacher, dict[tuple[int, str], Read]] = {}
@@ -49,10 +59,16 @@ def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]
                 teacher = state.viewers[read[name].by or base_name(name)].teacher
                 of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
     for teacher, reads in of_teacher.items():
-        reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
-        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())))
+        reads = {key: read for key, read in reads.items() if fits(teacher, views[key[0]][key[1]], rollouts[read[0]])}
+        wanted = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
+        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), wanted)
         for (row, name), read_once in reads.items():
-            signals[row][name] = said[read_once]
+            signal, asked = said[read_once], read_once[2]
+            if name == "teacher" and rollouts[row].key in chosen:
+                heard(teacher, rollouts[row], signal)
+            signals[row][name] = (
+                signal if asked.answer == "distribution" else replace(signal, hidden_TH=None, head=None)
+            )
     return signals
 
 
@@ -67,16 +83,21 @@ def join(
     ]
 
 
-def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
+def fits(teacher: Teacher, view: View, rollout: Rollout) -> bool:
+    """Whether the teacher has positions for what it reads and the answer."""
     room = teacher.model.max_positions
-    return room is None or len(context_ids) + len(rollout.answer_ids) <= room
+    return room is None or len(view.context_ids) + len(rollout.answer_ids) <= room
 
 
-def _said(state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read]) -> dict[Read, Signal]:
+def _said(
+    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], wanted: Collection[Read]
+) -> dict[Read, Signal]:
+    """wanted: reads whose hidden states are to come too."""
     said: dict[Read, Signal] = {}
     for asked in dict.fromkeys(wanted for _, _, wanted in reads):
         some = [read for read in reads if read[2] == asked]
         contexts, answers = [read[1] for read in some], [rollouts[read[0]].answer_ids for read in some]
-        signals = teacher.score(contexts, answers, asked, temperature=state.method.loss_temperature)
+        temperature, states_of = state.method.loss_temperature, [n for n, read in enumerate(some) if read in wanted]
+        signals = teacher.score(contexts, answers, asked, temperature=temperature, states_of=states_of)
         said.update(zip(some, signals, strict=True))
     return said
