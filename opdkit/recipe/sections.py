@@ -64,7 +64,8 @@ class ModelSection(Section):
 
 
 class TeacherSection(Section):
-    kind: Literal["none", "self", "model"] = "none"  # no teacher, weights of the student, or another model
+    # No teacher, weights of the student, another model in this process, or what teachers said in an earlier run.
+    kind: Literal["none", "self", "model", "saved"] = "none"
     # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
     # adapter, or a mix of the first and the current.
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
@@ -72,6 +73,7 @@ class TeacherSection(Section):
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
     path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
@@ -131,6 +133,15 @@ class TrainSection(Section):
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
+
+
+class SpoolSection(Section):
+    """What teachers say of every answer is kept in the run's folder, for `opdkit replay`. Off without this section."""
+
+    max_gib: Annotated[float, Field(gt=0)] = 50.0  # of disk; the steps behind that are not kept, and counted
+    # Of hidden states. Default: as they are computed, so that a replay's gradients are the run's; the others take a
+    # half or a quarter of float32, float8 with a scale for each token.
+    dtype: Literal["bfloat16", "float8"] | None = None
 
 
 class EvalSection(Section):
@@ -203,6 +214,7 @@ class Recipe(Section):
     route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
     schedule: Mapping[str, Points] = {}  # keys that change during the run, by their dotted names (schedule.py)
     train: TrainSection  # steps, optimizer, checkpoints
+    spool: SpoolSection | None = None  # whether what teachers say is kept
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
@@ -243,6 +255,11 @@ class Recipe(Section):
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
+
+    @property
+    def saved_run(self) -> str | None:
+        """The run whose answers are read again; None: answers are new."""
+        return next((view.teacher.run for view in self.all_views.values() if view.teacher.kind == "saved"), None)
 
     @property
     def eval_tasks(self) -> dict[str, TaskOptions]:

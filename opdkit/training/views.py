@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from opdkit.contexts import build_views
-from opdkit.training.models.teacher import Teacher
+from opdkit.engines.states import answered
+from opdkit.recipe.sections import SpoolSection
+from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 
+_DISTRIBUTION = Asked("distribution")
 Read = tuple[int, tuple[int, ...], Asked]  # which rollout, what is read before it, what is asked of its tokens
 
 
@@ -22,7 +26,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
             viewer, own_groups = state.viewers[reader], [groups[place] for place in places]
             own = [row for place in places for row in found[place]]
             for number, name in enumerate(state.readings(view)):
-                read = build_views(own_groups, viewer.context, viewer.teacher.renderer, identity, number)
+                read = viewer.teacher.views(own_groups, viewer.context, identity, number, name)
                 for row, shown in zip(own, read, strict=True):
                     if shown is not None:
                         row[name] = shown if reader == view else replace(shown, by=reader)
@@ -48,7 +52,7 @@ def score(
     one reader's views read alike is scored once.
 
     heard gets, of the rollouts with the chosen keys, what the view "teacher" says with hidden states and their head,
-    and who said it: from the same passes, whatever was asked.
+    and who said it, from the same passes, whatever was asked; nothing of a teacher that cannot say it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     signals: list[dict[str, Signal]] = [{} for _ in rollouts]
@@ -57,19 +61,21 @@ def score(
         for name, asked in state.asked.items():
             if name in read:
                 teacher = state.viewers[read[name].by or base_name(name)].teacher
-                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
+                wanted = asked if state.spool is None else whole(teacher, asked)
+                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, wanted)
     for teacher, reads in of_teacher.items():
         reads = {key: read for key, read in reads.items() if fits(teacher, views[key[0]][key[1]], rollouts[read[0]])}
-        wanted = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
-        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), wanted)
+        kept = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
+        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), kept)
         for (row, name), read_once in reads.items():
-            signal, asked = said[read_once], read_once[2]
-            if name == "teacher" and rollouts[row].key in chosen:
+            signal, whole_asked = said[read_once], read_once[2].answer == "distribution"
+            if name == "teacher" and read_once in kept and signal.head is not None:
                 heard(teacher, rollouts[row], signal)
-            signals[row][name] = (
-                signal if asked.answer == "distribution" else replace(signal, hidden_TH=None, head=None)
-            )
-    return signals
+            signals[row][name] = signal if whole_asked else replace(signal, hidden_TH=None, head=None)
+    if state.spool is None:
+        return signals
+    state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
+    return _as_asked(state, rollouts, signals)
 
 
 def join(
@@ -83,21 +89,57 @@ def join(
     ]
 
 
+def whole(teacher: Teacher, asked: Asked) -> Asked:
+    """What is asked of a teacher whose word is kept, so that it can be asked anything later."""
+    return _DISTRIBUTION if teacher.can_say(_DISTRIBUTION) else asked
+
+
+def spool_of(state: State, folder: Path, section: SpoolSection) -> Spool:
+    """Where this run's teachers are kept."""
+    absent = state.student.head().absent_ids
+    asked = {
+        reader: whole(state.viewers[reader].teacher, wanted)
+        for view, wanted in state.needs.views.items()
+        for reader in state.readers(view)
+    }
+    described = description(
+        asked,
+        state.method.loss_temperature,
+        num_tokens=state.student.num_tokens,
+        absent_ids=[] if absent is None else absent.tolist(),
+        tokenizer=state.student.tokenizer,
+    )
+    return Spool(folder, section, described)
+
+
+def _as_asked(
+    state: State, rollouts: Sequence[Rollout], signals: Sequence[dict[str, Signal]]
+) -> list[dict[str, Signal]]:
+    """What the method asked for, where hidden states were asked for to be kept."""
+    found = [dict(said) for said in signals]
+    for name, asked in state.asked.items():
+        rows = [row for row, said in enumerate(signals) if name in said and said[name].hidden_TH is not None]
+        known, answers = [signals[row][name] for row in rows], [rollouts[row].answer_ids for row in rows]
+        for row, signal in zip(rows, answered(known, answers, asked, state.method.loss_temperature), strict=True):
+            found[row][name] = signal
+    return found
+
+
 def fits(teacher: Teacher, view: View, rollout: Rollout) -> bool:
     """Whether the teacher has positions for what it reads and the answer."""
-    room = teacher.model.max_positions
+    room = teacher.max_positions
     return room is None or len(view.context_ids) + len(rollout.answer_ids) <= room
 
 
 def _said(
-    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], wanted: Collection[Read]
+    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], kept: Collection[Read]
 ) -> dict[Read, Signal]:
-    """wanted: reads whose hidden states are to come too."""
+    """kept: reads whose hidden states are to come too."""
     said: dict[Read, Signal] = {}
     for asked in dict.fromkeys(wanted for _, _, wanted in reads):
         some = [read for read in reads if read[2] == asked]
         contexts, answers = [read[1] for read in some], [rollouts[read[0]].answer_ids for read in some]
-        temperature, states_of = state.method.loss_temperature, [n for n, read in enumerate(some) if read in wanted]
+        temperature, states_of = state.method.loss_temperature, [n for n, read in enumerate(some) if read in kept]
         signals = teacher.score(contexts, answers, asked, temperature=temperature, states_of=states_of)
         said.update(zip(some, signals, strict=True))
     return said

@@ -19,13 +19,14 @@ from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
 from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states, student_side
 from opdkit.training.views import fits
-from opdkit.types import Example, Group, Rollout, Signal, View, seed_from
+from opdkit.types import Asked, Example, Group, Rollout, Signal, View, seed_from
 
 if TYPE_CHECKING:
-    from opdkit.training.models.teacher import Teacher
+    from opdkit.training.models.base_teacher import Teacher
     from opdkit.training.state import State
 
 Key = tuple[str, int]  # of a rollout
+_DISTRIBUTION = Asked("distribution")
 
 # Of every bucket of positions, and of all tokens.
 BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "forward_kl", "reverse_kl")
@@ -116,13 +117,12 @@ def _chosen(state: State, groups: Sequence[Group], views: Sequence[Mapping[str, 
     """`num` of the rollouts that a teacher reads, drawn by who they are."""
     problems = [group.problem for group in groups for _ in group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    read = [
-        rollout
-        for problem, rollout, of_row in zip(problems, rollouts, views, strict=True)
-        if "teacher" in of_row
-        and rollout.answer_mask.any()
-        and fits(state.viewers[state.reader("teacher", problem)].teacher, of_row["teacher"], rollout)
-    ]
+    read = []
+    for problem, rollout, of_row in zip(problems, rollouts, views, strict=True):
+        if "teacher" in of_row and rollout.answer_mask.any():
+            teacher = state.viewers[state.reader("teacher", problem)].teacher
+            if teacher.can_say(_DISTRIBUTION) and fits(teacher, of_row["teacher"], rollout):
+                read.append(rollout)
     return sorted(read, key=lambda one: seed_from(state.seed, state.step, *one.key, "diagnostics"))[:num]
 
 
