@@ -30,6 +30,8 @@ def target_scores(
         said = [(view.sampled(sampled_ids_n), weight) for view, weight in parts]
         known = [(sampled_n, weight) for sampled_n, weight in said if sampled_n is not None]
         return TargetScores(sampled_logprob_n=combined(known, target.kind))
+    if any(view.silent_V is not None for view, _ in parts):
+        raise ValueError(f"{target}: a view with another tokenizer says nothing of some ids, so it cannot be combined")
     full = [(view.logprob_nV, weight) for view, weight in parts if view.logprob_nV is not None]
     logprob_nV = combined(full, target.kind)
     if target.kind == "mixture":
