@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 
-from opdkit.engines.token_bytes import TokenBytes
+from opdkit.contexts.render import Renderer
+from opdkit.engines.token_bytes import TokenBytes, encode_plainly, token_bytes
+from opdkit.errors import UserError
 
 MOST_TOKENS = 6  # of a span on either side; a longer one says too little of each of its tokens
 THOUGHT_TAGS = (b"<think>", b"</think>")
@@ -154,8 +156,31 @@ class Alignment:
         return self.student.markup.isdisjoint(ours) and self.teacher.markup.isdisjoint(theirs)
 
 
+def align(
+    student: tuple[Renderer, int], teacher: tuple[Renderer, int], *, names: tuple[str, str], pair_stops: bool
+) -> Alignment:
+    """Of (how a side reads, the id that ends its turns). Raises UserError where a tokenizer's bytes are not known, or
+    the two have hardly a token in common."""
+    tokenizers = [renderer.tokenizer for renderer, _ in (student, teacher)]
+    ours, theirs = (token_bytes(tokenizer, name) for tokenizer, name in zip(tokenizers, names, strict=True))
+
+    def encode(text: str) -> Sequence[int]:
+        try:
+            return encode_plainly(tokenizers[1], text)
+        except Exception as error:  # tokenizers raises plain Exception for a character it does not know
+            raise ValueError(str(error)) from error
+
+    alignment = Alignment(
+        student=ours, teacher=theirs, encode=encode, ends=(student[1], teacher[1]), pair_stops=pair_stops
+    )
+    if not ours.id_of.keys() & theirs.id_of.keys():
+        raise UserError(f"{names[0]} and {names[1]} have no token of the same bytes, so nothing could be compared")
+    return alignment
+
+
 def _num_agreed(one: bytes, other: bytes) -> int:
     """How many bytes the two begin with alike."""
     if one == other:
         return len(one)
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(map(len, (one, other))))
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -16,6 +16,7 @@ from opdkit.data.files.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
+from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
@@ -52,6 +53,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *_stage_teacher_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *align_faults(stage),
         ]
         for where, stage in stages.items()
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from opdkit.contexts import build_views
 from opdkit.training.models.teacher import Teacher
+from opdkit.training.spans import check_coverage
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 
@@ -22,7 +23,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
             viewer, own_groups = state.viewers[reader], [groups[place] for place in places]
             own = [row for place in places for row in found[place]]
             for number, name in enumerate(state.readings(view)):
-                read = build_views(own_groups, viewer.context, viewer.teacher.renderer, identity, number)
+                read = build_views(own_groups, viewer.context, viewer.teacher.reader, identity, number)
                 for row, shown in zip(own, read, strict=True):
                     if shown is not None:
                         row[name] = shown if reader == view else replace(shown, by=reader)
@@ -49,10 +50,11 @@ def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]
                 teacher = state.viewers[read[name].by or base_name(name)].teacher
                 of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
     for teacher, reads in of_teacher.items():
-        reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
+        reads = {key: read for key, read in reads.items() if teacher.fits(read[1], rollouts[read[0]].answer_ids)}
         said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())))
         for (row, name), read_once in reads.items():
             signals[row][name] = said[read_once]
+    check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
     return signals
 
 
@@ -65,11 +67,6 @@ def join(
         Example(problem=problem, rollout=rollout, views=read, signals=said)
         for (problem, rollout), read, said in zip(asked, views, signals, strict=True)
     ]
-
-
-def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
-    room = teacher.model.max_positions
-    return room is None or len(context_ids) + len(rollout.answer_ids) <= room
 
 
 def _said(state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read]) -> dict[Read, Signal]:

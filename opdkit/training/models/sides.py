@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
+from opdkit.engines.aligned import align
 from opdkit.engines.load import load_words
 from opdkit.engines.stops import Stops, find_stops, texts_of
+from opdkit.engines.token_bytes import encode_plainly
 from opdkit.engines.vocabulary import CommonIds, common_ids
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection, load_recipe
@@ -26,6 +28,7 @@ from opdkit.recipe.sections import ModelSection
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
+SAMPLE = "The total is 12 + 345 = 357, so x = 0.5."
 _CLOSED_THINKING = re.compile(r"<think\s*>\s*</think\s*>\s*\Z")
 
 
@@ -132,11 +135,13 @@ def _read_teacher(
     reading = teacher_reading(recipe, section, ours.bare, now)
     tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
     tutor.opening()
-    common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
-    if faults := list(_faults(pupil, tutor, common)):
+    aligned, common = section.tokens == "align", None
+    if section.kind == "model" and not aligned:
+        common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name))
+    if faults := list(_thought_faults(pupil, tutor) if aligned else _faults(pupil, tutor, common)):
         raise UserError(*faults)
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
-    said = _pair_warnings(pupil, tutor, section)
+    said = [_aligned_sentence(pupil, tutor, section)] if aligned else _pair_warnings(pupil, tutor, section)
     if section.kind == "model" or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
@@ -234,6 +239,40 @@ def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]
             f"lacks, so no answer could be taught to end; {way}"
         )
     return faults
+
+
+def _thought_faults(student: Side, teacher: Side) -> list[str]:
+    """Of models with two tokenizers, each asked in its own template."""
+    inside = {side.label: side.thinking == "inside a thought" for side in (student, teacher)}
+    if len({*inside.values()}) == 1:
+        return []
+    return [
+        f"the student's answers begin {student.thinking}, the teacher's {teacher.thinking}, so the teacher would read "
+        "a thought as an answer or the reverse; ask both alike (template_kwargs, close_thinking of [model] and "
+        "[teacher])"
+    ]
+
+
+def _aligned_sentence(student: Side, teacher: Side, section: TeacherSection) -> str:
+    """How far two tokenizers agree, on a text that everybody can look at."""
+    alignment = align(
+        (student.renderer, student.stops.end),
+        (teacher.renderer, teacher.stops.end),
+        names=(student.name, teacher.name),
+        pair_stops=section.pair_stops,
+    )
+    try:
+        reading = alignment.read(ids := encode_plainly(student.renderer.tokenizer, SAMPLE))
+        single = sum(span.sizes == (1, 1) for span in reading.spans)
+        shown = f", and {single} of the {len(ids)} tokens of {SAMPLE!r} are one token on both sides"
+    except Exception:  # tokenizers raises plain Exception for a character it does not know
+        shown = ""
+    num = len(alignment.teacher_id)
+    return (
+        f"{teacher.label}: another tokenizer. {num} of the student's {len(alignment.student.bytes_V)} tokens have one "
+        f"of the same bytes{shown}; the metrics {teacher.label.removesuffix('.teacher').replace('.', '/')}/share_... "
+        f"tell how much is heard in training"
+    )
 
 
 def _own_warnings(side: Side, section: ModelSection | TeacherSection) -> list[str]:

@@ -15,6 +15,7 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
+from opdkit.contexts.base import Reader
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
 from opdkit.engines.hf import HFEngine, signals_of
@@ -26,13 +27,16 @@ from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.optimizer import Optimizer, check_tensors
 from opdkit.training.models.other_models import OtherModel
 from opdkit.training.models.sides import teacher_reading
-from opdkit.types import Asked, Signal
+from opdkit.types import Asked, Signal, Spans, SpanSpread
 
 Weights = Callable[[], Mapping[str, Tensor] | None]
 _HIDDEN_STATES = Asked("distribution")
 
 
 class Teacher:
+    spread: SpanSpread | None = None  # of a teacher with another tokenizer, see `Spans`
+    reader: Reader  # how it is shown what it reads
+
     def __init__(
         self,
         model: LanguageModel | OtherModel,
@@ -43,7 +47,7 @@ class Teacher:
         adapter_off: bool = False,
     ) -> None:
         self._whose = model
-        self.renderer = renderer
+        self.renderer = self.reader = renderer
         self._weights = weights
         self._adapter_off = adapter_off
         self._max_tokens = max_tokens_per_batch
@@ -69,6 +73,15 @@ class Teacher:
     def active(self) -> AbstractContextManager[None]:
         """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
         return self.model.adapter_off() if self._adapter_off else nullcontext()
+
+    def fits(self, context_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
+        """Whether it can read the answer behind the context."""
+        room = self.model.max_positions
+        return room is None or len(context_ids) + len(answer_ids) <= room
+
+    def spans_of(self, context_ids: Sequence[int], answer_ids: Sequence[int], asked: Asked) -> Spans | None:
+        """Which tokens a teacher with another tokenizer can say something of; None: it reads these very tokens."""
+        return None
 
     def score(
         self,
