@@ -1,4 +1,4 @@
-"""One answer in two tokenizers: which tokens of the student cover the same bytes as which of the teacher. Pure bytes.
+"""One answer in two tokenizers: which tokens of the student cover the same bytes as which of the teacher. No torch.
 
 Both sequences of bytes are cut wherever both sides have a token's end. What lies between two cuts is a span:
 
@@ -22,6 +22,8 @@ from opdkit.errors import UserError
 
 MOST_TOKENS = 6  # of a span on either side; a longer one says too little of each of its tokens
 THOUGHT_TAGS = (b"<think>", b"</think>")
+
+Side = tuple[Renderer, int, str]  # how a model reads, the id that ends its turns, its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +158,13 @@ class Alignment:
         return self.student.markup.isdisjoint(ours) and self.teacher.markup.isdisjoint(theirs)
 
 
-def align(
-    student: tuple[Renderer, int], teacher: tuple[Renderer, int], *, names: tuple[str, str], pair_stops: bool
-) -> Alignment:
-    """Of (how a side reads, the id that ends its turns). Raises UserError where a tokenizer's bytes are not known, or
-    the two have hardly a token in common."""
-    tokenizers = [renderer.tokenizer for renderer, _ in (student, teacher)]
-    ours, theirs = (token_bytes(tokenizer, name) for tokenizer, name in zip(tokenizers, names, strict=True))
+def align(student: Side, teacher: Side, *, pair_stops: bool) -> Alignment:
+    """Raises UserError where a tokenizer's bytes are not known, or the two have no token in common."""
+    ours, theirs = (token_bytes(renderer.tokenizer, name) for renderer, _, name in (student, teacher))
 
     def encode(text: str) -> Sequence[int]:
         try:
-            return encode_plainly(tokenizers[1], text)
+            return encode_plainly(teacher[0].tokenizer, text)
         except Exception as error:  # tokenizers raises plain Exception for a character it does not know
             raise ValueError(str(error)) from error
 
@@ -174,7 +172,7 @@ def align(
         student=ours, teacher=theirs, encode=encode, ends=(student[1], teacher[1]), pair_stops=pair_stops
     )
     if not ours.id_of.keys() & theirs.id_of.keys():
-        raise UserError(f"{names[0]} and {names[1]} have no token of the same bytes, so nothing could be compared")
+        raise UserError(f"{student[2]} and {teacher[2]} have no token of the same bytes, so nothing could be compared")
     return alignment
 
 

@@ -224,9 +224,7 @@ def test_tokenizers_whose_bytes_are_not_known_are_refused() -> None:
     lower = bpe_tokenizer(TEXTS, 300)
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     for tokenizer, why in ((pieces_of_words, "WordPiece"), (words, "decoder"), (lower.backend_tokenizer, "comes back")):
-        with pytest.raises(
-            UserError, match=rf"(?s)those of models/x cannot be known exactly: .*{why}.*"
-        ):
+        with pytest.raises(UserError, match=rf"(?s)those of models/x cannot be known exactly: .*{why}.*"):
             token_bytes(PreTrainedTokenizerFast(tokenizer_object=tokenizer), "models/x")
     with pytest.raises(UserError, match="no fast tokenizer"):
         token_bytes(object(), "models/x")

@@ -5,7 +5,6 @@ The alignment itself: tests/engines/test_aligned.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.scratch import char_tokenizer, make_model
@@ -22,8 +20,9 @@ from opdkit.errors import UserError
 from opdkit.metrics import Metric
 from opdkit.recipe import Recipe
 from opdkit.tasks import arithmetic
-from opdkit.training.loop import TrainingRun, train
-from opdkit.training.metrics.describe import describe_views
+from opdkit.training.loop import TrainingRun
+from opdkit.training.models.optimizer import StepResult
+from opdkit.training.models.sides import read_sides
 from opdkit.training.spans import check_coverage, spread
 from opdkit.training.step import train_step
 from opdkit.types import Asked, Signal, Spans
@@ -72,7 +71,9 @@ def weights_of(start: Any, chosen: Recipe, num: int = 2) -> dict[str, torch.Tens
     return stepped(start(chosen), num)[2]
 
 
-@pytest.mark.parametrize("loss", [(SAMPLED,), LISTS, ("method.support=teacher_topk", "method.k=3")], ids=["sampled", "k", "t"])
+@pytest.mark.parametrize(
+    "loss", [(SAMPLED,), LISTS, ("method.support=teacher_topk", "method.k=3")], ids=["sampled", "k", "t"]
+)
 def test_one_tokenizer_by_this_path_is_the_ordinary_path_bit_for_bit(
     loss: tuple[str, ...], recipe: Make, start: Any
 ) -> None:
@@ -147,17 +148,14 @@ def test_spans_have_the_gradient_of_their_definition(
     run = start(chosen)
     run.state.max_tokens_per_micro_batch = 100
     seen: dict[str, torch.Tensor] = {}
-    apply = run.parts.optimizer.step
 
-    def catch(number: int) -> Any:
+    def catch(_: int) -> StepResult:
         seen.update({name: weight.grad.clone() for name, weight in run.parts.optimizer.weights.items()})
         run.parts.optimizer.zero_grad()
-        return apply(number)
+        return StepResult(0.0, False)
 
     monkeypatch.setattr(run.parts.optimizer, "step", catch)
-    with monkeypatch.context() as patch:
-        patch.setattr(run.parts.optimizer, "step", lambda number: (catch(number)))
-        rows, metrics = train_step(run.state, run.problems[:5])
+    rows, metrics = train_step(run.state, run.problems[:5])
     losses, merged = [], 0
     for row in rows:
         ids, spans = by_characters(run, row)
@@ -181,3 +179,149 @@ def test_spans_have_the_gradient_of_their_definition(
     assert numbers["teacher/share_one_to_one"] < 1 and numbers["teacher/share_merged"] > 0
     shares = [numbers[f"teacher/share_{name}"] for name in ("one_to_one", "merged", "masked")]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_lists_are_compared_where_one_token_is_one_token(
+    recipe: Make, start: Any, pairs_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL(student || teacher) on the student's 4 likeliest of the ids that both have, the rest of each side in a bucket:
+    through bare modules, to 1e-5. Of a teacher's list the entries are the student's ids."""
+    chosen = recipe("opd", *LISTS, ALIGN, f"teacher.path={pairs_digits}", "diagnostics.every=1")
+    run = start(chosen)
+    ours, theirs = run.parts.student.tokenizer, run.parts.teacher.renderer.tokenizer
+    special, their_vocab = {*ours.all_special_ids}, theirs.get_vocab()
+    shared = {i: their_vocab[t] for t, i in ours.get_vocab().items() if i not in special}
+    shared[ours.eos_token_id] = theirs.eos_token_id
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def catch(_: int) -> StepResult:
+        seen.append({name: weight.grad.clone() for name, weight in run.parts.optimizer.weights.items()})
+        run.parts.optimizer.zero_grad()
+        return StepResult(0.0, False)
+
+    monkeypatch.setattr(run.parts.optimizer, "step", catch)
+    rows, metrics = train_step(run.state, run.problems[:5])
+    losses, known = [], torch.tensor(sorted(shared))
+    for row in rows:
+        ids, spans = by_characters(run, row)
+        own_TV = logprobs(run.parts.student, row.rollout.prompt_ids, row.rollout.answer_ids)
+        with torch.no_grad():
+            told_MW = logprobs(run.parts.teacher.model, row.view.context_ids, ids)
+        for (place, *rest), (their_place, *others) in spans:
+            if not rest and not others:
+                listed = known[own_TV[place, known].topk(4).indices]
+                told_k = told_MW[their_place, [shared[token] for token in listed.tolist()]]
+                both = [torch.cat([x, torch.log1p(-x.exp().sum())[None]]) for x in (own_TV[place, listed], told_k)]
+                losses.append((both[0].exp() * (both[0] - both[1])).sum())
+    loss = torch.stack(losses).mean()
+    expected = torch.autograd.grad(loss, list(run.parts.optimizer.weights.values()))
+    flat, wanted = (torch.cat([g.flatten().double() for g in grads]) for grads in (seen[0].values(), expected))
+    assert wanted.norm() > 0 and (flat - wanted).norm() / wanted.norm() < 1e-5
+    numbers = {metric.name: metric.value for metric in metrics}
+    assert numbers["train/loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert numbers["overlap/num_tokens"] == len(losses)
+    answers, contexts = [row.rollout.answer_ids for row in rows], [row.view.context_ids for row in rows]
+    for signal in run.parts.teacher.score(contexts, answers, Asked("topk", 5), temperature=1.0):
+        assert {*signal.topk_ids_TK[signal.spans.said_T].flatten().tolist()} <= shared.keys()
+        assert np.isnan(signal.topk_logprob_TK[~signal.spans.said_T]).all()
+
+
+def spans_of(*index: int, spread: str = "macro") -> Spans:
+    index_T = np.array(index, dtype=np.int64)
+    counts = {number: index.count(number) for number in index}
+    return Spans(
+        index_T=index_T,
+        is_single_T=np.array([counts[number] == 1 for number in index]),
+        said_T=index_T >= 0,
+        has_digit_T=np.zeros(len(index), dtype=np.bool_),
+        spread=spread,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(("form", "advantage"), [("macro", [0.5, 0.5, 0.5]), ("proportional", [0.0625, 0.3125, 0.125])])
+def test_a_span_of_three_digits_by_hand(form: str, advantage: list[float]) -> None:
+    """s = -.1, -.5, -.2 and t("201") = -.3: L_T - L_S = .5. Before it a single token, behind it one in no span."""
+    own_T = np.array([-1.0, -0.1, -0.5, -0.2, -9.0], dtype=np.float32)
+    told_T = np.array([-0.25, -0.1, -0.1, -0.1, np.nan], dtype=np.float32)  # t / 3 each: `even`
+    said = spread(Signal(sampled_logprob_T=told_T, spans=spans_of(0, 1, 1, 1, -1, spread=form)), own_T)
+    np.testing.assert_allclose(said.sampled_logprob_T[1:4] - own_T[1:4], advantage, atol=1e-6)
+    assert said.sampled_logprob_T[0] == np.float32(-0.25) and np.isnan(said.sampled_logprob_T[4])
+    # A student that was sure divides by nothing; of a span with a token nobody asked about, nothing is said.
+    sure = spread(
+        Signal(sampled_logprob_T=told_T[:4], spans=spans_of(0, 1, 1, 1, spread=form)), np.zeros(4, np.float32)
+    )
+    assert np.isfinite(sure.sampled_logprob_T).all()
+    own_T[2] = np.nan
+    assert spread(replace(said, sampled_logprob_T=told_T), own_T).spans.said_T.tolist() == [True, *[False] * 4]
+
+
+def test_a_teacher_that_says_next_to_nothing_stops_the_run(recipe: Make, start: Any) -> None:
+    run = start(recipe("opd"))
+    rollout = train_step(run.state, run.problems[:1])[0][0].rollout
+    silent = spans_of(*[-1] * len(rollout.answer_ids))
+    with pytest.raises(UserError, match=r"says something of 0\.0 % of this step's tokens"):
+        check_coverage([(rollout, silent)])
+    check_coverage([])
+    check_coverage([(rollout, None)])
+
+
+def test_two_aligned_views_of_which_one_reads_the_students_answers(
+    recipe: Make, start: Any, pairs_digits: Path
+) -> None:
+    """The evidence is the text that the student wrote, in the teacher's tokens; a mixture of both views is learned."""
+    wording = "{ layout = '{question}{failure}', failure = ';{text}' }"
+    peers = f"{{ kind = 'peers', slots = ['failure'], feedback = 'never', wording = {wording} }}"
+    other = f"{{ kind = 'model', path = '{pairs_digits}', tokens = 'align', span = 'even' }}"
+    keys = (f"views.other={{ teacher = {other}, context = {peers} }}", "method.target={ teacher = 0.5, other = 0.5 }")
+    run = start(
+        recipe("opd", SAMPLED, ALIGN, "teacher.span=proportional", f"teacher.path={pairs_digits}", *keys), [0, 0]
+    )
+    rows, metrics, _ = stepped(run)
+    ours, theirs = run.parts.renderer, run.parts.teacher.renderer.tokenizer
+    for row, sibling in zip(rows[::2], rows[1::2], strict=True):
+        read = "".join(theirs.convert_ids_to_tokens(row.views["other"].context_ids))
+        assert ours.answer_text(sibling.rollout.answer_ids).strip() in read
+    numbers = {metric.name: metric.value for metric in metrics}
+    assert numbers["views/other/share_said"] > 0.5 and np.isfinite(numbers["train/loss"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ((), 'method.support = "full" compares whole vocabularies'),
+        ((*LISTS, "teacher.span=even"), 'teacher.span = "even" tells of spans'),
+        ((SAMPLED, "method.without_context=dilute"), 'method.without_context = "dilute"'),
+        (("method.divergence=forward_kl", *LISTS, "method.answers=teacher"), 'method.answers = "teacher"'),
+        ((SAMPLED, "teacher.tokens=same", "teacher.span=even"), 'teacher.span = "even" is only read with'),
+        ((SAMPLED, "teacher.tokens=same", "teacher.pair_stops=false"), "teacher.pair_stops = false is only read with"),
+        ((SAMPLED, "weights.tokens={ name = 'soft_or' }"), "[weights] compares whole vocabularies"),
+        (
+            (
+                *LISTS,
+                "views.b={ teacher = { kind = 'self', weights = 'initial' } }",
+                "method.target={teacher=2.0,b=-1.0}",
+            ),
+            "a target of several views",
+        ),
+        ((SAMPLED, "teacher={ kind = 'self', weights = 'initial', tokens = 'align' }"), 'teacher.kind = "model"'),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(keys: tuple[str, ...], sentence: str, recipe: Make) -> None:
+    with pytest.raises(UserError) as refused:
+        recipe("opd", ALIGN, *keys)
+    assert sentence in str(refused.value)
+
+
+def test_sides_are_refused_where_one_thinks_and_more_candidates_are_asked_than_there_are(
+    recipe: Make, pairs_digits: Path, tmp_path: Path
+) -> None:
+    """And what `check --models` says where all is well."""
+    chosen = ("opd", *LISTS, ALIGN, f"teacher.path={pairs_digits}")
+    (said,) = [sentence for sentence in read_sides(recipe(*chosen)).warnings if "another tokenizer" in sentence]
+    assert "4 of the 10 tokens of '12+345=357' are one token on both sides" in said
+    thinking = tmp_path / "thinking.jinja"
+    thinking.write_text("{% for m in messages %}<u>{{ m.content }}{% endfor %}<a><think>\n")
+    with pytest.raises(UserError, match="answers begin inside a thought, the teacher's without a thought"):
+        read_sides(recipe(*chosen, f"model.chat_template={thinking}"))
+    with pytest.raises(UserError, match=r"method\.k = 500, but with teacher\.tokens = \"align\" only the \d+ tokens"):
+        read_sides(recipe(*chosen, "method.k=500"))

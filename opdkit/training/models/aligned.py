@@ -65,9 +65,8 @@ class AlignedTeacher(Teacher):
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens)
         self._student, self.spread = student, section.span
         self.alignment = align(
-            (student.renderer(), student.end_id),
-            (renderer, model.stops.end),
-            names=(student.name, model.path),
+            (student.renderer(), student.end_id, student.name),
+            (renderer, model.stops.end, model.path),
             pair_stops=section.pair_stops,
         )
         self.reader = StudentsWords(renderer, student.renderer())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
-from opdkit.engines.aligned import align
+from opdkit.engines.aligned import Alignment, align
 from opdkit.engines.load import load_words
 from opdkit.engines.stops import Stops, find_stops, texts_of
 from opdkit.engines.token_bytes import encode_plainly
@@ -24,11 +24,12 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection, load_recipe
 from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
+from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import ModelSection
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
-SAMPLE = "The total is 12 + 345 = 357, so x = 0.5."
+SAMPLES = ("The total is 12 + 345 = 357, so x = 0.5.", "12+345=357")  # the second for models of arithmetic alone
 _CLOSED_THINKING = re.compile(r"<think\s*>\s*</think\s*>\s*\Z")
 
 
@@ -141,7 +142,13 @@ def _read_teacher(
     if faults := list(_thought_faults(pupil, tutor) if aligned else _faults(pupil, tutor, common)):
         raise UserError(*faults)
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
-    said = [_aligned_sentence(pupil, tutor, section)] if aligned else _pair_warnings(pupil, tutor, section)
+    if aligned:
+        ours_theirs = [(side.renderer, side.stops.end, side.name) for side in (pupil, tutor)]
+        alignment = align(*ours_theirs, pair_stops=section.pair_stops)
+        check_lists(recipe, alignment, label)
+        said = [_aligned_sentence(pupil, tutor, alignment)]
+    else:
+        said = _pair_warnings(pupil, tutor, section)
     if section.kind == "model" or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
@@ -253,20 +260,31 @@ def _thought_faults(student: Side, teacher: Side) -> list[str]:
     ]
 
 
-def _aligned_sentence(student: Side, teacher: Side, section: TeacherSection) -> str:
+def check_lists(recipe: Recipe, alignment: Alignment, label: str) -> None:
+    """Raises UserError where a list is to have more candidates than both tokenizers know."""
+    stages = stages_of(recipe).values()
+    chosen = {"method.k": [getattr(stage.method, "k", None) for stage in stages]}
+    chosen["weights.tokens.k"] = [getattr(stage.weights.tokens, "k", None) for stage in stages]
+    for key, lengths in chosen.items():
+        longest = max((k for k in lengths if k is not None), default=0)
+        if longest > len(alignment.teacher_id):
+            raise UserError(
+                f'{key} = {longest}, but with {label}.tokens = "align" only the {len(alignment.teacher_id)} tokens of '
+                "the same bytes on both sides are candidates; set it to that or less"
+            )
+
+
+def _aligned_sentence(student: Side, teacher: Side, alignment: Alignment) -> str:
     """How far two tokenizers agree, on a text that everybody can look at."""
-    alignment = align(
-        (student.renderer, student.stops.end),
-        (teacher.renderer, teacher.stops.end),
-        names=(student.name, teacher.name),
-        pair_stops=section.pair_stops,
-    )
-    try:
-        reading = alignment.read(ids := encode_plainly(student.renderer.tokenizer, SAMPLE))
-        single = sum(span.sizes == (1, 1) for span in reading.spans)
-        shown = f", and {single} of the {len(ids)} tokens of {SAMPLE!r} are one token on both sides"
-    except Exception:  # tokenizers raises plain Exception for a character it does not know
-        shown = ""
+    shown = ""
+    for text in SAMPLES:
+        try:
+            ids = encode_plainly(student.renderer.tokenizer, text)
+        except Exception:  # tokenizers raises plain Exception for a character it does not know
+            continue
+        single = sum(span.sizes == (1, 1) for span in alignment.read(ids).spans)
+        shown = f", and {single} of the {len(ids)} tokens of {text!r} are one token on both sides"
+        break
     num = len(alignment.teacher_id)
     return (
         f"{teacher.label}: another tokenizer. {num} of the student's {len(alignment.student.bytes_V)} tokens have one "

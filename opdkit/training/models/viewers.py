@@ -12,7 +12,7 @@ from opdkit.recipe import Recipe
 from opdkit.training.models.aligned import AlignedTeacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
-from opdkit.training.models.sides import teacher_reading
+from opdkit.training.models.sides import check_lists, teacher_reading
 from opdkit.training.models.teacher import Teacher, make_teacher
 from opdkit.training.state import Viewer
 
@@ -35,6 +35,7 @@ def make_viewers(
             if other is not None and view.teacher.tokens == "align":
                 own = other.renderer(**teacher_reading(recipe, view.teacher, other.renderer(), now))
                 teacher = AlignedTeacher(other, own, student, view.teacher, recipe.sampling.max_tokens_per_batch)
+                check_lists(recipe, teacher.alignment, "teacher" if name == "teacher" else f"views.{name}.teacher")
             else:
                 teacher = make_teacher(recipe, view.teacher, student, optimizer, now, other)
             teachers.append((view.teacher, teacher))
