@@ -320,7 +320,9 @@ def test_sides_are_refused_where_one_thinks_and_more_candidates_are_asked_than_t
     (said,) = [sentence for sentence in read_sides(recipe(*chosen)).warnings if "another tokenizer" in sentence]
     assert "4 of the 10 tokens of '12+345=357' are one token on both sides" in said
     thinking = tmp_path / "thinking.jinja"
-    thinking.write_text("{% for m in messages %}<u>{{ m.content }}{% endfor %}<a><think>\n")
+    thinking.write_text(
+        "{% for m in messages %}<u>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a><think>{% endif %}"
+    )
     with pytest.raises(UserError, match="answers begin inside a thought, the teacher's without a thought"):
         read_sides(recipe(*chosen, f"model.chat_template={thinking}"))
     with pytest.raises(UserError, match=r"method\.k = 500, but with teacher\.tokens = \"align\" only the \d+ tokens"):
