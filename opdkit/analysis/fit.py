@@ -18,7 +18,6 @@ import torch
 from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
-from opdkit.contexts import build_views
 from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
@@ -35,8 +34,8 @@ from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.data import check_readable, fitting, training_data
 from opdkit.training.metrics.agreement import compare_rows, heard_tokens, student_side, teacher_side
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.sides import read_sides
-from opdkit.training.models.teacher import Teacher
 from opdkit.training.parts import Parts
 from opdkit.training.spans import span_shares
 from opdkit.types import Asked, Example, Group, Problem, seed_from
@@ -60,6 +59,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         raise UserError(
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
             "own: its section as [teacher] and [context], and data.train of its domain"
+        )
+    if recipe.teacher.kind == "saved":
+        raise UserError(
+            'opdkit fit asks a teacher about new answers, but teacher.kind = "saved" only knows those of '
+            f"{recipe.teacher.run}; measure the teacher of that run itself"
         )
     if recipe.teacher.kind == "none":
         raise UserError(
@@ -224,7 +228,7 @@ def _with_views(
         Group(problem=problem, rollouts=tuple(row.rollout for row in rows[i * num : (i + 1) * num]))
         for i, problem in enumerate(problems)
     ]
-    views = build_views(groups, recipe.context, teacher.reader, identity=(recipe.seed, 0, "context"))
+    views = teacher.views(groups, recipe.context, (recipe.seed, 0, "context"), 0, "teacher")
     return [
         row if view is None else replace(row, views={"teacher": view}) for row, view in zip(rows, views, strict=True)
     ]

@@ -72,6 +72,11 @@ def _asked_too_much(recipe: Recipe, name: str, where: str) -> Iterator[str]:
             f'method.without_context = "dilute" counts in the mean what the view does not score, and with {aligned} '
             'that is every token which the two do not share; set without_context = "leave"'
         )
+    if recipe.spool is not None and asked is not None:
+        yield (
+            f"[spool] keeps what teachers say of the student's tokens one by one, and with {aligned} that is not said "
+            "of all; remove [spool]"
+        )
     if method.answer_source == "teacher" and name in recipe.answering:
         yield (
             f'method.answers = "teacher" would train on the teacher\'s own token ids, and with {aligned} they mean '

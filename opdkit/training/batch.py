@@ -73,7 +73,6 @@ class Batch:
         pass_rates: Mapping[str, float | None] | None = None,
         domain_of: Callable[[Problem], int] | None = None,
         num_domains: int = 1,
-        total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
         """All that a method may know but what the student says. `num_ids`: of the vocabulary; `asked`: what the views
         were asked, by reading; `required_views`: the method's; `domain_of`: which of `num_domains`, where every
@@ -106,7 +105,6 @@ class Batch:
             author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
             domain_N=None if domain_of is None else self._per_row([domain_of(e.problem) for e in self.examples]),
             num_domains=num_domains,
-            total=total,
         )
         return replace(inputs, mask_N=inputs.countable_N)
 

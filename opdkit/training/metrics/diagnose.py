@@ -22,9 +22,10 @@ from opdkit.training.metrics.agreement import Side, compare_rows, heard_tokens, 
 from opdkit.types import Asked, Example, Signal, seed_from
 
 if TYPE_CHECKING:
-    from opdkit.training.models.teacher import Teacher
+    from opdkit.training.models.base_teacher import Teacher
     from opdkit.training.state import State
 
+_DISTRIBUTION = Asked("distribution")
 # Of every bucket of positions, and of all tokens.
 BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "forward_kl", "reverse_kl")
 OVERALL = (*BY_BUCKET, "student_entropy", "teacher_entropy", "top1_agreement")
@@ -114,7 +115,8 @@ def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tu
     asked = state.needs.teacher
     by_teacher: dict[Teacher, list[Example]] = {}
     for row in rows:
-        by_teacher.setdefault(state.teacher_of(row), []).append(row)
+        if (teacher := state.teacher_of(row)).can_say(_DISTRIBUTION):
+            by_teacher.setdefault(teacher, []).append(row)
     found = []
     for teacher, own in by_teacher.items():
         if asked is not None and asked.answer == "distribution":
@@ -122,7 +124,7 @@ def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tu
         else:
             answers = [row.rollout.answer_ids for row in own]
             contexts = [row.view.context_ids for row in own if row.view is not None]
-            signals = [*teacher.score(contexts, answers, Asked("distribution"), temperature=1.0)]
+            signals = [*teacher.score(contexts, answers, _DISTRIBUTION, temperature=1.0)]
         said = {row.rollout.key: signal for row, signal in zip(own, signals, strict=True) if signal is not None}
         found.append((Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head), said))
     return found

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opdkit.contexts import Context, build_views
 from opdkit.contexts.render import Renderer
 from opdkit.engines.aligned import Reading, align
 from opdkit.engines.base import Progress
@@ -26,8 +27,8 @@ from opdkit.engines.model import LanguageModel
 from opdkit.losses import Head
 from opdkit.recipe import TeacherSection
 from opdkit.training.models.other_models import OtherModel
-from opdkit.training.models.teacher import Teacher
-from opdkit.types import Asked, Message, Signal, Spans, SpanSpread
+from opdkit.training.models.teacher import ModelTeacher
+from opdkit.types import Asked, Group, Message, Signal, Spans, SpanSpread, View
 
 _DIGITS = frozenset(b"0123456789")
 
@@ -49,7 +50,7 @@ class StudentsWords:
         return self.student.answer_text(answer_ids)
 
 
-class AlignedTeacher(Teacher):
+class AlignedTeacher(ModelTeacher):
     """Another model with `tokens = "align"`. It samples in its own tokens, as any teacher does."""
 
     spread: SpanSpread
@@ -69,7 +70,12 @@ class AlignedTeacher(Teacher):
             (renderer, model.stops.end, model.path),
             pair_stops=section.pair_stops,
         )
-        self.reader = StudentsWords(renderer, student.renderer())
+        self._reader = StudentsWords(renderer, student.renderer())
+
+    def views(
+        self, groups: Sequence[Group], context: Context, identity: tuple[int | str, ...], number: int, name: str
+    ) -> list[View | None]:
+        return build_views(groups, context, self._reader, identity, number)
 
     def engine(self) -> HFEngine:
         return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, reader_ids_W=self._reader_ids_W)
