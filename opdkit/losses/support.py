@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.logprobs import Implicit
 from opdkit.losses.spec import Support
 
 
@@ -40,7 +41,7 @@ class TargetScores:
     """What the teacher said of n tokens, at the loss temperature, in nats over the full vocabulary. silent_V: the ids
     that a teacher with another tokenizer has no word for (bool); they are in no list."""
 
-    logprob_nV: Tensor | None = None
+    logprob_nV: Tensor | Implicit | None = None
     prob_nV: Tensor | None = None
     topk_ids_nK: Tensor | None = None
     topk_logprob_nK: Tensor | None = None
