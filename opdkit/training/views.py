@@ -9,6 +9,7 @@ from pathlib import Path
 from opdkit.engines.states import answered
 from opdkit.recipe.sections import SpoolSection
 from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.spans import check_coverage
 from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
@@ -64,14 +65,16 @@ def score(
                 wanted = asked if state.spool is None else whole(teacher, asked)
                 of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, wanted)
     for teacher, reads in of_teacher.items():
-        reads = {key: read for key, read in reads.items() if fits(teacher, views[key[0]][key[1]], rollouts[read[0]])}
+        reads = {key: read for key, read in reads.items() if teacher.fits(read[1], rollouts[read[0]].answer_ids)}
         kept = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
         said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), kept)
         for (row, name), read_once in reads.items():
             signal, whole_asked = said[read_once], read_once[2].answer == "distribution"
             if name == "teacher" and read_once in kept and signal.head is not None:
-                heard(teacher, rollouts[row], signal)
+                spans = teacher.spans_of(read_once[1], rollouts[row].answer_ids, _DISTRIBUTION)
+                heard(teacher, rollouts[row], replace(signal, spans=spans))
             signals[row][name] = signal if whole_asked else replace(signal, hidden_TH=None, head=None)
+    check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
     if state.spool is None:
         return signals
     state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
@@ -123,12 +126,6 @@ def _as_asked(
         for row, signal in zip(rows, answered(known, answers, asked, state.method.loss_temperature), strict=True):
             found[row][name] = signal
     return found
-
-
-def fits(teacher: Teacher, view: View, rollout: Rollout) -> bool:
-    """Whether the teacher has positions for what it reads and the answer."""
-    room = teacher.max_positions
-    return room is None or len(view.context_ids) + len(rollout.answer_ids) <= room
 
 
 def _said(

@@ -17,8 +17,7 @@ from torch import Tensor
 from opdkit.engines.hf import HFEngine
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
-from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states, student_side
-from opdkit.training.views import fits
+from opdkit.training.metrics.agreement import Side, compare_rows, heard_tokens, hidden_states, student_side
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, seed_from
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ class Diagnosis:
         student = Side(hidden=lambda asked: [self._states.pop(row.rollout.key) for row in asked], head=head)
         for said in self._said.values():
             own = [row for row in some if row.rollout.key in said]
-            if not own:
+            own = heard_tokens(own, [said[row.rollout.key].spans for row in own])
+            if not any(row.rollout.answer_mask.any() for row in own):
                 continue
             teacher = Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head)
             table = compare_rows(
@@ -121,7 +121,7 @@ def _chosen(state: State, groups: Sequence[Group], views: Sequence[Mapping[str, 
     for problem, rollout, of_row in zip(problems, rollouts, views, strict=True):
         if "teacher" in of_row and rollout.answer_mask.any():
             teacher = state.viewers[state.reader("teacher", problem)].teacher
-            if teacher.can_say(_DISTRIBUTION) and fits(teacher, of_row["teacher"], rollout):
+            if teacher.can_say(_DISTRIBUTION) and teacher.fits(of_row["teacher"].context_ids, rollout.answer_ids):
                 read.append(rollout)
     return sorted(read, key=lambda one: seed_from(state.seed, state.step, *one.key, "diagnostics"))[:num]
 
