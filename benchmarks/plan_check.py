@@ -171,7 +171,66 @@ def figures(said: Plan, found: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def page(rows: dict[str, dict[str, dict[str, float]]], speed: dict[str, Any]) -> str:
-    return json.dumps({n: {m: [round(f["planned"]/f["measured"],3), round(f["measured"]/2**20), round(f["planned_s"],2), round(f["measured_s"],2)] for m,f in r.items()} for n, r in rows.items()}, indent=1)
+    """Bytes by setting and moment, and seconds as shares of what all settings come to at that moment."""
+    ratios = {
+        moment: math.exp(
+            sum(math.log(r[moment]["measured_s"] / r[moment]["planned_s"]) for r in _timed(rows, moment))
+            / len(_timed(rows, moment))
+        )
+        for moment in MOMENTS
+    }
+    lines, apart, late = [], [], []
+    for name, moments in rows.items():
+        peak = max(moments, key=lambda moment: moments[moment]["measured"])
+        for moment, one in moments.items():
+            bytes_apart = one["planned"] / one["measured"] - 1
+            if moment == peak:
+                apart.append(abs(bytes_apart))
+            cells = ["-", "-", "-"]
+            if one["planned_s"] and one["measured_s"] > LEAST_S:
+                expected = one["planned_s"] * ratios[moment]
+                seconds_apart = expected / one["measured_s"] - 1
+                late.append(abs(seconds_apart))
+                cells = [f"{expected:.2f}", f"{one['measured_s']:.2f}", f"{seconds_apart:+.0%}"]
+            mib = [f"{one[which] / 2**20:.1f}" for which in ("planned", "measured")]
+            shown = f"**{moment}**" if moment == peak else moment
+            lines.append(f"| {name if moment == 'sampling' else ''} | {shown} | {' | '.join(mib)} "
+                         f"| {bytes_apart:+.0%} | {' | '.join(cells)} |")  # fmt: skip
+    return TEXT.format(
+        lines="\n".join(lines), memory=MEMORY_WITHIN, time=TIME_WITHIN, worst=max(apart), worst_s=max(late),
+        within=sum(one <= MEMORY_WITHIN for one in apart), settings=len(apart),
+        within_s=sum(one <= TIME_WITHIN for one in late), times=len(late),
+        flops=speed["rates"]["flops"]["float32"] / 1e9, low=speed["rates"]["flops"]["bfloat16"] / 1e9,
+        read=speed["rates"]["bandwidth"] / 1e9, hardware=speed["hardware"], versions=speed["versions"],
+    )  # fmt: skip
+
+
+def _timed(rows: dict[str, dict[str, dict[str, float]]], moment: str) -> list[dict[str, dict[str, float]]]:
+    return [one for one in rows.values() if one[moment]["planned_s"] and one[moment]["measured_s"] > LEAST_S]
+
+
+MOMENTS = ("sampling", "scoring", "update")
+LEAST_S = 0.02  # of a moment; there is nothing to compare below
+TEXT = """# `opdkit plan` beside measurements
+
+What [`opdkit plan`](../inside/performance.md) says from configs alone, beside one measured step of each of six
+settings on a CPU. Bytes are live tensors at the peak of each moment, of torch's allocator; in bold the moment of the
+highest peak. Seconds are of the processor. The machine's rates were measured first, and of seconds only ratios are
+compared: the planned ones of a moment are multiplied by one number for all settings, their geometric mean.
+
+| setting | moment | MiB planned | measured | off by | s planned | measured | off by |
+|---|---|---|---|---|---|---|---|
+{lines}
+
+Of {settings} peaks, {within} are within {memory:.0%} (worst {worst:.0%}); of {times} times, {within_s} are within
+{time:.0%} of what their ratio to the others should be (worst {worst_s:.0%}).
+
+Not compared with any GPU yet: on one, the efficiencies and the time to start kernels are assumptions, and so is what
+the allocator cannot use. `benchmarks/gpu.sh` will say.
+
+{hardware}: products {flops:.0f} GFLOP/s in float32 and {low:.1f} in bfloat16, reading {read:.0f} GB/s; {versions}.
+Made by `python benchmarks/plan_check.py`; kept in `benchmarks/results/plan_check.json`.
+"""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes into every shipped recipe of real models which GPUs it fits, by `opdkit plan`: the line "# Fits: ...".
 
-    python benchmarks/plan_fits.py
+python benchmarks/plan_fits.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One step of a run, measured by its moments: live tensor bytes at each moment's peak, and processor seconds.
 
-    python benchmarks/plan_measure.py '{"hidden_size": 256, ...}'    # called by plan_check.py, a process for each setting
+    python benchmarks/plan_measure.py '{"student": ...}'    # as plan_check.py calls it, a process for each setting
 
 Bytes are those of torch's allocator, every allocation and release in order, on top of what is alive before the step
 (weights, optimizer, teacher): what `torch.cuda.max_memory_allocated` counts on a GPU. What a BLAS library holds for
@@ -86,7 +86,7 @@ class Clock:
 def measure(setting: dict[str, Any], steps: int = 2) -> dict[str, Any]:
     torch.set_num_threads(1)
     clock = Clock()
-    Resources.during = lambda self, part: clock.during(self, part)  # type: ignore[method-assign, assignment]
+    Resources.during = lambda self, part: clock.during(self, part)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_models(setting, folder)

@@ -1,6 +1,6 @@
 """Writes opdkit/cost/models.toml: the sizes of the models that shipped recipes name, from what their config.json says.
 
-    python benchmarks/plan_models.py    # some minutes; no weight and no network is needed
+python benchmarks/plan_models.py    # some minutes; no weight and no network is needed
 """
 
 from __future__ import annotations

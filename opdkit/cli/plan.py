@@ -24,7 +24,7 @@ def plan(
     set_: Set = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help='Of the table (l4, rtx4090, a100-80, h100, h200, ...): also seconds; or memory alone, "24GB".'),
+        typer.Option(help='A name (rtx4090, a100-80, h100, h200, ...) gives seconds too; or memory alone, "24GB".'),
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, max=4096, help="Of that kind, one process each.")] = 1,
     strategy: Annotated[
@@ -42,7 +42,8 @@ def plan(
         int | None, typer.Option(min=1, max=MOST, help="Of an average prompt; default: 256.")
     ] = None,
     answer_tokens: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Of an average answer; default: the limit, the most it can cost.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Of an average answer; default: the limit, the most it can cost."),
     ] = None,
     context_tokens: Annotated[
         int | None, typer.Option(min=0, max=MOST, help="That a teacher reads besides; default: by the context.")
@@ -147,7 +148,7 @@ def _changes_table(before: Plan, worth: list[Change]) -> Table:
         if took is not None and after.seconds is not None:
             now = sum(after.seconds.values())
             row += [_seconds(now), f"{now / took - 1:+.0%}"]
-        row += ([] if before.device is None else ["yes" if after.fits else "no"])
+        row += [] if before.device is None else ["yes" if after.fits else "no"]
         table.add_row(*row, "otherwise" if change.learns_otherwise else "the same")
     return table
 

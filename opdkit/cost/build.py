@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opdkit.cost.size import ModelSize, Pass
 from opdkit.engines.anatomy import text_body, unread_parts
-from opdkit.engines.decode import KEYS, STATES
+from opdkit.engines.cache import KEYS, STATES
 from opdkit.engines.load import quiet_libraries
 from opdkit.errors import UserError
 

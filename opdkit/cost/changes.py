@@ -43,7 +43,7 @@ def _toml(value: Any) -> str:
 
 def changes(before: Plan, size_of: SizeOf, lengths: Lengths) -> list[Change]:
     """Of those that are possible and worth it, the ones that save most bytes first."""
-    found = []
+    found: list[Change] = []
     for settings, learns_otherwise in _candidates(before):
         recipe = _changed(before.work.recipe, settings)
         if recipe is not None:

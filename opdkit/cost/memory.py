@@ -55,7 +55,7 @@ def _resident(work: Work, strategy: str) -> Parts:
     ranks, trained, lora = work.ranks, work.trained, work.recipe.model.lora
     student, compute = work.student, BYTES[work.dtype]
     if lora is not None:
-        weights = compute * (student.parameters + student.unread) + 4 * trained
+        weights = compute * (student.parameters + student.unread) + 4.0 * trained
     else:
         weights = 4 * student.parameters / ranks + 4 * student.unread
         weights += 4 * student.parameters if ranks > 1 and strategy == "gathered" else 0
@@ -147,7 +147,10 @@ def _scoring(work: Work, kind: str) -> Parts:
 def _scored_by(work: Work, reader: Reader) -> Parts:
     size, compute = reader.size, BYTES[reader.dtype]
     name = reader.dtype if reader.is_model else work.pass_name
-    tokens = max((work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings), default=0)
+    tokens = max(
+        (work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings),
+        default=0,
+    )
     own_copy = work.copies if reader.section.weights in ("ema", "live", "trust_region") else 0.0
     return {
         "bfloat16 copy": own_copy,
@@ -161,15 +164,16 @@ def _update(work: Work, device: Device | None, strategy: str) -> Parts:
     compute = BYTES[work.dtype]
     one = student.passes[work.pass_name]
     checkpointed = recipe.model.gradient_checkpointing
-    kept, beyond = (
-        (one.kept_checkpointed, one.beyond_checkpointed) if checkpointed else (one.kept, one.beyond)
-    )
+    kept, beyond = (one.kept_checkpointed, one.beyond_checkpointed) if checkpointed else (one.kept, one.beyond)
     tokens = work.learned_at_once
     has_more = work.rows / recipe.train.updates_per_step * work.row > tokens * 1.01
     gradients = 4.0 * work.trained
-    states = sum(
-        reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers
-    ) * tokens * work.answer / work.row
+    states = (
+        sum(reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers)
+        * tokens
+        * work.answer
+        / work.row
+    )
     on_cpu = payload(work) if kind == "cpu" else 0.0
     copies = work.copies / (work.ranks if strategy == "sharded" and work.ranks > 1 else 1)
     grad_head = 0.0 if recipe.model.lora is not None else compute * student.head

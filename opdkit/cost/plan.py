@@ -104,14 +104,12 @@ class Sizes:
             if built not in self._built:
                 from opdkit.cost.build import size_from_config
 
-                self._built[built] = size_from_config(
-                    folder, attention=attention, trust_remote_code=trust_remote_code
-                )
+                self._built[built] = size_from_config(folder, attention=attention, trust_remote_code=trust_remote_code)
             return self._built[built]
         raise UserError(
-            f"{key} = {chosen[:200]}: its size is not known (it is no local folder, and not one of the {len(known_sizes())} "
-            f"models in opdkit's table); give its config.json, --config {key}=FILE, or the name of one in the table "
-            "of the same size"
+            f"{key} = {chosen[:200]}: its size is not known (it is no local folder, and not one of the "
+            f"{len(known_sizes())} models in opdkit's table); give its config.json, --config {key}=FILE, or the name "
+            "of one in the table of the same size"
         )
 
 

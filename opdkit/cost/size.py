@@ -26,7 +26,9 @@ class Pass:
 
     kept: float
     beyond: float
-    kept_checkpointed: float  # the same two with gradient checkpointing: one state a layer, and a layer that is run again
+    kept_checkpointed: (
+        float  # the same two with gradient checkpointing: one state a layer, and a layer that is run again
+    )
     beyond_checkpointed: float
     read: float
 

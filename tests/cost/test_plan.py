@@ -1,5 +1,5 @@
-"""What `opdkit plan` says: sums that can be done by hand, refusals, and what shipped recipes say of themselves. How near
-it is to measurements: benchmarks/plan_check.py."""
+"""What `opdkit plan` says: sums that can be done by hand, refusals, and what shipped recipes say of themselves.
+How near it is to measurements: benchmarks/plan_check.py."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ P = known_sizes()[SIZE].parameters
 
 @pytest.fixture
 def run_cli() -> Any:
-    """(status, all that was said) of a command; a UserError is what the command line makes a sentence and status 2 of."""
+    """(status, all that was said) of a command; of a UserError the command line makes a sentence and status 2."""
 
     def run(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, list(words))

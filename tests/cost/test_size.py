@@ -24,7 +24,7 @@ def written(config: Any, folder: Path) -> Path:
 
 
 def test_a_size_is_that_of_the_real_model(tmp_path: Path) -> None:
-    """Parameters (tied and untied), cache, LoRA's matrices, and the bytes that autograd saves of a real pass, to 5 %."""
+    """Parameters (tied and untied), cache, LoRA's matrices, and to 5 % the bytes that autograd saves of a real pass."""
     for tied in (True, False):
         config = LlamaConfig(**TINY, tie_word_embeddings=tied)
         size = size_from_config(written(config, tmp_path / str(tied)))
