@@ -15,7 +15,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -139,11 +139,12 @@ def as_answered(
     at_once: int,
     abort: Callable[[], None],
     tick_s: float = 0.25,
-) -> Iterator[tuple[K, R | Exception] | None]:
-    """(key, what `ask` gave or raised) of every key as they come; begun in their order, `at_once` at most in flight.
+) -> Generator[list[tuple[K, R | Exception]], None, None]:
+    """(key, what `ask` gave or raised) of every key, in lists of what has come since the last one. Begun in their
+    order, `at_once` at most in flight.
 
-    None every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end ends
-    what is in flight (`abort`).
+    An empty list every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end
+    (`close`) ends what is in flight (`abort`).
     """
     todo: queue.SimpleQueue[K] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[K, R | Exception]] = queue.SimpleQueue()
@@ -168,13 +169,14 @@ def as_answered(
     left = len(keys)
     try:
         while left:
+            come: list[tuple[K, R | Exception]] = []
             try:
-                answered = done.get(timeout=tick_s)
+                come.append(done.get(timeout=tick_s))
+                while True:
+                    come.append(done.get_nowait())
             except queue.Empty:
-                yield None
-                continue
-            left -= 1
-            yield answered
+                left -= len(come)
+                yield come
     finally:
         stopped.set()
         while any(thread.is_alive() for thread in threads):
