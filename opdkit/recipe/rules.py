@@ -17,6 +17,7 @@ from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.build import flat
+from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
@@ -40,6 +41,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_data_faults(recipe),
         *_place_faults(recipe),
         *_flash_faults(recipe),
+        *engine_faults(recipe),
     ]
     if is_adapter and recipe.model.lora:
         said.append(
@@ -53,6 +55,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *_stage_teacher_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *lag_faults(stage),
         ]
         for where, stage in stages.items()
     }
@@ -74,6 +77,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     stages = stages_of(recipe)
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
+    said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     return [*recipe.yielded, *told, *recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
 

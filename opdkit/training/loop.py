@@ -29,6 +29,7 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
+from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
@@ -112,6 +113,7 @@ class TrainingRun:
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.grader, graded)
         self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
+        self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -130,6 +132,8 @@ class TrainingRun:
         )
 
     def close(self) -> None:
+        if self.answers.ahead is not None:
+            self.answers.ahead.close()
         self.task.close()
 
     def go(
@@ -164,7 +168,9 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                before, after, teacher = self._train(log)
+                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside):
+                    before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
                 raise
@@ -200,6 +206,7 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
+        metrics += beside_metrics(self.answers)
         metrics += self.task.drain()
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
@@ -237,6 +244,7 @@ class TrainingRun:
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
+            queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
         self.saved_step = state.step
 
@@ -244,6 +252,8 @@ class TrainingRun:
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
+        if self.answers.ahead is not None:
+            self.answers.ahead.restore(saved.queue())
         done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
         say(self.console, f"going on from {saved.path}{done}")
 
@@ -254,8 +264,10 @@ class TrainingRun:
         return self._evaluate_student(0, "student before")
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
+        if not self.eval_sets:
+            return {}
         try:
-            engine, renderer = self.answers.student_engine(), self.parts.renderer
+            engine, renderer = self.answers.student_engine(self.state.step), self.parts.renderer
             return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: (engine, renderer)))
         finally:
             self._warn_of_crashes()

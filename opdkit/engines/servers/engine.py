@@ -77,8 +77,8 @@ class ServerEngine:
             in_vain = 0 if len(done) > before else in_vain + 1
             if in_vain > RECOVERIES:
                 raise UserError(
-                    f"{self.host.api.client.url} failed {in_vain} times in a row without one answer ({trouble}); the answers "
-                    "that came are not lost where they are kept, and --resume goes on"
+                    f"{self.host.api.client.url} failed {in_vain} times in a row without one answer ({trouble}); see "
+                    "its log, and go on with --resume"
                 )
             self.num_recoveries += 1
             self.host.recover(trouble)
@@ -133,8 +133,8 @@ class ServerEngine:
             written = self.host.api.written(answer)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
-                f"{self.host.api.client.url}{self.host.api.path} gave an answer that cannot be read ({type(error).__name__}: "
-                f"{error}); is it a server of this kind, and of a version that was tried?"
+                f"{self.host.api.client.url}{self.host.api.path} gave an answer that cannot be read "
+                f"({type(error).__name__}: {error}); is it a server of this kind, and of a version that was tried?"
             ) from None
         self._check(row, written, params)
         return sampled(written, params, self.vocabulary)

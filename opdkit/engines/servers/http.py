@@ -56,6 +56,7 @@ class Client:
         self.url, self._host, self._port, self._prefix, self._is_tls = _parts(url, key)
         self.timeout_s, self.patience_s, self.most = timeout_s, patience_s, most
         self._live: set[http.client.HTTPConnection] = set()
+        self._num_aborts = 0
         self._lock = threading.Lock()
 
     def json(
@@ -73,6 +74,7 @@ class Client:
     def abort(self) -> None:
         """End what is in flight in other threads; a server ends the work that nobody waits for any more."""
         with self._lock:
+            self._num_aborts += 1
             for connection in self._live:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):  # it has ended by itself
@@ -83,7 +85,11 @@ class Client:
     ) -> R:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
-        pause, data = 0.1, None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        pause, begun, data = (
+            0.1,
+            self._num_aborts,
+            None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+        )
         while True:
             wait = pause
             try:
@@ -95,7 +101,7 @@ class Client:
                 said = f"status {status}: {_words(answer)}"
             except (OSError, http.client.HTTPException, _Half) as error:
                 said = _reason(error)
-            if time.monotonic() + wait > until:
+            if time.monotonic() + wait > until or self._num_aborts > begun:
                 raise Unreachable(f"no answer from {self.url}{path} ({said})")
             time.sleep(wait)
             pause = min(2 * pause, 5.0)

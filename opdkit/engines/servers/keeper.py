@@ -4,8 +4,9 @@
 
 The trainer holds the other end of standard input. When that closes (the trainer stopped the engine, or was killed),
 the engine's whole process group is ended, and FOLDER, where weights were handed over, is removed (unless the trainer
-wrote something first: it will start another). When the engine's first process ends, the rest of its group is ended too: after `kill -9` of the server vLLM leaves processes of gigabytes
-behind. Standard library alone; it runs as a script.
+wrote something first: it will start another engine). When the engine's first process ends, the rest of its group is
+ended too: after `kill -9` of the server vLLM leaves processes of gigabytes behind. Standard library alone; it runs as a
+script.
 """
 
 import ctypes

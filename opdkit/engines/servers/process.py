@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,6 @@ from opdkit.engines.servers.http import Client, Refused, Unreachable
 from opdkit.errors import UserError
 
 OLDEST = (0, 32)  # the first release whose interface was tried
-OURS = ("--host", "--port", "--model", "--served-model-name", "--logprobs-mode", "--generation-config")
 NAME = "student"  # as which the model is served
 TAIL_BYTES = 200_000
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -176,7 +175,7 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         "--model", options.model, "--served-model-name", NAME, "--dtype", options.dtype,
         "--tensor-parallel-size", str(options.tensor_parallel_size),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "-1",
-        "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--enable-scale-out", "--skip-tokenizer-init", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     ]  # fmt: skip
     if options.max_model_len is not None:
         args += ["--max-model-len", str(options.max_model_len)]
@@ -236,11 +235,6 @@ def why(said: str, log: Path, options: VllmOptions) -> str:
     if "Address already in use" in said:
         return f"three free ports in a row were taken before vLLM could use them; try again: {told}"
     return f"vLLM ended while it started; {told}"
-
-
-def without_ours(extra_args: Sequence[str]) -> list[str]:
-    """Options among them that opdkit sets itself."""
-    return [arg for arg in extra_args if arg.partition("=")[0] in OURS]
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@ after it died, and let go."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Served:
     about: About | None = None
     weights: Weights | None = None
     num_starts: int = 0
+    is_closed: bool = False
     doubts: Callable[[str], object] = lambda sentence: None  # hears what is doubtful about the server
 
     def open(self) -> About:
@@ -84,6 +86,8 @@ class Served:
 
     def recover(self, trouble: str) -> None:
         """Start it anew, or wait for whoever does, and give it the weights it had."""
+        if self.is_closed:
+            raise UserError("the engine was let go while it was still answering")
         if self.process is not None:
             self.doubts(f"the engine stopped answering ({trouble}) and is started again; see {self.process.log}")
             self._connect()
@@ -101,13 +105,14 @@ class Served:
             self.weights = None
 
     def close(self) -> None:
+        self.is_closed = True
+        if self.api is not None:
+            self.api.client.abort()
         if self.process is not None:
             self.process.stop()
         elif self.weights is not None and self.weights.adapter is not None:
-            try:
+            with contextlib.suppress(Refused, Unreachable):  # it is gone, and the adapter with it
                 self.api.drop_adapter(self.weights.adapter)
-            except (Refused, Unreachable):
-                pass  # it is gone, and the adapter with it
         self.weights = None
 
     def _connect(self) -> None:

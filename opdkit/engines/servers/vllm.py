@@ -8,7 +8,7 @@ from typing import Any
 
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.servers.base import Aborted, About, Row, Vocabulary, Written, as_mapping, read_ids, read_logprobs
-from opdkit.engines.servers.http import Client, Refused
+from opdkit.engines.servers.http import Client, Refused, Unreachable
 from opdkit.errors import UserError
 
 OLDEST, NEWEST = (0, 32), (0, 32)  # versions that `make test-vllm` was run with
@@ -89,7 +89,13 @@ class Vllm:
         return sum(map(float, counts)) if counts else None
 
     def load_weights(self, folder: str, version: str) -> None:
-        said = self._dev("/collective_rpc", {"method": "opdkit_load", "args": [folder]}, UPDATE_S)
+        try:
+            said = self._dev("/collective_rpc", {"method": "opdkit_load", "args": [folder]}, UPDATE_S)
+        except Unreachable as error:
+            raise UserError(
+                f"the engine could not load the weights in {folder} ({error}); does it see this folder, and was it "
+                "started with --worker-extension-cls opdkit_worker.Worker?"
+            ) from None
         if not isinstance(said, dict) or not said.get("results"):
             raise UserError(f"{self.client.url} did not say that it has loaded the new weights")
         self.forget(version)
