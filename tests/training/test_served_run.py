@@ -4,6 +4,7 @@ server is a fake one with a real tiny model; `make test-vllm` does the same with
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from opdkit.engines.servers.vllm import Vllm
 from opdkit.errors import UserError
@@ -34,7 +36,7 @@ def server(models: dict[str, Path]) -> Iterator[FakeServer]:
 def served(recipe: Callable[..., Recipe], server: FakeServer) -> Callable[..., Recipe]:
     def make(*overrides: str, method: str = "opd", steps: int = 3) -> Recipe:
         own = ("sampling.engine=server", f"sampling.url={server.url}", f"train.steps={steps}", "train.lr=0.01")
-        return recipe(method, *own, *overrides)
+        return recipe(method, *own, "sampling.max_answer_tokens=8", *overrides)
 
     return make
 
@@ -81,23 +83,28 @@ def test_a_stale_cache_stops_the_step(
         train(served("train.lr=0.1"), console=console)
 
 
+def test_a_server_with_another_model(
+    recipe: Callable[..., Recipe], models: dict[str, Path], console: Console, tmp_path: Path
+) -> None:
+    """An adapter over another base: of the same shape, so that nothing but the numbers says so."""
+    folder = tmp_path / "other"
+    shutil.copytree(models["student"], folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with FakeServer(folder) as server, pytest.raises(UserError, match="not the student's of step 0"):
+        train(recipe("opd", "sampling.engine=server", f"sampling.url={server.url}", LORA), console=console)
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
-    [
-        ({"name": "teacher"}, "not the student's of step 0"),
-        ({"raw_logprobs": True}, "not the student's of step 0"),
-        ({"dev": False}, "VLLM_SERVER_DEV_MODE=1"),
-    ],
+    [({"raw_logprobs": True}, "not the student's of step 0"), ({"dev": False}, "VLLM_SERVER_DEV_MODE=1")],
 )
 def test_wrong_servers(
     recipe: Callable[..., Recipe], models: dict[str, Path], console: Console, how: dict[str, Any], words: str
 ) -> None:
-    """Another model, one that reports log-probs from before the temperature, one that cannot be updated."""
-    folder = models["teacher" if how.pop("name", "") else "student"]
-    with FakeServer(folder, **how) as server:
-        run = recipe("opd", "sampling.engine=server", f"sampling.url={server.url}", LORA if how == {} else "seed=3")
-        with pytest.raises(UserError, match=words):
-            train(run, console=console)
+    """One that reports log-probs from before the temperature, one that cannot be updated."""
+    with FakeServer(models["student"], **how) as server, pytest.raises(UserError, match=words):
+        train(recipe("opd", "sampling.engine=server", f"sampling.url={server.url}"), console=console)
 
 
 def test_two_runs_on_one_server(served: Callable[..., Recipe], server: FakeServer, console: Console) -> None:

@@ -89,7 +89,7 @@ class Sglang:
     def load_adapter(self, name: str, folder: str) -> None:
         try:
             body = {"lora_name": name, "lora_path": folder}
-            self.client.ask("/load_lora_adapter", body, timeout_s=UPDATE_S)
+            self.client.ask("/load_lora_adapter", body, timeout_s=UPDATE_S, patience_s=5.0)
         except Refused as error:
             raise UserError(f"SGLang refuses the adapter {folder}: {error}; start it with --enable-lora") from None
 

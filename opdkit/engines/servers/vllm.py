@@ -113,7 +113,7 @@ class Vllm:
     def load_adapter(self, name: str, folder: str) -> None:
         try:
             body = {"lora_name": name, "lora_path": folder}
-            self.client.ask("/v1/load_lora_adapter", body, timeout_s=UPDATE_S)
+            self.client.ask("/v1/load_lora_adapter", body, timeout_s=UPDATE_S, patience_s=5.0)
         except Refused as error:
             if error.status == 404 and "Not Found" in error.said:
                 raise UserError(
