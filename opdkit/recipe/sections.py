@@ -100,8 +100,6 @@ class VllmSection(Section):
     tensor_parallel_size: PositiveInt = 1  # GPUs that the engine is spread over
     max_model_len: PositiveInt | None = None  # prompt and answer together; default: the model's positions
     quantization: Words | None = None  # as vLLM names it ("fp8"); with [model.lora] only
-    # How full weights reach the engine: a file in shared memory, or vLLM's own transfer between GPUs.
-    weight_transfer: Literal["file", "nccl", "ipc"] = "file"
     extra_args: Strings = ()  # further options of vLLM's server; they come last
 
 

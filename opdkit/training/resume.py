@@ -31,7 +31,6 @@ CHANGEABLE = (
     "sampling.when_idle",
     "sampling.vllm.python",
     "sampling.vllm.gpu_memory_utilization",
-    "sampling.vllm.weight_transfer",
     "train.save_every",
     "train.keep_checkpoints",
     "train.save_rows_every",

@@ -54,7 +54,6 @@ class VllmOptions:
     extra_args: tuple[str, ...] = ()
     lora_rank: int | None = None  # None: the model's own weights are replaced
     sleeps: bool = False
-    transfer: str = "file"
     trust_remote_code: bool = False
 
 
@@ -193,10 +192,8 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
     if options.lora_rank is not None:
         rank = next((rank for rank in LORA_RANKS if rank >= options.lora_rank), options.lora_rank)
         args += ["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "2", "--max-lora-rank", str(rank)]
-    elif options.transfer == "file":
-        args += ["--worker-extension-cls", "opdkit_worker.Worker"]
     else:
-        args += ["--weight-transfer-config", json.dumps({"backend": options.transfer})]
+        args += ["--worker-extension-cls", "opdkit_worker.Worker"]
     if options.sleeps:
         args += ["--enable-sleep-mode"]
     return [*args, *options.extra_args]

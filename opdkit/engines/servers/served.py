@@ -21,10 +21,10 @@ PATIENCE_S = 600.0  # for a server of somebody else's to come back
 
 
 class Weights(NamedTuple):
-    """What was published last. folder: a checkpoint, or an adapter of this name; None: they came another way."""
+    """What was published last. folder: a checkpoint, or an adapter of this name."""
 
     version: str
-    folder: str | None
+    folder: str
     adapter: str | None
 
 
@@ -122,15 +122,9 @@ class Served:
 
     def _load(self, weights: Weights) -> None:
         if weights.adapter is not None:
-            assert weights.folder is not None
             self._load_adapter(weights.adapter, weights.folder)
-        elif weights.folder is not None:
-            self.api.load_weights(weights.folder, weights.version)
         else:
-            raise UserError(
-                f"{self.api.client.url} was started again and its weights cannot be sent a second time; go on with "
-                '--resume, or use sampling.vllm.weight_transfer = "file"'
-            )
+            self.api.load_weights(weights.folder, weights.version)
 
     def _load_adapter(self, name: str, folder: str) -> None:
         try:

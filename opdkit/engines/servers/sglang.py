@@ -83,9 +83,6 @@ class Sglang:
         if not said.get("success"):
             raise UserError(f"SGLang refuses the new weights: {str(said.get('message', ''))[:300]}")
 
-    def forget(self, version: str) -> None:
-        self.client.ask("/flush_cache", {})
-
     def load_adapter(self, name: str, folder: str) -> None:
         try:
             body = {"lora_name": name, "lora_path": folder}

@@ -101,6 +101,7 @@ class Vllm:
         self.forget(version)
 
     def forget(self, version: str) -> None:
+        """What was computed with older weights; the new ones are of this version."""
         # What was cached belongs to the old weights, and would give wrong numbers without an error.
         said = self._dev("/reset_prefix_cache", {})
         if isinstance(said, dict) and said.get("success") is False:

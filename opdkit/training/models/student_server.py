@@ -61,7 +61,6 @@ class StudentServer:
         optimizer: Optimizer,
         run_dir: Path,
         doubts: Callable[[str], object],
-        now: bool = True,
     ) -> StudentServer:
         """As sampling.engine asks. Raises UserError where there is no vLLM that could be started."""
         sampling = recipe.sampling
@@ -215,6 +214,5 @@ def vllm_options(recipe: Recipe, student: LanguageModel) -> VllmOptions:
         extra_args=own.extra_args,
         lora_rank=None if adapter is None else adapter.r,
         sleeps=recipe.sampling.when_idle == "sleep",
-        transfer=own.weight_transfer,
         trust_remote_code=model.trust_remote_code,
     )
