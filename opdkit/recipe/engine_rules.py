@@ -39,6 +39,8 @@ def engine_faults(recipe: Recipe) -> Iterator[str]:
             f"sampling.vllm.max_model_len = {room} leaves no room for a prompt beside sampling.max_answer_tokens = "
             f"{recipe.longest_answer}; raise it"
         )
+    if sampling.lag and recipe.saved_run is not None:
+        yield f"sampling.lag = {sampling.lag}: the answers of a saved run are read as they were; remove it"
     if sampling.lag >= recipe.train.steps:
         yield (
             f"sampling.lag = {sampling.lag} with train.steps = {recipe.train.steps}: every answer would come from the "

@@ -32,7 +32,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
-from opdkit.types import Needs
+from opdkit.types import Needs, SpanSpread
 
 
 class LoraSection(Section):
@@ -64,7 +64,8 @@ class ModelSection(Section):
 
 
 class TeacherSection(Section):
-    kind: Literal["none", "self", "model"] = "none"  # no teacher, weights of the student, or another model
+    # No teacher, weights of the student, another model in this process, or what teachers said in an earlier run.
+    kind: Literal["none", "self", "model", "saved"] = "none"
     # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
     # adapter, or a mix of the first and the current.
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
@@ -72,7 +73,15 @@ class TeacherSection(Section):
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
     path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
+    # and tokens of both sides with the same bytes are compared.
+    tokens: Literal["same", "align"] = "same"
+    # tokens = "align": what is told of a span of several tokens (support = "sampled" alone). exact: nothing, one token
+    # is one token; macro: its whole advantage to each; even, proportional: a share of it to each.
+    span: SpanSpread = "exact"
+    pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
@@ -121,7 +130,7 @@ class SamplingSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
     # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the free memory holds.
+    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property
@@ -153,6 +162,15 @@ class TrainSection(Section):
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
+
+
+class SpoolSection(Section):
+    """What teachers say of every answer is kept in the run's folder, for `opdkit replay`. Off without this section."""
+
+    max_gib: Annotated[float, Field(gt=0)] = 50.0  # of disk; the steps behind that are not kept, and counted
+    # Of hidden states. Default: as they are computed, so that a replay's gradients are the run's; the others take a
+    # half or a quarter of float32, float8 with a scale for each token.
+    dtype: Literal["bfloat16", "float8"] | None = None
 
 
 class EvalSection(Section):
@@ -225,6 +243,7 @@ class Recipe(Section):
     route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
     schedule: Mapping[str, Points] = {}  # keys that change during the run, by their dotted names (schedule.py)
     train: TrainSection  # steps, optimizer, checkpoints
+    spool: SpoolSection | None = None  # whether what teachers say is kept
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
@@ -265,6 +284,11 @@ class Recipe(Section):
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
+
+    @property
+    def saved_run(self) -> str | None:
+        """The run whose answers are read again; None: answers are new."""
+        return next((view.teacher.run for view in self.all_views.values() if view.teacher.kind == "saved"), None)
 
     @property
     def eval_tasks(self) -> dict[str, TaskOptions]:

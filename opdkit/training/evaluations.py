@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
 from opdkit.tasks.guard import GuardedTask
-from opdkit.training.models.teacher import Teacher
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.state import Viewer
 
-Reader = Callable[[], tuple[Sampler, Renderer]]  # who answers a set; a model that teaches may be loaded for it
+# Who answers a set, for the length of the block; a model that teaches may be loaded for it.
+Reader = Callable[[], AbstractContextManager[tuple[Sampler, Renderer]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +61,25 @@ class Evaluations:
         return results
 
     def _measure(self, path: Path, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
-        section, tasks = self.recipe.eval, self.recipe.eval_tasks
+        section, tasks, asked = self.recipe.eval, self.recipe.eval_tasks, self._asked(readers)
         results: dict[str, Accuracy] = {}
         stores: list[Store] = []
         answers: dict[str, list[StoredAnswer]] = {}
         for source, data in self.sets.items():
             if source not in readers:
                 continue
-            sampler, renderer = readers[source]()
-            with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
+            num_answers = len(data.problems) * section.samples
+            with (
+                readers[source]() as (sampler, renderer),
+                Bar(self.console, f"{label}: {source}", num_answers) as bar,
+            ):
 
                 def heard(done: int, total: int, bar: Bar = bar) -> None:
                     bar.update(done)
                     self.interrupt.check()
 
                 begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
-                stores.append(Store(begun, self._asked()))
+                stores.append(Store(begun, asked))
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -89,18 +94,19 @@ class Evaluations:
             results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
-            write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
+            write_run_answers(path.with_suffix(".jsonl"), asked, answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
         for store in stores:
             store.path.unlink(missing_ok=True)
         return results
 
-    def _asked(self) -> dict[str, Any]:
-        """What the answers are answers to."""
+    def _asked(self, sources: Collection[str]) -> dict[str, Any]:
+        """What the answers are answers to, of those sets."""
         tasks, seed = self.recipe.eval_tasks, self.recipe.seed
         sets = {
             source: {"fingerprint": data.fingerprint, "task": tasks[source].main.text}
             for source, data in self.sets.items()
+            if source in sources
         }
         return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}
 
@@ -115,8 +121,10 @@ def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str,
     return found
 
 
-def _reading(teacher: Teacher) -> tuple[Sampler, Renderer]:
-    return teacher.engine(), teacher.renderer
+@contextmanager
+def _reading(teacher: Teacher) -> Iterator[tuple[Sampler, Renderer]]:
+    with teacher.active():
+        yield teacher.engine(), teacher.renderer
 
 
 def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.summary import note_of, summary_of
+from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
@@ -112,7 +113,9 @@ class TrainingRun:
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.grader, graded)
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
+        self.answers = Answers(
+            recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run
+        )
         self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -129,12 +132,14 @@ class TrainingRun:
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
             route=recipe.route,
+            replays=parts.run is not None,
         )
 
     def close(self) -> None:
         if self.answers.ahead is not None:
             self.answers.ahead.close()
         self.task.close()
+        self.parts.close()
 
     def go(
         self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
@@ -155,6 +160,8 @@ class TrainingRun:
         ):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
+        if recipe.spool is not None:
+            state.spool = spool_of(state, folder.spool, recipe.spool)
         log = MetricsLog(
             folder.metrics,
             sinks=recipe.log.sinks,
@@ -207,7 +214,7 @@ class TrainingRun:
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
         metrics += beside_metrics(self.answers)
-        metrics += self.task.drain()
+        metrics += [*self.task.drain(), *self.answers.drain()]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
@@ -267,8 +274,8 @@ class TrainingRun:
         if not self.eval_sets:
             return {}
         try:
-            engine, renderer = self.answers.student_engine(self.state.step), self.parts.renderer
-            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: (engine, renderer)))
+            reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
+            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()
 
