@@ -76,7 +76,7 @@ def test_shipped_recipes_go_by_their_names(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="`opdkit recipes` lists"):
         load_recipe("nothing-like-it")
     (tmp_path / "paced.toml").write_text('name = "mine"')
-    with pytest.raises(UserError, match="paced.toml: model"):  # a file of one's own comes first
+    with pytest.raises(UserError, match=r"paced\.toml: model"):  # a file of one's own comes first
         load_recipe("paced.toml")
 
 
