@@ -32,7 +32,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
-from opdkit.types import Needs
+from opdkit.types import Needs, SpanSpread
 
 
 class LoraSection(Section):
@@ -75,6 +75,13 @@ class TeacherSection(Section):
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
     path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
+    # and tokens of both sides with the same bytes are compared.
+    tokens: Literal["same", "align"] = "same"
+    # tokens = "align": what is told of a span of several tokens (support = "sampled" alone). exact: nothing, one token
+    # is one token; macro: its whole advantage to each; even, proportional: a share of it to each.
+    span: SpanSpread = "exact"
+    pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
@@ -92,8 +99,30 @@ class ViewSection(Section):
     count: PositiveInt = 1  # readings of every answer, each with other peers; fewer where there are no more
 
 
+class VllmSection(Section):
+    """How sampling.engine = "vllm" is started."""
+
+    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
+    # room for a trainer beside it.
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    tensor_parallel_size: PositiveInt = 1  # GPUs that the engine is spread over
+    max_model_len: PositiveInt | None = None  # prompt and answer together; default: the model's positions
+    quantization: Words | None = None  # as vLLM names it ("fp8"); with [model.lora] only
+    extra_args: Strings = ()  # further options of vLLM's server; they come last
+
+
 class SamplingSection(Section):
-    engine: Literal["hf"] = "hf"  # what samples and scores
+    # What samples: transformers in this process, a vLLM that opdkit starts and stops, or a server that runs at `url`.
+    engine: Literal["hf", "vllm", "server"] = "hf"
+    url: Words | None = None  # engine = "server": where it is, as http://HOST:PORT
+    server_kind: Literal["vllm", "sglang"] = "vllm"  # engine = "server": what it is
+    vllm: VllmSection = VllmSection()  # engine = "vllm": how it is started
+    # engine = "vllm", on the trainer's GPU: what it does while the trainer scores and learns. "sleep" frees its memory.
+    when_idle: Literal["keep", "sleep"] = "keep"
+    # Answers of a step come from the weights of so many steps before, sampled while the trainer works on older ones.
+    # The lag is fixed: the same recipe gives the same numbers.
+    lag: Count = 0
     group_size: Answers = 1  # answers to each problem of a step
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
@@ -101,7 +130,7 @@ class SamplingSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
     # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the free memory holds.
+    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property
