@@ -93,7 +93,5 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     assert f"| {case} | trl | 2.6 [2.6, 2.6] | 2.6 | 40 | 2.0e-03 | 0.50 | 0.25 |" in text
     assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed |" in text
     assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met |" in text
-    assert (
-        "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
+    assert "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
     assert "**Quick run**: not run yet." in text
-    )
