@@ -56,7 +56,7 @@ def plan(
     would save how much. Estimates, not measurements: docs/inside/performance.md says how they are made and how good
     they were.
     """
-    from opdkit.cost.changes import changes
+    from opdkit.cost.changes import changes, engine_shapes
     from opdkit.cost.devices import device_named
     from opdkit.cost.plan import Sizes, fitting_gpus
     from opdkit.cost.plan import plan as make_plan
@@ -70,10 +70,15 @@ def plan(
     found = make_plan(resolved, sizes, device=device, lengths=lengths, ranks=gpus, strategy=strategy)
     fits = fitting_gpus(resolved, sizes, lengths) if gpus == 1 else None
     worth = changes(found, sizes, lengths)
+    shapes = {} if resolved.sampling.engine != "vllm" else engine_shapes(found, sizes, lengths)
     if as_json:
-        say_json(console, {**found.as_dict(), "fits_on": fits, "changes": [change.as_dict() for change in worth]})
+        both = {how: {"peak": other.peak, "fits": other.fits} for how, other in shapes.items()}
+        say_json(console, {**found.as_dict(), **({"when_idle": both} if both else {}), "fits_on": fits, "changes": [change.as_dict() for change in worth]})
         return
     _say_plan(found)
+    for how, other in shapes.items():
+        fit = "" if other.fits is None else ", which fits" if other.fits else ", which does not fit"
+        say(console, f'sampling.when_idle = "{how}": {_gib(other.peak)} GiB at {other.peak_moment}{fit}')
     if fits is not None:
         say(console, f"Fits one of: {', '.join(fits)}" if fits else "Fits no single GPU of the table.")
     if worth:

@@ -45,22 +45,29 @@ def changes(before: Plan, size_of: SizeOf, lengths: Lengths) -> list[Change]:
     """Of those that are possible and worth it, the ones that save most bytes first."""
     found: list[Change] = []
     for settings, learns_otherwise in _candidates(before):
-        recipe = _changed(before.work.recipe, settings)
-        if recipe is not None:
-            after = plan(
-                recipe,
-                size_of,
-                device=before.device,
-                lengths=lengths,
-                ranks=before.work.ranks,
-                strategy=before.strategy,
-            )
+        after = _planned(before, settings, size_of, lengths)
+        if after is not None:
             change = Change(settings, learns_otherwise, after)
             # Of one key's values the mildest that saves as much.
             again = any(c.settings.keys() == settings.keys() and c.after.peak <= after.peak for c in found)
             if _is_worth_it(before, after) and not again:
                 found.append(change)
     return sorted(found, key=lambda change: (change.learns_otherwise, change.after.peak))
+
+
+def engine_shapes(before: Plan, size_of: SizeOf, lengths: Lengths) -> dict[str, Plan]:
+    """A vLLM beside the trainer, both ways that it may be idle; only those that the recipe allows."""
+    ways = {how: _planned(before, {"sampling.when_idle": how}, size_of, lengths) for how in ("sleep", "keep")}
+    return {how: found for how, found in ways.items() if found is not None}
+
+
+def _planned(before: Plan, settings: dict[str, Any], size_of: SizeOf, lengths: Lengths) -> Plan | None:
+    """None: the recipe refuses it."""
+    recipe = _changed(before.work.recipe, settings)
+    if recipe is None:
+        return None
+    how: dict[str, Any] = {"ranks": before.work.ranks, "strategy": before.strategy}
+    return plan(recipe, size_of, device=before.device, lengths=lengths, **how)
 
 
 def _is_worth_it(before: Plan, after: Plan) -> bool:
@@ -90,7 +97,7 @@ def _candidates(before: Plan) -> Iterator[tuple[dict[str, Any], bool]]:
     if "adamw_8bit" in get_args(TrainSection.model_fields["optimizer"].annotation):
         yield {"train.optimizer": "adamw_8bit"}, True
     if "vllm" in get_args(SamplingSection.model_fields["engine"].annotation) and recipe.sampling.engine != "vllm":
-        yield {"sampling.engine": "vllm"}, False
+        yield {"sampling.engine": "vllm", "sampling.when_idle": "sleep"}, False
     if model.lora is None and teacher.weights == "initial":
         yield {**LORA, "teacher.weights": "adapter_off"}, True
     if model.lora is None:

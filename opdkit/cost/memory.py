@@ -21,8 +21,10 @@ PARTS = (
     "activations",
     "head",
     "cache",
+    "engine",
     "hidden states",
 )
+VLLM_SHARE = 0.9  # of a GPU, by vLLM's own default
 CACHE_SHARE = 0.5  # as `engines.memory`
 LOGIT_BYTES = 512 << 20  # as `engines.hf`
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
@@ -36,8 +38,8 @@ def moments(work: Work, device: Device | None, strategy: str = "gathered") -> di
     resident = _resident(work, strategy)
     return {
         "sampling": _ordered(resident | _sampling(work, resident, device)),
-        "scoring": _ordered(resident | _scoring(work, _kind(device))),
-        "update": _ordered(resident | _update(work, device, strategy)),
+        "scoring": _ordered(resident | {"engine": _idle_engine(work, device)} | _scoring(work, _kind(device))),
+        "update": _ordered(resident | {"engine": _idle_engine(work, device)} | _update(work, device, strategy)),
     }
 
 
@@ -90,6 +92,8 @@ def _kept(work: Work, reader: Reader) -> float:
 
 def _sampling(work: Work, resident: Mapping[str, float], device: Device | None) -> Parts:
     student, compute, kind = work.student, BYTES[work.dtype], _kind(device)
+    if work.recipe.sampling.engine != "hf":
+        return {"bfloat16 copy": work.copies, "engine": engine_bytes(work, device)}
     rows = cache_rows(work, resident, device)
     cache = rows * student.cached_in(work.row) * compute
     logits = (1 + DRAWN) * 4.0 * rows * student.vocabulary
@@ -102,8 +106,27 @@ def _sampling(work: Work, resident: Mapping[str, float], device: Device | None) 
     }
 
 
+def engine_bytes(work: Work, device: Device | None) -> float:
+    """Of a vLLM on the trainer's GPU: the share of its memory that it is told to take, or its weights and a cache."""
+    sampling = work.recipe.sampling
+    if sampling.engine != "vllm":
+        return 0.0  # a server is elsewhere
+    if device is not None:
+        return (sampling.vllm.gpu_memory_utilization or VLLM_SHARE) * device.capacity
+    compute = BYTES[work.dtype]
+    return compute * (work.student.parameters + work.rows * work.student.cached_in(work.row))
+
+
+def _idle_engine(work: Work, device: Device | None) -> float:
+    return engine_bytes(work, device) if work.recipe.sampling.when_idle == "keep" else 0.0
+
+
 def cache_rows(work: Work, resident: Mapping[str, float], device: Device | None) -> float:
     """Rows that are decoded together."""
+    if work.recipe.sampling.engine != "hf":
+        room = engine_bytes(work, device) - BYTES[work.dtype] * work.student.parameters
+        a_row = work.student.cached_in(work.row) * BYTES[work.dtype]
+        return max(1.0, min(work.rows, room // a_row)) if room else float(work.rows)
     budget = work.recipe.sampling.max_tokens_per_batch
     if budget is None:
         budget = TOKENS_PER_BATCH

@@ -49,7 +49,8 @@ def _sampling(work: Work, device: Device, resident: float) -> float:
     read = compute * (size.parameters - (0 if size.tied else size.head) + rows * size.cached_in(mean))
     read += rows * size.vocabulary * DRAW_BYTES
     products = 2.0 * rows * (size.active + size.head + size.attended(mean))
-    a_token = _together(device, products / flops, read / device.bandwidth) + device.launch_s * size.layers
+    starts = device.launch_s * size.layers if work.recipe.sampling.engine == "hf" else 0.0  # vLLM has CUDA graphs
+    a_token = _together(device, products / flops, read / device.bandwidth) + starts
     prompts = work.recipe.train.problems_per_step / work.ranks * _pass_flops(size, work.prompt) / flops
     return batches * work.answer * a_token + prompts
 
