@@ -73,7 +73,15 @@ def plan(
     shapes = {} if resolved.sampling.engine != "vllm" else engine_shapes(found, sizes, lengths)
     if as_json:
         both = {how: {"peak": other.peak, "fits": other.fits} for how, other in shapes.items()}
-        say_json(console, {**found.as_dict(), **({"when_idle": both} if both else {}), "fits_on": fits, "changes": [change.as_dict() for change in worth]})
+        say_json(
+            console,
+            {
+                **found.as_dict(),
+                **({"when_idle": both} if both else {}),
+                "fits_on": fits,
+                "changes": [change.as_dict() for change in worth],
+            },
+        )
         return
     _say_plan(found)
     for how, other in shapes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from opdkit.cost.plan import Plan, plan
 from opdkit.cost.work import Lengths, SizeOf
 from opdkit.errors import UserError
 from opdkit.recipe.load import parse_recipe
-from opdkit.recipe.sections import Recipe, SamplingSection, TrainSection
+from opdkit.recipe.sections import Recipe, TrainSection
 
 WORTH_BYTES, WORTH_SECONDS = 0.01, 0.03  # shares; changes of less are not shown
 LORA = {"model.lora.r": 64, "model.lora.alpha": 128}
@@ -96,8 +97,12 @@ def _candidates(before: Plan) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"teacher.dtype": "bfloat16"}, False
     if "adamw_8bit" in get_args(TrainSection.model_fields["optimizer"].annotation):
         yield {"train.optimizer": "adamw_8bit"}, True
-    if "vllm" in get_args(SamplingSection.model_fields["engine"].annotation) and recipe.sampling.engine != "vllm":
-        yield {"sampling.engine": "vllm", "sampling.when_idle": "sleep"}, False
+    if recipe.sampling.engine == "hf" and before.device is not None and not before.device.is_cpu:
+        resident = {"weights", "optimizer", "teacher", "other views", "bfloat16 copy"}
+        left = before.device.usable - sum(before.moments["sampling"].get(part, 0.0) for part in resident)
+        if (share := math.floor(left / before.device.capacity * 20) / 20) > 0:
+            engine = {"sampling.engine": "vllm", "sampling.when_idle": "sleep"}
+            yield {**engine, "sampling.vllm.gpu_memory_utilization": share}, False
     if model.lora is None and teacher.weights == "initial":
         yield {**LORA, "teacher.weights": "adapter_off"}, True
     if model.lora is None:
