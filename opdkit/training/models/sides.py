@@ -126,7 +126,7 @@ def _read_teacher(
 ) -> tuple[Side, list[str]]:
     """A teacher, and what is doubtful about it beside the student. Raises UserError for what would ruin the run."""
     model, name, stops = recipe.model, recipe.model.path, pupil.stops
-    if section.kind == "model":
+    if section.is_other_model:
         assert section.path is not None
         name = section.path
         ours = read_words(name, section.trust_remote_code, section.chat_template)
@@ -134,12 +134,12 @@ def _read_teacher(
     reading = teacher_reading(recipe, section, ours.bare, now)
     tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
     tutor.opening()
-    common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
+    common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.is_other_model else None
     if faults := list(_faults(pupil, tutor, common)):
         raise UserError(*faults)
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
     said = _pair_warnings(pupil, tutor, section)
-    if section.kind == "model" or section.close_thinking:
+    if section.is_other_model or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
         said.append(

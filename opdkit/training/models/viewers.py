@@ -13,6 +13,7 @@ from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
 from opdkit.training.models.saved_teacher import SavedTeacher
+from opdkit.training.models.server_teacher import ServerTeacher
 from opdkit.training.models.teacher import make_teacher
 from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
@@ -30,16 +31,22 @@ def make_viewers(
     """
     viewers: dict[str, Viewer] = {}
     teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
-    others: dict[object, OtherModel] = {}
+    models: dict[object, OtherModel] = {}
+    servers: list[ServerTeacher] = []
     for name, view in recipe.all_views.items():
         teacher = next((known for section, known in teachers if section == view.teacher), None)
         if run is not None and view.teacher.kind == "saved":
             teacher = SavedTeacher(run, name, student.renderer())
+        if teacher is None and view.teacher.kind == "server":
+            where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+            servers.append(ServerTeacher(recipe, view.teacher, where, student, now))
+            teacher = servers[-1]
+            teachers.append((view.teacher, teacher))
         if teacher is None:
             other = None
             if view.teacher.kind == "model":
                 key = OtherModel.key(view.teacher)
-                other = others.setdefault(key, OtherModel(recipe, view.teacher, student))
+                other = models.setdefault(key, OtherModel(recipe, view.teacher, student))
             teacher = make_teacher(recipe, view.teacher, student, optimizer, now, other)
             teachers.append((view.teacher, teacher))
         viewers[name] = Viewer(teacher, view.context, view.count)
@@ -47,12 +54,13 @@ def make_viewers(
     for name, viewer in viewers.items():
         if name not in routed:
             viewer.teacher.load()
+    others = [*models.values(), *servers]
     if others or run is not None:
-        end, absent = common_limit(student, [other.readable() for other in others.values()])
+        end, absent = common_limit(student, [other.readable() for other in others])
         if run is not None:
             end, absent = run.common(end, absent)
         student.limit_to(end, absent)
-        for other in others.values():
+        for other in others:
             other.limit_to(end, absent)
     return viewers
 
