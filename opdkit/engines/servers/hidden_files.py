@@ -27,6 +27,7 @@ from opdkit.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,200}\.safetensors")
 _HEADER_BYTES = 1 << 16  # beside the numbers
+WITHOUT_LOCK_S = 20.0
 _ITEM_BYTES = 8  # the widest a number can be
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,7 +36,7 @@ class SharedFolder:
     """`teacher.spool`, as this machine sees it. Raises UserError where it is none."""
 
     def __init__(self, path: str, where: str = "teacher.spool") -> None:
-        self.path = Path(path).expanduser()
+        self.path, self.is_stopped = Path(path).expanduser(), False
         if self.path.is_symlink() or not self.path.is_dir():
             raise UserError(
                 f"{where} = {path} is no folder of this machine; make it, and have the server write there (its "
@@ -52,7 +53,7 @@ class SharedFolder:
             raise ValueError(f"it named the file {said!r:.120}, not one of the shared folder")
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            _wait_for(folder, name, timeout_s)
+            self._wait_for(folder, name, timeout_s)
             most = len(ids) * (width * _ITEM_BYTES + _ITEM_BYTES) + _HEADER_BYTES
             data = _read(folder, name, most)
         finally:
@@ -62,28 +63,36 @@ class SharedFolder:
             os.close(folder)
         return _states(data, ids, width)
 
+    def drop(self, said: Any, timeout_s: float) -> None:
+        """Delete a file that nobody wants, once it is written."""
+        with contextlib.suppress(ValueError, OSError):
+            self.take(said, (), 0, timeout_s)
 
-def _wait_for(folder: int, name: str, timeout_s: float) -> None:
-    """The server holds the lock until the file is whole; its answer may come first. A server that died leaves a lock
-    and no file."""
-    until = time.monotonic() + timeout_s
-    while True:
-        try:
-            lock = os.open(f"{name}.lock", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
-        except FileNotFoundError:
-            lock = None
-        try:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.stat(name, dir_fd=folder, follow_symlinks=False)
-            return
-        except (BlockingIOError, FileNotFoundError):
-            if time.monotonic() > until:
-                raise FileNotFoundError(f"no file {name} in the shared folder after {timeout_s:.0f} s") from None
-        finally:
-            if lock is not None:
-                os.close(lock)
-        time.sleep(0.002)
+    def _wait_for(self, folder: int, name: str, timeout_s: float) -> None:
+        """The server holds the lock from before its answer until the file is whole: a lock that nobody holds, and no
+        file, is all that a server leaves that died. A server without locks is given a moment."""
+        until = {True: time.monotonic() + timeout_s, False: time.monotonic() + min(timeout_s, WITHOUT_LOCK_S)}
+        while not self.is_stopped:
+            has_lock = is_held = False
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(f"{name}.lock", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+                has_lock = True
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    is_held = True
+                finally:
+                    os.close(lock)
+            if not is_held:
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    return
+                if has_lock:
+                    break
+            if time.monotonic() > until[has_lock]:
+                break
+            time.sleep(0.002)
+        raise FileNotFoundError(f"no file {name} in the shared folder")
 
 
 def _read(folder: int, name: str, most: int) -> bytes:

@@ -17,7 +17,7 @@ import torch
 
 from opdkit.engines.model import Ids
 from opdkit.engines.servers.http import Client, Refused
-from opdkit.engines.servers.prompt_logprobs import read_any
+from opdkit.engines.servers.prompt_logprobs import read_any, signal_of
 from opdkit.engines.servers.scorer import COMPLETIONS, ServerScorer
 from opdkit.errors import UserError
 from opdkit.losses import head_stats
@@ -51,11 +51,23 @@ def model_of(client: Client, served_name: str | None, where: str) -> tuple[str, 
 def probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> None:
     """num_ids: of the tokenizer. asked: what the run will want. Raises UserError for the first fault; settles how lists
     are read, and what the states of a server are computed in."""
+    try:
+        _probe(scorer, client, tokenizer, num_ids, asked)
+    except UserError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{client.url} does not answer as a vLLM server does: its prompt_logprobs are not whole "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from None
+
+
+def _probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> None:
     room = NUM_IDS if scorer.max_positions is None else min(NUM_IDS, scorer.max_positions - 2)
     ids = [number * (num_ids - 1) // max(1, room - 1) for number in range(room)]
     whole = _plain_answer(client, scorer, ids)
     scorer.entries = read_any(whole)[1]
-    _check_meaning(client, whole, ids, tokenizer)
+    _check_meaning(client, json.loads(whole), ids, tokenizer)
     prompt = ids[1 :: max(1, len(ids) // 24)][:24]
     _check_alignment(client, scorer, prompt)
     if scorer.payload == "hidden":
@@ -67,7 +79,7 @@ def probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, as
 
 def _plain_answer(client: Client, scorer: ServerScorer, ids: Ids) -> bytes:
     try:
-        return client.ask(COMPLETIONS, {**scorer.body(ids), "prompt_logprobs": 0})
+        return _ask(client, scorer, {**scorer.body(ids), "prompt_logprobs": 0})
     except Refused as error:
         raise UserError(
             f"{client.url} refuses a prompt of {len(ids)} ids of the student's vocabulary ({error.said}); its model "
@@ -75,8 +87,18 @@ def _plain_answer(client: Client, scorer: ServerScorer, ids: Ids) -> bytes:
         ) from None
 
 
-def _check_meaning(client: Client, whole: bytes, ids: Ids, tokenizer: Any) -> None:
-    told = json.loads(whole)["choices"][0]["prompt_logprobs"]
+def _ask(client: Client, scorer: ServerScorer, body: dict[str, Any]) -> bytes:
+    """A server of hidden states writes a file for whatever it is asked: of these nobody reads them."""
+    data = client.ask(COMPLETIONS, body)
+    if scorer.shared is not None:
+        told = json.loads(data).get("kv_transfer_params")
+        if isinstance(told, dict):
+            scorer.shared.drop(told.get("hidden_states_path"), client.timeout_s)
+    return data
+
+
+def _check_meaning(client: Client, whole: Any, ids: Ids, tokenizer: Any) -> None:
+    told = whole["choices"][0]["prompt_logprobs"]
     pairs = []
     for token, entries in list(zip(ids, told, strict=True))[1:]:
         theirs, ours = (entries or {}).get(str(token), {}).get("decoded_token"), tokenizer.decode([token])
@@ -98,7 +120,7 @@ def _check_meaning(client: Client, whole: bytes, ids: Ids, tokenizer: Any) -> No
 
 def _check_alignment(client: Client, scorer: ServerScorer, prompt: Ids) -> None:
     body = {**scorer.body(prompt), "max_tokens": WRITTEN, "ignore_eos": True}
-    said = client.json(COMPLETIONS, {**body, "logprobs": 0, "return_token_ids": True, "seed": 1})
+    said = json.loads(_ask(client, scorer, {**body, "logprobs": 0, "return_token_ids": True, "seed": 1}))
     try:
         choice = said["choices"][0]
         tokens = [int(token) for token in choice["token_ids"]]
@@ -150,7 +172,7 @@ def _check_states(client: Client, scorer: ServerScorer, prompt: Ids) -> None:
 def _check_cap(client: Client, scorer: ServerScorer, prompt: Ids, k: int) -> None:
     count = scorer.num_listed(min(k, scorer.end or k))
     try:
-        scorer.ask_lists(client, prompt, count)
+        _ask(client, scorer, {**scorer.body(prompt), "prompt_logprobs": count})
     except Refused as error:
         raise UserError(
             f"{client.url} does not list {count} tokens ({error.said}), which the method asks for; start it with "
@@ -160,7 +182,8 @@ def _check_cap(client: Client, scorer: ServerScorer, prompt: Ids, k: int) -> Non
 
 def _own_logprobs(client: Client, scorer: ServerScorer, prompt: Ids) -> list[float]:
     """Of each token but the first, over the server's whole vocabulary."""
-    said = scorer.ask_lists(client, prompt, 0).signal(1, None, (), None).sampled_logprob_T
+    found, _ = read_any(_ask(client, scorer, {**scorer.body(prompt), "prompt_logprobs": 0}))
+    said = signal_of(found, prompt, 1, None).sampled_logprob_T
     assert said is not None
     return [float(number) for number in said]
 

@@ -97,6 +97,11 @@ class ServerScorer:
         def abort() -> None:
             for client in self.clients:
                 client.abort()
+            if self.shared is not None:
+                self.shared.is_stopped = True
+
+        if self.shared is not None:
+            self.shared.is_stopped = False
 
         order = sorted(range(len(answers)), key=lambda row: homes[tuple(contexts[row])])
         with closing(as_answered(ask, order, at_once=self.at_once * len(self.clients), abort=abort)) as coming:
@@ -148,9 +153,9 @@ class ServerScorer:
         may_be_unknown = bool(self.absent) or self.num_rows is None or self.num_rows != self.end
         return k + SPARE if may_be_unknown else k
 
-    def ask_lists(self, client: Client, prompt: Ids, count: int, **more: Any) -> _Lists:
+    def ask_lists(self, client: Client, prompt: Ids, count: int) -> _Lists:
         """Of all tokens of a prompt, `count` likeliest each."""
-        body = {**self.body(prompt), "prompt_logprobs": count, **more}
+        body = {**self.body(prompt), "prompt_logprobs": count}
         taken = client.stream(COMPLETIONS, body, lambda: _Lists(self.entries(), prompt))
         self.cost.bytes += taken.num_bytes
         return taken
@@ -198,7 +203,10 @@ class _Lists:
         return int(self._entries.num_bytes)
 
     def feed(self, part: bytes) -> None:
-        self._entries.feed(part)
+        try:
+            self._entries.feed(part)
+        except ValueError as error:
+            raise HalfError(f"its prompt_logprobs cannot be read: {error}") from None
 
     def end(self) -> None:
         try:

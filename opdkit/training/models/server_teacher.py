@@ -28,7 +28,8 @@ from opdkit.types import Asked, Signal
 
 class ServerTeacher(Teacher):
     """Its tokenizer and template are those of `teacher.path`; nothing of its weights is loaded but, for hidden states,
-    the norm and the head. Raises UserError unless every server is what the section says, and answers rightly."""
+    the norm and the head. Raises UserError unless every server is what the section says (`probe`: and answers rightly).
+    """
 
     def __init__(
         self,
@@ -74,9 +75,13 @@ class ServerTeacher(Teacher):
             max_positions=min(lengths) - 1 if lengths else None,
         )
         self._check_length(recipe)
-        known = num_tokens(words.tokenizer)
-        for client in clients:
-            probe(self._scorer, client, words.tokenizer, known, asked_of(recipe, section))
+        self._asked = asked_of(recipe, section)
+
+    def probe(self) -> None:
+        """Raises UserError for a server that does not answer rightly. What is compared must be known (`limit_to`)."""
+        tokenizer = self.renderer.tokenizer
+        for client in self._scorer.clients:
+            probe(self._scorer, client, tokenizer, num_tokens(tokenizer), self._asked)
 
     @property
     def max_positions(self) -> int | None:

@@ -54,14 +54,16 @@ def make_viewers(
     for name, viewer in viewers.items():
         if name not in routed:
             viewer.teacher.load()
-    others = [*models.values(), *servers]
+    others: list[OtherModel | ServerTeacher] = [*models.values(), *servers]
     if others or run is not None:
         end, absent = common_limit(student, [other.readable() for other in others])
         if run is not None:
             end, absent = run.common(end, absent)
         student.limit_to(end, absent)
-        for other in others:
-            other.limit_to(end, absent)
+        for each in others:
+            each.limit_to(end, absent)
+    for server in servers:
+        server.probe()
     return viewers
 
 
