@@ -16,6 +16,7 @@ from opdkit.data.files.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
+from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
@@ -57,6 +58,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *payload_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *align_faults(stage),
         ]
         for where, stage in stages.items()
     }
@@ -376,6 +378,11 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
         yield (
             f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "
             f"{recipe.train.save_rows_every} does not keep the rows; set it to 1, or remove [spool]"
+        )
+    if recipe.spool and any(view.teacher.tokens == "align" for view in recipe.all_views.values()):
+        yield (
+            "[spool] keeps what is said of the student's own tokens, and a teacher with tokens = align reads others; "
+            "remove one of the two"
         )
     if recipe.spool and not recipe.needs.views:
         yield f'[spool] keeps what teachers say, but method.name = "{recipe.method.name}" asks none; remove it'

@@ -32,7 +32,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
-from opdkit.types import Needs
+from opdkit.types import Needs, SpanSpread
 
 
 class LoraSection(Section):
@@ -87,6 +87,13 @@ class TeacherSection(Section):
     at_once: PositiveInt = 16  # kind = "server": answers that a server reads at one time
     patience_s: Annotated[float, Field(ge=0)] = 60.0  # kind = "server": how long a failed answer is asked for again
     timeout_s: Annotated[float, Field(gt=0)] = 600.0  # kind = "server": how long one try may take
+    # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
+    # and tokens of both sides with the same bytes are compared.
+    tokens: Literal["same", "align"] = "same"
+    # tokens = "align": what is told of a span of several tokens (support = "sampled" alone). exact: nothing, one token
+    # is one token; macro: its whole advantage to each; even, proportional: a share of it to each.
+    span: SpanSpread = "exact"
+    pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
@@ -122,7 +129,7 @@ class SamplingSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
     # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the free memory holds.
+    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property

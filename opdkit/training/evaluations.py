@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -61,7 +61,7 @@ class Evaluations:
         return results
 
     def _measure(self, path: Path, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
-        section, tasks = self.recipe.eval, self.recipe.eval_tasks
+        section, tasks, asked = self.recipe.eval, self.recipe.eval_tasks, self._asked(readers)
         results: dict[str, Accuracy] = {}
         stores: list[Store] = []
         answers: dict[str, list[StoredAnswer]] = {}
@@ -79,7 +79,7 @@ class Evaluations:
                     self.interrupt.check()
 
                 begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
-                stores.append(Store(begun, self._asked()))
+                stores.append(Store(begun, asked))
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -94,18 +94,19 @@ class Evaluations:
             results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
-            write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
+            write_run_answers(path.with_suffix(".jsonl"), asked, answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
         for store in stores:
             store.path.unlink(missing_ok=True)
         return results
 
-    def _asked(self) -> dict[str, Any]:
-        """What the answers are answers to."""
+    def _asked(self, sources: Collection[str]) -> dict[str, Any]:
+        """What the answers are answers to, of those sets."""
         tasks, seed = self.recipe.eval_tasks, self.recipe.seed
         sets = {
             source: {"fingerprint": data.fingerprint, "task": tasks[source].main.text}
             for source, data in self.sets.items()
+            if source in sources
         }
         return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}
 

@@ -207,7 +207,7 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += self.task.drain()
+        metrics += [*self.task.drain(), *self.answers.drain()]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)

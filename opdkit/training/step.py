@@ -40,9 +40,9 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         for teacher in state.teachers:
             teacher.before_step(state.step)
         views = view_groups(state, groups)
-        signals = score(state, groups, views)
+        agreement = Diagnosis(state, groups, views)
+        signals = score(state, groups, views, agreement.chosen, agreement.heard)
     rows = join(groups, views, signals)
-    agreement = Diagnosis(state, rows)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):

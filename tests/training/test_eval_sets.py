@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from opdkit.errors import UserError
+from opdkit.evaluation.compare_runs import compare_runs
 from opdkit.metrics import of_steps
 from opdkit.recipe import Recipe, parse_recipe, warnings
 from opdkit.training.loop import train
@@ -79,6 +80,8 @@ def test_each_set_has_its_grader_and_its_teacher(
     assert {*summary["student_before"]} == {*summary["student_after"]} == {MERGE, ADD, source}
     assert {*summary["teacher"]} == {MERGE, ADD}
     assert summary["teacher"][ADD] == summary["student_before"][ADD]
+    compared = compare_runs(f"{recipe.run_dir}@teacher", f"{recipe.run_dir}@before")
+    assert {*compared["sets"]} == {MERGE, ADD} and compared["notes"] == [f"{source} is only in B"]
     lines = (recipe.run_dir / "eval" / "step_000000.jsonl").read_text().splitlines()
     asked = json.loads(lines[0])
     graders = {name: one["task"] for name, one in _sets(asked).items()}

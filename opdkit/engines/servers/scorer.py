@@ -12,9 +12,9 @@ checked row by row; an answer that is half, or does not fit, is asked for again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,7 @@ class ServerScorer:
         *,
         temperature: float = 1.0,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         """Raises UserError where no server gives a row in time. Lists are at temperature 1 and no other."""
         if not self.can_say(asked) or (self.payload != "hidden" and temperature != 1.0):
@@ -116,7 +117,12 @@ class ServerScorer:
         self.cost.seconds += time.monotonic() - started
         self.cost.retries += self._retries() - retries
         signals = [found[row] for row in range(len(answers))]
-        return answered(signals, answers, asked, temperature) if self.payload == "hidden" else signals
+        if self.payload != "hidden":
+            return signals
+        whole = answered(signals, answers, asked, temperature)
+        for row in states_of:
+            whole[row] = replace(whole[row], hidden_TH=signals[row].hidden_TH, head=self.head)
+        return whole
 
     def _retries(self) -> int:
         return sum(client.num_retries for client in self.clients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -13,18 +13,28 @@ from opdkit.engines.base import Progress, Sampler
 from opdkit.losses import Head
 from opdkit.metrics import Metric
 from opdkit.training.models.optimizer import check_tensors
-from opdkit.types import Asked, Group, Signal, View
+from opdkit.types import Asked, Group, Signal, Spans, SpanSpread, View
 
 
 class Teacher:
     """renderer: how it reads and writes."""
 
     renderer: Renderer
+    spread: SpanSpread | None = None  # of a teacher with another tokenizer, see `Spans`
 
     @property
     def max_positions(self) -> int | None:
         """Longer readings are not scored, and counted. None: no limit known."""
         raise NotImplementedError
+
+    def fits(self, context_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
+        """Whether it can read the answer behind the context."""
+        room = self.max_positions
+        return room is None or len(context_ids) + len(answer_ids) <= room
+
+    def spans_of(self, context_ids: Sequence[int], answer_ids: Sequence[int], asked: Asked) -> Spans | None:
+        """Which tokens a teacher with another tokenizer can say something of; None: it reads these very tokens."""
+        return None
 
     def score(
         self,
@@ -34,8 +44,10 @@ class Teacher:
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
-        """As `engines.base.Scorer`."""
+        """As `engines.base.Scorer`. states_of: rows whose hidden states and head come too, from whoever can say them,
+        whatever is asked."""
         raise NotImplementedError
 
     def can_say(self, asked: Asked) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -118,8 +118,11 @@ class ServerTeacher(Teacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
-        return self._scorer.score(contexts, answers, asked, temperature=temperature, progress=progress)
+        return self._scorer.score(
+            contexts, answers, asked, temperature=temperature, progress=progress, states_of=states_of
+        )
 
     def metrics(self) -> list[Metric]:
         cost, self._scorer.cost = self._scorer.cost, Cost()
