@@ -61,7 +61,7 @@ def payload_faults(recipe: Recipe) -> Iterator[str]:
             if not gives.covers(asked):
                 yield (
                     f'method.name = "{recipe.method.name}" asks that view for {asked.words}, and {payload} gives '
-                    f'{gives.words if asked.k or gives.k is None else "lists"}; use payload = "hidden", or a '
+                    f'{gives.words}; use payload = "hidden", or a '
                     f"method.support that it answers ({_SUPPORTS[section.teacher.payload or 'topk']})"
                 )
             if recipe.method.loss_temperature != 1:
