@@ -3,6 +3,7 @@
     checkpoints/step_000100/model/                 Hugging Face format (a LoRA student: its adapter), float32
                             optimizer.safetensors  "<parameter>/<what>"
                             teacher.safetensors    only for teachers that have a state (initial, ema)
+                            queue/step_000103.parquet  with sampling.lag: answers that a step to come learns from
                             state.json             {"version", "step", "counters", "pass_rates", "files"}
                             SHA256SUMS             of every file; `sha256sum -c SHA256SUMS` checks them by hand
 
@@ -16,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -29,6 +30,8 @@ from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.run.folder import sync_folder
+from opdkit.run.rows import load_rows, save_rows
+from opdkit.types import Example
 
 VERSION = 2
 WITHOUT_SUMS = 1  # the format before this one
@@ -62,6 +65,16 @@ class Saved:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read ({error}); remove {self.path} to go on from an older one") from None
 
+    def queue(self) -> dict[int, list[Example]]:
+        """By step, the answers that were sampled and not learned from yet."""
+        return {step: load_rows(path) for step, path in _steps_of(self.path / "queue")}
+
+
+def _steps_of(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.glob("step_*.parquet")):
+        if found := _NAME.fullmatch(path.stem):
+            yield int(found[1]), path
+
 
 def save(
     folder: Path,
@@ -73,6 +86,7 @@ def save(
     counters: Mapping[str, float],
     pass_rates: Mapping[str, float],
     keep: int,
+    queue: Mapping[int, Sequence[Example]] | None = None,
 ) -> Path:
     """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk."""
     target, unfinished = folder / f"step_{step:06d}", folder / f".unfinished-step_{step:06d}"
@@ -87,6 +101,9 @@ def save(
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
                 )
+        for later, rows in (queue or {}).items():
+            (unfinished / "queue").mkdir(exist_ok=True)
+            save_rows(unfinished / "queue" / f"step_{later:06d}.parquet", rows)
         state = {"version": VERSION, "step": step, "counters": dict(counters), "pass_rates": dict(pass_rates)}
         state["files"] = files
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))

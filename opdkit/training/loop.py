@@ -29,6 +29,7 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
+from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
@@ -115,6 +116,7 @@ class TrainingRun:
         self.answers = Answers(
             recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run
         )
+        self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -134,6 +136,8 @@ class TrainingRun:
         )
 
     def close(self) -> None:
+        if self.answers.ahead is not None:
+            self.answers.ahead.close()
         self.task.close()
         self.parts.close()
 
@@ -171,7 +175,9 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                before, after, teacher = self._train(log)
+                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside):
+                    before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
                 raise
@@ -207,6 +213,7 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
+        metrics += beside_metrics(self.answers)
         metrics += [*self.task.drain(), *self.answers.drain()]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
@@ -244,6 +251,7 @@ class TrainingRun:
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
+            queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
         self.saved_step = state.step
 
@@ -251,6 +259,8 @@ class TrainingRun:
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
+        if self.answers.ahead is not None:
+            self.answers.ahead.restore(saved.queue())
         done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
         say(self.console, f"going on from {saved.path}{done}")
 
@@ -261,8 +271,10 @@ class TrainingRun:
         return self._evaluate_student(0, "student before")
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
+        if not self.eval_sets:
+            return {}
         try:
-            reading = nullcontext((self.answers.student_engine(), self.parts.renderer))
+            reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
             return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()

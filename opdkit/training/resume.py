@@ -20,12 +20,17 @@ LAST_BITS = (
     "sampling.max_tokens_per_batch",
     "model.gradient_checkpointing",
     "model.device",
+    "sampling.vllm.tensor_parallel_size",
 )
 # Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (
     *LAST_BITS,
     "name",  # the run's folder may have been moved
     "runs_dir",
+    "sampling.url",
+    "sampling.when_idle",
+    "sampling.vllm.python",
+    "sampling.vllm.gpu_memory_utilization",
     "train.save_every",
     "train.keep_checkpoints",
     "train.save_rows_every",
