@@ -13,6 +13,7 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
@@ -31,6 +32,7 @@ class Answers:
     optimizer: Optimizer
     viewers: Mapping[str, Viewer]
     task: Task
+    ranks: Ranks = ALONE
     progress: Progress | None = None  # hears of answers as they are finished
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
@@ -108,4 +110,5 @@ class Answers:
             policy_version=step,
             progress=self.progress,
             read=read,
+            ranks=self.ranks,
         )

@@ -15,6 +15,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -26,11 +27,12 @@ from opdkit.tasks.guard import GuardedTask
 class Evaluations:
     recipe: Recipe
     folder: RunFolder
-    log: MetricsLog
+    log: MetricsLog | None  # None: another rank writes
     sets: Mapping[str, Dataset]
     task: GuardedTask
     console: Console
     interrupt: Interrupt
+    ranks: Ranks = ALONE
 
     def measure(
         self, which: int | Literal["teacher"], label: str, sampler: Sampler, renderer: Renderer
@@ -41,9 +43,10 @@ class Evaluations:
         all are there, in files that a run which was stopped here goes on from.
         """
         path = self.folder.evaluation(which)
-        is_made = path.exists()  # by the run that is resumed: the numbers would come out the same
-        results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, sampler, renderer)
-        if results:
+        # By the run that is resumed: the numbers would come out the same.
+        made = self.ranks.from_first(lambda: self.folder.read_evaluation(path) if path.exists() else None)
+        results = self._measure(path, label, sampler, renderer) if made is None else made
+        if results and self.log is not None:
             area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
             try:
                 metrics = as_metrics(area, results)
@@ -65,7 +68,7 @@ class Evaluations:
                     self.interrupt.check()
 
                 begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
-                stores.append(Store(begun, self._asked()))
+                stores += [Store(begun, self._asked())] if self.ranks.is_first else []
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -74,12 +77,13 @@ class Evaluations:
                     params=section.params(self.recipe.longest_answer),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
-                    store=stores[-1],
+                    store=stores[-1] if stores else None,
                     progress=heard,
+                    ranks=self.ranks,
                 )
             results[source], _ = measure(answers[source], task=self.task.main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
-        if results:
+        if results and self.ranks.is_first:
             write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
         for store in stores:

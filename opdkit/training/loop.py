@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -41,6 +42,7 @@ from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.summary import note_of, summary_of
+from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.types import Problem
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
@@ -54,8 +56,10 @@ def train(
     overwrite: bool = False,
     problems: Sequence[Problem] | Dataset | None = None,
     on_step: OnStep | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones).
+    """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones). ranks: the processes
+    that run it together, the first of which writes.
 
     on_step is told the steps taken and the last one's metrics, after each; what it raises ends the run, once the steps
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
@@ -66,17 +70,18 @@ def train(
     eval_sets = evaluation_sets(recipe)
     for _, path in recipe.model_paths.items():
         check_model_path(path)
+    check_ranks(ranks, recipe, {**eval_sets, "training": data})
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
-    with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
-        saved, changed, said = going_on(folder, recipe) if resume else (None, {}, [])
-        now = folder.clock(anew=overwrite)
+    with locked_by_first(ranks, recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
+        saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
+        now = ranks.from_first(lambda: folder.clock(anew=overwrite))
         sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
-        parts = Parts(recipe, saved, now=now)
-        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+        parts = Parts(recipe, saved, now=now, ranks=ranks)
+        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings, ranks=ranks)) as run:
             run.on_step = on_step
             for sentence in said:
                 run.warn(sentence)
-            folder.prepare(overwrite=overwrite)
+            ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
             return run.go(folder, saved, changed)
 
 
@@ -91,9 +96,10 @@ class TrainingRun:
         eval_sets: dict[str, Dataset],
         console: Console,
         doubts: Sequence[str] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
-        self.recipe, self.parts, self.console = recipe, parts, console
+        self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
@@ -111,7 +117,7 @@ class TrainingRun:
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.data.grader, graded)
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
+        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, ranks)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -126,6 +132,7 @@ class TrainingRun:
             num_steps=recipe.train.steps,
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
+            ranks=ranks,
             route=recipe.route,
         )
 
@@ -139,28 +146,14 @@ class TrainingRun:
         recipe, state = self.recipe, self.state
         if saved:
             self._restore(saved)
-        folder.discard_after(state.step)
-        folder.write_recipe(recipe.as_dict())
-        models = {key: model_digest(Path(path)) for key, path in recipe.model_paths.items()}
-        for sentence in folder.write_environment(
-            self._fingerprints(models),
-            task=self.task.describe(),
-            clock=self.parts.now,
-            models=models,
-            changed=changed,
-        ):
+        for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
-        log = MetricsLog(
-            folder.metrics,
-            sinks=recipe.log.sinks,
-            resume_at=state.step,
-            run_name=recipe.name,
-            project=recipe.log.project,
-            config=recipe.as_dict(),
-        )
-        self.evaluations = Evaluations(recipe, folder, log, self.eval_sets, self.task, self.console, self.interrupt)
-        with closing(log), self.interrupt.listening():
+        with ExitStack() as opened:
+            log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
+            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
+            self.evaluations = Evaluations(recipe, folder, log, *asked)
+            opened.enter_context(self.interrupt.listening())
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
@@ -171,10 +164,37 @@ class TrainingRun:
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
         summary = summary_of(recipe, state, before, after, teacher, self.warnings)
-        folder.write_summary(summary)
+        self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
 
-    def _train(self, log: MetricsLog) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
+    def _begin(self, folder: RunFolder, changed: Mapping[str, Any] | None) -> list[str]:
+        """Write what the run is; returns what is to be said of it."""
+        folder.discard_after(self.state.step)
+        folder.write_recipe(self.recipe.as_dict())
+        models = {key: model_digest(Path(path)) for key, path in self.recipe.model_paths.items()}
+        return folder.write_environment(
+            self._fingerprints(models),
+            task=self.task.describe(),
+            clock=self.parts.now,
+            models=models,
+            changed=changed,
+            ranks=self.ranks.size,
+        )
+
+    def _metrics_log(self, folder: RunFolder) -> MetricsLog:
+        recipe = self.recipe
+        return MetricsLog(
+            folder.metrics,
+            sinks=recipe.log.sinks,
+            resume_at=self.state.step,
+            run_name=recipe.name,
+            project=recipe.log.project,
+            config=recipe.as_dict(),
+        )
+
+    def _train(
+        self, log: MetricsLog | None
+    ) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
         recipe, state = self.recipe, self.state
         before = self._evaluate_before() if recipe.eval.before else {}
         teacher = self._evaluate_teacher()
@@ -190,25 +210,26 @@ class TrainingRun:
                     break
                 self.answers.progress = bar.activity
                 self._one_step(bar, log)
-                self.interrupt.check()
+                self.interrupt.check(self.ranks)
         return before, self._evaluate_student(state.step, "student after"), teacher
 
-    def _one_step(self, bar: Bar, log: MetricsLog) -> None:
+    def _one_step(self, bar: Bar, log: MetricsLog | None) -> None:
         train, state = self.recipe.train, self.state
         started = time.monotonic()
         chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += self.task.drain()
+        metrics += self.task.drain(self.ranks)
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
         metrics += [*drawn, *scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
-        if train.save_rows_every and state.step % train.save_rows_every == 0:
-            save_rows(self.folder.rows(state.step), rows)
-        log.write(state.step, metrics)
+        if log is not None:
+            if train.save_rows_every and state.step % train.save_rows_every == 0:
+                save_rows(self.folder.rows(state.step), rows)
+            log.write(state.step, metrics)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
         self._warn_of_crashes()
@@ -232,11 +253,13 @@ class TrainingRun:
             self.folder.checkpoints,
             step=state.step,
             model=parts.student,
+            weights=parts.optimizer.for_saving(),
             optimizer=parts.optimizer.state(),
             teacher=state_of(parts.viewers),
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
+            ranks=self.ranks,
         )
         self.saved_step = state.step
 
@@ -248,7 +271,8 @@ class TrainingRun:
         say(self.console, f"going on from {saved.path}{done}")
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
-        if self.eval_sets and self.state.step and not self.folder.evaluation(0).exists():
+        began = self.ranks.from_first(lambda: self.folder.evaluation(0).exists())
+        if self.eval_sets and self.state.step and not began:
             self.warn("the student was not evaluated before its first step, and no longer can be")
             return {}
         return self._evaluate_student(0, "student before")

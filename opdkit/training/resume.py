@@ -32,6 +32,7 @@ CHANGEABLE = (
     "eval.every",
     "log.sinks",
     "log.project",
+    "parallel.timeout_minutes",
     "diagnostics.every",
     "diagnostics.rows",
     "diagnostics.k",

@@ -9,6 +9,7 @@ from opdkit.contexts import Context
 from opdkit.engines.model import LanguageModel
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import DiagnosticsSection
 from opdkit.recipe.data import RouteSection
 from opdkit.training.models.optimizer import Optimizer
@@ -43,6 +44,7 @@ class State:
     temperature: float  # that answers are sampled at
     weights: Weights = field(default_factory=Weights)
     diagnostics: DiagnosticsSection | None = None
+    ranks: Ranks = ALONE  # the processes of the run
     route: RouteSection | None = None  # who reads the view "teacher", problem by problem
     step: int = 0  # steps taken
     # Since the run began, saved in checkpoints:

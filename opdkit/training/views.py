@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from opdkit.contexts import build_views
+from opdkit.training.deal import Deal
 from opdkit.training.models.teacher import Teacher
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
@@ -37,9 +38,11 @@ def _places(state: State, groups: Sequence[Group], view: str) -> dict[str, list[
     return found
 
 
-def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]]) -> list[dict[str, Signal]]:
+def score(
+    state: State, groups: Sequence[Group], views: Sequence[dict[str, View]], deal: Deal
+) -> list[dict[str, Signal]]:
     """What each reading says of its rollout; missing where that is longer than the reader's positions. What several of
-    one reader's views read alike is scored once."""
+    one reader's views read alike is scored once. Every rank scores its own rows, with every teacher in turn."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     signals: list[dict[str, Signal]] = [{} for _ in rollouts]
     of_teacher: dict[Teacher, dict[tuple[int, str], Read]] = {}
@@ -50,10 +53,11 @@ def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]
                 of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
     for teacher, reads in of_teacher.items():
         reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
-        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())))
+        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), deal)
         for (row, name), read_once in reads.items():
-            signals[row][name] = said[read_once]
-    return signals
+            if read_once in said:
+                signals[row][name] = said[read_once]
+    return deal.signals_of_all([rollout.key for rollout in rollouts], signals)
 
 
 def join(
@@ -72,10 +76,12 @@ def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> boo
     return room is None or len(context_ids) + len(rollout.answer_ids) <= room
 
 
-def _said(state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read]) -> dict[Read, Signal]:
+def _said(
+    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], deal: Deal
+) -> dict[Read, Signal]:
     said: dict[Read, Signal] = {}
     for asked in dict.fromkeys(wanted for _, _, wanted in reads):
-        some = [read for read in reads if read[2] == asked]
+        some = [read for read in reads if read[2] == asked and deal.is_own(rollouts[read[0]].key)]
         contexts, answers = [read[1] for read in some], [rollouts[read[0]].answer_ids for read in some]
         signals = teacher.score(contexts, answers, asked, temperature=state.method.loss_temperature)
         said.update(zip(some, signals, strict=True))

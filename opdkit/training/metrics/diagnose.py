@@ -22,6 +22,7 @@ from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states,
 from opdkit.types import Asked, Example, Signal, seed_from
 
 if TYPE_CHECKING:
+    from opdkit.training.deal import Deal
     from opdkit.training.models.teacher import Teacher
     from opdkit.training.state import State
 
@@ -34,16 +35,18 @@ class Diagnosis:
     """Of one step. What the loss reads anyway is kept for the chosen rows (`saw`), and compared while the student that
     said it still stands (`compare`): before the update that the rows belong to."""
 
-    def __init__(self, state: State, rows: Sequence[Example]) -> None:
+    def __init__(self, state: State, rows: Sequence[Example], deal: Deal) -> None:
         section = state.diagnostics
         due = section is not None and section.due(state.step, state.num_steps)
-        self._rows = _chosen(state, rows, section.rows) if section is not None and due else []
+        self._due = due
+        chosen = _chosen(state, rows, section.rows) if section is not None and due else []
+        self._rows = deal.own(chosen)
         self._state, self._section = state, section
         self._states: dict[tuple[str, int], Tensor] = {}
         self._tables: list[TokenTable] = []
         self._num_compared = 0
         started = time.monotonic()
-        self._teachers = _teachers(state, self._rows)
+        self._teachers = _teachers(state, chosen, deal)
         self._seconds = time.monotonic() - started
 
     def saw(self, rows: Sequence[Example], hidden_nH: Tensor) -> None:
@@ -91,9 +94,10 @@ class Diagnosis:
 
     def metrics(self) -> list[Metric]:
         """Of this step; none where no diagnostics are due or no row was read by a teacher."""
-        if not self._tables or self._section is None:
+        tables = self._state.ranks.joined(self._tables) if self._due else []
+        if not tables or self._section is None:
             return []
-        table = TokenTable.joined(self._tables)
+        table = TokenTable.joined(tables)
         metrics = [*_metrics(summary(table, OVERALL)), Metric("time/diagnostics_s", self._seconds)]
         for (first, end), bucket in by_bucket(table, self._section.bucket_tokens).items():
             metrics += _metrics(summary(bucket, BY_BUCKET), at=f"@{first}-{end}")
@@ -107,7 +111,7 @@ def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
 
 
 @torch.no_grad()
-def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tuple[str, int], Signal]]]:
+def _teachers(state: State, rows: Sequence[Example], deal: Deal) -> list[tuple[Side, dict[tuple[str, int], Signal]]]:
     """Each teacher, and what it says of the rows that it read: from the loss's hidden states, or from a pass of its
     own, made before the first update, which a live teacher moves with."""
     asked = state.needs.teacher
@@ -115,7 +119,8 @@ def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tu
     for row in rows:
         by_teacher.setdefault(state.teacher_of(row), []).append(row)
     found = []
-    for teacher, own in by_teacher.items():
+    for teacher, read in by_teacher.items():
+        own = deal.own(read)
         if asked is not None and asked.answer == "distribution":
             signals = [row.signal for row in own]
         else:
@@ -123,7 +128,8 @@ def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tu
             contexts = [row.view.context_ids for row in own if row.view is not None]
             signals = [*teacher.score(contexts, answers, Asked("distribution"), temperature=1.0)]
         said = {row.rollout.key: signal for row, signal in zip(own, signals, strict=True) if signal is not None}
-        found.append((Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head), said))
+        if said:
+            found.append((Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head), said))
     return found
 
 
