@@ -53,6 +53,8 @@ def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str
         status = ranks.status(culprit)
         if status == 2 and culprit:
             say(errors, *(f"rank {culprit}: {line}" for line in logs.errors(culprit)), mark="error")
+        if status == STOPPED and not ranks.ended_by_itself(0):
+            say(errors, "Stopped. What was saved is whole; go on with:", f"  {again}")
         if status in (2, STOPPED):
             return status
         how = ranks.how_it_ended(culprit, recipe.parallel.timeout_minutes)
@@ -144,13 +146,17 @@ class _Ranks:
         status = self._processes[rank].poll()
         return STOPPED if self._num_signals and status is not None and -status in _to_pass_on() else status
 
+    def ended_by_itself(self, rank: int) -> bool:
+        status = self._processes[rank].returncode
+        return status is not None and status >= 0
+
     def how_it_ended(self, rank: int, timeout_minutes: float) -> str:
         status = self.status(rank)
         if rank in self._hung:
             return f"did not answer the others within parallel.timeout_minutes = {timeout_minutes:g}"
         if status is not None and status < 0:
             name = signal.Signals(-status).name
-            why = "; the system may have been out of memory" if name == "SIGKILL" else ""
+            why = " (is the machine out of memory?)" if name == "SIGKILL" else ""
             return f"was ended by {name}{why}"
         return f"ended with status {status}"
 
@@ -166,7 +172,7 @@ class _Ranks:
     def _start(
         self, command: Sequence[str], rank: int, num_ranks: int, listener: socket.socket
     ) -> subprocess.Popen[bytes]:
-        environment = _environment(rank, num_ranks, listener)
+        environment = environment_of(rank, num_ranks, listener)
         fds = [listener.fileno()] if rank == 0 else []
         with ExitStack() as opened:
             log = opened.enter_context(self._logs.of(rank).open("wb")) if rank else None
@@ -181,7 +187,7 @@ class _Ranks:
             )
 
 
-def _environment(rank: int, num_ranks: int, listener: socket.socket) -> dict[str, str]:
+def environment_of(rank: int, num_ranks: int, listener: socket.socket) -> dict[str, str]:
     """What torchrun sets, and loopback for what the ranks tell each other."""
     threads = str(max(1, usable_cores() // num_ranks))
     loopback = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo") if sys.platform == "linux" else {}
