@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str,
             ranks = [
                 subprocess.Popen(
                     [sys.executable, str(SCRIPT), str(path)],
-                    env=environment_of(rank, num_ranks, listener),
+                    env={**environment_of(rank, num_ranks, listener), "PYTHONPATH": os.pathsep.join(sys.path)},
                     pass_fds=[listener.fileno()],
                     stderr=subprocess.PIPE,
                     text=True,

@@ -81,10 +81,8 @@ def compared(recipe: Make, settings: dict[str, tuple[str, ...]], on_ranks: Any, 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
-    flat_1, flat_2 = (
-        torch.cat([torch.zeros(1).double(), *(t.flatten().double() for _, t in sorted(ts.items()))])
-        for ts in (one, other)
-    )
+    none = torch.zeros(1, dtype=torch.float64)  # where nothing is kept
+    flat_1, flat_2 = (torch.cat([none, *(of[name].flatten().double() for name in sorted(of))]) for of in (one, other))
     return float((flat_1 - flat_2).norm() / flat_1.norm().clamp(min=1e-30))
 
 
