@@ -176,6 +176,14 @@ class Asked:
     entropy: bool = False  # of the view's distribution, nats
     logprob: bool = False  # for answer == "distribution": coefficients also depend on that of the sampled token
 
+    def covers(self, other: Asked) -> bool:
+        """Whether whoever was asked this can say what the other asks. Hidden states say everything."""
+        if self.answer == "distribution":
+            return True
+        if other.answer == "distribution" or (other.entropy and not self.entropy):
+            return False
+        return other.answer == "sampled" or (self.answer == "topk" and (self.k or 0) >= (other.k or 0))
+
     def __or__(self, other: Asked) -> Asked:
         """What answers both."""
         answer = max(self.answer, other.answer, key=("sampled", "topk", "distribution").index)

@@ -35,8 +35,8 @@ from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.data import check_readable, fitting, training_data
 from opdkit.training.metrics.agreement import compare_rows, student_side, teacher_side
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.sides import read_sides
-from opdkit.training.models.teacher import Teacher
 from opdkit.training.parts import Parts
 from opdkit.types import Example, Group, Problem, seed_from
 
@@ -59,6 +59,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         raise UserError(
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
             "own: its section as [teacher] and [context], and data.train of its domain"
+        )
+    if recipe.teacher.kind == "saved":
+        raise UserError(
+            'opdkit fit asks a teacher about new answers, but teacher.kind = "saved" only knows those of '
+            f"{recipe.teacher.run}; measure the teacher of that run itself"
         )
     if recipe.teacher.kind == "none":
         raise UserError(
@@ -228,7 +233,7 @@ def _with_views(
 
 
 def _readable(row: Example, teacher: Teacher) -> bool:
-    room = teacher.model.max_positions
+    room = teacher.max_positions
     return row.view is not None and (room is None or len(row.view.context_ids) + len(row.rollout.answer_ids) <= room)
 
 

@@ -53,7 +53,7 @@ def train(
     """Train the recipe's student; writes runs/<name>/."""
     from opdkit.ranks.join import NUM_RANKS, is_launched, is_rank, join
     from opdkit.recipe import load_recipe
-    from opdkit.recipe.check import check_enough_rows
+    from opdkit.recipe.check import check_num_ranks
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
     command = ["train", str(recipe), *(word for setting in set_ or [] for word in ("--set", setting))]
@@ -64,7 +64,7 @@ def train(
             raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
         from opdkit.launch import launch
 
-        check_enough_rows(resolved, ranks)
+        check_num_ranks(resolved, ranks)
         how = [word for word, is_set in (("--resume", resume), ("--overwrite", overwrite)) if is_set]
         raise typer.Exit(launch([*command, *how], ranks, resolved, again=again, errors=errors))
     group = join(device=resolved.model.device, timeout_minutes=resolved.parallel.timeout_minutes)
@@ -80,6 +80,36 @@ def train(
         group.wait()
     except Interrupted:
         group.wait()
+        raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run's folder whose recipe has a [spool] section.")],
+    set_: Set = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the new run, beside the old one; default: the old name and -replay.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the replay.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier replay of this name.")] = False,
+) -> None:
+    """Train again on a run's answers and what its teachers said, with another loss.
+
+    Nothing is sampled, and no teacher is loaded: any loss, weight or support on the same answers.
+    """
+    from opdkit.recipe.replay import replay_recipe
+
+    resolved = replay_recipe(run, set_ or [], name)
+    from opdkit.reporting import write_report
+    from opdkit.training.loop import train
+
+    try:
+        train(resolved, resume=resume, overwrite=overwrite, console=console)
+        say(console, f"report: {write_report(resolved.run_dir)}")
+    except Interrupted:
+        settings = [word for setting in set_ or [] for word in ("--set", setting)]
+        named = [] if name is None else ["--name", name]
+        again = shlex.join(["opdkit", "replay", str(run), *settings, *named, "--resume"])
         raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
 
 

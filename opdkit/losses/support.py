@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.logprobs import Implicit
 from opdkit.losses.spec import Support
 
 
@@ -39,7 +40,7 @@ class Entries:
 class TargetScores:
     """What the teacher said of n tokens, at the loss temperature, in nats over the full vocabulary."""
 
-    logprob_nV: Tensor | None = None
+    logprob_nV: Tensor | Implicit | None = None
     prob_nV: Tensor | None = None
     topk_ids_nK: Tensor | None = None
     topk_logprob_nK: Tensor | None = None

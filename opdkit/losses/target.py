@@ -13,9 +13,24 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.inputs import ViewTokens
+from opdkit.losses.logprobs import Implicit
 from opdkit.losses.names import TargetKind
 from opdkit.losses.spec import LossSpec, Target
 from opdkit.losses.support import TargetScores
+
+
+def view_scores(
+    said: ViewTokens, logprob_nV: Tensor | Implicit | None, prob_nV: Tensor | None, dtype: torch.dtype
+) -> TargetScores:
+    """What a view says of n tokens: its whole distribution, if that is known, and what it listed."""
+    return TargetScores(
+        logprob_nV,
+        prob_nV,
+        said.topk_ids_NK,
+        None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(dtype),
+        None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(dtype),
+    )
 
 
 def target_scores(

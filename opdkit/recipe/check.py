@@ -39,8 +39,12 @@ def departures_in(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     return [f"stage {name}: {said}" for name, said in told if said is not None]
 
 
-def check_enough_rows(recipe: Recipe, num_ranks: int) -> None:
-    """Raises UserError."""
+def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
+    """Raises UserError for more ranks than a step has rows, and for what several ranks cannot do."""
+    if recipe.spool is not None:
+        raise UserError(
+            f"[spool] keeps what one process sees, and there are {num_ranks} ranks; remove it, or the ranks"
+        )
     answers = 1 if recipe.method.answer_source == "dataset" else recipe.sampling.group_size
     rows = recipe.train.problems_per_step * answers
     if num_ranks > rows:

@@ -18,6 +18,7 @@ from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
 from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
 from opdkit.types import Group, Problem, Rollout
 
@@ -32,10 +33,13 @@ class Answers:
     optimizer: Optimizer
     viewers: Mapping[str, Viewer]
     task: Task
+    run: SavedRun | None = None  # whose answers are read again
     ranks: Ranks = ALONE
     progress: Progress | None = None  # hears of answers as they are finished
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
+        if self.run is not None:
+            return self.run.groups(problems, step)
         source = self.recipe.method.answer_source
         if source == "student":
             return self._sampled(self.student_engine(), self.renderer, problems, step)

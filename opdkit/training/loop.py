@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
-from opdkit.training.evaluations import Evaluations
+from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
@@ -43,6 +43,7 @@ from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.summary import note_of, summary_of
 from opdkit.training.together import check_ranks, locked_by_first
+from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
@@ -116,8 +117,10 @@ class TrainingRun:
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
-        self.task = make_task_for(recipe.data.grader, graded)
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, ranks)
+        self.task = make_task_for(recipe.grader, graded)
+        self.answers = Answers(
+            recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
+        )
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -134,10 +137,12 @@ class TrainingRun:
             temperature=recipe.sampling.temperature,
             ranks=ranks,
             route=recipe.route,
+            replays=parts.run is not None,
         )
 
     def close(self) -> None:
         self.task.close()
+        self.parts.close()
 
     def go(
         self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
@@ -149,6 +154,8 @@ class TrainingRun:
         for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
+        if recipe.spool is not None:
+            state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
             asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
@@ -279,16 +286,15 @@ class TrainingRun:
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
         try:
-            return self.evaluations.measure(step, label, self.answers.student_engine(), self.parts.renderer)
+            reading = nullcontext((self.answers.student_engine(), self.parts.renderer))
+            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()
 
     def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
-        teacher = self.parts.teacher
-        if teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
-            return None
-        return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
+        readers = teachers_of_sets(self.recipe, self.parts.viewers)
+        return self.evaluations.measure("teacher", "teacher", readers) if readers else None
 
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""

@@ -38,6 +38,8 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     with resources.during("sample"):
         groups = state.sample(problems, state.step)
     with resources.during("score"):
+        for teacher in state.teachers:
+            teacher.before_step(state.step)
         views = view_groups(state, groups)
         deal = deal_rows(state, [part for part, _ in parts_of(groups, (), state.updates_per_step)], views)
         signals = score(state, groups, views, deal)
@@ -57,7 +59,10 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     told = [metric for _, metrics, _ in updates for metric in metrics]
     told = [*agreement.metrics(), *describe_views(state, groups, rows), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
-    return rows, [*describe_rows(rows), *told, no_gradient, *state.ranks.joined(resources.metrics())]
+    if state.spool is not None:
+        told += state.spool.metrics()
+    counted = [*resources.metrics(), *(metric for teacher in state.teachers for metric in teacher.metrics())]
+    return rows, [*describe_rows(rows), *told, no_gradient, *state.ranks.joined(counted)]
 
 
 def update(

@@ -15,7 +15,7 @@ from opdkit.ranks.base import Ranks
 from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
-from opdkit.recipe.check import check_enough_rows
+from opdkit.recipe.check import check_num_ranks
 from opdkit.run.folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def check_ranks(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> No
     """Raises UserError for more ranks than a step has rows, and where they are not alike."""
     if ranks.size == 1:
         return
-    check_enough_rows(recipe, ranks.size)
+    check_num_ranks(recipe, ranks.size)
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "numpy")]
     facts = {f"{name} data": one.fingerprint for name, one in data.items()}
     facts |= {f"{key} files": str(model_digest(Path(path))) for key, path in recipe.model_paths.items()}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from opdkit.contexts import build_views
+from opdkit.engines.states import answered
+from opdkit.recipe.sections import SpoolSection
 from opdkit.training.deal import Deal
-from opdkit.training.models.teacher import Teacher
+from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 
+_DISTRIBUTION = Asked("distribution")
 Read = tuple[int, tuple[int, ...], Asked]  # which rollout, what is read before it, what is asked of its tokens
 
 
@@ -23,7 +27,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
             viewer, own_groups = state.viewers[reader], [groups[place] for place in places]
             own = [row for place in places for row in found[place]]
             for number, name in enumerate(state.readings(view)):
-                read = build_views(own_groups, viewer.context, viewer.teacher.renderer, identity, number)
+                read = viewer.teacher.views(own_groups, viewer.context, identity, number, name)
                 for row, shown in zip(own, read, strict=True):
                     if shown is not None:
                         row[name] = shown if reader == view else replace(shown, by=reader)
@@ -50,14 +54,18 @@ def score(
         for name, asked in state.asked.items():
             if name in read:
                 teacher = state.viewers[read[name].by or base_name(name)].teacher
-                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
+                wanted = asked if state.spool is None else whole(teacher, asked)
+                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, wanted)
     for teacher, reads in of_teacher.items():
         reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
         said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), deal)
         for (row, name), read_once in reads.items():
             if read_once in said:
                 signals[row][name] = said[read_once]
-    return deal.signals_of_all([rollout.key for rollout in rollouts], signals)
+    if state.spool is None:
+        return deal.signals_of_all([rollout.key for rollout in rollouts], signals)
+    state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
+    return _as_asked(state, rollouts, signals)
 
 
 def join(
@@ -71,8 +79,44 @@ def join(
     ]
 
 
+def whole(teacher: Teacher, asked: Asked) -> Asked:
+    """What is asked of a teacher whose word is kept, so that it can be asked anything later."""
+    return _DISTRIBUTION if teacher.can_say(_DISTRIBUTION) else asked
+
+
+def spool_of(state: State, folder: Path, section: SpoolSection) -> Spool:
+    """Where this run's teachers are kept."""
+    absent = state.student.head().absent_ids
+    asked = {
+        reader: whole(state.viewers[reader].teacher, wanted)
+        for view, wanted in state.needs.views.items()
+        for reader in state.readers(view)
+    }
+    described = description(
+        asked,
+        state.method.loss_temperature,
+        num_tokens=state.student.num_tokens,
+        absent_ids=[] if absent is None else absent.tolist(),
+        tokenizer=state.student.tokenizer,
+    )
+    return Spool(folder, section, described)
+
+
+def _as_asked(
+    state: State, rollouts: Sequence[Rollout], signals: Sequence[dict[str, Signal]]
+) -> list[dict[str, Signal]]:
+    """What the method asked for, where hidden states were asked for to be kept."""
+    found = [dict(said) for said in signals]
+    for name, asked in state.asked.items():
+        rows = [row for row, said in enumerate(signals) if name in said and said[name].hidden_TH is not None]
+        known, answers = [signals[row][name] for row in rows], [rollouts[row].answer_ids for row in rows]
+        for row, signal in zip(rows, answered(known, answers, asked, state.method.loss_temperature), strict=True):
+            found[row][name] = signal
+    return found
+
+
 def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
-    room = teacher.model.max_positions
+    room = teacher.max_positions
     return room is None or len(context_ids) + len(rollout.answer_ids) <= room
 
 

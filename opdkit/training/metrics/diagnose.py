@@ -23,9 +23,10 @@ from opdkit.types import Asked, Example, Signal, seed_from
 
 if TYPE_CHECKING:
     from opdkit.training.deal import Deal
-    from opdkit.training.models.teacher import Teacher
+    from opdkit.training.models.base_teacher import Teacher
     from opdkit.training.state import State
 
+_DISTRIBUTION = Asked("distribution")
 # Of every bucket of positions, and of all tokens.
 BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "forward_kl", "reverse_kl")
 OVERALL = (*BY_BUCKET, "student_entropy", "teacher_entropy", "top1_agreement")
@@ -117,7 +118,8 @@ def _teachers(state: State, rows: Sequence[Example], deal: Deal) -> list[tuple[S
     asked = state.needs.teacher
     by_teacher: dict[Teacher, list[Example]] = {}
     for row in rows:
-        by_teacher.setdefault(state.teacher_of(row), []).append(row)
+        if (teacher := state.teacher_of(row)).can_say(_DISTRIBUTION):
+            by_teacher.setdefault(teacher, []).append(row)
     found = []
     for teacher, read in by_teacher.items():
         own = deal.own(read)
@@ -126,7 +128,7 @@ def _teachers(state: State, rows: Sequence[Example], deal: Deal) -> list[tuple[S
         else:
             answers = [row.rollout.answer_ids for row in own]
             contexts = [row.view.context_ids for row in own if row.view is not None]
-            signals = [*teacher.score(contexts, answers, Asked("distribution"), temperature=1.0)]
+            signals = [*teacher.score(contexts, answers, _DISTRIBUTION, temperature=1.0)]
         said = {row.rollout.key: signal for row, signal in zip(own, signals, strict=True) if signal is not None}
         if said:
             found.append((Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head), said))

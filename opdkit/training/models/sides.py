@@ -113,6 +113,8 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
     said = _own_warnings(pupil, recipe.model)
     sides = {}
     for view, section in recipe.all_views.items():
+        if section.teacher.kind == "saved":  # what it read and said is there already
+            continue
         label = "teacher" if view == "teacher" else f"views.{view}.teacher"
         sides[view], doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
         said += doubts

@@ -23,6 +23,7 @@ from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe, TeacherSection
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer, check_tensors
 from opdkit.training.models.other_models import OtherModel
 from opdkit.training.models.sides import teacher_reading
@@ -32,7 +33,9 @@ Weights = Callable[[], Mapping[str, Tensor] | None]
 _HIDDEN_STATES = Asked("distribution")
 
 
-class Teacher:
+class ModelTeacher(Teacher):
+    """A model in this process: the student's own module, or another."""
+
     def __init__(
         self,
         model: LanguageModel | OtherModel,
@@ -57,8 +60,16 @@ class Teacher:
     def loaded_model(self) -> LanguageModel | None:
         return self._whose.loaded if isinstance(self._whose, OtherModel) else self._whose
 
+    @property
+    def max_positions(self) -> int | None:
+        return self.model.max_positions
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        model = self.loaded_model
+        return () if model is None else model.warnings
+
     def load(self) -> None:
-        """Now, not when it is first asked."""
         if isinstance(self._whose, OtherModel):
             self._whose()
 
@@ -90,18 +101,8 @@ class Teacher:
     def head(self) -> Head:
         return self.model.head(self._weights())
 
-    def after_step(self) -> None:
-        """Called after every optimizer step that was applied."""
 
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Raises UserError unless `state` has exactly the tensors that this teacher saves."""
-        check_tensors("teacher", state, {})
-
-
-class LiveTeacher(Teacher):
+class LiveTeacher(ModelTeacher):
     """The student itself, of the moment it is asked."""
 
     def __init__(
@@ -123,7 +124,7 @@ class LiveTeacher(Teacher):
         return [replace(signal, head=head) for signal in signals]
 
 
-class InitialTeacher(Teacher):
+class InitialTeacher(ModelTeacher):
     """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
 
     def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
@@ -139,7 +140,7 @@ class InitialTeacher(Teacher):
         self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
 
 
-class EMATeacher(Teacher):
+class EMATeacher(ModelTeacher):
     """teacher += rate * (student - teacher) after every applied step, in float32 whatever the computation reads.
 
     Mean teacher (arXiv:1703.01780); SDPO and MOPD use rate 0.05. In bfloat16 the increments would be rounded away.
@@ -169,7 +170,7 @@ class EMATeacher(Teacher):
         return rule.whole({name: rule.as_read(weight) for name, weight in self.average.items()})
 
 
-class TrustRegionTeacher(Teacher):
+class TrustRegionTeacher(ModelTeacher):
     """logits = (1 - share) initial + share live, both reading the teacher's context; the live part is held constant.
 
     SDPO's trust region (arXiv:2601.20802). A mixture of logits is the logits of one head, over the two hidden states
@@ -251,7 +252,7 @@ def make_teacher(
         model = other or OtherModel(recipe, section, student)
     own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
     if isinstance(model, OtherModel):
-        return Teacher(model, own, max_tokens_per_batch=max_tokens)
+        return ModelTeacher(model, own, max_tokens_per_batch=max_tokens)
     if section.weights == "initial":
         return InitialTeacher(student, own, optimizer, max_tokens)
     if section.weights == "ema":
@@ -261,7 +262,7 @@ def make_teacher(
         assert section.student_share is not None
         return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
     if section.weights == "adapter_off":
-        return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
+        return ModelTeacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 

@@ -9,22 +9,32 @@ from torch import Tensor
 
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
-from opdkit.training.models.teacher import Teacher, make_teacher
+from opdkit.training.models.saved_teacher import SavedTeacher
+from opdkit.training.models.teacher import make_teacher
+from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
 
 
 def make_viewers(
-    recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
+    recipe: Recipe,
+    student: LanguageModel,
+    optimizer: Optimizer,
+    now: datetime | None = None,
+    run: SavedRun | None = None,
 ) -> dict[str, Viewer]:
-    """By view. now: the date that chat templates print. The models of a route's views are loaded when their first rows
-    come, all others now. Raises UserError for a teacher that cannot be compared."""
+    """By view. now: the date that chat templates print; run: whose teachers are read again. The models of a route's
+    views are loaded when their first rows come, all others now. Raises UserError for a teacher that cannot be compared.
+    """
     viewers: dict[str, Viewer] = {}
     teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
     others: dict[object, OtherModel] = {}
     for name, view in recipe.all_views.items():
         teacher = next((known for section, known in teachers if section == view.teacher), None)
+        if run is not None and view.teacher.kind == "saved":
+            teacher = SavedTeacher(run, name, student.renderer())
         if teacher is None:
             other = None
             if view.teacher.kind == "model":
@@ -37,8 +47,10 @@ def make_viewers(
     for name, viewer in viewers.items():
         if name not in routed:
             viewer.teacher.load()
-    if others:
+    if others or run is not None:
         end, absent = common_limit(student, [other.readable() for other in others.values()])
+        if run is not None:
+            end, absent = run.common(end, absent)
         student.limit_to(end, absent)
         for other in others.values():
             other.limit_to(end, absent)
