@@ -240,6 +240,9 @@ def make_model(
         int, typer.Option(min=0, max=10**6, help="SFT steps on the data's solutions; 0 leaves random weights.")
     ] = 300,
     seed: Seed = 0,
+    digits_per_token: Annotated[
+        int, typer.Option(min=1, max=3, help="Digits side by side that are one token; Qwen has 1, Llama 3 has 3.")
+    ] = 1,
     limit: Annotated[
         int | None,
         typer.Option(min=1, max=MOST, help="Teach only so many problems, again and again: a half-taught model."),
@@ -260,5 +263,5 @@ def make_model(
 
     make_model(
         out, data=data, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size, steps=steps, seed=seed,
-        limit=limit, reads_demonstrations=reads_demonstrations, console=console,
+        digits_per_token=digits_per_token, limit=limit, reads_demonstrations=reads_demonstrations, console=console,
     )  # fmt: skip

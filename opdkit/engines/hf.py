@@ -32,6 +32,7 @@ class HFEngine:
     max_tokens_per_batch  rows times padded length that go through the model together; a single longer row goes alone.
                           None: `TOKENS_PER_BATCH`, and for sampling on CUDA what memory holds (`engines.memory`)
     weights               tensors that replace parameters, as in `LanguageModel.using` (initial or EMA teachers)
+    reader_ids_W          what it says of whole distributions and likeliest ids is for another tokenizer (`Head`)
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class HFEngine:
         *,
         max_tokens_per_batch: int | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        reader_ids_W: Tensor | None = None,
     ) -> None:
         self.model = model
+        self.reader_ids_W = reader_ids_W
         self.max_tokens_per_batch = max_tokens_per_batch
         self.weights = weights
 
@@ -191,7 +194,7 @@ class HFEngine:
         # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
         max_tokens = self.max_tokens_per_batch or TOKENS_PER_BATCH
         with torch.no_grad(), enough_memory("scoring", "lower max_tokens_per_batch (of [sampling])"):
-            head = self.model.head(self.weights)
+            head = replace(self.model.head(self.weights), reader_ids_W=self.reader_ids_W)
             for part in _parts([lengths[row] for row in order], max_tokens, len(order)):
                 rows = order[part]
                 said = [answers[r] for r in rows]

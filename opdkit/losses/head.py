@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opdkit.losses import kernel, logprobs
-from opdkit.losses.inputs import Batch, Head, Projector, ViewTokens, check_ids
+from opdkit.losses.inputs import ABSENT_LOGIT, Batch, Head, Projector, ViewTokens, check_ids
 from opdkit.losses.names import GradientPath
 from opdkit.losses.spec import Target
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
@@ -75,11 +75,12 @@ def head_loss(
         batch = Batch(hidden_NH, head, sampled_ids_N, terms, named, temperature)
     gradients, record = Gradients(hidden_NH, head, batch.student.dtype), Record(batch)
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
+        widest = max(head.num_tokens, *(p.head.num_tokens for p in batch.projectors.values()), 0)
         for counted_rows, counting in batch.parts():
             score = _autograd if gradient == "autograd" else _closed_form
             if score is _closed_form and kernel.is_chosen(batch, counting):
                 score = _through_kernels
-            for rows in chunks(counted_rows, head.num_tokens, chunk_size):
+            for rows in chunks(counted_rows, widest, chunk_size):
                 score(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
@@ -97,13 +98,14 @@ def head_stats(
 ) -> HeadStats:
     """What is asked of each token's distribution at `temperature`, over the `num_tokens` ids, without gradient.
 
-    sampled_ids_N: the log-probability of these ids; k: the k likeliest ids (at most V) in falling order; entropy.
+    sampled_ids_N: the log-probability of these ids; k: the k likeliest ids (at most V) in falling order, in the other
+    tokenizer's numbers where the head is compared in them; entropy.
     """
     if sampled_ids_N is not None:
         check_ids("sampled_ids_N", sampled_ids_N, head.num_tokens)
     project, num_tokens = Projector(head, hidden_NH), head.num_tokens
     math = {"dtype": logprobs.math_dtype(project.dtype), "device": hidden_NH.device}
-    shape_NK = (len(hidden_NH), 0 if k is None else min(k, num_tokens))
+    shape_NK = (len(hidden_NH), 0 if k is None else min(k, head.num_compared))
     stats = HeadStats(
         sampled_logprob_N=None if sampled_ids_N is None else torch.empty(len(hidden_NH), **math),
         topk_ids_NK=None if k is None else torch.empty(shape_NK, dtype=torch.long, device=hidden_NH.device),
@@ -119,7 +121,8 @@ def head_stats(
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
                 if stats.topk_ids_NK is not None and stats.topk_logprob_NK is not None:
-                    values_nK, stats.topk_ids_NK[rows] = logprobs.topk(logprob_nV, shape_NK[1])
+                    listed_nW = head.for_reader(logprob_nV, ABSENT_LOGIT)
+                    values_nK, stats.topk_ids_NK[rows] = logprobs.topk(listed_nW, shape_NK[1])
                     stats.topk_logprob_NK[rows] = values_nK
                 if stats.entropy_N is not None:
                     stats.entropy_N[rows] = logprobs.entropy(logprob_nV, prob_nV)
@@ -171,12 +174,14 @@ def _score(
 
 
 def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None, dtype: torch.dtype) -> TargetScores:
-    said, logprob_nV, prob_nV = batch.views[name].take(rows), None, None
+    said, logprob_nV, prob_nV, silent_V = batch.views[name].take(rows), None, None, None
     if output_nV is not None:
         assert said.head is not None
         logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
         logprob_nV, prob_nV = logprobs.distribution(logits_nV)
-    return view_scores(said, logprob_nV, prob_nV, dtype)
+        logprob_nV, prob_nV = said.head.for_reader(logprob_nV, ABSENT_LOGIT), said.head.for_reader(prob_nV, 0.0)
+        silent_V = said.head.silent_W
+    return view_scores(said, logprob_nV, prob_nV, dtype, silent_V)
 
 
 def _view_outputs(batch: Batch, rows: Tensor, terms: Sequence[Term]) -> dict[str, Tensor]:

@@ -47,6 +47,8 @@ def covers(batch: Batch, terms: Sequence[Term]) -> bool:
     heads = [batch.student.head, *(p.head for name, p in batch.projectors.items() if name in asked)]
     if any(head.absent_ids is not None or head.logit_scale <= 0 for head in heads):
         return False
+    if any(head.reader_ids_W is not None for head in heads):  # a teacher with another tokenizer
+        return False
     if any(term.asks and term.target.only is None for term in terms):
         return False
     full = [term.loss for term in terms if term.loss.support.kind == "full"]

@@ -16,6 +16,7 @@ from opdkit.data.files.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
+from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
@@ -55,6 +56,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *saved_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *align_faults(stage),
         ]
         for where, stage in stages.items()
     }

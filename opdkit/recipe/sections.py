@@ -32,7 +32,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
-from opdkit.types import Needs
+from opdkit.types import Needs, SpanSpread
 
 
 class LoraSection(Section):
@@ -75,6 +75,13 @@ class TeacherSection(Section):
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
     path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
+    # and tokens of both sides with the same bytes are compared.
+    tokens: Literal["same", "align"] = "same"
+    # tokens = "align": what is told of a span of several tokens (support = "sampled" alone). exact: nothing, one token
+    # is one token; macro: its whole advantage to each; even, proportional: a share of it to each.
+    span: SpanSpread = "exact"
+    pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.

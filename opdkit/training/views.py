@@ -10,6 +10,7 @@ from opdkit.engines.states import answered
 from opdkit.recipe.sections import SpoolSection
 from opdkit.training.deal import Deal
 from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.spans import check_coverage
 from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
@@ -57,13 +58,15 @@ def score(
                 wanted = asked if state.spool is None else whole(teacher, asked)
                 of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, wanted)
     for teacher, reads in of_teacher.items():
-        reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
+        reads = {key: read for key, read in reads.items() if teacher.fits(read[1], rollouts[read[0]].answer_ids)}
         said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), deal)
         for (row, name), read_once in reads.items():
             if read_once in said:
                 signals[row][name] = said[read_once]
+    signals = deal.signals_of_all([rollout.key for rollout in rollouts], signals)
+    check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
     if state.spool is None:
-        return deal.signals_of_all([rollout.key for rollout in rollouts], signals)
+        return signals
     state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
     return _as_asked(state, rollouts, signals)
 
@@ -113,11 +116,6 @@ def _as_asked(
         for row, signal in zip(rows, answered(known, answers, asked, state.method.loss_temperature), strict=True):
             found[row][name] = signal
     return found
-
-
-def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
-    room = teacher.max_positions
-    return room is None or len(context_ids) + len(rollout.answer_ids) <= room
 
 
 def _said(

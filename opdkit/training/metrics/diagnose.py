@@ -18,7 +18,7 @@ from torch import Tensor
 from opdkit.engines.hf import HFEngine
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
-from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states, student_side
+from opdkit.training.metrics.agreement import Side, compare_rows, heard_tokens, hidden_states, student_side
 from opdkit.types import Asked, Example, Signal, seed_from
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Diagnosis:
         student = Side(hidden=lambda asked: [self._states.pop(row.rollout.key) for row in asked], head=head)
         for teacher, said in self._teachers:
             own = [row for row in some if row.rollout.key in said]
-            if not own:
+            own = heard_tokens(own, [said[row.rollout.key].spans for row in own])
+            if not any(row.rollout.answer_mask.any() for row in own):
                 continue
             table = compare_rows(
                 own,

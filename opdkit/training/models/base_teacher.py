@@ -13,18 +13,28 @@ from opdkit.engines.base import Progress, Sampler
 from opdkit.losses import Head
 from opdkit.metrics import Metric
 from opdkit.training.models.optimizer import check_tensors
-from opdkit.types import Asked, Group, Signal, View
+from opdkit.types import Asked, Group, Signal, Spans, SpanSpread, View
 
 
 class Teacher:
     """renderer: how it reads and writes."""
 
     renderer: Renderer
+    spread: SpanSpread | None = None  # of a teacher with another tokenizer, see `Spans`
 
     @property
     def max_positions(self) -> int | None:
         """Longer readings are not scored, and counted. None: no limit known."""
         raise NotImplementedError
+
+    def fits(self, context_ids: Sequence[int], answer_ids: Sequence[int]) -> bool:
+        """Whether it can read the answer behind the context."""
+        room = self.max_positions
+        return room is None or len(context_ids) + len(answer_ids) <= room
+
+    def spans_of(self, context_ids: Sequence[int], answer_ids: Sequence[int], asked: Asked) -> Spans | None:
+        """Which tokens a teacher with another tokenizer can say something of; None: it reads these very tokens."""
+        return None
 
     def score(
         self,
