@@ -108,7 +108,7 @@ class SamplingSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
     # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the free memory holds.
+    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.slots import Counts
+from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
@@ -36,6 +38,7 @@ class Answers:
     run: SavedRun | None = None  # whose answers are read again
     ranks: Ranks = ALONE
     progress: Progress | None = None  # hears of answers as they are finished
+    _counts: Counts = field(default_factory=Counts)  # of the step
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
         if self.run is not None:
@@ -61,6 +64,20 @@ class Answers:
             for group in self._of_teacher(self.viewers[view], own, step)
         }
         return [groups[problem.id] for problem in problems]
+
+    def drain(self) -> list[Metric]:
+        """How full the batches were in which the answers since the last call were sampled; nothing where none was.
+
+        occupancy: the share of rows times columns, over all tokens decoded, that holds a token of a row that goes on.
+        """
+        counts, self._counts = self._counts, Counts()
+        if not counts.steps:
+            return []
+        return [
+            Metric("rollout/occupancy", counts.positions / counts.room),
+            Metric("rollout/rows_together", counts.row_steps / counts.steps),
+            Metric("rollout/evictions", float(counts.evictions), "sum"),
+        ]
 
     def student_engine(self) -> HFEngine:
         """The student with the weights of this moment, as the computation reads them."""
@@ -103,7 +120,7 @@ class Answers:
         read: Mapping[str, Sequence[int]] | None = None,
     ) -> list[Group]:
         sampling = self.recipe.sampling
-        return sample_groups(
+        groups = sample_groups(
             problems,
             sampler=sampler,
             renderer=renderer,
@@ -116,3 +133,6 @@ class Answers:
             read=read,
             ranks=self.ranks,
         )
+        if isinstance(sampler, HFEngine):  # others do not say how they batch
+            self._counts += sampler.counts
+        return groups

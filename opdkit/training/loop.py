@@ -227,7 +227,7 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += self.task.drain(self.ranks)
+        metrics += [*self.task.drain(self.ranks), *self.ranks.joined(self.answers.drain())]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)

@@ -42,9 +42,9 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
             teacher.before_step(state.step)
         views = view_groups(state, groups)
         deal = deal_rows(state, [part for part, _ in parts_of(groups, (), state.updates_per_step)], views)
-        signals = score(state, groups, views, deal)
+        agreement = Diagnosis(state, groups, views, deal)
+        signals = score(state, groups, views, deal, agreement.chosen, agreement.heard)
     rows = join(groups, views, signals)
-    agreement = Diagnosis(state, rows, deal)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):

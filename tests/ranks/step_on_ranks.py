@@ -22,6 +22,8 @@ from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.step import train_step
 
+OF_THE_SPLIT = ("time/", "memory/", "rollout/occupancy", "rollout/rows_together", "rollout/evictions")
+
 
 def step(recipe: Recipe, ranks: Ranks, num_steps: int) -> dict[str, Any]:
     """What the steps saw and did. Rewards are the samples' numbers: a random student earns none."""
@@ -48,7 +50,7 @@ def step(recipe: Recipe, ranks: Ranks, num_steps: int) -> dict[str, Any]:
         run.stages.enter(run.state, run.answers)
         rows, metrics = train_step(run.state, run.drawn.of_step(number))
         answers = [(row.rollout.key, row.rollout.answer_ids, row.rollout.reward) for row in rows]
-        kept = {name: value for name, value in reduce_metrics(metrics).items() if not name.startswith(("time/", "mem"))}
+        kept = {name: value for name, value in reduce_metrics(metrics).items() if not name.startswith(OF_THE_SPLIT)}
         seen.append({"answers": answers, "metrics": kept})
     after = optimizer.for_saving() or {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
     averages = {}
