@@ -30,7 +30,7 @@ def step(recipe: Recipe, ranks: Ranks, num_steps: int) -> dict[str, Any]:
     parts = Parts(recipe, None, ranks=ranks)
     run = TrainingRun(recipe, parts, training_data(recipe, None), {}, Console(quiet=True), ranks=ranks)
     sample = run.state.sample
-    if run.state.method.needs.reward:
+    if run.state.needs.reward:
         run.state.sample = lambda problems, number: [
             replace(g, rollouts=tuple(replace(r, reward=float(r.sample_id)) for r in g.rollouts))
             for g in sample(problems, number)
