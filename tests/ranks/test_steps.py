@@ -88,8 +88,8 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def test_a_step_on_two_ranks(recipe: Make, on_ranks: Any) -> None:
-    """Rows equal, metrics to 1e-5, gradients to 2e-6 (rounding): full weights in two updates, adapters and a moving average, peers
-    read across ranks. Tiny models in float32 on gloo; NCCL is not seen."""
+    """Rows equal, metrics to 1e-5, gradients to 2e-6 (rounding): full weights in two updates, adapters and a moving
+    average, peers read across ranks. Tiny models in float32 on gloo; NCCL is not seen."""
     compared(recipe, SHORT, on_ranks, 2)
 
 
