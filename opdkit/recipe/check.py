@@ -45,6 +45,13 @@ def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
         raise UserError(
             f"[spool] keeps what one process sees, and there are {num_ranks} ranks; remove it, or the ranks"
         )
+    sampling = recipe.sampling
+    if sampling.engine != "hf" or sampling.lag:
+        key = f"lag = {sampling.lag}" if sampling.lag else f'engine = "{sampling.engine}"'
+        raise UserError(
+            f"sampling.{key} is for one process, and {num_ranks} ranks were asked for; remove it: the ranks share the "
+            "answers of a step among them"
+        )
     answers = 1 if recipe.method.answer_source == "dataset" else recipe.sampling.group_size
     rows = recipe.train.problems_per_step * answers
     if num_ranks > rows:

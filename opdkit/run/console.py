@@ -278,3 +278,20 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int], None]]:
                 say(console, f"{count:,} {what}")
 
         yield show
+
+
+@contextmanager
+def told_while_waiting(console: Console, what: str) -> Iterator[Callable[[float], None]]:
+    """Seconds of what says nothing until it is there: redrawn on a terminal, a line now and then elsewhere."""
+    told = 0.0
+    with console.status("") as status:
+
+        def show(seconds: float) -> None:
+            nonlocal told
+            if is_live(console):
+                status.update(Line(f"{what}: {seconds:.0f} s"))
+            elif seconds - told > 2 * LINE_EVERY_S:
+                told = seconds
+                say(console, f"{what}: {seconds:.0f} s")
+
+        yield show

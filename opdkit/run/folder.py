@@ -29,8 +29,8 @@ from opdkit.errors import UserError
 from opdkit.run.environment import changes, describe_environment
 from opdkit.run.lock import NAME_BYTES, Lock
 
-_FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id")
-_FOLDERS = ("rows", "spool", "checkpoints", "eval", "tensorboard", "wandb")
+_FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
+_FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
 _CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
 _OURS = {"recipe.toml", ".lock", "ranks", *_FILES, *_FOLDERS}
 # What readers of a recipe.toml take for granted.

@@ -58,6 +58,11 @@ class Batch:
         return int(self._offsets[-1])
 
     @property
+    def sampled_logprob_N(self) -> Tensor | None:
+        """[N] nats, of the distribution that was sampled. None: some answer was not sampled by us."""
+        return self._per_token([e.rollout.answer_logprobs for e in self.examples])
+
+    @property
     def uncut_logprob_N(self) -> Tensor | None:
         """The sampler's log-probs over the whole vocabulary; None: some row was not sampled by us."""
         rollouts = [e.rollout for e in self.examples]

@@ -4,6 +4,7 @@
                             optimizer.safetensors  "<parameter>/<what>"; of N ranks optimizer-00001-of-0000N.safetensors
                                                    and so on, each with its rows of every tensor, in the ranks' order
                             teacher.safetensors    only for teachers that have a state (initial, ema)
+                            queue/step_000103.parquet  with sampling.lag: answers that a step to come learns from
                             state.json             {"version", "step", "counters", "pass_rates", "files"}
                             SHA256SUMS             of every file; `sha256sum -c SHA256SUMS` checks them by hand
 
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
+from opdkit.run.rows import load_rows, save_rows
+from opdkit.types import Example
 
 VERSION = 2
 IN_PARTS = 3  # written by several ranks
@@ -73,6 +76,10 @@ class Saved:
                 "older one"
             ) from None
 
+    def queue(self) -> dict[int, list[Example]]:
+        """By step, the answers that were sampled and not learned from yet."""
+        return {step: load_rows(path) for step, path in _steps_of(self.path / "queue")}
+
 
 def _joined(files: Sequence[Path], rows_of: RowsOf) -> dict[str, Tensor]:
     """Tensors that stand in the files in parts, one behind the other."""
@@ -101,6 +108,12 @@ def _rows(slices: Sequence[Any], rows: slice | None) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
+def _steps_of(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.glob("step_*.parquet")):
+        if found := _NAME.fullmatch(path.stem):
+            yield int(found[1]), path
+
+
 def save(
     folder: Path,
     *,
@@ -112,6 +125,7 @@ def save(
     counters: Mapping[str, float],
     pass_rates: Mapping[str, float],
     keep: int,
+    queue: Mapping[int, Sequence[Example]] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk.
@@ -140,6 +154,9 @@ def save(
                 save_model(model, unfinished / "model")
 
     def finish() -> None:
+        for later, rows in (queue or {}).items():
+            (unfinished / "queue").mkdir(exist_ok=True)
+            save_rows(unfinished / "queue" / f"step_{later:06d}.parquet", rows)
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _write_sums(unfinished)
         _sync(unfinished)

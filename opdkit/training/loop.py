@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import long_prompts
-from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.engines.memory import enough_memory
@@ -30,6 +29,7 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
+from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
@@ -37,7 +37,7 @@ from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
 from opdkit.training.parts import Parts
 from opdkit.training.pass_rates import measure_pass_rates
-from opdkit.training.resume import going_on
+from opdkit.training.resume import fingerprints, going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
@@ -121,6 +121,7 @@ class TrainingRun:
         self.answers = Answers(
             recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
         )
+        self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -141,6 +142,8 @@ class TrainingRun:
         )
 
     def close(self) -> None:
+        if self.answers.ahead is not None:
+            self.answers.ahead.close()
         self.task.close()
         self.parts.close()
 
@@ -164,7 +167,9 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                before, after, teacher = self._train(log)
+                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside):
+                    before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
                 raise
@@ -180,7 +185,7 @@ class TrainingRun:
         folder.write_recipe(self.recipe.as_dict())
         models = {key: model_digest(Path(path)) for key, path in self.recipe.model_paths.items()}
         return folder.write_environment(
-            self._fingerprints(models),
+            fingerprints(self.recipe, self.data, self.eval_sets, models),
             task=self.task.describe(),
             clock=self.parts.now,
             models=models,
@@ -227,7 +232,8 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += [*self.task.drain(self.ranks), *self.ranks.joined(self.answers.drain())]
+        metrics += [*beside_metrics(self.answers), *self.task.drain(self.ranks)]
+        metrics += self.ranks.joined(self.answers.drain())
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
@@ -267,6 +273,7 @@ class TrainingRun:
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
             ranks=self.ranks,
+            queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
         self.saved_step = state.step
 
@@ -274,6 +281,8 @@ class TrainingRun:
         self.state.step = saved.step
         self.state.counters.update(saved.counters)
         self.state.pass_rates.update(saved.pass_rates)
+        if self.answers.ahead is not None:
+            self.answers.ahead.restore(saved.queue())
         done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
         say(self.console, f"going on from {saved.path}{done}")
 
@@ -285,8 +294,10 @@ class TrainingRun:
         return self._evaluate_student(0, "student before")
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
+        if not self.eval_sets:
+            return {}
         try:
-            reading = nullcontext((self.answers.student_engine(), self.parts.renderer))
+            reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
             return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()
@@ -295,18 +306,6 @@ class TrainingRun:
         """Another model is worth measuring; a self-teacher without its context is the student."""
         readers = teachers_of_sets(self.recipe, self.parts.viewers)
         return self.evaluations.measure("teacher", "teacher", readers) if readers else None
-
-    def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
-        """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
-        train = {f"data.train {name}": part for name, part in self.data.parts.items()} or {self.data.source: self.data}
-        prints = {source: data.fingerprint for source, data in {**train, **self.eval_sets}.items()}
-        prints |= self.recipe.user_files
-        prints |= {key: digest_of(path) for key, path in self.recipe.context_files.items()}
-        own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
-        prints |= {
-            path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
-        }
-        return prints
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""

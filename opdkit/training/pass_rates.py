@@ -51,7 +51,7 @@ def measure_pass_rates(
 
         found = sample_answers(
             problems,
-            sampler=answers.student_engine(),
+            sampler=answers.student_engine(0),
             renderer=answers.renderer,
             task=answers.task,
             params=recipe.sampling.params,

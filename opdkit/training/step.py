@@ -18,7 +18,7 @@ from opdkit.training.metrics.describe import (
 )
 from opdkit.training.metrics.diagnose import Diagnosis
 from opdkit.training.metrics.resources import Resources
-from opdkit.training.metrics.sampler_gap import sampler_gap
+from opdkit.training.metrics.sampler_gap import lag_metrics, sampler_gap
 from opdkit.training.metrics.taught import with_taught, without_hidden_states
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.plan import plan
@@ -79,6 +79,7 @@ def update(
     result = state.optimizer.step(state.step)
     metrics = [
         *sampler_gap(state, batch, learned.tokens.get("logprob"), first=first),
+        *lag_metrics(state, batch, learned.tokens.get("logprob")),
         *describe_batch(terms, learned.tokens, learned.num_empty_support),
         *describe_routes(state, batch, terms, learned.tokens),
         *(describe_weights(inputs, state.weights) if terms and state.weights.parts else ()),
