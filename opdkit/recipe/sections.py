@@ -248,6 +248,14 @@ class LogSection(Section):
     project: Words | None = None
 
 
+class ParallelSection(Section):
+    """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
+
+    # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
+    # beside the shortest.
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+
+
 class Recipe(Section):
     # Of the run and its folder: letters, digits, ".", "_" and "-".
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -268,6 +276,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
+    parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
     _yielded: tuple[str, ...] = PrivateAttr(())
 
