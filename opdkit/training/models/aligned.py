@@ -9,7 +9,7 @@ Letters: T tokens of the student's answer, K likeliest ids, W ids of the student
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -107,10 +107,16 @@ class AlignedTeacher(ModelTeacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         readings = [self._read(context, answer) for context, answer in zip(contexts, answers, strict=True)]
         said = super().score(
-            contexts, [r.teacher_ids for r in readings], asked, temperature=temperature, progress=progress
+            contexts,
+            [r.teacher_ids for r in readings],
+            asked,
+            temperature=temperature,
+            progress=progress,
+            states_of=states_of,
         )
         return [
             self._of_student(answer, reading, signal, asked)

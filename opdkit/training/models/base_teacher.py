@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -44,8 +44,10 @@ class Teacher:
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
-        """As `engines.base.Scorer`."""
+        """As `engines.base.Scorer`. states_of: rows whose hidden states and head come too, from whoever can say them,
+        whatever is asked."""
         raise NotImplementedError
 
     def can_say(self, asked: Asked) -> bool:

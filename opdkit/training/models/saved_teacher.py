@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from opdkit.contexts import Context
@@ -47,6 +47,7 @@ class SavedTeacher(Teacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         """Raises UserError for what it cannot say."""
         signals = [
@@ -56,7 +57,10 @@ class SavedTeacher(Teacher):
         if progress is not None:
             progress(len(signals), len(signals))
         if all(signal.head is not None for signal in signals):
-            return answered(signals, answers, asked, temperature)
+            said = answered(signals, answers, asked, temperature)
+            for row in states_of:
+                said[row] = replace(said[row], hidden_TH=signals[row].hidden_TH, head=signals[row].head)
+            return said
         kept_at = self._run.temperature(self._step)
         if temperature != kept_at:
             raise UserError(

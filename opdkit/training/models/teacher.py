@@ -7,7 +7,7 @@ base model), `trust_region` (initial and live logits mixed). Any other model com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -89,9 +89,13 @@ class ModelTeacher(Teacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         with self.active():
-            signals = self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
+            engine = self.engine()
+            signals = engine.score(
+                contexts, answers, asked, temperature=temperature, progress=progress, states_of=states_of
+            )
         return self._as_kept(signals)
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
@@ -118,10 +122,11 @@ class LiveTeacher(ModelTeacher):
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
-        if not self._copies_head or not signals or signals[0].head is None:
+        own = next((signal.head for signal in signals if signal.head is not None), None)
+        if not self._copies_head or own is None:
             return signals
-        head = _copy(signals[0].head)  # the first update of the step moves the student's own in place
-        return [replace(signal, head=head) for signal in signals]
+        head = _copy(own)  # the first update of the step moves the student's own in place
+        return [signal if signal.head is None else replace(signal, head=head) for signal in signals]
 
 
 class InitialTeacher(ModelTeacher):
@@ -129,8 +134,8 @@ class InitialTeacher(ModelTeacher):
 
     def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
         self._optimizer = optimizer
-        self._kept = _copies(optimizer.compute_weights() or optimizer.weights)
-        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: self._kept)
+        self._kept = _copies({name: optimizer.as_read(weight) for name, weight in optimizer.weights.items()})
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: optimizer.whole(self._kept))
 
     def state(self) -> dict[str, Tensor]:
         return dict(self._kept)
@@ -152,7 +157,6 @@ class EMATeacher(ModelTeacher):
         self.rate = rate
         self._optimizer = optimizer
         self.average = _copies(optimizer.weights)
-        self._reads_masters = optimizer.compute_weights() is None
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=self._as_computed)
 
     def after_step(self) -> None:
@@ -167,9 +171,8 @@ class EMATeacher(ModelTeacher):
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
     def _as_computed(self) -> Mapping[str, Tensor]:
-        if self._reads_masters:
-            return self.average
-        return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
+        rule = self._optimizer
+        return rule.whole({name: rule.as_read(weight) for name, weight in self.average.items()})
 
 
 class TrustRegionTeacher(ModelTeacher):
@@ -211,6 +214,7 @@ class TrustRegionTeacher(ModelTeacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         both = [
             teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
@@ -219,10 +223,11 @@ class TrustRegionTeacher(ModelTeacher):
         if not answers:
             return []
         head, signals = mixed_head(both[0][0].head, both[1][0].head, self.student_share), []
-        for initial, live, answer in zip(*both, answers, strict=True):
+        for row, (initial, live, answer) in enumerate(zip(*both, answers, strict=True)):
             assert initial.hidden_TH is not None and live.hidden_TH is not None
             hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
-            signals += signals_of(hidden_TH, head, [answer], asked, temperature)
+            (signal,) = signals_of(hidden_TH, head, [answer], asked, temperature)
+            signals.append(replace(signal, hidden_TH=hidden_TH, head=head) if row in states_of else signal)
         return signals
 
     def head(self) -> Head:
