@@ -96,7 +96,8 @@ def _arm(recipe: Recipe) -> dict[str, Any]:
 
 def _print(name: str, seed: str, accuracy: Mapping[str, Any], shares: Mapping[str, float | None]) -> None:
     estimate = accuracy["avg_at_n"]
-    shown = ["" if shares.get(share) is None else f"{100 * shares[share]:.0f} %" for share in SHARES]
+    known = [shares.get(share) for share in SHARES]
+    shown = ["" if share is None else f"{100 * share:.0f} %" for share in known]
     interval = f"{estimate['low']:.3f} to {estimate['high']:.3f}"
     print(f"| {name} | {seed} | {estimate['value']:.3f} | {interval} | {' | '.join(shown)} |", flush=True)
 
