@@ -65,9 +65,10 @@ SETTINGS = {
         context={"kind": "reference_solution", "template": "prefix"},
     ),
     "bfloat16, teacher an average": setting(
-        SMALL, "sdpo", {"group_size": 2, "max_answer_tokens": 48},
+        SMALL, "opsd", {"group_size": 2, "max_answer_tokens": 48},
         {"problems_per_step": 4, "max_tokens_per_micro_batch": 256},
-        model={"dtype": "bfloat16"},
+        model={"dtype": "bfloat16"}, context={"kind": "reference_solution", "template": "prefix"},
+        average={"kind": "self", "weights": "ema", "ema_rate": 0.05},
     ),
     "bfloat16, checkpointing": setting(
         DEEP, "opsa", {"group_size": 2, "max_answer_tokens": 64},

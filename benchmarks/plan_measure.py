@@ -53,6 +53,8 @@ def recipe_of(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     raw["model"] = {"path": str(folder / "student"), "device": "cpu", **raw.get("model", {})}
     if "teacher" in setting:
         raw["teacher"] = {"kind": "model", "path": str(folder / "teacher"), **raw.get("teacher", {})}
+    if "average" in setting:
+        raw["teacher"] = setting["average"]
     raw["data"] = {"train": "arithmetic:merge-4:train", "task": "arithmetic", "limit": 256}
     raw |= {"name": "plan", "runs_dir": str(folder / "runs"), "diagnostics": {"every": 0}}
     return raw
