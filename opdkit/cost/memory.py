@@ -26,7 +26,7 @@ PARTS = (
 )
 VLLM_SHARE = 0.9  # of a GPU, by vLLM's own default
 CACHE_SHARE = 0.5  # as `engines.memory`
-LOGIT_BYTES = 512 << 20  # as `engines.hf`
+LOGIT_BYTES = 512 << 20  # as `engines.slots`
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 BLOCKS = 12  # arrays of a block that a divergence on the whole vocabulary holds at once, about
@@ -82,6 +82,8 @@ def _kept(work: Work, reader: Reader) -> float:
     if reader.is_model:
         size = reader.size
         return BYTES[reader.dtype] * (size.parameters + size.unread) if reader.is_loaded_first else 0.0
+    if reader.is_elsewhere:  # of a server that sends hidden states, its head
+        return float(BYTES[reader.dtype] * reader.size.head) if reader.section.payload == "hidden" else 0.0
     weights, lora = reader.section.weights, work.recipe.model.lora
     if weights == "ema":
         return 4.0 * work.trained / work.ranks
@@ -160,7 +162,7 @@ def payload(work: Work) -> float:
 def _scoring(work: Work, kind: str) -> Parts:
     most: Parts = {}
     for reader in work.readers:
-        own = {} if reader.is_saved else _scored_by(work, reader)
+        own = {} if reader.is_elsewhere else _scored_by(work, reader)
         own["hidden states"] = payload(work) if kind == "cpu" else 0.0
         if sum(own.values()) > sum(most.values()):
             most = own

@@ -21,7 +21,7 @@ def seconds(work: Work, device: Device, resident: float) -> dict[str, float]:
     assert device.flops is not None and device.bandwidth is not None
     return {
         "sampling": _sampling(work, device, resident),
-        "scoring": sum(_scoring(work, reader, device) for reader in work.readers if not reader.is_saved),
+        "scoring": sum(_scoring(work, reader, device) for reader in work.readers if not reader.is_elsewhere),
         "update": _update(work, device),
     }
 
@@ -39,7 +39,7 @@ def _pass_flops(size: ModelSize, length: float, start: float = 0.0) -> float:
 
 
 def _sampling(work: Work, device: Device, resident: float) -> float:
-    if work.recipe.method.answer_source == "dataset" or any(reader.is_saved for reader in work.readers):
+    if work.recipe.method.answer_source == "dataset" or any(reader.section.kind == "saved" for reader in work.readers):
         return 0.0
     assert device.flops is not None and device.bandwidth is not None
     size, compute, flops = work.student, BYTES[work.dtype], device.flops[work.dtype]

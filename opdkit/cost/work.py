@@ -55,9 +55,9 @@ class Reader:
         return self.section.kind == "model"
 
     @property
-    def is_saved(self) -> bool:
-        """What it says is read from an earlier run; nothing is computed."""
-        return self.section.kind == "saved"
+    def is_elsewhere(self) -> bool:
+        """What it says comes from a server or from an earlier run; nothing is computed here."""
+        return self.section.kind in ("server", "saved")
 
     @property
     def gives_states(self) -> int:
@@ -165,7 +165,7 @@ def _reader(
         return one.path, one.dtype, one.chat_template, one.trust_remote_code
 
     size = student
-    if section.path is not None:
+    if section.path is not None and (section.kind != "server" or section.payload == "hidden"):
         size = size_of(where, section.path, recipe.model.attn_implementation, section.trust_remote_code)
     return Reader(
         section=section,

@@ -137,13 +137,13 @@ def test_a_local_folder_needs_its_config_alone(tmp_path: Path) -> None:
 def test_what_torch_modules_hold_is_what_the_plan_says() -> None:
     """The numbers that are written here a second time, because theirs are beside torch."""
     from opdkit.cost import memory, work
-    from opdkit.engines import hf
     from opdkit.engines import memory as engines_memory
+    from opdkit.engines import slots
     from opdkit.losses import head
 
     assert work.TOKENS_PER_BATCH == engines_memory.TOKENS_PER_BATCH
     assert memory.CACHE_SHARE == engines_memory.CACHE_SHARE
-    assert memory.LOGIT_BYTES == hf.LOGIT_BYTES
+    assert memory.LOGIT_BYTES == slots.LOGIT_BYTES
     assert (memory.CHUNK_BYTES, memory.BLOCK_BYTES) == (head.CHUNK_BYTES, head.BLOCK_BYTES)
 
 
