@@ -184,6 +184,8 @@ def page(rows: dict[str, dict[str, dict[str, float]]], speed: dict[str, Any]) ->
     for name, moments in rows.items():
         peak = max(moments, key=lambda moment: moments[moment]["measured"])
         for moment, one in moments.items():
+            if not one["measured"]:  # nobody scores
+                continue
             bytes_apart = one["planned"] / one["measured"] - 1
             if moment == peak:
                 apart.append(abs(bytes_apart))
