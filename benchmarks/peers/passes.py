@@ -52,6 +52,7 @@ def _score(case: dict[str, Any]) -> Prepared:
 def _update(case: dict[str, Any]) -> Prepared:
     from opdkit.training.backward import backward
     from opdkit.training.batch import Batch
+    from opdkit.training.deal import deal_rows
     from opdkit.training.plan import plan
     from opdkit.training.views import join, score, view_groups
 
@@ -60,7 +61,7 @@ def _update(case: dict[str, Any]) -> Prepared:
     state, groups = run.state, groups_of(run, data)
     if case["side"] == "opdkit":
         views = view_groups(state, groups)
-        rows = join(groups, views, score(state, groups, views))
+        rows = join(groups, views, score(state, groups, views, deal_rows(state, [groups], views)))
 
         def update() -> None:
             batch = Batch(rows, state.student.device)
