@@ -124,6 +124,7 @@ def begun(recipe: Make) -> Any:
         started.append(launcher)
         wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or launcher.poll() is not None, 400)
         assert launcher.poll() is None, launcher.communicate()[0]
+        assert (long.run_dir / "rows/step_000005.parquet").exists(), "this machine is too slow"
         return launcher, children(launcher.pid), long.run_dir
 
     yield start
