@@ -44,6 +44,11 @@ from opdkit.training.summary import note_of, summary_of
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
+LESS_TO_KEEP = (
+    "lower train.problems_per_step, sampling.group_size or sampling.max_answer_tokens, and see docs/start/gpu.md for "
+    "what each setting keeps"
+)
+
 OnStep = Callable[[int, Mapping[str, float | None]], object]
 
 
@@ -153,6 +158,7 @@ class TrainingRun:
             clock=self.parts.now,
             models=models,
             changed=changed,
+            devices=self.parts.devices(),
         ):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
@@ -206,7 +212,8 @@ class TrainingRun:
         chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
-        rows, metrics = train_step(state, chosen)
+        with enough_memory("taking a step", LESS_TO_KEEP):
+            rows, metrics = train_step(state, chosen)
         metrics += [*self.task.drain(), *self.answers.drain()]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
@@ -235,6 +242,11 @@ class TrainingRun:
 
     def _save(self) -> None:
         parts, state = self.parts, self.state
+        with enough_memory("writing a checkpoint", LESS_TO_KEEP):
+            self._write_checkpoint(parts, state)
+        self.saved_step = state.step
+
+    def _write_checkpoint(self, parts: Parts, state: State) -> None:
         checkpoint.save(
             self.folder.checkpoints,
             step=state.step,
@@ -245,7 +257,6 @@ class TrainingRun:
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
         )
-        self.saved_step = state.step
 
     def _restore(self, saved: checkpoint.Saved) -> None:
         self.state.step = saved.step

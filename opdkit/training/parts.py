@@ -6,6 +6,7 @@ from datetime import datetime
 
 import torch
 
+from opdkit.engines.load import pick_device
 from opdkit.recipe import Recipe
 from opdkit.training import checkpoint
 from opdkit.training.models.base_teacher import Teacher
@@ -21,10 +22,12 @@ class Parts:
 
     def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None) -> None:
         """now: the date for templates that print it; None: today's."""
-        self.now = now
+        self.now, self._recipe = now, recipe
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
-        self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
+        self.optimizer = Optimizer(
+            self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype), seed=recipe.seed
+        )
         self.run = None if recipe.saved_run is None else SavedRun(recipe.saved_run, self.student)
         self.viewers = make_viewers(recipe, self.student, self.optimizer, now, self.run)
         if saved:
@@ -35,6 +38,11 @@ class Parts:
     def teacher(self) -> Teacher | None:
         """Who reads the view "teacher"."""
         return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
+
+    def devices(self) -> list[str]:
+        """Where the student and the other models are, the student's first."""
+        named = [view.teacher.device for view in self._recipe.all_views.values() if view.teacher.device]
+        return [str(self.student.device), *(str(pick_device(name)) for name in named)]
 
     def warnings(self) -> list[str]:
         """What loading the models found, of those that are loaded."""

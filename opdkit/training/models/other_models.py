@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.load import load_num_rows
+from opdkit.engines.load import load_num_rows, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.stops import Stops, find_stops
 from opdkit.engines.vocabulary import common_ids, num_tokens
@@ -30,7 +30,10 @@ class OtherModel:
         assert section.path is not None
         self.path, self._section = section.path, section
         self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
-        self._device, self._attention = student.device, recipe.model.attn_implementation
+        self.home = self._device = student.device
+        self._attention = recipe.model.attn_implementation
+        if section.device is not None:
+            self._device = pick_device(section.device, "teacher.device")
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
@@ -39,7 +42,8 @@ class OtherModel:
     @staticmethod
     def key(section: TeacherSection) -> tuple[Any, ...]:
         """Sections of one key are one model."""
-        return section.path, section.dtype, section.chat_template, section.trust_remote_code, section.tokens
+        words = section.chat_template, section.trust_remote_code, section.tokens
+        return section.path, section.dtype, section.device, *words
 
     def __call__(self) -> LanguageModel:
         """Raises UserError for one that cannot be loaded, or is not what its config says."""
