@@ -35,7 +35,7 @@ def generator(seed: int) -> torch.Generator:
 
 def test_random_rounding_is_right_on_average() -> None:
     """A number becomes one of its two bfloat16 neighbours, the nearer the more often: the mean of 200,000 is within
-    five standard errors. What bfloat16 has stays, also infinities and what is no number; the same seed rounds the same."""
+    five standard errors. What bfloat16 has stays, also infinities and NaN; the same seed rounds the same."""
     between = torch.tensor([1 + 2**-9, -1 - 2**-10, 3.0e-5 * (1 + 2**-11), 7.1, 1e-39])
     drawn = rounded_at_random(between.repeat(200_000, 1), generator(0)).double()
     for number, column in zip(between.double(), drawn.unbind(1), strict=True):
