@@ -19,12 +19,14 @@ from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
+from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TeacherSection, TrainSection
+from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
@@ -44,6 +46,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_place_faults(recipe),
         *_flash_faults(recipe),
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
+        *engine_faults(recipe),
     ]
     if is_adapter and recipe.model.lora:
         said.append(
@@ -56,8 +59,10 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *_method_faults(stage),
             *_stage_teacher_faults(stage),
             *saved_faults(stage),
+            *payload_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *lag_faults(stage),
             *align_faults(stage),
         ]
         for where, stage in stages.items()
@@ -80,9 +85,10 @@ def method_warnings(recipe: Recipe) -> list[str]:
     stages = stages_of(recipe)
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
+    said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe), *saved_warnings(recipe)]
-    return [*recipe.yielded, *told, *own]
+    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
+    return [*recipe.yielded, *told, *own, *saved_warnings(recipe), *server_warnings(recipe)]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -195,7 +201,8 @@ def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
 def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapter: bool) -> Iterator[str]:
     if teacher.kind == "model" and teacher.path is None:
         yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
-    if teacher.kind != "model" and teacher.path is not None:
+    yield from server_faults(where, teacher)
+    if not teacher.is_other_model and teacher.path is not None:
         yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
     if teacher.kind == "self" and teacher.weights is None:
         yield (
@@ -214,8 +221,10 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
             f'{where}.weights_on = "host" is read with {where}.weights = "initial", "ema" or "trust_region", which '
             "keep weights of their own; remove it"
         )
-    for key in ("dtype", "device", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
-        if getattr(teacher, key):
+    not_of_servers = ("dtype", "device")
+    for key in (*not_of_servers, "chat_template", "trust_remote_code"):
+        read = teacher.kind == "model" or (teacher.kind == "server" and key not in not_of_servers)
+        if getattr(teacher, key) and not read:
             yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
     for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
         if getattr(teacher, key) is not None:
@@ -406,6 +415,11 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
         yield (
             f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "
             f"{recipe.train.save_rows_every} does not keep the rows; set it to 1, or remove [spool]"
+        )
+    if recipe.spool and any(view.teacher.tokens == "align" for view in recipe.all_views.values()):
+        yield (
+            "[spool] keeps what is said of the student's own tokens, and a teacher with tokens = align reads others; "
+            "remove one of the two"
         )
     if recipe.spool and not recipe.needs.views:
         yield f'[spool] keeps what teachers say, but method.name = "{recipe.method.name}" asks none; remove it'

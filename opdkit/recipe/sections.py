@@ -67,8 +67,9 @@ class ModelSection(Section):
 
 
 class TeacherSection(Section):
-    # No teacher, weights of the student, another model in this process, or what teachers said in an earlier run.
-    kind: Literal["none", "self", "model", "saved"] = "none"
+    # No teacher, weights of the student, another model in this process, one that a server holds, or what teachers said
+    # in an earlier run.
+    kind: Literal["none", "self", "model", "server", "saved"] = "none"
     # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
     # adapter, or a mix of the first and the current.
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
@@ -80,7 +81,18 @@ class TeacherSection(Section):
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
-    path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": a folder in Hugging Face format, or a hub id. kind = "server": likewise, of the model that is
+    # served: its tokenizer is read, and for payload = "hidden" its last norm and its head.
+    path: Words | None = None
+    url: Words | Annotated[Strings, Field(min_length=1)] | None = None  # kind = "server": one address or several
+    served_name: Words | None = None  # kind = "server": the model's name there; default: the only one
+    # kind = "server": what is sent. Hidden states (exact, through a folder that both see), or lists of the likeliest
+    # tokens, or the answers' own tokens alone (both at temperature 1).
+    payload: Literal["hidden", "topk", "sampled"] | None = None
+    spool: Words | None = None  # payload = "hidden": that folder, as this machine sees it
+    at_once: PositiveInt = 16  # kind = "server": answers that a server reads at one time
+    patience_s: Annotated[float, Field(ge=0)] = 60.0  # kind = "server": how long a failed answer is asked for again
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # kind = "server": how long one try may take
     # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
     # and tokens of both sides with the same bytes are compared.
     tokens: Literal["same", "align"] = "same"
@@ -90,12 +102,21 @@ class TeacherSection(Section):
     pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     device: Words | None = None  # kind = "model": the card it is on, "cuda:1", ...; default: the student's
-    chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
+    chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None
     close_thinking: bool | None = None  # default: as the student. false beside the student's true: OPSD's asymmetry
     system: str | None = None  # a system prompt; default: the student's; "" is none
     trust_remote_code: bool = False  # run the Python code that comes with the model
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
+
+    @property
+    def is_other_model(self) -> bool:
+        """Whether it has a tokenizer and a template of its own."""
+        return self.kind in ("model", "server")
 
 
 class ViewSection(Section):
@@ -106,8 +127,30 @@ class ViewSection(Section):
     count: PositiveInt = 1  # readings of every answer, each with other peers; fewer where there are no more
 
 
+class VllmSection(Section):
+    """How sampling.engine = "vllm" is started."""
+
+    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
+    # room for a trainer beside it.
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    tensor_parallel_size: PositiveInt = 1  # GPUs that the engine is spread over
+    max_model_len: PositiveInt | None = None  # prompt and answer together; default: the model's positions
+    quantization: Words | None = None  # as vLLM names it ("fp8"); with [model.lora] only
+    extra_args: Strings = ()  # further options of vLLM's server; they come last
+
+
 class SamplingSection(Section):
-    engine: Literal["hf"] = "hf"  # what samples and scores
+    # What samples: transformers in this process, a vLLM that opdkit starts and stops, or a server that runs at `url`.
+    engine: Literal["hf", "vllm", "server"] = "hf"
+    url: Words | None = None  # engine = "server": where it is, as http://HOST:PORT
+    server_kind: Literal["vllm", "sglang"] = "vllm"  # engine = "server": what it is
+    vllm: VllmSection = VllmSection()  # engine = "vllm": how it is started
+    # engine = "vllm", on the trainer's GPU: what it does while the trainer scores and learns. "sleep" frees its memory.
+    when_idle: Literal["keep", "sleep"] = "keep"
+    # Answers of a step come from the weights of so many steps before, sampled while the trainer works on older ones.
+    # The lag is fixed: the same recipe gives the same numbers.
+    lag: Count = 0
     group_size: Answers = 1  # answers to each problem of a step
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
@@ -216,6 +259,14 @@ class LogSection(Section):
     project: Words | None = None
 
 
+class ParallelSection(Section):
+    """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
+
+    # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
+    # beside the shortest.
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+
+
 class Recipe(Section):
     # Of the run and its folder: letters, digits, ".", "_" and "-".
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -236,6 +287,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
+    parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
     _yielded: tuple[str, ...] = PrivateAttr(())
 

@@ -156,12 +156,12 @@ class InitialTeacher(ModelTeacher):
     ) -> None:
         self._optimizer = optimizer
         # One after another: a second set of all of them may not fit.
-        self._kept = {name: _kept(_computed(optimizer, name), on_host) for name in optimizer.weights}
+        self._kept = {name: _kept(optimizer.as_read(w.detach()), on_host) for name, w in optimizer.weights.items()}
         super().__init__(
             model,
             renderer,
             max_tokens_per_batch=max_tokens,
-            weights=lambda names: _brought(self._kept, names, model.device),
+            weights=lambda names: optimizer.whole(_brought(self._kept, names, model.device)),
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -207,10 +207,11 @@ class EMATeacher(ModelTeacher):
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
     def _as_computed(self, names: Collection[str] | None) -> Mapping[str, Tensor]:
-        # Rounded first: half as much is brought.
-        dtypes = {name: self._optimizer.dtype_read(name) for name in self.average}
+        rule = self._optimizer
         wanted = self.average if names is None else {n: w for n, w in self.average.items() if n in names}
-        return _brought({name: w.to(dtypes[name]) for name, w in wanted.items()}, None, self.model.device)
+        # Rounded first: half as much is brought.
+        read = {name: rule.as_read(weight) for name, weight in wanted.items()}
+        return rule.whole(_brought(read, None, self.model.device))
 
 
 class TrustRegionTeacher(ModelTeacher):
@@ -313,11 +314,6 @@ def make_teacher(
     if section.weights == "adapter_off":
         return ModelTeacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
-
-
-def _computed(optimizer: Optimizer, name: str) -> Tensor:
-    """A weight as the computation reads it."""
-    return optimizer.weights[name].detach().to(optimizer.dtype_read(name))
 
 
 def _at_least_float32(weight: Tensor) -> Tensor:
