@@ -51,9 +51,7 @@ class ModelTeacher(Teacher):
         self._weights = weights
         self._adapter_off = adapter_off
         self._max_tokens = max_tokens_per_batch
-        # The student's device, where another model may be on another one.
-        self._home = model.home if isinstance(model, OtherModel) else None
-        self._head_at_home: Head | None = None
+        self._head_at_home: Head | None = None  # another model's, where the student is on another device
 
     @property
     def model(self) -> LanguageModel:
@@ -66,24 +64,29 @@ class ModelTeacher(Teacher):
 
     @property
     def max_positions(self) -> int | None:
-        return self.model.max_positions
+        if not isinstance(self._whose, OtherModel) or not self._whose.moves:
+            return self.model.max_positions
+        self.load()
+        return self._whose.max_positions
 
     @property
     def warnings(self) -> Sequence[str]:
-        model = self.loaded_model
-        return () if model is None else model.warnings
+        return self._whose.warnings
 
     def load(self) -> None:
-        if isinstance(self._whose, OtherModel):
-            self._whose()
+        if isinstance(self._whose, OtherModel) and not self._whose.was_loaded:
+            with self._whose.at_work():
+                pass
 
     def engine(self) -> HFEngine:
         """An engine with the teacher's weights of this moment."""
         return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights(None))
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
-        return self.model.adapter_off() if self._adapter_off else nullcontext()
+        """Inside the block the engine is the teacher (a LoRA student's adapter is off), and another model is there."""
+        if isinstance(self._whose, OtherModel):
+            return self._whose.at_work()
+        return self._whose.adapter_off() if self._adapter_off else nullcontext()
 
     def score(
         self,
@@ -100,20 +103,29 @@ class ModelTeacher(Teacher):
             signals = engine.score(
                 contexts, answers, asked, temperature=temperature, progress=progress, states_of=states_of
             )
-        return self._as_kept(signals)
+            return self._as_kept(signals)
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
-        """What was said, in a form that still holds when the student has moved, with the head where the student is."""
-        own = next((signal.head for signal in signals if signal.head is not None), None)
-        if self._home is None or own is None or own.weight_VH.device == self._home:
+        """What was said, in a form that still holds when the student has moved, or the model has gone; with the head
+        where the student is."""
+        if not isinstance(self._whose, OtherModel):
             return signals
-        if self._head_at_home is None:  # another model's: it does not move
-            self._head_at_home = head_on(own, self._home)
-        return [signal if signal.head is None else replace(signal, head=self._head_at_home) for signal in signals]
+        heads = {id(signal.head): self._at_home(signal.head) for signal in signals if signal.head is not None}
+        return [s if s.head is None else replace(s, head=heads[id(s.head)]) for s in signals]
 
     def head(self) -> Head:
-        head = self.model.head(self._weights(self.model.head_names))
-        return head if self._home is None else head_on(head, self._home)
+        with self.active():
+            return self._at_home(self.model.head(self._weights(self.model.head_names)))
+
+    def _at_home(self, head: Head) -> Head:
+        """Another model's, that stays while the model goes, where the student is; it does not change, so once."""
+        if not isinstance(self._whose, OtherModel):
+            return head
+        if head.weight_VH.device == self._whose.home:
+            return _held(head) if self._whose.moves else head
+        if self._head_at_home is None:
+            self._head_at_home = head_on(_held(head), self._whose.home)
+        return self._head_at_home
 
 
 class LiveTeacher(ModelTeacher):
@@ -336,6 +348,12 @@ def head_on(head: Head, device: torch.device) -> Head:
     bias_V = None if head.bias_V is None else head.bias_V.to(device)
     absent_ids = None if head.absent_ids is None else head.absent_ids.to(device)
     return replace(head, weight_VH=head.weight_VH.to(device), bias_V=bias_V, absent_ids=absent_ids)
+
+
+def _held(head: Head) -> Head:
+    """The same numbers, which stay on the device when the module leaves it."""
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return replace(head, weight_VH=head.weight_VH.detach(), bias_V=bias_V)
 
 
 def _copy(head: Head) -> Head:
