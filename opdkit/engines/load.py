@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opdkit.engines.quantized import quantization_config
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
 
@@ -24,6 +25,7 @@ def load_checkpoint(
     trust_remote_code: bool,
     attn_implementation: str | None,
     base: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[Any, Any, list[str]]:
     """(module, tokenizer, sentences to be shown) of a checkpoint folder, an adapter folder (base plus adapter, never
     merged) or a hub name.
@@ -34,6 +36,8 @@ def load_checkpoint(
     random numbers and carry on.
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, dtype)
     return _load(path, options, base)
 
 
@@ -244,7 +248,7 @@ def one_sentence(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason}; check the path and the files in it.") from error
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "model.device") -> torch.device:
     """ "auto" is CUDA if it is there, else the CPU. Raises UserError for a device that this machine does not have, or
     that has no float64, in which tokens are drawn and norms added up (Apple's mps)."""
     if name == "auto":
@@ -254,7 +258,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device, dtype=torch.float64).item()  # "meta" makes tensors, and keeps no numbers
     except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
+        raise UserError(f'{key} = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
     return device
 
 

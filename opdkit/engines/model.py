@@ -51,6 +51,7 @@ class LanguageModel(CausalModel):
         attn_implementation: str | None = None,
         stop_tokens: Sequence[str | int] | None = None,
         base: str | None = None,
+        quantization: str | None = None,
     ) -> LanguageModel:
         """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged; `base` is
         where its base model is, if not where the folder says.
@@ -65,6 +66,7 @@ class LanguageModel(CausalModel):
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             base=base,
+            quantization=quantization,
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it
@@ -74,8 +76,9 @@ class LanguageModel(CausalModel):
         model.warnings[:0] = said
         return model
 
-    def checkpoint_activations(self) -> None:
-        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass.
+    def checkpoint_activations(self, num_layers: int | None = None) -> None:
+        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass; of the
+        first `num_layers`, or of all.
 
         Raises UserError if the model cannot, or if its layers have dropout of their own that would come back on.
         """
@@ -90,7 +93,8 @@ class LanguageModel(CausalModel):
         name = "activation_checkpointing_enable"
         enable = getattr(self._base, name if hasattr(self._base, name) else "gradient_checkpointing_enable")
         enable(options)
-        self._checkpointed = tuple(m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer))
+        layers = [m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._checkpointed = tuple(layers[:num_layers])
         with torch.enable_grad():
             replayed_NH = proof_hidden(self).detach()
         if not close(replayed_NH, plain_NH, 1e-3 if exact else LOW_SAME_PASS):
