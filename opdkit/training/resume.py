@@ -21,7 +21,10 @@ LAST_BITS = (
     "train.max_tokens_per_micro_batch",
     "sampling.max_tokens_per_batch",
     "model.gradient_checkpointing",
+    "model.activation_offload",
     "model.device",
+    "teacher.device",
+    "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
 )
 # Nothing else that moves a number that is already on disk, or to come.
