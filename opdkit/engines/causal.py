@@ -17,8 +17,10 @@ Letters: B rows, T positions, N answer tokens of all rows, H hidden width, V voc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +36,10 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
-from opdkit.engines.rope import Span, max_length, passes, switch_length
+from opdkit.engines.packed import Way, num_filled, packed_attention, states, way_of
+from opdkit.engines.passes import Passes, passes_on, plan_packed, plan_padded
+from opdkit.engines.prefix_tree import grow
+from opdkit.engines.rope import Span, max_length, sides_of_switch, switch_length
 from opdkit.engines.stops import find_stops
 from opdkit.engines.vocabulary import num_tokens
 from opdkit.errors import UserError
@@ -52,7 +57,10 @@ class CausalModel:
     nor scored), `num_readable` (ids >= it have no row), `stop_ids` (any of them ends an answer), `end_id` (closes an
     answer that is written down), `pad_id` (fills unread places), `max_positions` (None: no limit known),
     `switch_length` (see `engines.rope`), `body` (the transformer without its head; call it inside `evaluating`),
-    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted).
+    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted),
+    `passes` (how rows are put together, where nobody says otherwise; by default as suits the device), `positions` (what
+    passes of `hidden` have read since somebody cleared it: "rows" counts the tokens of all rows,
+    "distinct" without repeated beginnings, "computed" with padding).
     """
 
     def __init__(
@@ -85,6 +93,10 @@ class CausalModel:
         self.switch_length = switch_length(self.config)
         self._stand_ins: tuple[_Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
+        self.passes = passes_on(self.device.type)
+        self.packs: bool | None = False  # see `is_packed`; None: to be proved
+        self.positions: Counter[str] = Counter()
+        self._way: Way | None = None  # of the packed pass that is running
         self._freeze_unread()
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
@@ -132,19 +144,30 @@ class CausalModel:
                 softcap=softcap,
             )
 
+    def planned(self, contexts: Sequence[Ids], answers: Sequence[Ids], passes: Passes) -> list[list[int]]:
+        """Which rows go through `hidden` together."""
+        rows = [(*context, *answer)[:-1] for context, answer in zip(contexts, answers, strict=True)]
+        return plan_packed(rows, self._own(passes)) if self.is_packed else plan_padded([*map(len, rows)], passes)
+
     def hidden(
-        self, contexts: Sequence[Ids], answers: Sequence[Ids], *, weights: Mapping[str, Tensor] | None = None
+        self,
+        contexts: Sequence[Ids],
+        answers: Sequence[Ids],
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        passes: Passes | None = None,
     ) -> Tensor:
         """Hidden states (after the final norm) that predict each answer token: [N, H], rows one after another.
 
         Token t of an answer is predicted by the state before it, so the first one comes from the last context token.
         Differentiable when gradients are on. All rows go through in one pass; group rows of similar length before.
 
-        Rows are padded on the right and no mask is passed: a causal model cannot see what comes later, so this is
-        exact, real tokens have positions 0, 1, 2, ..., and attention keeps its fast causal kernel. Packing rows into
-        one would save the padding but needs an explicit block mask, quadratic in the packed length.
+        Packed (`engines.packed`) where the model is proved to be read so. Else rows are padded on the right and no mask
+        is passed: a causal model cannot see what comes later, so this is exact, real tokens have positions 0, 1, 2,
+        ..., and attention keeps its fast causal kernel.
 
-        Raises UserError if a row is longer than the model's positions.
+        passes: of it, what is worth sharing; None: the model's own. Raises UserError if a row is longer than the
+        model's positions.
         """
         rows = [[*context, *answer][:-1] for context, answer in zip(contexts, answers, strict=True)]
         if not all(map(len, contexts)):
@@ -153,9 +176,10 @@ class CausalModel:
             return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
         self.check_fits([len(row) + 1 for row in rows], what="context and answer")
         spans = [Span(row, len(context) - 1, len(rows[row])) for row, context in enumerate(contexts)]
-        parts = passes(spans, self.switch_length)
+        parts = sides_of_switch(spans, self.switch_length)
+        is_packed, least = self.is_packed, self._own(passes or self.passes).least_shared
         with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):
-            hidden = [self._read(rows, part) for part in parts]
+            hidden = [self._read_packed(rows, p, least) if is_packed else self._read(rows, p) for p in parts]
         if len(hidden) == 1:
             return hidden[0]
         place = [(row, position) for part in parts for row, start, end in part for position in range(start, end)]
@@ -165,10 +189,37 @@ class CausalModel:
     def _read(self, rows: Sequence[Ids], spans: Sequence[Span]) -> Tensor:
         """One pass over the beginnings of these rows: the states that the spans ask for, [N, H]."""
         longest = max(end for _, _, end in spans)
+        self._count(spans, computed=longest * len(spans), distinct=sum(end for _, _, end in spans))
         where_N = np.concatenate([line * longest + np.arange(start, end) for line, (_, start, end) in enumerate(spans)])
         ids_BT = self.padded([rows[row][:end] for row, _, end in spans], side="right")
         hidden_BTH = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH.flatten(0, 1).index_select(0, torch.from_numpy(where_N).to(hidden_BTH.device))
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `hidden` reads rows in packed passes: only what is proved to be right is (`LanguageModel`)."""
+        return bool(self.packs)
+
+    def _read_packed(self, rows: Sequence[Ids], spans: Sequence[Span], least_shared: int | None) -> Tensor:
+        """The same in a packed pass."""
+        way = way_of(self.body, self.device)
+        forest = grow([rows[row][:end] for row, _, end in spans], least_shared)
+        where_N = np.concatenate([forest.columns(line)[start:end] for line, (_, start, end) in enumerate(spans)])
+        ids_1T = self.padded([[*forest.ids_T.tolist(), *[self.pad_id] * num_filled(forest, way)]], side="right")
+        self._count(spans, computed=ids_1T.numel(), distinct=len(forest.ids_T))
+        before, self._way = self._way, way
+        try:
+            states_TH = states(self.body, ids_1T, forest, way)
+        finally:
+            self._way = before
+        return states_TH.index_select(0, torch.from_numpy(where_N).to(states_TH.device))
+
+    def _own(self, passes: Passes) -> Passes:
+        """Flash attention has no trees."""
+        return replace(passes, least_shared=None) if way_of(self.body, self.device) == "varlen" else passes
+
+    def _count(self, spans: Sequence[Span], *, computed: int, distinct: int) -> None:
+        self.positions.update(rows=sum(end for _, _, end in spans), distinct=distinct, computed=computed)
 
     def padded(self, rows: Sequence[Ids], *, side: Literal["left", "right"]) -> Tensor:
         """[B, T] ids of ragged rows on the model's device, filled up with `pad_id`. Ids must be the tokenizer's."""
@@ -279,11 +330,11 @@ class CausalModel:
         return self._base.get_output_embeddings()
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._second_run(self._stand_ins)
+        return nullcontext(), self._second_run(self._stand_ins, self._way)
 
     @contextmanager
-    def _second_run(self, stand_ins: tuple[_Slot, ...]) -> Iterator[None]:
-        with _swapped(stand_ins), self.evaluating(checkpoint=True):
+    def _second_run(self, stand_ins: tuple[_Slot, ...], way: Way | None) -> Iterator[None]:
+        with _swapped(stand_ins), self.evaluating(checkpoint=True), packed_attention(self.body, way):
             yield
 
 

@@ -36,12 +36,12 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     resources = Resources(state.student.device)
     with resources.during("sample"):
         groups = state.sample(problems, state.step)
-    with resources.during("score"):
+    with resources.during("score", lambda: state.models):
         views = view_groups(state, groups)
         signals = score(state, groups, views)
     rows = join(groups, views, signals)
     agreement = Diagnosis(state, rows)
-    with resources.during("update"):
+    with resources.during("update", lambda: state.models):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):
             updates = [

@@ -11,8 +11,9 @@ import torch
 
 from opdkit.engines import decode, hf, memory
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.hf import HFEngine, signals_of
+from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.scoring import signals_of
 from opdkit.errors import Interrupted, UserError
 from opdkit.losses import Head
 from opdkit.losses.head import HeadStats

@@ -84,7 +84,7 @@ def test_gradient_does_not_depend_on_micro_batches(
             for g in sample(problems, step)
         ]
     whole = gradient(run, run.problems[:5], monkeypatch)
-    run.state.step, run.state.max_tokens_per_micro_batch = 0, max_tokens
+    run.state.step, run.state.passes = 0, replace(run.state.passes, max_tokens=max_tokens)
     assert distance(whole, gradient(run, run.problems[:5], monkeypatch)) < 1e-6
 
 
@@ -301,7 +301,7 @@ def test_pairs_have_the_gradient_of_their_loss(
         for g in sample(run.problems[:3], 0)
     ]
     state.sample = lambda problems, step: groups
-    state.max_tokens_per_micro_batch = 40
+    state.passes = replace(state.passes, max_tokens=40)
     metrics: list[Any] = []
     original = train_step
 

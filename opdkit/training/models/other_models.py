@@ -31,6 +31,7 @@ class OtherModel:
         self.path, self._section = section.path, section
         self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
         self._device, self._attention = student.device, recipe.model.attn_implementation
+        self._passes = recipe.train.passes(student.device.type, learning=False)
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
@@ -52,6 +53,7 @@ class OtherModel:
                 attn_implementation=self._attention,
             )
             model.module.requires_grad_(False)
+            model.passes = self._passes
             if self._limit is not None:
                 _limit(model, *self._limit)
             self.loaded = model

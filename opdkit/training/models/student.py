@@ -35,4 +35,5 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
         student.module.peft_config["default"].base_model_name_or_path = str(base.resolve())
     if section.gradient_checkpointing:
         student.checkpoint_activations()
+    student.passes = recipe.train.passes(student.device.type, learning=False)
     return student
