@@ -144,9 +144,16 @@ class CausalModel:
                 softcap=softcap,
             )
 
+    @staticmethod
+    def _rows(contexts: Sequence[Ids], answers: Sequence[Ids]) -> list[tuple[int, ...]]:
+        """What is read of each row: all but the last answer token, which predicts nothing."""
+        if not all(map(len, contexts)):
+            raise ValueError("every context needs at least one token: the first answer token is predicted from it")
+        return [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
+
     def planned(self, contexts: Sequence[Ids], answers: Sequence[Ids], passes: Passes) -> list[list[int]]:
         """Which rows go through `hidden` together."""
-        rows = [(*context, *answer)[:-1] for context, answer in zip(contexts, answers, strict=True)]
+        rows = self._rows(contexts, answers)
         return plan_packed(rows, self._own(passes)) if self.is_packed else plan_padded([*map(len, rows)], passes)
 
     def hidden(
@@ -169,13 +176,12 @@ class CausalModel:
         passes: of it, what is worth sharing; None: the model's own. Raises UserError if a row is longer than the
         model's positions.
         """
-        rows = [[*context, *answer][:-1] for context, answer in zip(contexts, answers, strict=True)]
-        if not all(map(len, contexts)):
-            raise ValueError("every context needs at least one token: the first answer token is predicted from it")
+        rows = self._rows(contexts, answers)
         if not any(map(len, answers)):
             return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
-        self.check_fits([len(row) + 1 for row in rows], what="context and answer")
-        spans = [Span(row, len(context) - 1, len(rows[row])) for row, context in enumerate(contexts)]
+        lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
+        self.check_fits(lengths, what="context and answer")
+        spans = [Span(row, len(contexts[row]) - 1, len(rows[row])) for row, answer in enumerate(answers) if len(answer)]
         parts = sides_of_switch(spans, self.switch_length)
         is_packed, least = self.is_packed, self._own(passes or self.passes).least_shared
         with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):

@@ -2,9 +2,9 @@
 
 A state depends on the tokens before it and on nothing else, so rows with one beginning have the same states there. The
 columns of a tree are its segments in depth-first order: a column reads column k and itself iff k comes before it and
-has not ended (`reads_until`). Where a tree does not pay it is not used: a common beginning becomes a segment only if
-that saves at least so many positions, and 1/16 of those behind it (a branch reads its own beginning through a mask,
-without the causal kernel's short cut).
+has not ended (`reads_until_T`). Where a tree does not pay it is not used: a common beginning becomes a segment only if
+that saves at least so many positions, (rows - 1) * its length. A branch costs a launch, a mask, and a copy of the keys
+before it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 Ids = Sequence[int]
 Columns = npt.NDArray[np.int64]
-LEAST_SHARE = 16  # a segment is shared if it saves at least one sixteenth of the positions behind it
 
 
 class Segment(NamedTuple):
@@ -94,7 +93,6 @@ def grow(rows: Sequence[Ids], least_shared: int | None) -> Forest:
         order.sort(key=lambda row: tuple(rows[row]))
         common = np.array([_common(texts[a], texts[b]) for a, b in pairwise(order)], dtype=np.int64)
         ranges = [(0, len(order), 0, -1)] if order else []
-    lengths = np.array([len(texts[row]) for row in order], dtype=np.int64)
     segments: list[Segment] = []
     ids: list[Columns] = [np.zeros(0, dtype=np.int64)]
     leaf_of_row = [-1] * len(rows)
@@ -105,9 +103,8 @@ def grow(rows: Sequence[Ids], least_shared: int | None) -> Forest:
         text = texts[order[first]]
         shared = int(common[first : last - 1].min()) if last - first > 1 else len(text)
         saved = (last - first - 1) * (shared - depth)
-        behind = int(lengths[first:last].sum()) - (last - first) * shared
         is_leaf = last - first == 1
-        pays = is_leaf or (least_shared is not None and saved >= max(least_shared, behind // LEAST_SHARE))
+        pays = is_leaf or (least_shared is not None and saved >= least_shared)
         if pays and shared > depth:
             segments.append(Segment(end, end + shared - depth, depth, parent))
             ids.append(text[depth:shared])
