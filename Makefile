@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 # Two busy-waiting OpenMP threads fight over a shared core; sleeping ones do not.
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu check docs format bench clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton check docs format bench bench-compare clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -26,6 +28,10 @@ test-docs: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
 
+# The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
+test-triton: $(BENCH_READY)
+	TRITON_INTERPRET=1 $(BENCH)/bin/python -m pytest -m triton -n 2 --timeout 1200 tests/losses/test_kernel.py
+
 check: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,17 +46,30 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
-	$(BIN)/python benchmarks/loss_memory.py
+# opdkit beside TRL, Liger and plain transformers, in an environment of its own; within an hour on two idle cores.
+# `make bench QUICK=--quick` ends within ten minutes.
+bench: $(BENCH_READY)
+	$(BENCH)/bin/python benchmarks/bench.py run $(QUICK)
+	$(BENCH)/bin/python benchmarks/loss_memory.py
+
+# Fails where a ratio to a peer is more than 10 % above the last committed one.
+bench-compare: $(BENCH_READY)
+	$(BENCH)/bin/python benchmarks/bench.py compare
 
 clean:
-	rm -rf $(VENV) runs site build dist *.egg-info
+	rm -rf $(VENV) $(BENCH) runs site build dist *.egg-info
 
 # torch first and pinned: an open range would draw gigabytes of CUDA packages onto a CPU machine.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,tensorboard]'
+	touch $@
+
+$(BENCH_READY): pyproject.toml constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]' trl==1.16.0 liger-kernel==0.8.5
 	touch $@
 
 $(DOCS_READY): $(READY)

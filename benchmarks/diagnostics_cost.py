@@ -4,7 +4,7 @@
 
 Random models of 4 layers, width 128 and 2048 ids; 8 answers of 32 tokens to each problem, of which 16 are diagnosed.
 The share is of sampling, scoring and learning together, and of the last two alone, in the cheaper of two steps; for a
-loss that asks the teacher for distributions, and for one that asks for log-probs, where it reads 16 answers anew.
+loss that asks the teacher for distributions, and for one that asks for log-probs, whose pass keeps 16 answers' states.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def shares(folder: Path, problems: int, support: str) -> tuple[float, float]:
     steps: list[dict[str, float]] = []
     replaced: dict[tuple[Any, str], Callable[..., Any]] = {
         (Diagnosis, name): timed(seconds, "diagnostics", getattr(Diagnosis, name))
-        for name in ("__init__", "saw", "compare", "metrics")
+        for name in ("__init__", "heard", "saw", "compare", "metrics")
     }
     replaced[HFEngine, "sample"] = timed(seconds, "sampling", HFEngine.sample)
     step = timed(seconds, "step", train_step)

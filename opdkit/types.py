@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Message = Mapping[str, str]
 Finish = Literal["stop", "length"]
+# What is told of a span of several tokens: nothing; the whole advantage to each; or a share to each (see [teacher]).
+SpanSpread = Literal["exact", "macro", "even", "proportional"]
 AUTHORS = ("student", "teacher", "data", "tool")  # who wrote a token: the place in this tuple is its number
 
 
@@ -112,6 +114,18 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """How a view with another tokenizer read one answer: spans of student tokens that cover the same bytes as some of
+    its own. See `engines/aligned.py`."""
+
+    index_T: IntArray  # which span each token is in; -1: none, nothing is known of it
+    is_single_T: npt.NDArray[np.bool_]  # the span is one token on both sides
+    said_T: npt.NDArray[np.bool_]  # the signal says something of the token; its numbers are NaN or 0 at the others
+    has_digit_T: npt.NDArray[np.bool_]
+    spread: SpanSpread  # what a token of a span is credited with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
     """What a view says about one answer, aligned with `answer_ids`. Log-probs are nats over the full vocabulary.
 
@@ -125,6 +139,9 @@ class Signal:
     entropy_T: FloatArray | None = None
     hidden_TH: torch.Tensor | None = None
     head: Any = None  # one object for all answers scored together; None without hidden states
+    # Of a view with another tokenizer; None: it read these very tokens. A span's log-prob is then spread evenly over
+    # its tokens in `sampled_logprob_T`. Not saved.
+    spans: Spans | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +192,14 @@ class Asked:
     k: int | None = None  # for answer == "topk"
     entropy: bool = False  # of the view's distribution, nats
     logprob: bool = False  # for answer == "distribution": coefficients also depend on that of the sampled token
+
+    def covers(self, other: Asked) -> bool:
+        """Whether whoever was asked this can say what the other asks. Hidden states say everything."""
+        if self.answer == "distribution":
+            return True
+        if other.answer == "distribution" or (other.entropy and not self.entropy):
+            return False
+        return other.answer == "sampled" or (self.answer == "topk" and (self.k or 0) >= (other.k or 0))
 
     def __or__(self, other: Asked) -> Asked:
         """What answers both."""

@@ -18,7 +18,6 @@ import torch
 from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
-from opdkit.contexts import build_views
 from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
@@ -34,11 +33,12 @@ from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.data import check_readable, fitting, training_data
-from opdkit.training.metrics.agreement import compare_rows, student_side, teacher_side
+from opdkit.training.metrics.agreement import compare_rows, heard_tokens, student_side, teacher_side
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.sides import read_sides
-from opdkit.training.models.teacher import Teacher
 from opdkit.training.parts import Parts
-from opdkit.types import Example, Group, Problem, seed_from
+from opdkit.training.spans import span_shares
+from opdkit.types import Asked, Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on
 
@@ -59,6 +59,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
         raise UserError(
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
             "own: its section as [teacher] and [context], and data.train of its domain"
+        )
+    if recipe.teacher.kind == "saved":
+        raise UserError(
+            'opdkit fit asks a teacher about new answers, but teacher.kind = "saved" only knows those of '
+            f"{recipe.teacher.run}; measure the teacher of that run itself"
         )
     if recipe.teacher.kind == "none":
         raise UserError(
@@ -99,7 +104,9 @@ def _fit(
                 _note(console, unknown)
             asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
-            answered = Answered(problems, limit, share_long, rows, read, went_on)
+            assert parts.teacher is not None
+            read, shares = _heard(parts.teacher, read)
+            answered = Answered(problems, limit, share_long, rows, read, went_on, shares)
             table = _compare(recipe, k, parts, answered, console, interrupt)
     finally:
         task.close()
@@ -168,7 +175,7 @@ def _ask(
         weights = parts.optimizer.compute_weights()
     engine = HFEngine(parts.student, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch, weights=weights)
     with Bar(console, "student's answers", len(problems) * options.samples) as bar:
-        rows = asker.student(problems, engine, parts.renderer, options.samples, _heard(bar, interrupt))
+        rows = asker.student(problems, engine, parts.renderer, options.samples, _hears(bar, interrupt))
     read = [row for row in _with_views(recipe, teacher, problems, rows) if _readable(row, teacher)]
     if not read:
         raise UserError(
@@ -181,7 +188,7 @@ def _ask(
     elif options.teacher_answers:
         lengths = [len(row.rollout.answer_ids) for row in rows]
         graded = any(row.rollout.reward is not None for row in rows)  # else going on from a prefix tells nothing
-        shares = PREFIX_SHARES if graded else ()
+        shares = PREFIX_SHARES if graded and recipe.teacher.tokens == "same" else ()  # it goes on from token ids
         for prefix in sorted({0, *(int(share * np.percentile(lengths, 90)) for share in shares)}):
             some = [
                 row
@@ -191,7 +198,7 @@ def _ask(
             label = f"teacher's answers, from token {prefix}" if prefix else "teacher's answers"
             with Bar(console, label, len(some)) as bar, teacher.active():
                 gone_on = asker.teacher(
-                    problems, some, prefix, teacher.engine(), teacher.renderer, _heard(bar, interrupt)
+                    problems, some, prefix, teacher.engine(), teacher.renderer, _hears(bar, interrupt)
                 )
             went_on[prefix] = (some, gone_on)
     return rows, read, went_on
@@ -201,7 +208,7 @@ def _note(console: Console, sentence: str) -> None:
     say(console, sentence, mark="note")
 
 
-def _heard(bar: Bar, interrupt: Interrupt) -> Any:
+def _hears(bar: Bar, interrupt: Interrupt) -> Any:
     so_far = 0
 
     def heard(num: int) -> None:
@@ -221,15 +228,30 @@ def _with_views(
         Group(problem=problem, rollouts=tuple(row.rollout for row in rows[i * num : (i + 1) * num]))
         for i, problem in enumerate(problems)
     ]
-    views = build_views(groups, recipe.context, teacher.renderer, identity=(recipe.seed, 0, "context"))
+    views = teacher.views(groups, recipe.context, (recipe.seed, 0, "context"), 0, "teacher")
     return [
         row if view is None else replace(row, views={"teacher": view}) for row, view in zip(rows, views, strict=True)
     ]
 
 
 def _readable(row: Example, teacher: Teacher) -> bool:
-    room = teacher.model.max_positions
-    return row.view is not None and (room is None or len(row.view.context_ids) + len(row.rollout.answer_ids) <= room)
+    return row.view is not None and teacher.fits(row.view.context_ids, row.rollout.answer_ids)
+
+
+def _heard(teacher: Teacher, read: Sequence[Example]) -> tuple[list[Example], dict[str, float | None] | None]:
+    """The rows with those tokens counted that a teacher with another tokenizer says something of, and their shares."""
+    asked = Asked("distribution")
+    spans = [
+        None if row.view is None else teacher.spans_of(row.view.context_ids, row.rollout.answer_ids, asked)
+        for row in read
+    ]
+    shares = span_shares([(row.rollout, own) for row, own in zip(read, spans, strict=True)])
+    rows = heard_tokens(read, spans)
+    if not any(row.rollout.answer_mask.any() for row in rows):
+        raise UserError(
+            "no token of the student's answers is one token in the teacher's tokenizer, so there is nothing to compare"
+        )
+    return rows, shares
 
 
 def _compare(

@@ -33,6 +33,7 @@ class Answered:
     rows: Sequence[Example]
     read: Sequence[Example]
     went_on: Mapping[int, tuple[Sequence[Example], Sequence[Example]]]
+    heard: Mapping[str, float | None] | None = None  # `span_shares`, of a teacher with another tokenizer
 
 
 def facts_of(recipe: Recipe, parts: Parts, sides: Sides, answered: Answered, table: TokenTable, k: int) -> Facts:
@@ -71,6 +72,7 @@ def facts_of(recipe: Recipe, parts: Parts, sides: Sides, answered: Answered, tab
         context=recipe.context.kind,
         divergence=getattr(method, "divergence", None),
         support=getattr(method, "support", None),
+        heard=answered.heard,
     )
 
 

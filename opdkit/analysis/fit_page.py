@@ -92,7 +92,7 @@ def _next_steps(recipe: Recipe, advice: Advice) -> list[str]:
     if advice.recipe:
         settings = " ".join(f"--set {key}={_toml(value)}" for key, value in advice.recipe.items())
         lines += ["", f"Suggested: {settings}"]
-    if advice.verdict == "cold_start" and recipe.teacher.kind == "model":
+    if advice.verdict == "cold_start" and recipe.teacher.kind == "model" and recipe.teacher.tokens == "same":
         lines += [
             "",
             "Cold start: opdkit train RECIPE --set method.name=sft --set method.answers=teacher "

@@ -63,6 +63,36 @@ def train(
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run's folder whose recipe has a [spool] section.")],
+    set_: Set = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the new run, beside the old one; default: the old name and -replay.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the replay.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier replay of this name.")] = False,
+) -> None:
+    """Train again on a run's answers and what its teachers said, with another loss.
+
+    Nothing is sampled, and no teacher is loaded: any loss, weight or support on the same answers.
+    """
+    from opdkit.recipe.replay import replay_recipe
+
+    resolved = replay_recipe(run, set_ or [], name)
+    from opdkit.reporting import write_report
+    from opdkit.training.loop import train
+
+    try:
+        train(resolved, resume=resume, overwrite=overwrite, console=console)
+        say(console, f"report: {write_report(resolved.run_dir)}")
+    except Interrupted:
+        settings = [word for setting in set_ or [] for word in ("--set", setting)]
+        named = [] if name is None else ["--name", name]
+        again = shlex.join(["opdkit", "replay", str(run), *settings, *named, "--resume"])
+        raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
+
+
+@app.command()
 def pipeline(
     file: Annotated[Path, typer.Argument(help="A pipeline (TOML with [[stage]]s).")],
     set_: Annotated[
@@ -189,6 +219,9 @@ def make_model(
         int, typer.Option(min=0, max=10**6, help="SFT steps on the data's solutions; 0 leaves random weights.")
     ] = 300,
     seed: Seed = 0,
+    digits_per_token: Annotated[
+        int, typer.Option(min=1, max=3, help="Digits side by side that are one token; Qwen has 1, Llama 3 has 3.")
+    ] = 1,
     limit: Annotated[
         int | None,
         typer.Option(min=1, max=MOST, help="Teach only so many problems, again and again: a half-taught model."),
@@ -209,5 +242,5 @@ def make_model(
 
     make_model(
         out, data=data, hidden_size=hidden_size, num_layers=num_layers, vocab_size=vocab_size, steps=steps, seed=seed,
-        limit=limit, reads_demonstrations=reads_demonstrations, console=console,
+        digits_per_token=digits_per_token, limit=limit, reads_demonstrations=reads_demonstrations, console=console,
     )  # fmt: skip

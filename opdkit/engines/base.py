@@ -48,8 +48,8 @@ class Sampler(Protocol):
     ) -> list[Sampled]:
         """One answer per prompt, in order. Row i depends on prompts[i], seeds[i] and params only.
 
-        finished hears of every answer once. progress is called after every token, and may raise Interrupted: it is
-        passed on once `finished` has got what is whole.
+        finished hears of every answer once. progress is called after every token or few, and may raise Interrupted: it
+        is passed on once `finished` has got what is whole.
         """
         ...
 

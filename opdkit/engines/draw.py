@@ -19,7 +19,8 @@ from opdkit.engines.base import SamplingParams
 from opdkit.errors import UserError
 
 BLOCK = 256  # entries per block when many are drawn from in two steps
-FIRST_NUCLEUS = 128  # candidates looked at first for top-p
+# Candidates looked at first for top-p; elsewhere all: a GPU sorts them sooner than it tells whether they are enough.
+FIRST_NUCLEUS = {"cpu": 128}
 UNIFORMS_AT_ONCE = 64  # random numbers made per row at a time; the stream does not depend on it
 
 
@@ -78,7 +79,8 @@ def kept_entries(scores_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Ten
         peak_B1 = scores_BK.amax(-1, keepdim=True)
         wanted_B1 = params.top_p * (scores_BK - peak_B1).exp_().sum(-1, keepdim=True, dtype=torch.float64)
         if ids_BK is None:
-            scores_BK, ids_BK = _nucleus_candidates(scores_BV, peak_B1, wanted_B1, FIRST_NUCLEUS)
+            first = FIRST_NUCLEUS.get(scores_BV.device.type, size)
+            scores_BK, ids_BK = _nucleus_candidates(scores_BV, peak_B1, wanted_B1, first)
         mass_BK = (scores_BK - peak_B1).exp_()
         likelier_BK = mass_BK.cumsum(-1, dtype=torch.float64) - mass_BK  # mass of the entries before
         scores_BK = scores_BK.masked_fill(likelier_BK >= wanted_B1, -math.inf)
@@ -95,26 +97,31 @@ class Uniforms:
     do not depend on the other rows, on their order, or on who has finished.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device, drawn: Sequence[int] | None = None) -> None:
-        """`drawn`: how many numbers of each stream are used already."""
-        self._streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
-        for stream, count in zip(self._streams, drawn or (), strict=drawn is not None):
-            stream.random(count)
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._device = device
-        self._ahead: list[Tensor] = []
+        self._streams: list[np.random.Generator] = []
+        self._ahead_TB1 = torch.empty(0, 0, 1, dtype=torch.float64, device=device)  # made, and not yet used
+        self.change([], [(seed, 0) for seed in seeds])
 
     def next(self) -> Tensor:
         """[B, 1] float64, for the next position."""
-        if not self._ahead:
-            made_BT = np.stack([stream.random(UNIFORMS_AT_ONCE) for stream in self._streams])
-            made_TB1 = torch.from_numpy(np.ascontiguousarray(made_BT.T)).unsqueeze(-1).to(self._device)
-            self._ahead = list(made_TB1.unbind())[::-1]
-        return self._ahead.pop()
+        if not len(self._ahead_TB1):
+            self._ahead_TB1 = self._made(self._streams, UNIFORMS_AT_ONCE)
+        first_B1, self._ahead_TB1 = self._ahead_TB1[0], self._ahead_TB1[1:]
+        return first_B1
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on."""
-        self._streams = [self._streams[row] for row in rows.tolist()]
-        self._ahead = [uniform_B1[rows] for uniform_B1 in self._ahead]
+    def change(self, rows: Sequence[int], others: Sequence[tuple[int, int]] = ()) -> None:
+        """Only these rows go on, and behind them others: (seed, how many numbers of its stream are used already)."""
+        fresh = [np.random.Generator(np.random.Philox(key=seed)) for seed, _ in others]
+        for stream, (_, used) in zip(fresh, others, strict=True):
+            stream.random(used)
+        kept_TB1 = self._ahead_TB1[:, torch.tensor(list(rows), dtype=torch.long, device=self._device)]
+        self._ahead_TB1 = torch.cat([kept_TB1, self._made(fresh, len(kept_TB1))], 1)
+        self._streams = [*(self._streams[row] for row in rows), *fresh]
+
+    def _made(self, streams: Sequence[np.random.Generator], num: int) -> Tensor:
+        made_BT = np.array([stream.random(num) for stream in streams]).reshape(len(streams), num)
+        return torch.from_numpy(np.ascontiguousarray(made_BT.T)).unsqueeze(-1).to(self._device)
 
 
 def _nucleus_candidates(scores_BV: Tensor, peak_B1: Tensor, wanted_B1: Tensor, count: int) -> tuple[Tensor, Tensor]:

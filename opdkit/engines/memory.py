@@ -16,17 +16,18 @@ from opdkit.engines.decode import Batch
 from opdkit.errors import UserError
 
 TOKENS_PER_BATCH = 65536  # that go through a model together, where nobody says otherwise
-CACHE_SHARE = 0.5  # of free memory for the keys and values of a batch that is sampled; the rest is for its passes
+CACHE_SHARE = 0.5  # of memory without a tensor for the keys and values of a batch that is sampled; its passes need some
 
 
 def cached_tokens(model: CausalModel) -> int:
     """Of how many tokens a batch that is sampled may hold keys and values: `TOKENS_PER_BATCH`, and on CUDA more if half
-    of the free memory holds more. A power of two of it, so that a few MiB more or less plan the same batches."""
+    of what the card has beside our tensors holds more. A power of two of it, so that a few MiB more or less plan the
+    same batches, and not what is free: other processes and unused blocks plan nothing."""
     if model.device.type != "cuda":
         return TOKENS_PER_BATCH
-    free = torch.cuda.mem_get_info(model.device)[0]
-    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return tokens_in(int((free + unused) * CACHE_SHARE), bytes_per_token(model))
+    size = torch.cuda.get_device_properties(model.device).total_memory
+    unused = size - torch.cuda.memory_allocated(model.device)
+    return tokens_in(int(unused * CACHE_SHARE), bytes_per_token(model))
 
 
 def tokens_in(num_bytes: int, bytes_per_token: int) -> int:
@@ -39,8 +40,7 @@ def tokens_in(num_bytes: int, bytes_per_token: int) -> int:
 def bytes_per_token(model: CausalModel) -> int:
     """Of keys and values, measured on two tokens: no config says it of every architecture."""
     with model.evaluating():
-        batch = Batch(model, [[model.pad_id] * 2], 1)
-    return -(-batch.cache_bytes // batch.width)
+        return Batch.of(model, [[model.pad_id] * 3], 3, [2]).bytes_per_token
 
 
 @contextmanager

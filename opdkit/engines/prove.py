@@ -6,7 +6,7 @@ architecture and silently wrong for another, so each is compared with the module
 1. logits: our head over our hidden states gives the module's logits;
 2. scoring: a row's states are the same beside a longer row, hence no token sees a later one;
 3. sampling: prompts of different lengths, padded on the left, read once for several rows and then token by token
-   through the cache, while rows leave, give the states of each row alone.
+   through the cache, while rows leave and others join, give the states of each row alone.
 
 4. packed passes (`why_not_packed`, before the first pass that scores): three ragged rows one behind the other, and rows
    that share their beginning, give the states of padded passes. A model that is not read so is padded, not refused.
@@ -125,19 +125,28 @@ def _cached_and_whole(model: CausalModel, long: list[int], alone_TH: Tensor) -> 
     short = long[-1 - num - prompt :][: num + prompt]
     rows = [(long[:-num], long[-num:]), (short[:-num], short[-num:])]
     expected = [alone_TH[-num:], model.hidden([rows[1][0]], [rows[1][1]])]
-    present = [0, 1, 0]  # two rows of the long prompt, which is read once
+    texts, caps = [[*prompt, *answer] for prompt, answer in rows], [len(prompt) + num for prompt, _ in rows]
+    starts = [len(prompt) - 1 for prompt, _ in rows]
+
+    def batch_of(present: list[int]) -> Batch:
+        return Batch.of(model, [rows[row][0] for row in present], max(caps), [caps[row] for row in present])
+
+    present = [(0, 0), (1, 0), (0, 0)]  # (row, tokens of its answer that are read): the long prompt is read once
     ours, theirs = [], []
     with model.evaluating():
-        batch = Batch(model, [rows[row][0] for row in present], num)
+        batch = batch_of([row for row, _ in present])
         for step in range(num):
-            ours.append(batch.hidden_BH)
-            theirs.append(torch.stack([expected[row][step] for row in present]))
-            if step + 1 == num:
-                break
-            if step == 1:  # a row leaves, the others change places
-                batch.keep(torch.tensor([1, 0], device=model.device))
-                present = [1, 0]
-            batch.advance(torch.tensor([rows[row][1][step] for row in present], device=model.device))
+            if step == 2:  # a row leaves, the others change places; and two join, where the cache takes rows
+                others = [(batch_of([1, 0]), [0, 1])] if batch.takes_rows else []
+                batch = batch.joined([1, 0], others, max(caps))
+                present = [present[1], present[0], *((row, 0) for row in (1, 0) if others)]
+            if step == 3:  # the longest leaves
+                batch = batch.joined([0], [], max(caps))
+                present = present[:1]
+            ids = [texts[row][starts[row] + read] for row, read in present]
+            ours.append(batch.advance(torch.tensor(ids, device=model.device)))
+            theirs.append(torch.stack([expected[row][read] for row, read in present]))
+            present = [(row, read + 1) for row, read in present]
     return torch.cat(ours), torch.cat(theirs)
 
 

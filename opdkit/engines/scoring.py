@@ -5,7 +5,8 @@ Letters: N answer tokens of a pass, T answer positions of one row, K likeliest i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ def score(
     asked: Asked,
     passes: Passes,
     weights: Mapping[str, Tensor] | None,
+    head: Head,
     *,
     temperature: float,
     progress: Progress | None,
+    states_of: Collection[int],
 ) -> list[Signal]:
     """See `HFEngine.score`. Rows that share their beginning are read together, and the beginning once."""
     lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
@@ -37,11 +40,15 @@ def score(
     results: dict[int, Signal] = {}
     # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
     with torch.no_grad(), enough_memory("scoring", "lower max_tokens_per_batch (of [sampling])"):
-        head = model.head(weights)
         for rows in model.planned(contexts, answers, passes):
             said = [answers[row] for row in rows]
             hidden_NH = model.hidden([contexts[row] for row in rows], said, weights=weights, passes=passes)
             results.update(zip(rows, signals_of(hidden_NH, head, said, asked, temperature), strict=True))
+            if wanted := states_of and asked.answer != "distribution" and {*states_of}.intersection(rows):
+                parts = hidden_NH.split([len(answer) for answer in said])
+                for row, hidden_TH in zip(rows, parts, strict=True):
+                    if row in wanted:
+                        results[row] = replace(results[row], hidden_TH=hidden_TH.cpu().clone(), head=head)
             if progress is not None:
                 progress(len(results), len(lengths))
     return [results[row] for row in range(len(lengths))]

@@ -14,6 +14,7 @@ Two chat formats. For models that read characters, one token for a role and one 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import shutil
@@ -60,27 +61,33 @@ CHATML_TEMPLATE = """\
 """
 
 
-def char_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+def char_tokenizer(alphabet: str, *, digits_per_token: int = 1) -> PreTrainedTokenizerFast:
     """One token for each character of `alphabet`, one for each chat role, one for the end of an answer.
 
+    digits_per_token: above 1, so many digits side by side are one token, from the left: "12345" is "12", "34", "5".
     A character outside the alphabet makes encoding raise: it is never dropped and there is no "unknown" token.
     """
     characters = list(dict.fromkeys(alphabet))
     if not characters:
         raise UserError("char_tokenizer needs at least one character in its alphabet.")
     specials = [PAD, *CHAR_ROLES.values(), CHAR_END]
-    vocab = {token: index for index, token in enumerate([*specials, *characters])}
+    digits = [character for character in characters if character.isdecimal()]
+    runs = [
+        "".join(run) for length in range(2, digits_per_token + 1) for run in itertools.product(digits, repeat=length)
+    ]
+    vocab = {token: index for index, token in enumerate([*specials, *characters, *runs])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=NO_UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    pattern = rf"\d{{1,{digits_per_token}}}|[\s\S]" if digits_per_token > 1 else r"[\s\S]"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return _with_chat(tokenizer, specials, eos=CHAR_END, template=CHAR_TEMPLATE)
 
 
-def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def bpe_tokenizer(texts: Iterable[str], vocab_size: int, *, digits_per_token: int = 1) -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on `texts`: all 256 bytes are tokens, so any text at all survives a round trip.
 
-    Digits stay single, as in the Qwen tokenizers. `vocab_size` counts the three special tokens; fewer tokens come back
-    when the texts hold too few pairs to merge.
+    Digits stay single, as in the Qwen tokenizers, or up to `digits_per_token` are one token (Llama 3: 3). `vocab_size`
+    counts the three special tokens; fewer tokens come back when the texts hold too few pairs to merge.
     """
     specials = [PAD, CHATML_START, CHATML_END]
     byte_alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -92,7 +99,12 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits_per_token}}}"), behavior="isolated")
+            if digits_per_token > 1
+            else pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -2,12 +2,10 @@
 
 A MASK says whether a token is counted: it changes the denominator. A WEIGHT says how much a token counts: it does not.
 A COEFFICIENT is both, divided by counts over the whole batch, all micro-batches and all ranks, so that the gradient
-does not depend on how the batch was split. Letters: N tokens of the batch on this rank, R rows (rollouts) on this rank.
+does not depend on how the batch was split. Letters: N tokens of the whole batch, R rows (rollouts) of it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +20,6 @@ def token_coefficients(
     *,
     per: Reduction,
     divide_by: float | None = None,
-    total: Callable[[Tensor], Tensor] = lambda count: count,
     domain_N: Tensor | None = None,
     num_domains: int = 1,
 ) -> Tensor:
@@ -30,14 +27,13 @@ def token_coefficients(
 
     mask_N    bool, is the token counted
     weight_N  float, how much; None: 1 for all
-    row_N     long, which row of this rank (0, 1, ...) the token belongs to; a row lies on one rank as a whole
+    row_N     long, which row (0, 1, ...) the token belongs to
     per       token     sum of weighted losses / number of counted tokens
               sequence  mean over a row's counted tokens, then mean over the rows that have any
               sequence_sum  sum over a row's counted tokens, then mean over the rows that have any
               sum       plain sum
               constant  sum / `divide_by`, a number fixed in advance (Dr. GRPO, arXiv:2503.20783)
-    total     sums a 0-dimensional tensor over ranks; the identity on one
-    domain_N  long, which of `num_domains` (the same on all ranks) the token is of: every domain has a mean of its own,
+    domain_N  long, which of `num_domains` the token is of: every domain has a mean of its own,
               and the whole is the mean of those of the domains that have a counted token. None: one domain
 
     All zeros if nothing is counted anywhere. Raises ValueError if `divide_by` is missing or given without use.
@@ -48,8 +44,8 @@ def token_coefficients(
         if per in ("sum", "constant"):
             raise ValueError(f"per = {per!r} divides by no count, so no domain can have one of its own")
         own = [domain_N == domain for domain in range(num_domains)]
-        num_counted = sum((total((mask_N & own_N).sum()) > 0).long() for own_N in own)
-        means = [token_coefficients(mask_N & own_N, weight_N, row_N, per=per, total=total) for own_N in own]
+        num_counted = sum((mask_N & own_N).any().long() for own_N in own)
+        means = [token_coefficients(mask_N & own_N, weight_N, row_N, per=per) for own_N in own]
         return torch.stack(means).sum(0) / torch.as_tensor(num_counted).clamp(min=1)
     weight_N = torch.ones_like(mask_N, dtype=torch.float32) if weight_N is None else weight_N
     if mask_N.dtype != torch.bool or not mask_N.shape == weight_N.shape == row_N.shape:
@@ -66,11 +62,11 @@ def token_coefficients(
             raise ValueError(f"divide_by = {divide_by} must be above 0")
         return counted_N / divide_by
     if per == "token":
-        return counted_N / total(mask_N.sum()).clamp(min=1)
+        return counted_N / mask_N.sum().clamp(min=1)
     if per in ("sequence", "sequence_sum"):
         num_rows = int(row_N.max()) + 1 if row_N.numel() else 0
         tokens_R = torch.bincount(row_N[mask_N], minlength=num_rows)
-        num_counted_rows = total((tokens_R > 0).sum()).clamp(min=1)
+        num_counted_rows = (tokens_R > 0).sum().clamp(min=1)
         if per == "sequence_sum":
             return counted_N / num_counted_rows
         return counted_N / (tokens_R[row_N].clamp(min=1) * num_counted_rows)

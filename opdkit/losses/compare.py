@@ -15,12 +15,13 @@ from torch import Tensor
 
 from opdkit.losses import logprobs
 from opdkit.losses.head import blocks, chunks
-from opdkit.losses.inputs import Head, Projector, check_ids
+from opdkit.losses.inputs import ABSENT_LOGIT, Head, Projector, check_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Of N tokens, in nats, over the full vocabulary. S = the student's K likeliest ids, T = the teacher's."""
+    """Of N tokens, in nats, over the full vocabulary; with a teacher of another tokenizer over the ids that it has a
+    word for, both sides renormalised. S = the student's K likeliest ids, T = the teacher's."""
 
     student_ids_NK: Tensor  # S, in falling order of the student's log-prob
     student_logprob_NK: Tensor  # the student's, of S
@@ -53,8 +54,8 @@ def compare_heads(
     Raises ValueError for sides of different vocabularies or numbers of tokens, and for ids outside the vocabulary.
     """
     num_tokens = student_head.num_tokens
-    if teacher_head.num_tokens != num_tokens:
-        raise ValueError(f"the student knows {num_tokens} tokens and the teacher {teacher_head.num_tokens}")
+    if teacher_head.num_compared != num_tokens:
+        raise ValueError(f"the student knows {num_tokens} tokens and the teacher {teacher_head.num_compared}")
     if not len(student_hidden_NH) == len(teacher_hidden_NH) == len(sampled_ids_N):
         raise ValueError(
             f"{len(student_hidden_NH)} tokens of the student, {len(teacher_hidden_NH)} of the teacher, "
@@ -71,13 +72,19 @@ def compare_heads(
     }
     sides = Projector(student_head, student_hidden_NH), Projector(teacher_head, teacher_hidden_NH)
     with torch.autocast(device.type, enabled=False):
-        for rows in chunks(torch.arange(len(sampled_ids_N), device=device), num_tokens, chunk_size):
+        widest = max(num_tokens, teacher_head.num_tokens)
+        for rows in chunks(torch.arange(len(sampled_ids_N), device=device), widest, chunk_size):
             student_nV, teacher_nV = (side(rows) for side in sides)
             for block in blocks(student_nV):
-                student_logprob_nV, teacher_logprob_nV = (
-                    logprobs.log_softmax(side.head.logits(output_nV[block], temperature)).to(dtype)
+                logits_nV, teacher_logits_nV = (
+                    side.head.logits(output_nV[block], temperature)
                     for side, output_nV in zip(sides, (student_nV, teacher_nV), strict=True)
                 )
+                if teacher_head.silent_W is not None:
+                    logits_nV = logits_nV.masked_fill(teacher_head.silent_W, ABSENT_LOGIT)
+                teacher_logits_nV = teacher_head.for_reader(teacher_logits_nV, ABSENT_LOGIT)
+                student_logprob_nV = logprobs.log_softmax(logits_nV).to(dtype)
+                teacher_logprob_nV = logprobs.log_softmax(teacher_logits_nV).to(dtype)
                 said = _block(student_logprob_nV, teacher_logprob_nV, sampled_ids_N[rows[block]], min(k, num_tokens))
                 for name, value in said.items():
                     out[name][rows[block]] = value

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opdkit.losses import logprobs
-from opdkit.losses.inputs import Batch, Head, Projector, ViewTokens, check_ids
+from opdkit.losses import kernel, logprobs
+from opdkit.losses.inputs import ABSENT_LOGIT, Batch, Head, Projector, ViewTokens, check_ids
 from opdkit.losses.names import GradientPath
 from opdkit.losses.spec import Target
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm
 from opdkit.losses.support import TargetScores, select
-from opdkit.losses.target import target_scores
+from opdkit.losses.target import target_scores, view_scores
 from opdkit.losses.terms import Term, token_loss
 
 __all__ = ["Head", "HeadOutput", "HeadStats", "ViewTokens", "head_loss", "head_stats"]
@@ -74,10 +74,13 @@ def head_loss(
     with torch.no_grad():
         batch = Batch(hidden_NH, head, sampled_ids_N, terms, named, temperature)
     gradients, record = Gradients(hidden_NH, head, batch.student.dtype), Record(batch)
-    score = {"closed_form": _closed_form, "autograd": _autograd}[gradient]
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
+        widest = max(head.num_tokens, *(p.head.num_tokens for p in batch.projectors.values()), 0)
         for counted_rows, counting in batch.parts():
-            for rows in chunks(counted_rows, head.num_tokens, chunk_size):
+            score = _autograd if gradient == "autograd" else _closed_form
+            if score is _closed_form and kernel.is_chosen(batch, counting):
+                score = _through_kernels
+            for rows in chunks(counted_rows, widest, chunk_size):
                 score(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
@@ -95,13 +98,14 @@ def head_stats(
 ) -> HeadStats:
     """What is asked of each token's distribution at `temperature`, over the `num_tokens` ids, without gradient.
 
-    sampled_ids_N: the log-probability of these ids; k: the k likeliest ids (at most V) in falling order; entropy.
+    sampled_ids_N: the log-probability of these ids; k: the k likeliest ids (at most V) in falling order, in the other
+    tokenizer's numbers where the head is compared in them; entropy.
     """
     if sampled_ids_N is not None:
         check_ids("sampled_ids_N", sampled_ids_N, head.num_tokens)
     project, num_tokens = Projector(head, hidden_NH), head.num_tokens
     math = {"dtype": logprobs.math_dtype(project.dtype), "device": hidden_NH.device}
-    shape_NK = (len(hidden_NH), 0 if k is None else min(k, num_tokens))
+    shape_NK = (len(hidden_NH), 0 if k is None else min(k, head.num_compared))
     stats = HeadStats(
         sampled_logprob_N=None if sampled_ids_N is None else torch.empty(len(hidden_NH), **math),
         topk_ids_NK=None if k is None else torch.empty(shape_NK, dtype=torch.long, device=hidden_NH.device),
@@ -117,7 +121,8 @@ def head_stats(
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
                 if stats.topk_ids_NK is not None and stats.topk_logprob_NK is not None:
-                    values_nK, stats.topk_ids_NK[rows] = logprobs.topk(logprob_nV, shape_NK[1])
+                    listed_nW = head.for_reader(logprob_nV, ABSENT_LOGIT)
+                    values_nK, stats.topk_ids_NK[rows] = logprobs.topk(listed_nW, shape_NK[1])
                     stats.topk_logprob_NK[rows] = values_nK
                 if stats.entropy_N is not None:
                     stats.entropy_N[rows] = logprobs.entropy(logprob_nV, prob_nV)
@@ -163,24 +168,20 @@ def _score(
         entries = select(term.loss.support, student_nV, prob_nV, target, sampled_ids_n)
         scored.append(ScoredTerm(term, entries, *token_loss(term, entries)))
     said = {name: view.sampled(sampled_ids_n) for name, view in views.items()}
-    return Scored(
-        scored, student_nV, prob_nV, sampled_ids_n, {n: known for n, known in said.items() if known is not None}
-    )
+    known = {name: said_n for name, said_n in said.items() if said_n is not None}
+    sampled_n, entropy_n = logprobs.gather(student_nV, sampled_ids_n), logprobs.entropy(student_nV, prob_nV)
+    return Scored(scored, sampled_n, entropy_n, known)
 
 
 def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None, dtype: torch.dtype) -> TargetScores:
-    said, logprob_nV, prob_nV = batch.views[name].take(rows), None, None
+    said, logprob_nV, prob_nV, silent_V = batch.views[name].take(rows), None, None, None
     if output_nV is not None:
         assert said.head is not None
         logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
         logprob_nV, prob_nV = logprobs.distribution(logits_nV)
-    return TargetScores(
-        logprob_nV,
-        prob_nV,
-        said.topk_ids_NK,
-        None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(dtype),
-        None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(dtype),
-    )
+        logprob_nV, prob_nV = said.head.for_reader(logprob_nV, ABSENT_LOGIT), said.head.for_reader(prob_nV, 0.0)
+        silent_V = said.head.silent_W
+    return view_scores(said, logprob_nV, prob_nV, dtype, silent_V)
 
 
 def _view_outputs(batch: Batch, rows: Tensor, terms: Sequence[Term]) -> dict[str, Tensor]:
@@ -199,13 +200,23 @@ def _closed_form(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Reco
         scored = _score(batch, rows[block], terms, student_nV, prob_nV, seen)
         record.add(rows[block], scored)
         if gradients.any_wanted:
-            output_nV[block] = _output_gradient(scored, logits_nV, batch.student.head, batch.temperature)
+            output_nV[block] = _output_gradient(scored, prob_nV, logits_nV, batch.student.head, batch.temperature)
     if gradients.any_wanted:
         gradients.add_from_output(rows, batch, output_nV)
 
 
-def _output_gradient(scored: Scored, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:
-    """[n, V] gradient with respect to the head's plain output. Consumes `scored`.
+def _through_kernels(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record, gradients: Gradients) -> None:
+    """The same for a whole chunk at once, by the kernels of a GPU."""
+    output_nV, outputs_nV = batch.student(rows), _view_outputs(batch, rows, terms)
+    scored, write_gradient = kernel.score(batch, rows, terms, output_nV, outputs_nV)
+    record.add(rows, scored)
+    if gradients.any_wanted:
+        write_gradient()
+        gradients.add_from_output(rows, batch, output_nV)
+
+
+def _output_gradient(scored: Scored, prob_nV: Tensor, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:
+    """[n, V] gradient with respect to the head's plain output. Consumes `scored` and prob_nV.
 
     With g a term's coefficient times its gradient at the entries, scattered to the vocabulary: the sum over terms of
     (g - p * sum g) * scale / temperature, times the slope of the soft cap, 1 - tanh^2.
@@ -219,10 +230,7 @@ def _output_gradient(scored: Scored, logits_nV: Tensor, head: Head, temperature:
             sparse.append((part.entries.ids_nE, grad_nE))
         else:
             dense_nV = grad_nE if dense_nV is None else dense_nV.add_(grad_nE)
-    if dense_nV is None:
-        grad_nV = scored.prob_nV.mul_(-total_n1)
-    else:
-        grad_nV = dense_nV.addcmul_(scored.prob_nV, total_n1, value=-1)
+    grad_nV = prob_nV.mul_(-total_n1) if dense_nV is None else dense_nV.addcmul_(prob_nV, total_n1, value=-1)
     for ids_nE, grad_nE in sparse:
         grad_nV.scatter_add_(-1, ids_nE, grad_nE)
     if head.softcap is not None:

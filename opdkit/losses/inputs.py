@@ -32,6 +32,8 @@ class Head:
     absent_ids   ids below V that do not exist either (only one of two models knows them): their probability is 0
     logit_scale  multiplied (Cohere's logit_scale; 1 / Granite's logits_scaling)
     softcap      c tanh(. / c), after the scale (Gemma's final_logit_softcapping); None: no cap
+    reader_ids_W long; where each of the W ids of another tokenizer stands among the V, -1: nowhere. Log-probabilities
+                 are then given in those W ids, normalised over the V; None: the two are the same
     """
 
     weight_VH: Tensor
@@ -40,6 +42,7 @@ class Head:
     absent_ids: Tensor | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
+    reader_ids_W: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.num_tokens <= self.weight_VH.shape[0]:
@@ -59,6 +62,23 @@ class Head:
             return torch.cat([array, array.new_zeros(missing, *array.shape[1:])]) if missing else array
 
         return replace(self, weight_VH=cut(self.weight_VH), bias_V=None if self.bias_V is None else cut(self.bias_V))
+
+    @property
+    def num_compared(self) -> int:
+        """How many ids it is compared in: V, or W."""
+        return self.num_tokens if self.reader_ids_W is None else len(self.reader_ids_W)
+
+    @property
+    def silent_W(self) -> Tensor | None:
+        """[W] bool: the ids of the other tokenizer that it has no word for; None: it has one for all."""
+        return None if self.reader_ids_W is None else self.reader_ids_W < 0
+
+    def for_reader(self, values_nV: Tensor, silent: float) -> Tensor:
+        """[n, W] of the other tokenizer's ids, `silent` where it has no word for one; [n, V] where there is none."""
+        if self.reader_ids_W is None:
+            return values_nV
+        found_nW = values_nV.index_select(-1, self.reader_ids_W.clamp(min=0))
+        return found_nW.masked_fill_(self.reader_ids_W < 0, silent)
 
     @property
     def num_rows(self) -> int:
@@ -235,9 +255,9 @@ def check_inputs(
     }
     for view, said in views.items():
         lengths |= {f"view {view!r}: {name}": len(array) for name, array in said.arrays().items()}
-        if said.head is not None and said.head.num_tokens != head.num_tokens:
+        if said.head is not None and said.head.num_compared != head.num_tokens:
             raise ValueError(
-                f"view {view!r}: its head has num_tokens = {said.head.num_tokens}, the student's {head.num_tokens}; "
+                f"view {view!r}: its head has num_tokens = {said.head.num_compared}, the student's {head.num_tokens}; "
                 "both must be the size of one tokenizer"
             )
     for name, length in lengths.items():

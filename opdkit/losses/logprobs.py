@@ -6,6 +6,9 @@ V vocabulary, K chosen entries, W members of each of G groups of columns, C cand
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -43,17 +46,40 @@ def distribution(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
     return logits_nV - log_norm_n1, prob_nV
 
 
-def gather(logprob_nV: Tensor, ids: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Implicit:
+    """[n, V] log-probabilities that are nowhere written: the plain output of a head, what makes logits of it (in rising
+    order), and their normaliser. Stands in for the array where a support chooses and reads its entries."""
+
+    output_nV: Tensor
+    logits: Callable[[Tensor], Tensor]
+    log_norm_n1: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.output_nV.shape
+
+    def detach(self) -> Implicit:
+        return self
+
+    def gather(self, dim: int, ids_nE: Tensor) -> Tensor:
+        return self.logits(self.output_nV.gather(dim, ids_nE)) - self.log_norm_n1
+
+
+def gather(logprob_nV: Tensor | Implicit, ids: Tensor) -> Tensor:
     """Log-probabilities of ids [n] or [n, K]; the result has the shape of ids."""
     return logprob_nV.gather(-1, ids.unsqueeze(-1)).squeeze(-1) if ids.dim() == 1 else logprob_nV.gather(-1, ids)
 
 
-def topk(logprob_nV: Tensor, k: int, *, sort: bool = True) -> tuple[Tensor, Tensor]:
+def topk(logprob_nV: Tensor | Implicit, k: int, *, sort: bool = True) -> tuple[Tensor, Tensor]:
     """(logprob_nK, ids_nK) of the k likeliest entries, in falling order if `sort`. Exact; equals come in any order.
 
     The k best entries lie in the k groups of columns whose best is highest, which are themselves a top-k of a row one
     `TOPK_GROUP`-th as long: several times faster than torch's search through the whole row.
     """
+    if isinstance(logprob_nV, Implicit):
+        ids_nK = topk(logprob_nV.output_nV, k, sort=sort)[1]
+        return logprob_nV.gather(-1, ids_nK), ids_nK
     num_groups = logprob_nV.shape[-1] // TOPK_GROUP
     if k * 4 > num_groups:
         return tuple(logprob_nV.topk(k, dim=-1, sorted=sort))

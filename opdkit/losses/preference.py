@@ -8,7 +8,6 @@ need not lie in one micro-batch. Letters: N counted tokens, R rows (answers), P 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,9 @@ from torch.nn.functional import logsigmoid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLoss:
-    """Over the pairs of this rank. What is a mean over pairs is None where there are none."""
+    """Over the pairs of a batch. What is a mean over pairs is None where there are none."""
 
-    loss: float  # sum over pairs of this rank / pairs of all ranks; 0.0 without pairs: nothing is lost on nothing
+    loss: float  # mean over pairs; 0.0 without pairs: nothing is lost on nothing
     slope_R: Tensor  # [R] d loss / d score_R
     num_pairs: int
     accuracy: float | None  # share of pairs whose logit is above 0: the better answer is ahead, by the margin
@@ -36,20 +35,18 @@ def pair_loss(
     beta: float,
     margin: float = 0.0,
     label_smoothing: float = 0.0,
-    total: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> PairLoss:
     """mean over pairs of w (-(1 - e) log sigmoid(x) - e log sigmoid(-x)), x = beta (h_better - h_worse) - margin.
 
     score_R      h of every answer; better_RR: bool, True where row i beats row j (see `better_in_group`)
     weight_R     how much an answer counts; w is the mean of the pair's two, and no part of the divisor. None: 1
     margin       SimPO's gamma, as its authors and MOPD's code write it: not divided by beta
-    total        sums the number of pairs over ranks
 
     DPO arXiv:2305.18290 eq. 7, SimPO arXiv:2405.14734 eq. 6, label smoothing as in cDPO.
     """
     winner_P, loser_P = better_RR.nonzero(as_tuple=True)
     num_pairs = len(winner_P)
-    num_all = total(torch.tensor(num_pairs, device=score_R.device)).clamp(min=1)
+    num_all = max(1, num_pairs)
     gap_P = score_R[winner_P] - score_R[loser_P]
     logit_P = beta * gap_P - margin
     loss_P = -(1 - label_smoothing) * logsigmoid(logit_P) - label_smoothing * logsigmoid(-logit_P)

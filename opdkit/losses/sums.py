@@ -58,12 +58,11 @@ class ScoredTerm:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """n tokens, scored by every term that counts them; and the student's distribution."""
+    """n tokens, scored by every term that counts them; and what the student says."""
 
     terms: list[ScoredTerm]
-    student_nV: Tensor
-    prob_nV: Tensor
-    sampled_ids_n: Tensor
+    sampled_n: Tensor  # its log-probability of the sampled token
+    entropy_n: Tensor
     view_sampled: dict[str, Tensor]
 
 
@@ -138,8 +137,8 @@ class Record:
 
     def add(self, rows: Tensor, scored: Scored) -> None:
         self.computed_N[rows] = True
-        self.sampled_N[rows] = logprobs.gather(scored.student_nV, scored.sampled_ids_n).detach()
-        self.entropy_N[rows] = logprobs.entropy(scored.student_nV, scored.prob_nV).detach()
+        self.sampled_N[rows] = scored.sampled_n.detach()
+        self.entropy_N[rows] = scored.entropy_n.detach()
         for view, sampled_n in scored.view_sampled.items():
             self.view_sampled.setdefault(view, self._unknown_N())[rows] = sampled_n
         for part in scored.terms:

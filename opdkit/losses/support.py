@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.logprobs import Implicit
 from opdkit.losses.spec import Support
 
 
@@ -37,13 +38,15 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class TargetScores:
-    """What the teacher said of n tokens, at the loss temperature, in nats over the full vocabulary."""
+    """What the teacher said of n tokens, at the loss temperature, in nats over the full vocabulary. silent_V: the ids
+    that a teacher with another tokenizer has no word for (bool); they are in no list."""
 
-    logprob_nV: Tensor | None = None
+    logprob_nV: Tensor | Implicit | None = None
     prob_nV: Tensor | None = None
     topk_ids_nK: Tensor | None = None
     topk_logprob_nK: Tensor | None = None
     sampled_logprob_n: Tensor | None = None
+    silent_V: Tensor | None = None
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """(ids_nK, logprob_nK) of the teacher's k likeliest entries."""
@@ -76,6 +79,8 @@ def select(
     """
     if support.kind == "full":
         assert teacher is not None
+        if teacher.silent_V is not None:
+            raise ValueError("a teacher with another tokenizer has no word for some ids: no loss compares them all")
         return Entries(None, student_nV, teacher.logprob_nV, None, student_prob_nV, teacher.prob_nV)
     if support.kind == "sampled":
         ids_nE = sampled_ids_n.unsqueeze(-1)
@@ -85,12 +90,12 @@ def select(
         )
     assert teacher is not None and support.k is not None
     if support.kind == "student_topk":
-        ids_nE, valid_nE = _student_topk(student_nV, support.k), None
+        ids_nE, valid_nE = _student_topk(student_nV, support.k, teacher.silent_V), None
     else:
         teacher_ids_nK, teacher_nK = teacher.topk(support.k)
         if support.kind == "teacher_topk":
             return Entries(teacher_ids_nK, logprobs.gather(student_nV, teacher_ids_nK), teacher_nK)
-        student_ids_nK = _student_topk(student_nV, support.k)
+        student_ids_nK = _student_topk(student_nV, support.k, teacher.silent_V)
         if support.kind == "intersection":  # at the teacher's ids: their log-probabilities are known from its list
             valid_nE = _is_in(teacher_ids_nK, student_ids_nK)
             return Entries(teacher_ids_nK, logprobs.gather(student_nV, teacher_ids_nK), teacher_nK, valid_nE)
@@ -99,8 +104,11 @@ def select(
     return Entries(ids_nE, logprobs.gather(student_nV, ids_nE), logprobs.gather(teacher.logprob_nV, ids_nE), valid_nE)
 
 
-def _student_topk(student_nV: Tensor, k: int) -> Tensor:
-    return logprobs.topk(student_nV.detach(), min(k, student_nV.shape[-1]))[1]
+def _student_topk(student_nV: Tensor, k: int, silent_V: Tensor | None) -> Tensor:
+    student_nV = student_nV.detach()
+    if silent_V is not None:
+        student_nV = student_nV.masked_fill(silent_V, -torch.inf)
+    return logprobs.topk(student_nV, min(k, student_nV.shape[-1]))[1]
 
 
 def _both_lists(support: Support, student_ids_nK: Tensor, teacher_ids_nK: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,30 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
+from opdkit.losses.inputs import ViewTokens
+from opdkit.losses.logprobs import Implicit
 from opdkit.losses.names import TargetKind
 from opdkit.losses.spec import LossSpec, Target
 from opdkit.losses.support import TargetScores
+
+
+def view_scores(
+    said: ViewTokens,
+    logprob_nV: Tensor | Implicit | None,
+    prob_nV: Tensor | None,
+    dtype: torch.dtype,
+    silent_V: Tensor | None = None,
+) -> TargetScores:
+    """What a view says of n tokens: its whole distribution, if that is known, and what it listed. silent_V: see
+    `TargetScores`."""
+    return TargetScores(
+        logprob_nV,
+        prob_nV,
+        said.topk_ids_NK,
+        None if said.topk_logprob_NK is None else said.topk_logprob_NK.to(dtype),
+        None if said.sampled_logprob_N is None else said.sampled_logprob_N.to(dtype),
+        silent_V,
+    )
 
 
 def target_scores(
@@ -30,6 +51,8 @@ def target_scores(
         said = [(view.sampled(sampled_ids_n), weight) for view, weight in parts]
         known = [(sampled_n, weight) for sampled_n, weight in said if sampled_n is not None]
         return TargetScores(sampled_logprob_n=combined(known, target.kind))
+    if any(view.silent_V is not None for view, _ in parts):
+        raise ValueError(f"{target}: a view with another tokenizer says nothing of some ids, so it cannot be combined")
     full = [(view.logprob_nV, weight) for view, weight in parts if view.logprob_nV is not None]
     logprob_nV = combined(full, target.kind)
     if target.kind == "mixture":

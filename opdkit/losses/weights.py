@@ -1,15 +1,14 @@
 """How much a token counts: from what is known of a batch before its first backward to masks and weights.
 
 A selection is a mask (the loss becomes the mean over kept tokens), everything else a weight (it leaves denominators
-alone); `coefficients.py` makes coefficients of both. Statistics of "the batch" are over all ranks: `gather` gives the
-values of all of them, `total` adds up a number; both are the identity on one rank.
-Letters: N tokens of this rank, those of a row standing together and in order, R rows, A values of all ranks.
+alone); `coefficients.py` makes coefficients of both.
+Letters: N tokens of the batch, those of a row standing together and in order, R rows, A values of any kind.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +16,10 @@ from torch.nn.functional import logsigmoid
 
 from opdkit.losses.names import RatioLevel
 
-Gather = Callable[[Tensor], Tensor]
-
 MIN_SHARPNESS = 1e-6  # PW-OPSD's lower bound of s: below it the schedule is a step
 MIN_PROPENSITY = 1e-8  # of a token to be drawn, in each factor (HJSang)
 MIN_PREFIX_MASS = 1e-8  # IW-OPD: an answer without any disagreement keeps weight 1 + gamma throughout
 MAX_LOG_RATIO = 20.0  # before exp, as in every published trainer
-
-
-def _here(values: Tensor) -> Tensor:
-    return values
 
 
 # Selections: [N] bool, at least one token of every row.
@@ -64,18 +57,18 @@ def draw(propensity_N: Tensor, row_N: Tensor, keep: float, seeds_R: Sequence[int
 # Scores: [N], higher is kept first.
 
 
-def soft_or(entropy_N: Tensor, divergence_N: Tensor, percentile: float, gather: Gather = _here) -> Tensor:
+def soft_or(entropy_N: Tensor, divergence_N: Tensor, percentile: float) -> Tensor:
     """h + d - h d: tokens where the student is unsure, or disagrees with the teacher (TIP, Soft-OR).
 
     h: entropy, cut at its `percentile` over the batch and mapped to [0, 1]; d: KL(student || teacher) mapped to [0, 1].
     """
-    unsure_N, apart_N = clipped_entropy(entropy_N, percentile, gather), unit_interval(divergence_N, gather)
+    unsure_N, apart_N = clipped_entropy(entropy_N, percentile), unit_interval(divergence_N)
     return unsure_N + apart_N - unsure_N * apart_N
 
 
-def confident_and_wrong(entropy_N: Tensor, forward_kl_N: Tensor, percentile: float, gather: Gather = _here) -> Tensor:
+def confident_and_wrong(entropy_N: Tensor, forward_kl_N: Tensor, percentile: float) -> Tensor:
     """KL(teacher || student) (1 - h): tokens of which the student is sure and the teacher is not (TIP, Q3)."""
-    return forward_kl_N * (1 - clipped_entropy(entropy_N, percentile, gather))
+    return forward_kl_N * (1 - clipped_entropy(entropy_N, percentile))
 
 
 def propensity(entropy_N: Tensor, jsd_N: Tensor | None, num_ids: int, alpha: float, gamma: float) -> Tensor:
@@ -87,15 +80,14 @@ def propensity(entropy_N: Tensor, jsd_N: Tensor | None, num_ids: int, alpha: flo
     return value_N if jsd_N is None else value_N * (jsd_N / math.log(2)).clamp(min=MIN_PROPENSITY) ** gamma
 
 
-def clipped_entropy(entropy_N: Tensor, percentile: float, gather: Gather = _here) -> Tensor:
+def clipped_entropy(entropy_N: Tensor, percentile: float) -> Tensor:
     """Entropy, at most its `percentile` over the batch, mapped to [0, 1]. Units cancel, so ln V is not divided by."""
-    return unit_interval(entropy_N.clamp(max=quantile(gather(entropy_N), percentile)), gather)
+    return unit_interval(entropy_N.clamp(max=quantile(entropy_N, percentile)))
 
 
-def unit_interval(value_N: Tensor, gather: Gather = _here) -> Tensor:
+def unit_interval(value_N: Tensor) -> Tensor:
     """(value - lowest) / (highest - lowest) over the batch; 0 where all are equal."""
-    value_A = gather(value_N)
-    low, high = value_A.min(), value_A.max()
+    low, high = value_N.min(), value_N.max()
     return torch.where(high > low, (value_N - low) / (high - low), 0.0)
 
 
@@ -156,7 +148,6 @@ def importance(
     cap: float,
     *,
     mean_one: bool,
-    total: Callable[[Tensor], Tensor] = _here,
 ) -> Tensor:
     """min(cap, p / p_sampled) of every token, or of its whole row: truncated importance weights, held constant.
 
@@ -168,14 +159,14 @@ def importance(
     weight = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
     if mean_one:
         averaged = weight if of_token else weight[row_N.unique()]
-        weight = weight / (total(averaged.sum()) / total(torch.tensor(len(averaged), device=weight.device)))
+        weight = weight / (averaged.sum() / len(averaged))
     return weight if of_token else weight[row_N]
 
 
-def certainty(entropy_N: Tensor, rate: float, total: Callable[[Tensor], Tensor] = _here) -> Tensor:
+def certainty(entropy_N: Tensor, rate: float) -> Tensor:
     """e^(-rate H), divided by its mean over the tokens: those of which the teacher is sure count more (SRPO)."""
     weight_N = (-rate * entropy_N).exp()
-    return weight_N * total(torch.tensor(len(weight_N), device=weight_N.device)) / total(weight_N.sum())
+    return weight_N * len(weight_N) / weight_N.sum()
 
 
 def prefix(gap_N: Tensor, row_N: Tensor, gamma: float) -> Tensor:
@@ -199,23 +190,22 @@ def beta_kernel(pass_rate_R: Tensor, alpha: float, beta: float) -> Tensor:
     return pass_rate_R**alpha * (1 - pass_rate_R) ** beta
 
 
-def mean_one_per_problem(weight_R: Tensor, group_R: Tensor, total: Callable[[Tensor], Tensor] = _here) -> Tensor:
+def mean_one_per_problem(weight_R: Tensor, group_R: Tensor) -> Tensor:
     """Divided by its mean over the batch's problems (each counted once, however many rows it has). A problem's rows
-    carry one weight and lie on one rank. All zeros stay zeros."""
+    carry one weight. All zeros stay zeros."""
     rows_of_R = torch.bincount(group_R)[group_R]
-    mean = total((weight_R / rows_of_R).sum()) / total((1 / rows_of_R.double()).sum())
+    mean = (weight_R / rows_of_R).sum() / (1 / rows_of_R.double()).sum()
     return weight_R / torch.where(mean > 0, mean, 1.0)
 
 
-def reward_softmax(reward_R: Tensor, group_R: Tensor | None, temperature: float, gather: Gather = _here) -> Tensor:
+def reward_softmax(reward_R: Tensor, group_R: Tensor | None, temperature: float) -> Tensor:
     """n softmax(reward / temperature) over the n rows of each group: rewarded answers count more, the mean is 1.
 
     group_R None: over all rows of the batch, as HJSang's reward_beta publishes it; that mixes easy and hard problems.
     """
     scaled_R = reward_R / temperature
     if group_R is None:
-        scaled_A = gather(scaled_R)
-        return len(scaled_A) * (scaled_R - scaled_A.logsumexp(0)).exp()
+        return len(scaled_R) * (scaled_R - scaled_R.logsumexp(0)).exp()
     size_G = torch.bincount(group_R)
     highest_G = scaled_R.new_full((len(size_G),), -torch.inf).scatter_reduce_(0, group_R, scaled_R, "amax")
     exp_R = (scaled_R - highest_G[group_R]).exp()

@@ -178,7 +178,9 @@ def continuation_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
 def pattern_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
     """Thinking-pattern consistency (Rethinking OPD, claim 1): asked alike, thinking alike, ending alike."""
     pattern, faults, hard = facts.pattern, [], False
-    if pattern.student_opening != pattern.teacher_opening:
+    if facts.heard is not None:
+        pass  # each in its own template, in its own tokens
+    elif pattern.student_opening != pattern.teacher_opening:
         faults.append(
             f"answers open with {pattern.student_opening!r}, for the teacher with {pattern.teacher_opening!r}"
         )
@@ -189,7 +191,7 @@ def pattern_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         hard = True
         faults.append(f"think tags stand in {_share(pattern.student_think)} of its answers and in "
                       f"{_share(teacher_think)} of the teacher's")  # fmt: skip
-    if not pattern.same_stop_ids:
+    if not pattern.same_stop_ids and facts.heard is None:
         faults.append("their answers end with other stop tokens")
     stop, teacher_stop = pattern.student_stop, pattern.teacher_stop
     if stop is not None and teacher_stop is not None and teacher_stop < limits.stop_ratio * stop:
@@ -199,6 +201,25 @@ def pattern_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         return
     sentence = f"The student is asked, thinks or ends in another way: {'; '.join(faults)}."
     yield Finding(topic="pattern", level="stop" if hard else "warn", sentence=sentence)
+
+
+def tokens_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
+    """How much of the answers a teacher with another tokenizer can be heard on."""
+    if facts.heard is None:
+        return
+    single, digits = facts.heard["one_to_one"], facts.heard["digits_one_to_one"]
+    said = (
+        f"{_share(single)} of the tokens are one token in the teacher's tokenizer too ({_share(digits)} of those with "
+        f"digits), {_share(facts.heard['merged'])} are in spans of several, {_share(facts.heard['masked'])} in none"
+    )
+    if single is not None and min(single, single if digits is None else digits) >= limits.one_to_one_good:
+        yield Finding(topic="tokens", level="good", sentence=f"{said}.")
+    else:
+        yield Finding(
+            topic="tokens",
+            level="note",
+            sentence=f'{said}: span = "exact" leaves these out; try "macro" or "even" beside it (support = "sampled").',
+        )
 
 
 def direction_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
@@ -238,8 +259,8 @@ def k_rule(facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         yield Finding(
             topic="k",
             level="note",
-            sentence=f"Even {k} tokens {said}: use the full vocabulary.",
-            recipe={"method.support": "full"} if uses_list else {},
+            sentence=f"Even {k} tokens {said}: use {'a longer list' if facts.heard else 'the full vocabulary'}.",
+            recipe={"method.support": "full"} if uses_list and not facts.heard else {},
         )
 
 
@@ -306,6 +327,7 @@ RULES: Sequence[Callable[[Facts, Thresholds], Iterator[Finding]]] = (
     teacher_rule,
     continuation_rule,
     pattern_rule,
+    tokens_rule,
     direction_rule,
     k_rule,
     problems_rule,

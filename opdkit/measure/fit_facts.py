@@ -39,6 +39,7 @@ class Thresholds:
     solved_sometimes: float = _limit(0.30, "our choice; PACED (arXiv:2603.11178) weighs p (1 - p), 0 at both ends")
     truncated_high: float = _limit(0.20, "our choice, the limit of a run's own warning")
     long_answer_tokens: float = _limit(7168, "Rethinking OPD: caps of 3K and 7K are best, 10K and 15K collapse")
+    one_to_one_good: float = _limit(0.85, "our choice; arXiv:2610.08448 measures 85-97 % between families of models")
     think_difference: float = _limit(0.50, "our choice: share of answers with think tags, student against teacher")
     stop_ratio: float = _limit(
         0.10, "our choice: the teacher's probability of stopping where the student stops, to its"
@@ -113,3 +114,6 @@ class Facts:
     context: str  # what the teacher reads beside the question; "none"
     divergence: str | None  # of the recipe's method; None: it has no direction
     support: str | None  # likewise: the entries it compares
+    # Of the answers' tokens, with a teacher of another tokenizer: one_to_one, merged, masked, digits, ...; the numbers
+    # above are then of the first, over the ids that both know. None: one tokenizer.
+    heard: Mapping[str, float | None] | None = None

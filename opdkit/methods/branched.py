@@ -68,7 +68,7 @@ class Branched(FromSiblings, GroupReward):
         weight_N = distilled_N.to(plan.weight_N.dtype)
         if self.certainty:
             entropy_N = plan.view_entropy["teacher"][distilled_N]
-            sure_N = losses.weights.certainty(entropy_N, self.certainty, plan.total)
+            sure_N = losses.weights.certainty(entropy_N, self.certainty)
             weight_N = weight_N.masked_scatter(distilled_N, sure_N.to(weight_N.dtype))
         if self.importance_cap is not None:
             weight_N = weight_N * self._ratios(plan)

@@ -65,9 +65,9 @@ class DOPD(Averaged):
         teacher_N = plan.view_logprob["teacher"]
         ahead_N = teacher_N - plan.view_logprob["hinted"]
         counted_N = plan.mask_N & plan.said_by("teacher", "hinted")
-        largest = losses.weights.quantile(plan.gather(ahead_N[counted_N].abs()), 1 - self.outlier_share)
+        largest = losses.weights.quantile(ahead_N[counted_N].abs(), 1 - self.outlier_share)
         kept_N = counted_N & (ahead_N.abs() <= largest)
-        gap_N = losses.weights.unit_interval(ahead_N[kept_N].abs(), plan.gather)
+        gap_N = losses.weights.unit_interval(ahead_N[kept_N].abs())
         far_N = kept_N.masked_scatter(kept_N, gap_N > self.gap_cut)
         likely_N = teacher_N.exp() >= self.prob_cut
         near_N = kept_N & ~far_N

@@ -64,7 +64,7 @@ class OPSA(Averaged):
         if self.share_of == "answer":
             low_N = losses.weights.keep_best(-logprob_N, row_N, self.share)
         else:
-            low_N = logprob_N <= losses.weights.quantile(plan.gather(logprob_N), self.share)
+            low_N = logprob_N <= losses.weights.quantile(logprob_N, self.share)
         return counted_N.masked_scatter(counted_N, low_N)
 
     def advantage_N(self, plan: PlanInputs) -> Tensor:
@@ -76,7 +76,7 @@ class OPSA(Averaged):
         if self.entropy_range_of == "answer":
             unsure_N = losses.weights.unit_interval_of_row(entropy_N[counted_N], plan.row_N[counted_N])
         else:
-            unsure_N = losses.weights.unit_interval(entropy_N[counted_N], plan.gather)
+            unsure_N = losses.weights.unit_interval(entropy_N[counted_N])
         return -0.5 - entropy_N.new_zeros(len(entropy_N)).masked_scatter(counted_N, unsure_N) / 2
 
     def terms(self, plan: PlanInputs) -> list[Term]:

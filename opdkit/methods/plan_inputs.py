@@ -1,11 +1,12 @@
 """What a method may know of a batch when it makes its terms.
 
-Letters: N counted answer tokens of the whole batch (all micro-batches), R rows (rollouts), C readings of a view.
+The whole batch: all micro-batches, and with several ranks those of all, each of which computes all coefficients and
+keeps those of its own rows. Letters: N counted answer tokens, R rows (rollouts), C readings of a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
@@ -48,9 +49,6 @@ class PlanInputs:
     # [N] bool by view: which tokens it says something of; of the others its numbers are NaN. Not listed: of all.
     has_view: Mapping[str, Tensor] = field(default_factory=dict)
     required_views: tuple[str, ...] = ()  # `Method.required_views`
-    total: Callable[[Tensor], Tensor] = lambda counts: counts  # sums counts over all ranks
-    gather: Callable[[Tensor], Tensor] = lambda values: values  # the values of all ranks, one after the other
-
     turn_N: Tensor | None = None  # long: which turn of the model the token belongs to, from 0
     author_N: Tensor | None = None  # long: who wrote it, as places in `types.AUTHORS`
     domain_N: Tensor | None = None  # long: which of `num_domains` has a mean of its own; None: all tokens have one mean
@@ -142,7 +140,6 @@ class PlanInputs:
             self.row_N,
             per=per,
             divide_by=divide_by,
-            total=self.total,
             domain_N=self.domain_N,
             num_domains=self.num_domains,
         )

@@ -99,6 +99,5 @@ class Preference(Method):
             beta=self.beta,
             margin=self.pair_margin,
             label_smoothing=self.label_smoothing,
-            total=plan.total,
         )
         return pairs, share_N

@@ -63,7 +63,7 @@ class Reopold(Averaged):
         if plan.step < self.switch_step:
             return self.reward_N(plan) >= self.floor
         assert plan.student_entropy_N is not None
-        entropy_A = plan.gather(plan.student_entropy_N[plan.mask_N])
+        entropy_A = plan.student_entropy_N[plan.mask_N]
         return plan.student_entropy_N >= losses.weights.quantile(entropy_A, 1 - self.refine_keep)
 
     def terms(self, plan: PlanInputs) -> list[Term]:

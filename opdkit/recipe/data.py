@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
@@ -23,7 +23,23 @@ def _roles(columns: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | t
     return columns
 
 
+AnySet = TypeVar("AnySet", bound=Section)
 _WRONG = {"missing": "is missing; add it", "extra_forbidden": "is not a key of a set"}
+
+
+def _read(tables: Sequence[Any], kind: type[AnySet]) -> tuple[list[AnySet], list[str]]:
+    """(the sets, a sentence for each fault)."""
+    sets, said = [], []
+    for number, table in enumerate(tables):
+        try:
+            sets.append(kind.model_validate(table))
+        except ValidationError as error:
+            for fault in error.errors():
+                key = ".".join(str(part) for part in (number, *fault["loc"]))
+                reason = fault["msg"].removeprefix("Value error, ")
+                reason = f"= {fault['input']!r}: {reason[0].lower()}{reason[1:]}"
+                said.append(f"{key} {_WRONG.get(fault['type'], reason)}")
+    return sets, said
 
 
 def _sets(value: Any) -> Any:
@@ -32,16 +48,7 @@ def _sets(value: Any) -> Any:
         return value
     if not isinstance(value, list | tuple) or not value:
         raise ValueError('give a path, or a list of sets, [{ path = "math.jsonl", share = 0.5, domain = "math" }, ...]')
-    said, sets = [], []
-    for number, table in enumerate(value):
-        try:
-            sets.append(SetSection.model_validate(table))
-        except ValidationError as error:
-            for fault in error.errors():
-                key = ".".join(str(part) for part in (number, *fault["loc"]))
-                reason = fault["msg"].removeprefix("Value error, ")
-                reason = f"= {fault['input']!r}: {reason[0].lower()}{reason[1:]}"
-                said.append(f"{key} {_WRONG.get(fault['type'], reason)}")
+    sets, said = _read(value, SetSection)
     domains = [found.domain for found in sets]
     if not said and (absent := [str(number) for number, domain in enumerate(domains) if domain is None]):
         said.append(f"{absent[0]}.domain is missing; every set of a list needs a name, domain")
@@ -55,6 +62,21 @@ def _sets(value: Any) -> Any:
     return tuple(sets)
 
 
+def eval_sets(value: Any) -> Any:
+    """A path and None stay; a list keeps its paths, and its tables become sets. ValueError as in `_sets`."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError('give a path, or a list of paths and of sets, ["gsm8k", { path = "mbpp", task = "code" }]')
+    sets, said = _read([{"path": one} if isinstance(one, str) else one for one in value], EvalSetSection)
+    paths = [one.path for one in sets]
+    if not said and (again := [path for path in paths if paths.count(path) > 1]):
+        said.append(f"{again[0]} is there twice; name it once")
+    if said:
+        raise ValueError("; ".join(said))
+    return tuple(given if isinstance(given, str) else one for given, one in zip(value, sets, strict=True))
+
+
 class SetSection(Section):
     """One of the sets of `data.train`."""
 
@@ -65,6 +87,16 @@ class SetSection(Section):
     task: ChosenTask | None = None  # these three: default: those of [data]
     columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] | None = None
     limit: PositiveInt | None = None
+
+
+class EvalSetSection(Section):
+    """One of the sets of `eval.data`, where a path does not say it all."""
+
+    path: Words
+    # Of a set of data.train, whose task and columns it takes; under [route], also whose teacher is measured on it.
+    domain: Words | None = None
+    task: ChosenTask | None = None  # who grades it; default: the domain's, or data.task
+    columns: Annotated[Mapping[str, str | Strings], AfterValidator(_roles)] | None = None  # as data.columns
 
 
 class RouteSection(Section):
@@ -130,8 +162,15 @@ class DataSection(Section):
     def task_of(self, one: SetSection) -> TaskOptions:
         return self.task if one.task is None else one.task
 
+    def set_of(self, domain: str | None) -> SetSection | None:
+        """The set of that domain."""
+        return next((one for one in self.sets if domain is not None and one.domain == domain), None)
+
+    @property
+    def graders(self) -> list[TaskOptions]:
+        return [*([] if self.task.is_none else [self.task]), *map(self.task_of, self.sets)]
+
     @property
     def grader(self) -> TaskOptions:
         """Who grades the answers to all sets."""
-        own = [self.task_of(one) for one in self.sets]
-        return side_by_side([*([] if self.task.is_none else [self.task]), *own])
+        return side_by_side(self.graders)

@@ -16,9 +16,12 @@ from opdkit.data.files.formats import format_of
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
+from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
+from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
+from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TeacherSection
 from opdkit.tasks.arithmetic import GENERATED, parts_of
@@ -50,8 +53,10 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *number_faults(flat(stage.as_dict())),
             *_method_faults(stage),
             *_stage_teacher_faults(stage),
+            *saved_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *align_faults(stage),
         ]
         for where, stage in stages.items()
     }
@@ -74,7 +79,8 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    return [*recipe.yielded, *told, *recipe.data.grader.warnings("data.task")]
+    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe), *saved_warnings(recipe)]
+    return [*recipe.yielded, *told, *own]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -185,12 +191,18 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
         )
     if teacher.kind != "self" and teacher.weights is not None:
         yield f'{where}.weights = "{teacher.weights}" is only read with {where}.kind = "self"; set that, or remove it'
+    if (teacher.kind == "saved") != (teacher.run is not None):
+        yield (
+            f'{where}.kind = "{teacher.kind}" and {where}.run = {teacher.run!r}: kind = "saved" reads what the '
+            "teachers of a run said; set both, or neither"
+        )
     for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
         if getattr(teacher, key):
             yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
-    for key in ("close_thinking", "system") if teacher.kind == "none" else ():
+    for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
         if getattr(teacher, key) is not None:
-            yield f'{where}.{key} = {getattr(teacher, key)!r} is not read with {where}.kind = "none"; remove it'
+            kind = f'{where}.kind = "{teacher.kind}"'
+            yield f"{where}.{key} = {getattr(teacher, key)!r} is not read with {kind}; remove it"
     if teacher.weights == "adapter_off" and not is_adapter and recipe.model.lora is None:
         yield (
             f'{where}.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
@@ -358,10 +370,14 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
             f"train.weight_decay = {recipe.train.weight_decay:g} at train.lr = {recipe.train.lr:g} takes more than all "
             "of a weight away at every step; lower it"
         )
-    if recipe.eval.every and not recipe.eval.sources:
-        yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
-    if recipe.eval.sources and recipe.data.task.is_none:
-        yield 'eval.data is graded by data.task, which names no grader; set it, e.g. data.task = "math"'
+    yield from eval_faults(recipe)
+    if recipe.spool and recipe.train.save_rows_every != 1:
+        yield (
+            f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "
+            f"{recipe.train.save_rows_every} does not keep the rows; set it to 1, or remove [spool]"
+        )
+    if recipe.spool and not recipe.needs.views:
+        yield f'[spool] keeps what teachers say, but method.name = "{recipe.method.name}" asks none; remove it'
     if recipe.train.updates_per_step > recipe.train.problems_per_step:
         yield (
             f"train.updates_per_step = {recipe.train.updates_per_step} cannot divide train.problems_per_step = "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
@@ -16,7 +16,7 @@ from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
-from opdkit.recipe.data import DataSection, RouteSection
+from opdkit.recipe.data import DataSection, EvalSetSection, RouteSection, eval_sets
 from opdkit.recipe.fields import (
     Answers,
     Count,
@@ -31,7 +31,9 @@ from opdkit.recipe.fields import (
 )
 from opdkit.recipe.points import Points
 from opdkit.recipe.user_code import digests_of
-from opdkit.types import Needs
+from opdkit.tasks.options import TaskOptions
+from opdkit.tasks.several import side_by_side
+from opdkit.types import Needs, SpanSpread
 
 
 class LoraSection(Section):
@@ -63,7 +65,8 @@ class ModelSection(Section):
 
 
 class TeacherSection(Section):
-    kind: Literal["none", "self", "model"] = "none"  # no teacher, weights of the student, or another model
+    # No teacher, weights of the student, another model in this process, or what teachers said in an earlier run.
+    kind: Literal["none", "self", "model", "saved"] = "none"
     # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
     # adapter, or a mix of the first and the current.
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
@@ -71,7 +74,15 @@ class TeacherSection(Section):
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
     path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
+    # and tokens of both sides with the same bytes are compared.
+    tokens: Literal["same", "align"] = "same"
+    # tokens = "align": what is told of a span of several tokens (support = "sampled" alone). exact: nothing, one token
+    # is one token; macro: its whole advantage to each; even, proportional: a share of it to each.
+    span: SpanSpread = "exact"
+    pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
     chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
@@ -98,7 +109,7 @@ class SamplingSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
     # Rows times length that are sampled together, and the most that are scored together; it changes time, not answers.
-    # Default: 65536, and on CUDA (evaluations too) what half of the free memory holds.
+    # Default: 65536, and on CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property
@@ -162,13 +173,26 @@ class TrainSection(Section):
         return self.model_copy(update=chosen)
 
 
+class SpoolSection(Section):
+    """What teachers say of every answer is kept in the run's folder, for `opdkit replay`. Off without this section."""
+
+    max_gib: Annotated[float, Field(gt=0)] = 50.0  # of disk; the steps behind that are not kept, and counted
+    # Of hidden states. Default: as they are computed, so that a replay's gradients are the run's; the others take a
+    # half or a quarter of float32, float8 with a scale for each token.
+    dtype: Literal["bfloat16", "float8"] | None = None
+
+
 class EvalSection(Section):
-    data: str | Strings | None = None  # one source or several, as for data.train; default: no evaluation
+    # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
+    # a domain of data.train in place of a task. Default: no evaluation.
+    data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(eval_sets)] = None
     limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
     samples: Answers = 8  # answers to each problem
     every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
     before: bool = True  # evaluate the student before training
-    teacher: bool = True  # evaluate the teacher once, as the student is evaluated (without its context)
+    # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
+    # set's domain.
+    teacher: bool = True
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
     top_k: Count = 0  # 0: off
@@ -184,8 +208,13 @@ class EvalSection(Section):
         )
 
     @property
+    def sets(self) -> tuple[EvalSetSection, ...]:
+        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
+
+    @property
     def sources(self) -> tuple[str, ...]:
-        return () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(dict.fromkeys(one.path for one in self.sets))
 
 
 class DiagnosticsSection(Section):
@@ -223,6 +252,7 @@ class Recipe(Section):
     route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
     schedule: Mapping[str, Points] = {}  # keys that change during the run, by their dotted names (schedule.py)
     train: TrainSection  # steps, optimizer, checkpoints
+    spool: SpoolSection | None = None  # whether what teachers say is kept
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
@@ -263,10 +293,30 @@ class Recipe(Section):
             **{f"context {view.context.kind}": view.context for view in self.views.values()},
             **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
         }
-        found = {f"task {name}": digest for name, digest in self.data.grader.user_files.items()}
+        found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
+
+    @property
+    def saved_run(self) -> str | None:
+        """The run whose answers are read again; None: answers are new."""
+        return next((view.teacher.run for view in self.all_views.values() if view.teacher.kind == "saved"), None)
+
+    @property
+    def eval_tasks(self) -> dict[str, TaskOptions]:
+        """By source: who grades each set of eval.data."""
+        named = {one.path: (one.task, self.data.set_of(one.domain)) for one in self.eval.sets}
+        return {
+            source: task or (self.data.task if domain is None else self.data.task_of(domain))
+            for source, (task, domain) in named.items()
+        }
+
+    @property
+    def grader(self) -> TaskOptions:
+        """Who grades all answers, those of evaluations also. Raises ValueError as `side_by_side`."""
+        own = [task for task in self.eval_tasks.values() if not task.is_none]
+        return side_by_side([*self.data.graders, *own])
 
     @property
     def answering(self) -> dict[str, ViewSection]:

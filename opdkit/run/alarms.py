@@ -20,6 +20,13 @@ def alarms(seen: Seen, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "no gradient", f"the step taught nothing and changed nothing: {_why_no_gradient(seen, recipe)}"
     elif recipe.method.compares_rewards and seen.get("rollout/share_of_groups_with_one_reward", 1) == 1:
         yield "one reward", f"the rewards gave no gradient, only the rest of the loss did: {_one_reward(seen)}"
+    if seen.get("spool/num_steps_left_out"):
+        most = recipe.spool.max_gib if recipe.spool else 0
+        yield (
+            "full spool",
+            f"spool.max_gib = {most:g} is used up, so what the teachers say is not kept from this step on: a replay "
+            "can use the steps before it",
+        )
     if seen.get("context/share_of_groups_with_success") == 0:
         yield (
             "no success",

@@ -2,7 +2,8 @@
 
     recipe.toml        resolved, complete              environment.json   versions, hardware, commit, data fingerprints
     metrics.jsonl      one line a step (metrics.py)    rows/step_000012.parquet   every Example of the step (rows.py)
-    checkpoints/step_000100/                           eval/step_000100.json
+    spool/             what teachers said, if asked    eval/step_000100.json
+    checkpoints/step_000100/
     summary.json       before / after / teacher        report.html
 
 It is a public contract: other tools read it. Every file but metrics.jsonl appears whole or not at all (temporary file,
@@ -29,7 +30,7 @@ from opdkit.run.environment import changes, describe_environment
 from opdkit.run.lock import NAME_BYTES, Lock
 
 _FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id")
-_FOLDERS = ("rows", "checkpoints", "eval", "tensorboard", "wandb")
+_FOLDERS = ("rows", "spool", "checkpoints", "eval", "tensorboard", "wandb")
 _CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
 _OURS = {"recipe.toml", ".lock", *_FILES, *_FOLDERS}
 # What readers of a recipe.toml take for granted.
@@ -56,6 +57,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.spool = self.path / "spool"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self._lock: Lock | None = None
@@ -134,8 +136,8 @@ class RunFolder:
         return self.path / "eval" / (f"step_{of:06d}.json" if isinstance(of, int) else f"{of}.json")
 
     def discard_after(self, step: int) -> None:
-        """Remove rows and evaluations of later steps than the one a run goes on from: they will be made again."""
-        for folder in ("rows", "eval"):
+        """Remove rows, spools and evaluations of later steps than the one a run goes on from: they are made again."""
+        for folder in ("rows", "spool", "eval"):
             for path in (self.path / folder).glob("step_*"):
                 number = path.name.removeprefix("step_").partition(".")[0]  # of one that was begun, more follows
                 if number.isdigit() and int(number) > step:
@@ -288,8 +290,8 @@ class RunFolder:
 
     def _delete_unfinished(self) -> None:
         """Temporary files of a process that was killed while writing. We hold the lock, so nobody is using them."""
-        for folder in (self.path, self.path / "rows", self.path / "eval"):
-            for entry in folder.iterdir():
+        for folder in (self.path, self.path / "rows", self.path / "eval", self.spool):
+            for entry in folder.iterdir() if folder.is_dir() else ():
                 if _is_unfinished(entry) and entry.is_file():
                     entry.unlink()
 

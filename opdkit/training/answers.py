@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.slots import Counts
+from opdkit.metrics import Metric
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
 from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
 from opdkit.types import Group, Problem, Rollout
 
@@ -31,9 +34,13 @@ class Answers:
     optimizer: Optimizer
     viewers: Mapping[str, Viewer]
     task: Task
+    run: SavedRun | None = None  # whose answers are read again
     progress: Progress | None = None  # hears of answers as they are finished
+    _counts: Counts = field(default_factory=Counts)  # of the step
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
+        if self.run is not None:
+            return self.run.groups(problems, step)
         source = self.recipe.method.answer_source
         if source == "student":
             return self._sampled(self.student_engine(), self.renderer, problems, step)
@@ -55,6 +62,20 @@ class Answers:
             for group in self._of_teacher(self.viewers[view], own, step)
         }
         return [groups[problem.id] for problem in problems]
+
+    def drain(self) -> list[Metric]:
+        """How full the batches were in which the answers since the last call were sampled; nothing where none was.
+
+        occupancy: the share of rows times columns, over all tokens decoded, that holds a token of a row that goes on.
+        """
+        counts, self._counts = self._counts, Counts()
+        if not counts.steps:
+            return []
+        return [
+            Metric("rollout/occupancy", counts.positions / counts.room),
+            Metric("rollout/rows_together", counts.row_steps / counts.steps),
+            Metric("rollout/evictions", float(counts.evictions), "sum"),
+        ]
 
     def student_engine(self) -> HFEngine:
         """The student with the weights of this moment, as the computation reads them."""
@@ -97,7 +118,7 @@ class Answers:
         read: Mapping[str, Sequence[int]] | None = None,
     ) -> list[Group]:
         sampling = self.recipe.sampling
-        return sample_groups(
+        groups = sample_groups(
             problems,
             sampler=sampler,
             renderer=renderer,
@@ -109,3 +130,6 @@ class Answers:
             progress=self.progress,
             read=read,
         )
+        if isinstance(sampler, HFEngine):  # others do not say how they batch
+            self._counts += sampler.counts
+        return groups

@@ -76,7 +76,6 @@ class Batch:
         pass_rates: Mapping[str, float | None] | None = None,
         domain_of: Callable[[Problem], int] | None = None,
         num_domains: int = 1,
-        total: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> PlanInputs:
         """All that a method may know but what the student says. `num_ids`: of the vocabulary; `asked`: what the views
         were asked, by reading; `required_views`: the method's; `domain_of`: which of `num_domains`, where every
@@ -84,7 +83,7 @@ class Batch:
         group_ids: dict[str, int] = {}
         groups = [group_ids.setdefault(e.rollout.problem_id, len(group_ids)) for e in self.examples]
         rewards = [e.rollout.reward for e in self.examples]
-        has_view = {name: self._has_view(name)[self.row_N] for name in asked}
+        has_view = {name: self.has_view(name) for name in asked}
         inputs = PlanInputs(
             row_N=self.row_N,
             index_N=self.index_N,
@@ -94,10 +93,8 @@ class Batch:
             mask_N=torch.ones(self.num_tokens, dtype=torch.bool, device=self.device),
             weight_N=torch.ones(self.num_tokens, dtype=torch.float32, device=self.device),
             sampled_logprob_N=self._per_token([e.rollout.answer_logprobs for e in self.examples]),
-            view_logprob={
-                v: self._said(v, "sampled_logprob_T") for v, a in asked.items() if a.answer != "distribution"
-            },
-            view_entropy={v: self._said(v, "entropy_T") for v, a in asked.items() if a.entropy},
+            view_logprob={v: self.said(v, "sampled_logprob_T") for v, a in asked.items() if a.answer != "distribution"},
+            view_entropy={v: self.said(v, "entropy_T") for v, a in asked.items() if a.entropy},
             student_logprob_N=None,
             student_entropy_N=None,
             pass_rate_R=self._pass_rates(pass_rates) if pass_rates else None,
@@ -111,7 +108,6 @@ class Batch:
             author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
             domain_N=None if domain_of is None else self._per_row([domain_of(e.problem) for e in self.examples]),
             num_domains=num_domains,
-            total=total,
         )
         return replace(inputs, mask_N=inputs.countable_N)
 
@@ -209,10 +205,23 @@ class Batch:
         kept = [np.asarray(a)[c] for a, c in zip(arrays, self._counted, strict=True)]
         return torch.from_numpy(np.concatenate(kept)).to(self.device)
 
-    def _has_view(self, view: str) -> Tensor:
-        return torch.tensor([view in e.signals for e in self.examples], dtype=torch.bool, device=self.device)
+    def has_view(self, view: str) -> Tensor:
+        """[N] bool: the tokens that a view says something of."""
+        signals = [e.signals.get(view) for e in self.examples]
+        told = [
+            np.full(len(c), signal is not None) if signal is None or signal.spans is None else signal.spans.said_T[c]
+            for signal, c in zip(signals, self._counted, strict=True)
+        ]
+        return self._flat([told_T.astype(np.int64) for told_T in told]) > 0
 
-    def _said(self, view: str, name: str) -> Tensor:
+    def replace_signals(self, view: str, signals: Mapping[tuple[str, int], Signal]) -> None:
+        """From now on a view says this of the rows with these keys."""
+        self.examples = [
+            replace(e, signals={**e.signals, view: signals[e.rollout.key]}) if e.rollout.key in signals else e
+            for e in self.examples
+        ]
+
+    def said(self, view: str, name: str) -> Tensor:
         """[N] an array of a view's signals, NaN for the rows it did not score."""
         arrays = []
         for example in self.examples:

@@ -13,6 +13,7 @@ from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, needs_rewards
 from opdkit.recipe.data import SetSection
 from opdkit.tasks.options import TaskOptions
+from opdkit.tasks.several import SeveralOptions
 from opdkit.training.order import Draws, problems_of_step
 from opdkit.types import Problem
 
@@ -34,21 +35,22 @@ def training_data(recipe: Recipe, problems: Sequence[Problem] | Dataset | None) 
 
 def evaluation_sets(recipe: Recipe) -> dict[str, Dataset]:
     """By source."""
-    task = recipe.data.task
-    found = {
-        source: load_problems(
-            source,
+    found, several = {}, isinstance(recipe.grader, SeveralOptions)
+    for one in recipe.eval.sets:
+        task, like = recipe.eval_tasks[one.path], recipe.data.set_of(one.domain)
+        columns = like.columns if one.columns is None and like else one.columns
+        data = load_problems(
+            one.path,
             task=task.main.name,
             limit=recipe.eval.limit,
             instruction=recipe.data.instruction,
+            columns=columns,
             require_gold=task.needs_gold_or_tests,
             asked=task.main.columns_asked,
         )
-        for source in recipe.eval.sources
-    }
-    if isinstance(recipe.data.train, str):
-        return found
-    return {source: graded_by(task, data) for source, data in found.items()}
+        data = _in_domain(recipe, data, one.domain)
+        found[one.path] = graded_by(task, data) if several or not isinstance(recipe.data.train, str) else data
+    return found
 
 
 def _of_recipe(recipe: Recipe) -> Dataset:
@@ -57,7 +59,8 @@ def _of_recipe(recipe: Recipe) -> Dataset:
     Raises UserError for a set that cannot be read or has no usable problem.
     """
     if isinstance(recipe.data.train, str):
-        return _load(recipe, recipe.data.sets[0])
+        data = _load(recipe, recipe.data.sets[0])
+        return graded_by(recipe.data.task, data) if isinstance(recipe.grader, SeveralOptions) else data
     return joined({one.domain: _load(recipe, one) for one in recipe.data.train if one.domain})
 
 
@@ -76,9 +79,16 @@ def _load(recipe: Recipe, one: SetSection) -> Dataset:
     )
     if one.domain is None:
         return data
-    named = {} if recipe.route is None else {recipe.route.column: one.domain}  # where the data has no such column
+    return graded_by(task, _in_domain(recipe, data, one.domain))
+
+
+def _in_domain(recipe: Recipe, data: Dataset, domain: str | None) -> Dataset:
+    """The set whose problems have the domain in the column of [route], where the data itself has no such column."""
+    if recipe.route is None or domain is None:
+        return data
+    named = {recipe.route.column: domain}
     problems = [replace(problem, columns={**named, **problem.columns}) for problem in data.problems]
-    return graded_by(task, replace(data, problems=problems))
+    return replace(data, problems=problems)
 
 
 def graded_by(task: TaskOptions, data: Dataset) -> Dataset:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,11 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
 from opdkit.tasks.guard import GuardedTask
+from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.state import Viewer
+
+# Who answers a set, for the length of the block; a model that teaches may be loaded for it.
+Reader = Callable[[], AbstractContextManager[tuple[Sampler, Renderer]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +40,17 @@ class Evaluations:
     interrupt: Interrupt
 
     def measure(
-        self, which: int | Literal["teacher"], label: str, sampler: Sampler, renderer: Renderer
+        self, which: int | Literal["teacher"], label: str, readers: Mapping[str, Reader]
     ) -> dict[str, Accuracy]:
-        """Accuracy on every evaluation set; `which` is the student's step, or the teacher. Raises Interrupted.
+        """Accuracy on every evaluation set that somebody of `readers` answers (by source); `which` is the student's
+        step, or the teacher. Raises Interrupted.
 
         The answers are kept beside the numbers (eval/*.jsonl), so that two runs are compared problem by problem; until
         all are there, in files that a run which was stopped here goes on from.
         """
         path = self.folder.evaluation(which)
         is_made = path.exists()  # by the run that is resumed: the numbers would come out the same
-        results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, sampler, renderer)
+        results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, readers)
         if results:
             area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
             try:
@@ -52,20 +60,26 @@ class Evaluations:
             self.log.write_evaluation(step, metrics)
         return results
 
-    def _measure(self, path: Path, label: str, sampler: Sampler, renderer: Renderer) -> dict[str, Accuracy]:
-        section = self.recipe.eval
+    def _measure(self, path: Path, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
+        section, tasks, asked = self.recipe.eval, self.recipe.eval_tasks, self._asked(readers)
         results: dict[str, Accuracy] = {}
         stores: list[Store] = []
         answers: dict[str, list[StoredAnswer]] = {}
         for source, data in self.sets.items():
-            with Bar(self.console, f"{label}: {source}", len(data.problems) * section.samples) as bar:
+            if source not in readers:
+                continue
+            num_answers = len(data.problems) * section.samples
+            with (
+                readers[source]() as (sampler, renderer),
+                Bar(self.console, f"{label}: {source}", num_answers) as bar,
+            ):
 
                 def heard(done: int, total: int, bar: Bar = bar) -> None:
                     bar.update(done)
                     self.interrupt.check()
 
                 begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
-                stores.append(Store(begun, self._asked()))
+                stores.append(Store(begun, asked))
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -77,20 +91,40 @@ class Evaluations:
                     store=stores[-1],
                     progress=heard,
                 )
-            results[source], _ = measure(answers[source], task=self.task.main.name)
+            results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
         if results:
-            write_run_answers(path.with_suffix(".jsonl"), self._asked(), answers)
+            write_run_answers(path.with_suffix(".jsonl"), asked, answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
         for store in stores:
             store.path.unlink(missing_ok=True)
         return results
 
-    def _asked(self) -> dict[str, Any]:
-        """What the answers are answers to."""
-        task, seed = self.recipe.data.task.main.text, self.recipe.seed
-        sets = {source: {"fingerprint": data.fingerprint, "task": task} for source, data in self.sets.items()}
+    def _asked(self, sources: Collection[str]) -> dict[str, Any]:
+        """What the answers are answers to, of those sets."""
+        tasks, seed = self.recipe.eval_tasks, self.recipe.seed
+        sets = {
+            source: {"fingerprint": data.fingerprint, "task": tasks[source].main.text}
+            for source, data in self.sets.items()
+            if source in sources
+        }
         return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}
+
+
+def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str, Reader]:
+    """By source: the teacher that is measured on it, of the set's domain where there is [route]."""
+    found: dict[str, Reader] = {}
+    for one in recipe.eval.sets if recipe.eval.teacher else ():
+        name = recipe.route.views.get(one.domain or "", "") if recipe.route else "teacher"
+        if name in recipe.answering and recipe.answering[name].teacher.kind == "model":
+            found[one.path] = partial(_reading, viewers[name].teacher)
+    return found
+
+
+@contextmanager
+def _reading(teacher: Teacher) -> Iterator[tuple[Sampler, Renderer]]:
+    with teacher.active():
+        yield teacher.engine(), teacher.renderer
 
 
 def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
-from opdkit.training.evaluations import Evaluations
+from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
@@ -41,6 +41,7 @@ from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.summary import note_of, summary_of
+from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
@@ -112,8 +113,10 @@ class TrainingRun:
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
-        self.task = make_task_for(recipe.data.grader, graded)
-        self.answers = Answers(recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task)
+        self.task = make_task_for(recipe.grader, graded)
+        self.answers = Answers(
+            recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run
+        )
         self.stages = Stages(recipe, console)
         self.state = State(
             student=parts.student,
@@ -129,10 +132,12 @@ class TrainingRun:
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
             route=recipe.route,
+            replays=parts.run is not None,
         )
 
     def close(self) -> None:
         self.task.close()
+        self.parts.close()
 
     def go(
         self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
@@ -153,6 +158,8 @@ class TrainingRun:
         ):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
+        if recipe.spool is not None:
+            state.spool = spool_of(state, folder.spool, recipe.spool)
         log = MetricsLog(
             folder.metrics,
             sinks=recipe.log.sinks,
@@ -202,7 +209,7 @@ class TrainingRun:
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += self.task.drain()
+        metrics += [*self.task.drain(), *self.answers.drain()]
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
@@ -257,16 +264,15 @@ class TrainingRun:
 
     def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
         try:
-            return self.evaluations.measure(step, label, self.answers.student_engine(), self.parts.renderer)
+            reading = nullcontext((self.answers.student_engine(), self.parts.renderer))
+            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
         finally:
             self._warn_of_crashes()
 
     def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
-        teacher = self.parts.teacher
-        if teacher is None or self.recipe.teacher.kind != "model" or not self.recipe.eval.teacher:
-            return None
-        return self.evaluations.measure("teacher", "teacher", teacher.engine(), teacher.renderer)
+        readers = teachers_of_sets(self.recipe, self.parts.viewers)
+        return self.evaluations.measure("teacher", "teacher", readers) if readers else None
 
     def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
         """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""

@@ -37,6 +37,7 @@ def make_model(
     vocab_size: int = 2048,
     limit: int | None = None,
     reads_demonstrations: bool = False,
+    digits_per_token: int = 1,
     train_overrides: dict[str, Any] | None = None,
     name: str = "lessons",
     problems: Sequence[Problem] | None = None,
@@ -45,6 +46,7 @@ def make_model(
 
     The tokenizer knows the characters of the arithmetic task, or is a byte-level BPE trained on the data's text.
     limit: teach only so many problems, again and again: a model that is good at them and half-way on others.
+    digits_per_token: how many digits side by side are one token; a teacher of another number has another tokenizer.
     reads_demonstrations: also teach arithmetic with worked answers in front of the question (`demonstrations.py`).
     `problems` stand in for the lessons that `data` would give.
     """
@@ -58,9 +60,11 @@ def make_model(
     if problems is None:
         problems = _lessons(data, steps * BATCH, limit, seed, reads_demonstrations)
     if is_generated:
-        tokenizer = char_tokenizer(arithmetic.ALPHABET + (MARKS if reads_demonstrations else ""))
+        alphabet = arithmetic.ALPHABET + (MARKS if reads_demonstrations else "")
+        tokenizer = char_tokenizer(alphabet, digits_per_token=digits_per_token)
     else:
-        tokenizer = bpe_tokenizer((text for p in problems for text in _texts(p)), vocab_size)
+        texts = (text for p in problems for text in _texts(p))
+        tokenizer = bpe_tokenizer(texts, vocab_size, digits_per_token=digits_per_token)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch_folder = tempfile.TemporaryDirectory(prefix=".opdkit-make-model-", dir=out.parent)

@@ -8,11 +8,12 @@ import torch
 
 from opdkit.recipe import Recipe
 from opdkit.training import checkpoint
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.sides import student_reading
 from opdkit.training.models.student import load_student
-from opdkit.training.models.teacher import Teacher
 from opdkit.training.models.viewers import load_state, make_viewers
+from opdkit.training.saved_run import SavedRun
 
 
 class Parts:
@@ -24,7 +25,8 @@ class Parts:
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
         self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
-        self.viewers = make_viewers(recipe, self.student, self.optimizer, now)
+        self.run = None if recipe.saved_run is None else SavedRun(recipe.saved_run, self.student)
+        self.viewers = make_viewers(recipe, self.student, self.optimizer, now, self.run)
         if saved:
             self.optimizer.load_state(saved.tensors("optimizer"))
             load_state(self.viewers, saved.tensors("teacher"))
@@ -36,5 +38,9 @@ class Parts:
 
     def warnings(self) -> list[str]:
         """What loading the models found, of those that are loaded."""
-        models = dict.fromkeys([self.student, *(viewer.teacher.loaded_model for viewer in self.viewers.values())])
-        return [sentence for model in models if model is not None for sentence in model.warnings]
+        teachers = [sentence for viewer in self.viewers.values() for sentence in viewer.teacher.warnings]
+        return [*self.student.warnings, *(sentence for sentence in teachers if sentence not in self.student.warnings)]
+
+    def close(self) -> None:
+        for viewer in self.viewers.values():
+            viewer.teacher.close()

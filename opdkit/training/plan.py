@@ -13,6 +13,7 @@ from opdkit.methods.base import Report
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.training.backward import Learned, parts_of_terms, read
 from opdkit.training.batch import Batch
+from opdkit.training.spans import BY_STUDENT, spread_spans
 from opdkit.training.state import State
 from opdkit.types import Group
 
@@ -33,7 +34,7 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
     )
     if not inputs.mask_N.any():  # no view had anything to read: the metrics say so, and the step changes nothing
         return [], Report(), inputs
-    inputs = state.weights.apply(ask_student(state, batch, inputs))
+    inputs = state.weights.apply(spread_spans(batch, ask_student(state, batch, inputs)))
     return state.method.terms(inputs), state.method.report(inputs), inputs
 
 
@@ -76,6 +77,6 @@ def asked_before_the_update(state: State) -> dict[str, tuple[LossSpec, Target]]:
             # Whoever asked for log-probs gets them, read from hidden states.
             for reading in state.readings(view):
                 asked[f"{reading}/logprob"] = (TeacherAdvantage(), Target.of({reading: 1.0}))  # no name of a score
-    if state.needs.student:
+    if state.needs.student or any(teacher.spread in BY_STUDENT for teacher in state.teachers):
         asked["student"] = (NegativeLogLikelihood(), Target())
     return asked

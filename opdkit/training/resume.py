@@ -32,6 +32,7 @@ CHANGEABLE = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.save_rows_every",
+    "spool.max_gib",
     "eval.every",
     "log.sinks",
     "log.project",

@@ -12,8 +12,9 @@ from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.recipe import DiagnosticsSection
 from opdkit.recipe.data import RouteSection
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.teacher import Teacher
+from opdkit.training.spool import Spool
 from opdkit.types import Asked, Example, Group, Needs, Problem, reading_names
 
 Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups
@@ -44,6 +45,8 @@ class State:
     temperature: float  # that answers are sampled at
     weights: Weights = field(default_factory=Weights)
     diagnostics: DiagnosticsSection | None = None
+    replays: bool = False  # answers are an earlier run's, which another student gave
+    spool: Spool | None = None  # where what the views say is kept; None: nowhere
     route: RouteSection | None = None  # who reads the view "teacher", problem by problem
     step: int = 0  # steps taken
     # Since the run began, saved in checkpoints:

@@ -37,10 +37,12 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     with resources.during("sample"):
         groups = state.sample(problems, state.step)
     with resources.during("score", lambda: state.models):
+        for teacher in state.teachers:
+            teacher.before_step(state.step)
         views = view_groups(state, groups)
-        signals = score(state, groups, views)
+        agreement = Diagnosis(state, groups, views)
+        signals = score(state, groups, views, agreement.chosen, agreement.heard)
     rows = join(groups, views, signals)
-    agreement = Diagnosis(state, rows)
     with resources.during("update", lambda: state.models):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):
@@ -55,6 +57,9 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     told = [metric for _, metrics, _ in updates for metric in metrics]
     told = [*agreement.metrics(), *describe_views(state, groups, rows), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
+    if state.spool is not None:
+        told += state.spool.metrics()
+    told += [metric for teacher in state.teachers for metric in teacher.metrics()]
     return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
 
 

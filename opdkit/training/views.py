@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from opdkit.contexts import build_views
-from opdkit.training.models.teacher import Teacher
+from opdkit.engines.states import answered
+from opdkit.recipe.sections import SpoolSection
+from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.spans import check_coverage
+from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 
+_DISTRIBUTION = Asked("distribution")
 Read = tuple[int, tuple[int, ...], Asked]  # which rollout, what is read before it, what is asked of its tokens
 
 
@@ -22,7 +27,7 @@ def view_groups(state: State, groups: Sequence[Group]) -> list[dict[str, View]]:
             viewer, own_groups = state.viewers[reader], [groups[place] for place in places]
             own = [row for place in places for row in found[place]]
             for number, name in enumerate(state.readings(view)):
-                read = build_views(own_groups, viewer.context, viewer.teacher.renderer, identity, number)
+                read = viewer.teacher.views(own_groups, viewer.context, identity, number, name)
                 for row, shown in zip(own, read, strict=True):
                     if shown is not None:
                         row[name] = shown if reader == view else replace(shown, by=reader)
@@ -37,9 +42,19 @@ def _places(state: State, groups: Sequence[Group], view: str) -> dict[str, list[
     return found
 
 
-def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]]) -> list[dict[str, Signal]]:
+def score(
+    state: State,
+    groups: Sequence[Group],
+    views: Sequence[dict[str, View]],
+    chosen: Collection[tuple[str, int]] = (),
+    heard: Callable[[Teacher, Rollout, Signal], None] = lambda teacher, rollout, signal: None,
+) -> list[dict[str, Signal]]:
     """What each reading says of its rollout; missing where that is longer than the reader's positions. What several of
-    one reader's views read alike is scored once."""
+    one reader's views read alike is scored once.
+
+    heard gets, of the rollouts with the chosen keys, what the view "teacher" says with hidden states and their head,
+    and who said it, from the same passes, whatever was asked; nothing of a teacher that cannot say it.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     signals: list[dict[str, Signal]] = [{} for _ in rollouts]
     of_teacher: dict[Teacher, dict[tuple[int, str], Read]] = {}
@@ -47,13 +62,23 @@ def score(state: State, groups: Sequence[Group], views: Sequence[dict[str, View]
         for name, asked in state.asked.items():
             if name in read:
                 teacher = state.viewers[read[name].by or base_name(name)].teacher
-                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, asked)
+                wanted = asked if state.spool is None else whole(teacher, asked)
+                of_teacher.setdefault(teacher, {})[row, name] = (row, read[name].context_ids, wanted)
     for teacher, reads in of_teacher.items():
-        reads = {key: read for key, read in reads.items() if _fits(teacher, read[1], rollouts[read[0]])}
-        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())))
+        reads = {key: read for key, read in reads.items() if teacher.fits(read[1], rollouts[read[0]].answer_ids)}
+        kept = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
+        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), kept)
         for (row, name), read_once in reads.items():
-            signals[row][name] = said[read_once]
-    return signals
+            signal, whole_asked = said[read_once], read_once[2].answer == "distribution"
+            if name == "teacher" and read_once in kept and signal.head is not None:
+                spans = teacher.spans_of(read_once[1], rollouts[row].answer_ids, _DISTRIBUTION)
+                heard(teacher, rollouts[row], replace(signal, spans=spans))
+            signals[row][name] = signal if whole_asked else replace(signal, hidden_TH=None, head=None)
+    check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
+    if state.spool is None:
+        return signals
+    state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
+    return _as_asked(state, rollouts, signals)
 
 
 def join(
@@ -67,16 +92,51 @@ def join(
     ]
 
 
-def _fits(teacher: Teacher, context_ids: Sequence[int], rollout: Rollout) -> bool:
-    room = teacher.model.max_positions
-    return room is None or len(context_ids) + len(rollout.answer_ids) <= room
+def whole(teacher: Teacher, asked: Asked) -> Asked:
+    """What is asked of a teacher whose word is kept, so that it can be asked anything later."""
+    return _DISTRIBUTION if teacher.can_say(_DISTRIBUTION) else asked
 
 
-def _said(state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read]) -> dict[Read, Signal]:
+def spool_of(state: State, folder: Path, section: SpoolSection) -> Spool:
+    """Where this run's teachers are kept."""
+    absent = state.student.head().absent_ids
+    asked = {
+        reader: whole(state.viewers[reader].teacher, wanted)
+        for view, wanted in state.needs.views.items()
+        for reader in state.readers(view)
+    }
+    described = description(
+        asked,
+        state.method.loss_temperature,
+        num_tokens=state.student.num_tokens,
+        absent_ids=[] if absent is None else absent.tolist(),
+        tokenizer=state.student.tokenizer,
+    )
+    return Spool(folder, section, described)
+
+
+def _as_asked(
+    state: State, rollouts: Sequence[Rollout], signals: Sequence[dict[str, Signal]]
+) -> list[dict[str, Signal]]:
+    """What the method asked for, where hidden states were asked for to be kept."""
+    found = [dict(said) for said in signals]
+    for name, asked in state.asked.items():
+        rows = [row for row, said in enumerate(signals) if name in said and said[name].hidden_TH is not None]
+        known, answers = [signals[row][name] for row in rows], [rollouts[row].answer_ids for row in rows]
+        for row, signal in zip(rows, answered(known, answers, asked, state.method.loss_temperature), strict=True):
+            found[row][name] = signal
+    return found
+
+
+def _said(
+    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], kept: Collection[Read]
+) -> dict[Read, Signal]:
+    """kept: reads whose hidden states are to come too."""
     said: dict[Read, Signal] = {}
     for asked in dict.fromkeys(wanted for _, _, wanted in reads):
         some = [read for read in reads if read[2] == asked]
         contexts, answers = [read[1] for read in some], [rollouts[read[0]].answer_ids for read in some]
-        signals = teacher.score(contexts, answers, asked, temperature=state.method.loss_temperature)
+        temperature, states_of = state.method.loss_temperature, [n for n, read in enumerate(some) if read in kept]
+        signals = teacher.score(contexts, answers, asked, temperature=temperature, states_of=states_of)
         said.update(zip(some, signals, strict=True))
     return said

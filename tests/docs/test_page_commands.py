@@ -33,7 +33,7 @@ BASES: list[dict[str, Any]] = [
         "sdpo": {}, "mopd": {}, "opsd": {}, "sft": {}, "grpo": {"data": {"train": "d", "task": "tool_use"}},
     }.items()
 ]  # fmt: skip
-OVERRIDES = ("train", "fit", "check", "import-config")
+OVERRIDES = ("train", "fit", "check", "replay", "import-config")
 PLACES = ("opdkit", "tests", "recipes", "docs", "benchmarks", "examples")
 
 

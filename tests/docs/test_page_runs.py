@@ -122,6 +122,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
         **{name: f"opdkit make-model {name} --data train.jsonl --hidden-size 32 --num-layers 1 --vocab-size 300 "
                  f"--steps 5 --seed {seed}" for seed, name in enumerate(MODELS)},
         "runs/math": "opdkit train recipe.toml",
+        "runs/spooled": "opdkit train recipe.toml --set name=spooled --set spool.max_gib=1 --set train.steps=2",
         **{f"runs/{name}": f"cp -r runs/math runs/{name}" for name in ("a", "b", "sdpo")},
         "rows.parquet": "cp runs/math/rows/step_000100.parquet rows.parquet",
         "make quickstart": "opdkit quickstart",
@@ -131,7 +132,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
                                          f"--max-answer-tokens 8 --out runs/evaluate/runs_{name}"
            for name, model in (("tiny", "TEACHER"), ("tinier", "STUDENT"))},
     }  # fmt: skip
-    before = {"runs/math": MODELS[:2], "runs/a": ["runs/math"], "runs/b": ["runs/math"], "runs/sdpo": ["runs/math"],
+    before = {"runs/math": MODELS[:2], "runs/spooled": MODELS[:2],
+              "runs/a": ["runs/math"], "runs/b": ["runs/math"], "runs/sdpo": ["runs/math"],
               "rows.parquet": ["runs/math"], "runs/evaluate/runs_tiny": ["TEACHER"],
               "runs/evaluate/runs_tinier": ["STUDENT"], "recipe.toml": MODELS[:2]}  # fmt: skip
     done: set[str] = set()
@@ -154,7 +156,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
 BRINGS = {
     "make quickstart": ["runs"],
     **{name: ["STUDENT", "TEACHER", "train.jsonl", "test.parquet", name] for name in
-       ("recipe.toml", "runs/math", "runs/a", "runs/b", "runs/sdpo", "rows.parquet")},
+       ("recipe.toml", "runs/math", "runs/spooled", "runs/a", "runs/b", "runs/sdpo", "rows.parquet")},
     "tools.toml": ["tools.toml", "tools.jsonl", "STUDENT", "TEACHER"],
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Batches of sampling: how large they are, when they stop, and that nobody's answer depends on it."""
+"""Batches of sampling: who is in them, how large they become, and that nobody's answer depends on it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from opdkit.engines import decode, hf, memory, scoring
+from opdkit.engines import decode, memory, scoring, slots
 from opdkit.engines.base import Sampled, SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.scoring import signals_of
+from opdkit.engines.slots import Job, Slots
 from opdkit.errors import Interrupted, UserError
 from opdkit.losses import Head
 from opdkit.losses.head import HeadStats
@@ -40,49 +41,115 @@ def assert_same(ours: list[Sampled], theirs: list[Sampled]) -> None:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """(rows, positions of the longest at the end, tokens that the longest row of the batch was given)."""
-    seen: list[tuple[int, int, int]] = []
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, columns) of every token that is decoded."""
+    seen: list[tuple[int, int]] = []
+    advance = decode.Batch.advance
 
-    def watched(model: Any, prompts: Any, *args: Any, **kwargs: Any) -> list[Sampled]:
-        answers = decode.decode(model, prompts, *args, **kwargs)
-        steps = max(len(answer.answer_ids) for answer in answers)
-        seen.append((len(prompts), max(map(len, prompts)) + steps, steps))
-        return answers
+    def watched(batch: decode.Batch, token_B: torch.Tensor) -> torch.Tensor:
+        states = advance(batch, token_B)
+        seen.append((len(batch.firsts), batch.width))
+        return states
 
-    monkeypatch.setattr(hf, "decode", watched)
+    monkeypatch.setattr(decode.Batch, "advance", watched)
     return seen
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows_are_priced_at_what_they_have_come_to(
-    name: str, architecture: Make, batches: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+def test_places_are_filled_from_the_queue(
+    name: str, architecture: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For 60 positions a batch of answers of up to 48 tokens would hold one row; most end long before. A few rows
-    begin together, stop where they outgrow their room or few are left, and go on in other batches: the same answers as
-    all at once, in far fewer steps than one by one, and in the same batches a second time."""
+    """For 60 positions a batch of answers of up to 48 tokens would hold one row; most end long before. Rows join as
+    others end, are set aside where they outgrow the room, and go on: the same answers as all at once and in any order,
+    in far fewer steps than one by one, and in the same batches a second time."""
     model = model_of(architecture, name)
     expected = HFEngine(model).sample(PROMPTS, SEEDS, PARAMS)
-    monkeypatch.setattr(hf, "ROOM", 8)
+    monkeypatch.setattr(slots, "ROOM", 8)
     batches.clear()
     engine = HFEngine(model, max_tokens_per_batch=60)
     assert_same(engine.sample(PROMPTS, SEEDS, PARAMS), expected)
-    plan = [*batches]
-    assert plan[0][0] == 4
-    assert sum(steps for _, _, steps in plan) < 0.7 * sum(len(answer.answer_ids) for answer in expected)
+    plan, counts = [*batches], engine.counts
+    assert plan[0][0] > 3 and all(rows == 1 or rows * columns <= 60 for rows, columns in plan)
+    tokens = sum(len(answer.answer_ids) for answer in expected)
+    assert counts.steps == len(plan) < 0.7 * tokens
+    assert tokens <= counts.row_steps < 1.3 * tokens and counts.positions <= counts.room
     batches.clear()
-    assert_same(engine.sample(PROMPTS, SEEDS, PARAMS), expected)
+    assert_same(HFEngine(model, max_tokens_per_batch=60).sample(PROMPTS, SEEDS, PARAMS), expected)
     assert batches == plan
+    assert_same(engine.sample(PROMPTS[::-1], SEEDS[::-1], PARAMS)[::-1], expected)
 
 
-def test_a_batch_never_outgrows_its_tokens(architecture: Make, batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a stop token every row goes on to its limit: several together only as long as they fit."""
+def test_a_limit_that_is_not_reached_costs_nothing(
+    architecture: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48 answers that end within a few tokens are one batch under a limit of 7168 tokens, as under one of 48; the
+    budget is what would hold 9 rows of the limit."""
+    model = model_of(architecture, "llama")
+    model.max_positions = 8192
+    rows, seeds = [PROMPTS[row % 12] for row in range(48)], [*range(48)]
+    batches.clear()
+    short = HFEngine(model).sample(rows, seeds, PARAMS)
+    steps = len(batches)
+    assert steps == max(len(answer.answer_ids) for answer in short)
+    batches.clear()
+    engine = HFEngine(model)
+    long = engine.sample(rows, seeds, SamplingParams(max_answer_tokens=7168))
+    assert len(batches) == max(len(answer.answer_ids) for answer in long) and batches[0][0] == 48
+    assert engine.counts.evictions == 0
+    assert_same([one for one in long if len(one.answer_ids) < 48], [one for one in short if one.finish == "stop"])
+
+
+def test_a_batch_never_outgrows_its_tokens(
+    architecture: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a stop token every row goes on to its limit: several together only as long as they fit. Each is read
+    again a few times, not at every token."""
     model = model_of(architecture, "qwen3", frozenset({10**6}))
-    monkeypatch.setattr(hf, "ROOM", 8)
-    answers = HFEngine(model, max_tokens_per_batch=60).sample(PROMPTS, SEEDS, PARAMS)
-    assert {len(answer.answer_ids) for answer in answers} == {48}
-    assert all(rows == 1 or rows * width <= 60 + rows for rows, width, _ in batches)
-    assert len(batches) < 40, "not a token at a time"
+    expected = HFEngine(model).sample(PROMPTS, SEEDS, PARAMS)
+    monkeypatch.setattr(slots, "ROOM", 8)
+    batches.clear()
+    engine = HFEngine(model, max_tokens_per_batch=110)
+    assert_same(engine.sample(PROMPTS, SEEDS, PARAMS), expected)
+    assert all(rows == 1 or rows * columns <= 110 for rows, columns in batches)
+    assert 0 < engine.counts.evictions < 40 and len(batches) < 0.6 * 12 * 48
+
+
+def test_the_longest_give_way_to_many_others(
+    architecture: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long row beside which three short ones fit waits until the thirty of them are done, and is what it was."""
+    model = model_of(architecture, "llama", frozenset({10**6}))
+    long, short = Job((5,) * 30, 1, 40), [Job((7, row), row, 10) for row in range(30)]
+    params = SamplingParams(max_answer_tokens=40)
+
+    def run(jobs: list[Job], max_tokens: int) -> tuple[dict[int, Sampled], slots.Counts]:
+        with torch.inference_mode(), model.evaluating():
+            one = Slots(model, jobs, params, max_tokens=max_tokens)
+            return {index: answer for part in one.run() for index, answer in part.items()}, one.counts
+
+    monkeypatch.setattr(slots, "ROOM", 4)
+    expected, _ = run([long, *short], 10**6)
+    queue = Slots._joining
+    monkeypatch.setattr(Slots, "_joining", lambda self, stay: queue(self, stay)[: 4 if not stay else None])
+    monkeypatch.setattr(slots, "_order", lambda row: (row.index,) if not row.ids else (10**6,))  # the long one begins
+    found, counts = run([long, *short], 150)
+    assert_same([found[index] for index in range(31)], [expected[index] for index in range(31)])
+    assert counts.evictions >= 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("budget", [60, None])
+def test_ends_are_looked_for_every_few_tokens(
+    name: str, budget: int | None, architecture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, where to look is to wait: what a row draws behind its end is nobody's, and moves nothing. A row at
+    the last position that a model has stays there while others go on."""
+    model = model_of(architecture, name)
+    prompts = [*PROMPTS[:8], *([3 + row] * 48 for row in range(4))]  # with 48 tokens: all 96 positions
+    expected = HFEngine(model).sample(prompts, SEEDS, PARAMS)
+    monkeypatch.setitem(slots.STEPS_AT_ONCE, "cpu", 5)
+    monkeypatch.setattr(slots, "ROOM", 8)
+    assert_same(HFEngine(model, max_tokens_per_batch=budget).sample(prompts, SEEDS, PARAMS), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -147,7 +214,7 @@ def test_what_is_whole_is_handed_out_before_a_stop(architecture: Make, monkeypat
             assert not got.keys() & answers.keys()  # noqa: B023
             got.update(answers)  # noqa: B023
 
-        monkeypatch.setattr(hf, "ROOM", 8)
+        monkeypatch.setattr(slots, "ROOM", 8)
         engine = HFEngine(model, max_tokens_per_batch=60)
         if after < 10**6:
             with pytest.raises(Interrupted):

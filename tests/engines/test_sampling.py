@@ -276,14 +276,17 @@ def test_a_draw_inverts_the_exact_cumulative_distribution(size: int) -> None:
 
 
 def test_streams_belong_to_rows() -> None:
-    """A row's t-th number is the t-th of its seed's Philox stream, whoever else is there and whoever leaves."""
+    """A row's t-th number is the t-th of its seed's Philox stream, whoever else is there, leaves or joins."""
     cpu = torch.device("cpu")
     stream = np.random.Generator(np.random.Philox(key=7))
-    together, leaving, alone = Uniforms([5, 6, 7], cpu), Uniforms([5, 6, 7], cpu), Uniforms([7], cpu)
+    together, changing, alone = Uniforms([5, 6, 7], cpu), Uniforms([5, 6, 7], cpu), Uniforms([7], cpu)
     for position in range(150):
         numbers = together.next()
         assert ((numbers >= 0) & (numbers < 1)).all() and len(set(numbers[:, 0].tolist())) == 3
         assert torch.equal(numbers[2:], alone.next()) and numbers[2].item() == stream.random()
         if position == 40:
-            leaving.keep(torch.tensor([0, 2]))
-        assert torch.equal(leaving.next(), numbers if position < 40 else numbers[[0, 2]])
+            changing.change([2, 0])
+        if position == 90:
+            changing.change([0, 1], [(6, 90)])
+        rows = [0, 1, 2] if position < 40 else [2, 0] if position < 90 else [2, 0, 1]
+        assert torch.equal(changing.next(), numbers[rows])

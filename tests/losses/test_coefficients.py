@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from opdkit.losses import token_coefficients
 
@@ -39,29 +38,6 @@ def test_a_weight_of_0_dilutes() -> None:
         ("sequence_sum", [2 / 4, 0, 4 / 4, 1 / 4, 0, 0, 0, 0]),
     ):
         assert token_coefficients(mask, weight, row, per=per).tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("per", ["token", "sequence", "sequence_sum", "sum", "constant"])
-def test_ranks_do_not_matter(per: str) -> None:
-    """Rows dealt to two ranks that sum their counts get the coefficients of one rank."""
-    divide_by = 7.0 if per == "constant" else None
-    whole = token_coefficients(MASK, WEIGHT, ROW, per=per, divide_by=divide_by)
-    parts = [ROW != 1, ROW == 1]
-    counts: list[Tensor] = []
-
-    def note(count: Tensor) -> Tensor:
-        counts.append(count)
-        return count
-
-    def run(part: Tensor, total: object) -> Tensor:
-        _, row = ROW[part].unique(return_inverse=True)
-        return token_coefficients(MASK[part], WEIGHT[part], row, per=per, divide_by=divide_by, total=total)
-
-    for part in parts:
-        run(part, note)
-    summed = sum(counts, torch.zeros((), dtype=torch.long))
-    for part in parts:
-        torch.testing.assert_close(run(part, lambda count: summed), whole[part])
 
 
 @pytest.mark.parametrize("per", ["token", "sequence", "sequence_sum"])

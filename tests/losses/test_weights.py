@@ -71,15 +71,6 @@ def test_equal_values_have_no_interval() -> None:
     assert weights.unit_interval(tensor(2, 2, 2)).tolist() == [0, 0, 0]
 
 
-def test_statistics_are_over_all_ranks() -> None:
-    """Two ranks that gather each other's values score as one rank that holds both."""
-    entropy, apart = torch.rand(2, 10, generator=torch.Generator().manual_seed(3), **DOUBLE)
-    whole = weights.soft_or(entropy, apart, 0.9)
-    gathered = iter([entropy, entropy.clamp(max=weights.quantile(entropy, 0.9)), apart])
-    part = weights.soft_or(entropy[:4], apart[:4], 0.9, gather=lambda _: next(gathered))
-    torch.testing.assert_close(part, whole[:4])
-
-
 def test_draws_follow_their_propensity() -> None:
     """One of three tokens drawn 4000 times with propensities 1 : 2 : 5, within three standard errors; two of three
     without replacement: the first token stays out with probability 2/8 5/6 + 5/8 2/3 = 0.625."""
@@ -149,8 +140,6 @@ def test_beta_kernel_and_its_mean() -> None:
     group_R = torch.tensor([0, 1, 1])
     assert weights.mean_one_per_problem(weight_R, group_R).tolist() == [0, 2, 2]
     assert weights.mean_one_per_problem(tensor(0, 0, 0), group_R).tolist() == [0, 0, 0]
-    twice = weights.mean_one_per_problem(weight_R, group_R, total=lambda count: 2 * count)  # two such ranks
-    assert twice.tolist() == [0, 2, 2]
 
 
 def test_reward_softmax_by_hand() -> None:

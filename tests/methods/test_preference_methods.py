@@ -62,20 +62,6 @@ def test_slope_is_the_gradient(label_smoothing: float) -> None:
     torch.testing.assert_close(out.slope_R, expected, rtol=0, atol=1e-12)
 
 
-def test_two_ranks_share_the_number_of_pairs() -> None:
-    """Slopes of two ranks that sum their pairs are those of one rank with all rows."""
-    score_R = torch.tensor([1.0, 0.0, 2.0, 5.0], **F64)
-    better_RR = torch.zeros(4, 4, dtype=torch.bool)
-    better_RR[0, 1] = better_RR[2, 3] = True
-    whole = pair_loss(score_R, better_RR, beta=1.0)
-    halves = [
-        pair_loss(score_R[rows], better_RR[rows, rows], beta=1.0, total=lambda count: count + 1)
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
-    torch.testing.assert_close(torch.cat([half.slope_R for half in halves]), whole.slope_R)
-    assert sum(half.loss for half in halves) == pytest.approx(whole.loss)
-
-
 def test_scores_by_hand() -> None:
     """Row 0 has log-probs -1 and -3 (sum -4, mean -2), row 1 has one counted token and one unknown, row 2 none."""
     logprob_N, row_N = torch.tensor([-1.0, -3.0, -5.0, math.nan], **F64), torch.tensor([0, 0, 1, 1])

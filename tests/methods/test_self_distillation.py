@@ -11,7 +11,6 @@ import torch
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, TeacherAdvantage
 from opdkit.methods import METHODS
-from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting.tokens import Position
 from opdkit.recipe import Recipe, parse_recipe
@@ -152,22 +151,6 @@ def test_reopold_phases_are_masks() -> None:
     (refine,) = reopold.terms(plan([3], **known, step=10))
     assert refine.coef_N.tolist() == pytest.approx([0, 0, 1])
     assert refine.advantage_N.tolist() == pytest.approx([1, -1, -2 * log(2)])
-
-
-def test_reopold_quantile_is_of_the_whole_batch() -> None:
-    """Two ranks of three tokens keep what one rank of six keeps, and divide by the same count."""
-    entropy = tensor(0.3, 0.9, 0.1, 0.5, 0.7, 0.2)
-    reopold: Method = method("reopold", refine_keep=0.5, switch_step=0)
-    zeros = torch.zeros(6, dtype=torch.float64)
-    known = {"student_logprob_N": zeros, "student_entropy_N": entropy}
-    (whole,) = reopold.terms(plan([3, 3], **known, view_logprob={"teacher": zeros}))
-    kept = (whole.coef_N != 0).sum()
-    parts = []
-    for rank in (slice(0, 3), slice(3, 6)):
-        own = {k: v[rank] for k, v in known.items()} | {"view_logprob": {"teacher": zeros[rank]}}
-        mine = plan([3], **own, gather=lambda _: entropy, total=lambda _: kept)
-        parts.append(reopold.terms(mine)[0].coef_N)
-    assert torch.equal(torch.cat(parts), whole.coef_N) and kept == 3
 
 
 def test_weights_compose_with_masks() -> None:

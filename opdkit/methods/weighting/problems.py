@@ -62,7 +62,7 @@ class Paced(Named):
         )
         if self.mean_one:  # over the problems that the loss can count a token of
             mean_R = known_R & (plan.row_N[self.known_N(plan)].bincount(minlength=len(known_R)) > 0)
-            weight_R[mean_R] = losses.weights.mean_one_per_problem(weight_R[mean_R], plan.group_R[mean_R], plan.total)
+            weight_R[mean_R] = losses.weights.mean_one_per_problem(weight_R[mean_R], plan.group_R[mean_R])
         return _weigh_rows(plan, known_R, weight_R)
 
     def faults(self, recipe: Any) -> Iterator[str]:
@@ -101,9 +101,7 @@ class RewardSoftmax(Named):
         graded_R = plan.graded_R
         group_R = plan.group_R[graded_R] if self.per == "problem" else None
         weight_R = plan.reward_R.new_zeros(len(graded_R))
-        weight_R[graded_R] = losses.weights.reward_softmax(
-            plan.reward_R[graded_R], group_R, self.temperature, plan.gather
-        )
+        weight_R[graded_R] = losses.weights.reward_softmax(plan.reward_R[graded_R], group_R, self.temperature)
         return _weigh_rows(plan, graded_R, weight_R)
 
     def faults(self, recipe: Any) -> Iterator[str]:

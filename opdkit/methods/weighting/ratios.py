@@ -31,7 +31,7 @@ class Importance(Weighting):
         known_N, factor_N = self.known_N(plan), plan.weight_N.new_ones(len(plan.weight_N))
         log_ratio_N = (plan.student_logprob_N - plan.sampled_logprob_N)[known_N]
         factor_N[known_N] = losses.weights.importance(
-            log_ratio_N, plan.row_N[known_N], self.level, self.cap, mean_one=self.mean_one, total=plan.total
+            log_ratio_N, plan.row_N[known_N], self.level, self.cap, mean_one=self.mean_one
         )
         if self.level == "token":
             return plan.weighed(factor_N)

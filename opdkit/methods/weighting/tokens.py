@@ -55,7 +55,7 @@ class SoftOr(Selection):
     def kept_N(self, plan: PlanInputs) -> Tensor:
         entropy_N, apart_N = plan.student_entropy_N, plan.student_scores["reverse_kl"]
         assert entropy_N is not None
-        score_N = losses.weights.soft_or(entropy_N, apart_N, self.entropy_percentile, plan.gather)
+        score_N = losses.weights.soft_or(entropy_N, apart_N, self.entropy_percentile)
         return losses.weights.keep_best(score_N, plan.row_N, self.keep)
 
 
@@ -73,7 +73,7 @@ class Q3(Selection):
     def kept_N(self, plan: PlanInputs) -> Tensor:
         entropy_N, apart_N = plan.student_entropy_N, plan.student_scores["forward_kl"]
         assert entropy_N is not None
-        score_N = losses.weights.confident_and_wrong(entropy_N, apart_N, self.entropy_percentile, plan.gather)
+        score_N = losses.weights.confident_and_wrong(entropy_N, apart_N, self.entropy_percentile)
         return losses.weights.keep_best(score_N, plan.row_N, self.keep)
 
 

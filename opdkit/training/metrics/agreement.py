@@ -9,7 +9,7 @@ Letters: N counted answer tokens of some rows, H hidden width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,12 +17,22 @@ from torch import Tensor
 
 from opdkit.losses import Head, compare_heads
 from opdkit.measure.overlap import Compared, Ints, TokenTable, token_table
-from opdkit.types import Asked, Example, Signal
+from opdkit.types import Asked, Example, Signal, Spans
 
 TOKENS_PER_PART = 16384  # whose hidden states are in host memory at one time, on both sides
 _DISTRIBUTION = Asked("distribution")
 
 Progress = Callable[[int, int], None]  # (rows done, rows)
+
+
+def heard_tokens(rows: Sequence[Example], spans: Sequence[Spans | None]) -> list[Example]:
+    """The rows, of which only those tokens are counted that a teacher with another tokenizer says something of."""
+    return [
+        row
+        if own is None
+        else replace(row, rollout=replace(row.rollout, answer_mask=row.rollout.answer_mask & own.said_T))
+        for row, own in zip(rows, spans, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
 from opdkit.training.batch import Batch
+from opdkit.training.spans import describe_spans
 from opdkit.training.state import State
 from opdkit.types import Example, Group
 
@@ -72,7 +73,9 @@ def describe_view(state: State, view: str, where: str, rows: Sequence[Example]) 
         "num_rows_without_view": sum(not any(name in row.views for name in names) for row in rows),
         "num_rows_too_long": sum(any(name in row.views and name not in row.signals for name in names) for row in rows),
     }
-    return [Metric(f"{where}/{name}", float(count), "sum") for name, count in counts.items()]
+    told = [(row.rollout, row.signals[name].spans) for row in rows for name in names if name in row.signals]
+    metrics = [Metric(f"{where}/{name}", float(count), "sum") for name, count in counts.items()]
+    return [*metrics, *describe_spans(where, told)]
 
 
 def describe_context(

@@ -1,14 +1,13 @@
 """Do student and teacher still look at the same tokens? Asked of some rows of every so many steps, before the update.
 
-The answer is the metrics `overlap/...` (docs/reference/run_folder.md). The student's hidden states are those that the
-loss has made; rows that it leaves out are read for this. The teacher reads the rows once more where the loss did not
-ask for its hidden states. Nothing changes: no gradient, no random draw.
+The answer is the metrics `overlap/...` (docs/reference/run_folder.md). The hidden states of both are those that the
+loss and the scoring have made; rows that the loss leaves out are read for this. Nothing changes: no gradient, no draw.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,15 @@ from torch import Tensor
 from opdkit.engines.hf import HFEngine
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
 from opdkit.metrics import Metric
-from opdkit.training.metrics.agreement import Side, compare_rows, hidden_states, student_side
-from opdkit.types import Asked, Example, Signal, seed_from
+from opdkit.training.metrics.agreement import Side, compare_rows, heard_tokens, hidden_states, student_side
+from opdkit.types import Asked, Example, Group, Rollout, Signal, View, seed_from
 
 if TYPE_CHECKING:
-    from opdkit.training.models.teacher import Teacher
+    from opdkit.training.models.base_teacher import Teacher
     from opdkit.training.state import State
+
+Key = tuple[str, int]  # of a rollout
+_DISTRIBUTION = Asked("distribution")
 
 # Of every bucket of positions, and of all tokens.
 BY_BUCKET = ("ratio", "mass_student", "mass_teacher", "advantage", "entropy_gap", "forward_kl", "reverse_kl")
@@ -31,24 +33,33 @@ OVERALL = (*BY_BUCKET, "student_entropy", "teacher_entropy", "top1_agreement")
 
 
 class Diagnosis:
-    """Of one step. What the loss reads anyway is kept for the chosen rows (`saw`), and compared while the student that
-    said it still stands (`compare`): before the update that the rows belong to."""
+    """Of one step. What the loss and the teachers read anyway is kept for the chosen rows (`saw`, `heard`), and
+    compared while the student that said it still stands (`compare`): before the update that the rows belong to."""
 
-    def __init__(self, state: State, rows: Sequence[Example]) -> None:
+    def __init__(self, state: State, groups: Sequence[Group], views: Sequence[Mapping[str, View]]) -> None:
+        """views: what is read for each rollout of the groups (`views.view_groups`)."""
         section = state.diagnostics
         due = section is not None and section.due(state.step, state.num_steps)
-        self._rows = _chosen(state, rows, section.rows) if section is not None and due else []
+        self._chosen = _chosen(state, groups, views, section.rows) if section is not None and due else []
         self._state, self._section = state, section
-        self._states: dict[tuple[str, int], Tensor] = {}
+        self._states: dict[Key, Tensor] = {}
+        self._said: dict[Teacher, dict[Key, Signal]] = {}
         self._tables: list[TokenTable] = []
         self._num_compared = 0
-        started = time.monotonic()
-        self._teachers = _teachers(state, self._rows)
-        self._seconds = time.monotonic() - started
+        self._seconds = 0.0
+
+    @property
+    def chosen(self) -> Collection[Key]:
+        """The rollouts whose teacher's hidden states are wanted of the pass that scores them."""
+        return {rollout.key for rollout in self._chosen}
+
+    def heard(self, teacher: Teacher, rollout: Rollout, signal: Signal) -> None:
+        """A teacher's hidden states behind a chosen rollout, with their head."""
+        self._said.setdefault(teacher, {})[rollout.key] = signal
 
     def saw(self, rows: Sequence[Example], hidden_nH: Tensor) -> None:
         """The student's hidden states behind the counted tokens of some rows, one after another."""
-        keys, first = {row.rollout.key for row in self._rows}, 0
+        keys, first = self.chosen, 0
         for row in rows if keys else ():
             counted_T = torch.from_numpy(row.rollout.answer_mask)
             end = first + int(counted_T.sum())
@@ -61,8 +72,8 @@ class Diagnosis:
     @torch.no_grad()
     def compare(self, rows: Sequence[Example]) -> None:
         """Those of the chosen that are among `rows`, which the student is about to learn from."""
-        keys = {row.rollout.key for row in rows}
-        some = [row for row in self._rows if row.rollout.key in keys]
+        chosen = self.chosen
+        some = [row for row in rows if row.rollout.key in chosen]
         if not some or self._section is None:
             return
         started, state = time.monotonic(), self._state
@@ -73,10 +84,12 @@ class Diagnosis:
             for row, hidden_TH in zip(unread, student_side(engine.score, head).hidden(unread), strict=True):
                 self._states[row.rollout.key] = hidden_TH
         student = Side(hidden=lambda asked: [self._states.pop(row.rollout.key) for row in asked], head=head)
-        for teacher, said in self._teachers:
+        for said in self._said.values():
             own = [row for row in some if row.rollout.key in said]
-            if not own:
+            own = heard_tokens(own, [said[row.rollout.key].spans for row in own])
+            if not any(row.rollout.answer_mask.any() for row in own):
                 continue
+            teacher = Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head)
             table = compare_rows(
                 own,
                 student,
@@ -100,31 +113,17 @@ class Diagnosis:
         return metrics
 
 
-def _chosen(state: State, rows: Sequence[Example], num: int) -> list[Example]:
-    """`num` of the rows that a teacher scored, drawn by who they are."""
-    scored = [row for row in rows if row.signal is not None and row.rollout.answer_mask.any()]
-    return sorted(scored, key=lambda row: seed_from(state.seed, state.step, *row.rollout.key, "diagnostics"))[:num]
-
-
-@torch.no_grad()
-def _teachers(state: State, rows: Sequence[Example]) -> list[tuple[Side, dict[tuple[str, int], Signal]]]:
-    """Each teacher, and what it says of the rows that it read: from the loss's hidden states, or from a pass of its
-    own, made before the first update, which a live teacher moves with."""
-    asked = state.needs.teacher
-    by_teacher: dict[Teacher, list[Example]] = {}
-    for row in rows:
-        by_teacher.setdefault(state.teacher_of(row), []).append(row)
-    found = []
-    for teacher, own in by_teacher.items():
-        if asked is not None and asked.answer == "distribution":
-            signals = [row.signal for row in own]
-        else:
-            answers = [row.rollout.answer_ids for row in own]
-            contexts = [row.view.context_ids for row in own if row.view is not None]
-            signals = [*teacher.score(contexts, answers, Asked("distribution"), temperature=1.0)]
-        said = {row.rollout.key: signal for row, signal in zip(own, signals, strict=True) if signal is not None}
-        found.append((Side(hidden=_hidden_of(said), head=said[own[0].rollout.key].head), said))
-    return found
+def _chosen(state: State, groups: Sequence[Group], views: Sequence[Mapping[str, View]], num: int) -> list[Rollout]:
+    """`num` of the rollouts that a teacher reads, drawn by who they are."""
+    problems = [group.problem for group in groups for _ in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    read = []
+    for problem, rollout, of_row in zip(problems, rollouts, views, strict=True):
+        if "teacher" in of_row and rollout.answer_mask.any():
+            teacher = state.viewers[state.reader("teacher", problem)].teacher
+            if teacher.can_say(_DISTRIBUTION) and teacher.fits(of_row["teacher"].context_ids, rollout.answer_ids):
+                read.append(rollout)
+    return sorted(read, key=lambda one: seed_from(state.seed, state.step, *one.key, "diagnostics"))[:num]
 
 
 def _hidden_of(said: Mapping[tuple[str, int], Signal]) -> Callable[[Sequence[Example]], list[Tensor]]:

@@ -22,7 +22,8 @@ def sampler_gap(state: State, batch: Batch, logprob_N: Tensor | None, *, first: 
     the loss (greedy is one), or whose log-prob no pass computed.
     """
     gap_N = torch.zeros(0, dtype=torch.float64, device=batch.device)
-    one_distribution = state.method.answer_source == "student" and state.temperature == state.method.loss_temperature
+    is_student = state.method.answer_source == "student" and not state.replays
+    one_distribution = is_student and state.temperature == state.method.loss_temperature
     sampled_N = batch.uncut_logprob_N if first and one_distribution else None
     if sampled_N is not None and logprob_N is not None:
         gap_N = (sampled_N.double() - logprob_N.double())[~logprob_N.isnan()]

@@ -14,7 +14,7 @@ import torch
 from opdkit.contexts.render import Renderer
 from opdkit.engines.load import load_num_rows
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.stops import find_stops
+from opdkit.engines.stops import Stops, find_stops
 from opdkit.engines.vocabulary import common_ids, num_tokens
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection
@@ -35,11 +35,12 @@ class OtherModel:
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
+        self.reads_students_ids = section.tokens == "same"
 
     @staticmethod
     def key(section: TeacherSection) -> tuple[Any, ...]:
         """Sections of one key are one model."""
-        return section.path, section.dtype, section.chat_template, section.trust_remote_code
+        return section.path, section.dtype, section.chat_template, section.trust_remote_code, section.tokens
 
     def __call__(self) -> LanguageModel:
         """Raises UserError for one that cannot be loaded, or is not what its config says."""
@@ -59,11 +60,13 @@ class OtherModel:
             self.loaded = model
         return self.loaded
 
+    @property
+    def stops(self) -> Stops:
+        return find_stops(self._words.bare, self._words.generation_config, name=self.path)
+
     def renderer(self, **how: Any) -> Renderer:
         """As `LanguageModel.renderer`."""
-        words = self._words
-        stops = find_stops(words.bare, words.generation_config, name=self.path)
-        return words.renderer(stops, how)
+        return self._words.renderer(self.stops, how)
 
     def readable(self) -> Readable:
         if self.loaded is not None:

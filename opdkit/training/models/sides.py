@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
+from opdkit.engines.aligned import Alignment, align
 from opdkit.engines.load import load_words
 from opdkit.engines.stops import Stops, find_stops, texts_of
+from opdkit.engines.token_bytes import encode_plainly
 from opdkit.engines.vocabulary import CommonIds, common_ids
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection, load_recipe
 from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
+from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import ModelSection
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
+SAMPLES = ("The total is 12 + 345 = 357, so x = 0.5.", "12+345=357")  # the second for models of arithmetic alone
 _CLOSED_THINKING = re.compile(r"<think\s*>\s*</think\s*>\s*\Z")
 
 
@@ -113,6 +117,8 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
     said = _own_warnings(pupil, recipe.model)
     sides = {}
     for view, section in recipe.all_views.items():
+        if section.teacher.kind == "saved":  # what it read and said is there already
+            continue
         label = "teacher" if view == "teacher" else f"views.{view}.teacher"
         sides[view], doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
         said += doubts
@@ -132,11 +138,19 @@ def _read_teacher(
     reading = teacher_reading(recipe, section, ours.bare, now)
     tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
     tutor.opening()
-    common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name)) if section.kind == "model" else None
-    if faults := list(_faults(pupil, tutor, common)):
+    aligned, common = section.tokens == "align", None
+    if section.kind == "model" and not aligned:
+        common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name))
+    if faults := list(_thought_faults(pupil, tutor) if aligned else _faults(pupil, tutor, common)):
         raise UserError(*faults)
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
-    said = _pair_warnings(pupil, tutor, section)
+    if aligned:
+        ours_theirs = [(side.renderer, side.stops.end, side.name) for side in (pupil, tutor)]
+        alignment = align(*ours_theirs, pair_stops=section.pair_stops)
+        check_lists(recipe, alignment, label)
+        said = [_aligned_sentence(pupil, tutor, alignment)]
+    else:
+        said = _pair_warnings(pupil, tutor, section)
     if section.kind == "model" or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
@@ -234,6 +248,51 @@ def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]
             f"lacks, so no answer could be taught to end; {way}"
         )
     return faults
+
+
+def _thought_faults(student: Side, teacher: Side) -> list[str]:
+    """Of models with two tokenizers, each asked in its own template."""
+    inside = {side.label: side.thinking == "inside a thought" for side in (student, teacher)}
+    if len({*inside.values()}) == 1:
+        return []
+    return [
+        f"the student's answers begin {student.thinking}, the teacher's {teacher.thinking}, so the teacher would read "
+        "a thought as an answer or the reverse; ask both alike (template_kwargs, close_thinking of [model] and "
+        "[teacher])"
+    ]
+
+
+def check_lists(recipe: Recipe, alignment: Alignment, label: str) -> None:
+    """Raises UserError where a list is to have more candidates than both tokenizers know."""
+    stages = stages_of(recipe).values()
+    chosen = {"method.k": [getattr(stage.method, "k", None) for stage in stages]}
+    chosen["weights.tokens.k"] = [getattr(stage.weights.tokens, "k", None) for stage in stages]
+    for key, lengths in chosen.items():
+        longest = max((k for k in lengths if k is not None), default=0)
+        if longest > len(alignment.teacher_id):
+            raise UserError(
+                f'{key} = {longest}, but with {label}.tokens = "align" only the {len(alignment.teacher_id)} tokens of '
+                "the same bytes on both sides are candidates; set it to that or less"
+            )
+
+
+def _aligned_sentence(student: Side, teacher: Side, alignment: Alignment) -> str:
+    """How far two tokenizers agree, on a text that everybody can look at."""
+    shown = ""
+    for text in SAMPLES:
+        try:
+            ids = encode_plainly(student.renderer.tokenizer, text)
+        except Exception:  # tokenizers raises plain Exception for a character it does not know
+            continue
+        single = sum(span.sizes == (1, 1) for span in alignment.read(ids).spans)
+        shown = f", and {single} of the {len(ids)} tokens of {text!r} are one token on both sides"
+        break
+    num = len(alignment.teacher_id)
+    return (
+        f"{teacher.label}: another tokenizer. {num} of the student's {len(alignment.student.bytes_V)} tokens have one "
+        f"of the same bytes{shown}; the metrics {teacher.label.removesuffix('.teacher').replace('.', '/')}/share_... "
+        f"tell how much is heard in training"
+    )
 
 
 def _own_warnings(side: Side, section: ModelSection | TeacherSection) -> list[str]:

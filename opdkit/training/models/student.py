@@ -9,6 +9,7 @@ import torch
 
 from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
+from opdkit.losses.kernel_proof import prove
 from opdkit.recipe import Recipe
 from opdkit.training.models.lora import with_lora
 
@@ -36,4 +37,9 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     if section.gradient_checkpointing:
         student.checkpoint_activations()
     student.passes = recipe.train.passes(student.device.type, learning=False)
+    if student.device.type == "cuda":
+        unproven = prove(student.device)
+        student.notes.append(
+            unproven or f"the loss runs in Triton kernels; on {student.device} they equal the eager path"
+        )
     return student

@@ -7,7 +7,7 @@ base model), `trust_region` (initial and live logits mixed). Any other model com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -24,6 +24,7 @@ from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
 from opdkit.recipe import Recipe, TeacherSection
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer, check_tensors
 from opdkit.training.models.other_models import OtherModel
 from opdkit.training.models.sides import teacher_reading
@@ -33,7 +34,9 @@ Weights = Callable[[], Mapping[str, Tensor] | None]
 _HIDDEN_STATES = Asked("distribution")
 
 
-class Teacher:
+class ModelTeacher(Teacher):
+    """A model in this process: the student's own module, or another."""
+
     def __init__(
         self,
         model: LanguageModel | OtherModel,
@@ -58,8 +61,16 @@ class Teacher:
     def loaded_model(self) -> LanguageModel | None:
         return self._whose.loaded if isinstance(self._whose, OtherModel) else self._whose
 
+    @property
+    def max_positions(self) -> int | None:
+        return self.model.max_positions
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        model = self.loaded_model
+        return () if model is None else model.warnings
+
     def load(self) -> None:
-        """Now, not when it is first asked."""
         if isinstance(self._whose, OtherModel):
             self._whose()
 
@@ -79,9 +90,13 @@ class Teacher:
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         with self.active():
-            signals = self.engine().score(contexts, answers, asked, temperature=temperature, progress=progress)
+            engine = self.engine()
+            signals = engine.score(
+                contexts, answers, asked, temperature=temperature, progress=progress, states_of=states_of
+            )
         return self._as_kept(signals)
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
@@ -91,18 +106,8 @@ class Teacher:
     def head(self) -> Head:
         return self.model.head(self._weights())
 
-    def after_step(self) -> None:
-        """Called after every optimizer step that was applied."""
 
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Raises UserError unless `state` has exactly the tensors that this teacher saves."""
-        check_tensors("teacher", state, {})
-
-
-class LiveTeacher(Teacher):
+class LiveTeacher(ModelTeacher):
     """The student itself, of the moment it is asked."""
 
     def __init__(
@@ -118,13 +123,14 @@ class LiveTeacher(Teacher):
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=_live(optimizer))
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
-        if not self._copies_head or not signals or signals[0].head is None:
+        own = next((signal.head for signal in signals if signal.head is not None), None)
+        if not self._copies_head or own is None:
             return signals
-        head = _copy(signals[0].head)  # the first update of the step moves the student's own in place
-        return [replace(signal, head=head) for signal in signals]
+        head = _copy(own)  # the first update of the step moves the student's own in place
+        return [signal if signal.head is None else replace(signal, head=head) for signal in signals]
 
 
-class InitialTeacher(Teacher):
+class InitialTeacher(ModelTeacher):
     """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
 
     def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
@@ -140,7 +146,7 @@ class InitialTeacher(Teacher):
         self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
 
 
-class EMATeacher(Teacher):
+class EMATeacher(ModelTeacher):
     """teacher += rate * (student - teacher) after every applied step, in float32 whatever the computation reads.
 
     Mean teacher (arXiv:1703.01780); SDPO and MOPD use rate 0.05. In bfloat16 the increments would be rounded away.
@@ -172,7 +178,7 @@ class EMATeacher(Teacher):
         return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
 
 
-class TrustRegionTeacher(Teacher):
+class TrustRegionTeacher(ModelTeacher):
     """logits = (1 - share) initial + share live, both reading the teacher's context; the live part is held constant.
 
     SDPO's trust region (arXiv:2601.20802). A mixture of logits is the logits of one head, over the two hidden states
@@ -211,6 +217,7 @@ class TrustRegionTeacher(Teacher):
         *,
         temperature: float,
         progress: Progress | None = None,
+        states_of: Collection[int] = (),
     ) -> list[Signal]:
         both = [
             teacher.score(contexts, answers, _HIDDEN_STATES, temperature=temperature, progress=progress)
@@ -219,10 +226,11 @@ class TrustRegionTeacher(Teacher):
         if not answers:
             return []
         head, signals = mixed_head(both[0][0].head, both[1][0].head, self.student_share), []
-        for initial, live, answer in zip(*both, answers, strict=True):
+        for row, (initial, live, answer) in enumerate(zip(*both, answers, strict=True)):
             assert initial.hidden_TH is not None and live.hidden_TH is not None
             hidden_TH = torch.cat([initial.hidden_TH, live.hidden_TH], -1)
-            signals += signals_of(hidden_TH, head, [answer], asked, temperature)
+            (signal,) = signals_of(hidden_TH, head, [answer], asked, temperature)
+            signals.append(replace(signal, hidden_TH=hidden_TH, head=head) if row in states_of else signal)
         return signals
 
     def head(self) -> Head:
@@ -254,7 +262,7 @@ def make_teacher(
         model = other or OtherModel(recipe, section, student)
     own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
     if isinstance(model, OtherModel):
-        return Teacher(model, own, max_tokens_per_batch=max_tokens)
+        return ModelTeacher(model, own, max_tokens_per_batch=max_tokens)
     if section.weights == "initial":
         return InitialTeacher(student, own, optimizer, max_tokens)
     if section.weights == "ema":
@@ -264,7 +272,7 @@ def make_teacher(
         assert section.student_share is not None
         return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
     if section.weights == "adapter_off":
-        return Teacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
+        return ModelTeacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 

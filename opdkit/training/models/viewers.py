@@ -9,38 +9,58 @@ from torch import Tensor
 
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
+from opdkit.training.models.aligned import AlignedTeacher
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
-from opdkit.training.models.teacher import Teacher, make_teacher
+from opdkit.training.models.saved_teacher import SavedTeacher
+from opdkit.training.models.sides import check_lists, teacher_reading
+from opdkit.training.models.teacher import make_teacher
+from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
 
 
 def make_viewers(
-    recipe: Recipe, student: LanguageModel, optimizer: Optimizer, now: datetime | None = None
+    recipe: Recipe,
+    student: LanguageModel,
+    optimizer: Optimizer,
+    now: datetime | None = None,
+    run: SavedRun | None = None,
 ) -> dict[str, Viewer]:
-    """By view. now: the date that chat templates print. The models of a route's views are loaded when their first rows
-    come, all others now. Raises UserError for a teacher that cannot be compared."""
+    """By view. now: the date that chat templates print; run: whose teachers are read again. The models of a route's
+    views are loaded when their first rows come, all others now. Raises UserError for a teacher that cannot be compared.
+    """
     viewers: dict[str, Viewer] = {}
     teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
     others: dict[object, OtherModel] = {}
     for name, view in recipe.all_views.items():
         teacher = next((known for section, known in teachers if section == view.teacher), None)
+        if run is not None and view.teacher.kind == "saved":
+            teacher = SavedTeacher(run, name, student.renderer())
         if teacher is None:
             other = None
             if view.teacher.kind == "model":
                 key = OtherModel.key(view.teacher)
                 other = others.setdefault(key, OtherModel(recipe, view.teacher, student))
-            teacher = make_teacher(recipe, view.teacher, student, optimizer, now, other)
+            if other is not None and view.teacher.tokens == "align":
+                own = other.renderer(**teacher_reading(recipe, view.teacher, other.renderer(), now))
+                teacher = AlignedTeacher(other, own, student, view.teacher, recipe.sampling.max_tokens_per_batch)
+                check_lists(recipe, teacher.alignment, "teacher" if name == "teacher" else f"views.{name}.teacher")
+            else:
+                teacher = make_teacher(recipe, view.teacher, student, optimizer, now, other)
             teachers.append((view.teacher, teacher))
         viewers[name] = Viewer(teacher, view.context, view.count)
     routed = recipe.answering if recipe.route else {}
     for name, viewer in viewers.items():
         if name not in routed:
             viewer.teacher.load()
-    if others:
-        end, absent = common_limit(student, [other.readable() for other in others.values()])
+    same = [other for other in others.values() if other.reads_students_ids]
+    if same or run is not None:
+        end, absent = common_limit(student, [other.readable() for other in same])
+        if run is not None:
+            end, absent = run.common(end, absent)
         student.limit_to(end, absent)
-        for other in others.values():
+        for other in same:
             other.limit_to(end, absent)
     return viewers
 

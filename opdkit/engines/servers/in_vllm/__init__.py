@@ -1,0 +1,1 @@
+"""Files that a vLLM process reads; this folder is put on its PYTHONPATH."""
