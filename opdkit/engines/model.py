@@ -42,17 +42,23 @@ class LanguageModel(CausalModel):
 
     @property
     def is_packed(self) -> bool:
-        """Whether `hidden` reads rows in packed passes. Proved when it is first asked: on CUDA a kernel is compiled."""
-        if self.packs is None:
-            reason = why_not_packed(self)
-            self.packs = reason is None
-            self.positions.clear()
-            if reason is not None:
-                self.notes.append(
-                    f"{self.name} is scored and trained in padded passes, and what answers share is read for each of "
-                    f"them: {reason}"
-                )
-        return self.packs
+        """Whether `hidden` reads rows in packed passes. Proved before the first pass that scores, not when the model
+        is loaded: on CUDA a kernel is compiled for it."""
+        self.prove_packed()
+        return bool(self.packs)
+
+    def prove_packed(self) -> None:
+        """Find out now; what is padded is said in `notes`."""
+        if self.packs is not None:
+            return
+        reason = why_not_packed(self)
+        self.packs = reason is None
+        self.positions.clear()
+        if reason is not None:
+            self.notes.append(
+                f"{self.name} is scored and trained in padded passes, and what answers share is read for each of them: "
+                f"{reason}"
+            )
 
     @classmethod
     def load(

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opdkit.engines.prefix_tree import Forest
@@ -129,9 +130,9 @@ class _Pieces:
         for segment in reading.forest.segments:
             path = () if segment.parent < 0 else path_to[segment.parent]
             length = segment.end - segment.start
-            # What the last token reads of the first, with every window and chunk there is, every other pair reads too.
-            ends_2 = position_T[[segment.end - 1, segment.start]]
-            is_plain = not path and self.attention == "sdpa" and bool(allowed(0, 0, ends_2[:1], ends_2[1:]))
+            is_plain = (
+                not path and self.attention == "sdpa" and self._is_causal(position_T[segment.start : segment.end])
+            )
             at_once = length if is_plain else _MASKED_PIECE
             for start in range(segment.start, segment.end, at_once):
                 size = min(at_once, segment.end - start)
@@ -141,9 +142,13 @@ class _Pieces:
         self._position_T = position_T.split([piece.size for piece in self.pieces])
         self.pieces = [self._without_unread(piece) for piece in self.pieces]
 
+    def _is_causal(self, position_T: Tensor) -> bool:
+        """Of one row: what the last token reads of the first, with every window and chunk, every other pair reads."""
+        return self._allowed is causal_mask_function or bool(self._allowed(0, 0, position_T[-1:], position_T[:1]))
+
     def _without_unread(self, piece: _Piece) -> _Piece:
         """Of its row the piece reads what its first token reads the last token of: a window or chunk is no longer."""
-        if len(piece.path) == 1:
+        if len(piece.path) == 1 or self._allowed is causal_mask_function:
             return piece
         lasts = torch.stack([self._position_T[number][-1] for number in piece.path[:-1]])
         reads = self._allowed(0, 0, self._position_T[piece.path[-1]][:1], lasts).tolist()

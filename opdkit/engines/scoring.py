@@ -20,6 +20,8 @@ from opdkit.engines.passes import Passes
 from opdkit.losses import Head, head_stats
 from opdkit.types import Asked, Signal
 
+LESS_AT_ONCE = "lower train.max_tokens_per_scoring_pass (where nothing is trained: max_tokens_per_batch)"
+
 
 def score(
     model: LanguageModel,
@@ -39,7 +41,7 @@ def score(
     model.check_fits(lengths, what="context and answer")
     results: dict[int, Signal] = {}
     # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
-    with torch.no_grad(), enough_memory("scoring", "lower max_tokens_per_batch (of [sampling])"):
+    with torch.no_grad(), enough_memory("scoring", LESS_AT_ONCE):
         for rows in model.planned(contexts, answers, passes):
             said = [answers[row] for row in rows]
             hidden_NH = model.hidden([contexts[row] for row in rows], said, weights=weights, passes=passes)

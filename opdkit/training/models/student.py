@@ -37,6 +37,7 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     if section.gradient_checkpointing:
         student.checkpoint_activations()
     student.passes = recipe.train.passes(student.device.type, learning=False)
+    student.prove_packed()  # so that it says what it cannot before the first step
     if student.device.type == "cuda":
         unproven = prove(student.device)
         student.notes.append(
