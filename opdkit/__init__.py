@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opdkit.api.run import Run
     from opdkit.recipe import Recipe, load_recipe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Recipe", "Run", "evaluate", "fit", "load_recipe", "losses", "report", "sample", "train"]
 
 _HOME = {"Recipe": "recipe", "load_recipe": "recipe", "Run": "api.run"}  # the rest is in api.commands

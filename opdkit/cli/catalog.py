@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -145,6 +146,41 @@ def _page(name: str, said: Mapping[str, Any]) -> list[str]:
         "",
         textwrap.indent(said["recipe"], "  "),
     ]
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help='Show this one, e.g. "mopd/math_mopd".', show_default=False)
+    ] = None,
+    copy: Annotated[Path | None, typer.Option(help="Write it to this file, to change it.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The recipes that come with opdkit, a line each; `check` and `train` take their names as they take files."""
+    from opdkit.recipe.fields import did_you_mean
+    from opdkit.recipe.shipped import about, shipped_recipes
+
+    known = shipped_recipes()
+    chosen = None if name is None else name.removeprefix("recipes/").removesuffix(".toml")
+    if chosen is not None and chosen not in known:
+        raise UserError(f"{name} is no recipe of opdkit's{did_you_mean(chosen, known)}")
+    if copy is not None:
+        if chosen is None:
+            raise UserError("--copy needs the name of a recipe")
+        if copy.exists():
+            raise UserError(f"{copy} is there already; name another file, or remove it")
+        copy.write_text(known[chosen].read_text(encoding="utf-8"), encoding="utf-8")
+        say(console, f"wrote {copy}")
+    elif as_json:
+        say_json(console, {one: {"about": about(known[one]), "file": str(known[one])} for one in known})
+    elif chosen is not None:
+        say(console, *known[chosen].read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    else:
+        width = max(map(len, known)) + 2
+        for one, file in known.items():
+            said = textwrap.shorten(about(file), max(20, console.width - width), placeholder=" ...")
+            say(console, f"{one:<{width}}{said}")
+        say(console, "opdkit recipes NAME shows one, --copy FILE writes it")
 
 
 @app.command()

@@ -123,6 +123,16 @@ class CausalModel:
         return self._head_module.weight.dtype
 
     @property
+    def num_rows(self) -> int:
+        """Ids that the model's own head gives a logit to."""
+        return num_rows(self._base)
+
+    @property
+    def absent_ids(self) -> tuple[int, ...]:
+        """Ids below `num_tokens` that are not sampled."""
+        return () if self._absent_ids is None else tuple(self._absent_ids.tolist())
+
+    @property
     def hidden_width(self) -> int:
         return self._head_module.weight.shape[1]
 

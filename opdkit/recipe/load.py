@@ -19,6 +19,7 @@ from opdkit.recipe.points import Points
 from opdkit.recipe.rules import impossible
 from opdkit.recipe.schedule import read_schedule, stages_of, start_with
 from opdkit.recipe.sections import Recipe
+from opdkit.recipe.shipped import recipe_file, shipped_recipes
 from opdkit.recipe.user_code import CONTEXT, METHOD
 from opdkit.tasks.options import task_table
 
@@ -37,14 +38,16 @@ def read_sections(path: str | Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a file. Raises UserError for one that cannot be read."""
+    """The keys of a file, or of a shipped recipe's name. Raises UserError for one that cannot be read."""
     try:
+        path = recipe_file(path)
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{path} is no file; give a recipe file (*.toml)")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        beside = [str(path.parent / other.name) for other in path.parent.glob("*.toml")]
+        near = difflib.get_close_matches(str(path), [*beside, *shipped_recipes()], n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `opdkit recipes` lists those that come with opdkit"
         raise UserError(f"{path}: no such recipe file{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a recipe file (*.toml)") from None

@@ -51,6 +51,7 @@ from opdkit.recipe.fields import (
 from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
 from opdkit.recipe.rules import check_sinks, missing_paths, number_faults, paths_of
 from opdkit.recipe.sections import Recipe
+from opdkit.recipe.shipped import recipe_file
 from opdkit.tasks.options import resolve_task
 from opdkit.tasks.rejection import RULES
 
@@ -180,7 +181,7 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
 
     overrides: "STAGE.KEY=VALUE", and "paths.X=...", "recipe.train.steps=..." for what stages have in common.
     """
-    path = Path(path)
+    path = recipe_file(Path(path))
     raw = read_toml(path)
     if not is_pipeline(raw):
         raise UserError(f"{path} has no [[stage]]: a recipe is run by `opdkit train {path}`")

@@ -18,6 +18,7 @@ from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
+from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
@@ -42,6 +43,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_data_faults(recipe),
         *_place_faults(recipe),
         *_flash_faults(recipe),
+        *engine_faults(recipe),
     ]
     if is_adapter and recipe.model.lora:
         said.append(
@@ -56,6 +58,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *saved_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
+            *lag_faults(stage),
             *align_faults(stage),
         ]
         for where, stage in stages.items()
@@ -78,6 +81,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     stages = stages_of(recipe)
     said = {sentence: where for where, stage in stages.items() for sentence in stage.method.warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
+    said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe), *saved_warnings(recipe)]
     return [*recipe.yielded, *told, *own]

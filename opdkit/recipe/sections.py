@@ -100,8 +100,30 @@ class ViewSection(Section):
     count: PositiveInt = 1  # readings of every answer, each with other peers; fewer where there are no more
 
 
+class VllmSection(Section):
+    """How sampling.engine = "vllm" is started."""
+
+    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
+    # room for a trainer beside it.
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    tensor_parallel_size: PositiveInt = 1  # GPUs that the engine is spread over
+    max_model_len: PositiveInt | None = None  # prompt and answer together; default: the model's positions
+    quantization: Words | None = None  # as vLLM names it ("fp8"); with [model.lora] only
+    extra_args: Strings = ()  # further options of vLLM's server; they come last
+
+
 class SamplingSection(Section):
-    engine: Literal["hf"] = "hf"  # what samples and scores
+    # What samples: transformers in this process, a vLLM that opdkit starts and stops, or a server that runs at `url`.
+    engine: Literal["hf", "vllm", "server"] = "hf"
+    url: Words | None = None  # engine = "server": where it is, as http://HOST:PORT
+    server_kind: Literal["vllm", "sglang"] = "vllm"  # engine = "server": what it is
+    vllm: VllmSection = VllmSection()  # engine = "vllm": how it is started
+    # engine = "vllm", on the trainer's GPU: what it does while the trainer scores and learns. "sleep" frees its memory.
+    when_idle: Literal["keep", "sleep"] = "keep"
+    # Answers of a step come from the weights of so many steps before, sampled while the trainer works on older ones.
+    # The lag is fixed: the same recipe gives the same numbers.
+    lag: Count = 0
     group_size: Answers = 1  # answers to each problem of a step
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
@@ -236,6 +258,14 @@ class LogSection(Section):
     project: Words | None = None
 
 
+class ParallelSection(Section):
+    """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
+
+    # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
+    # beside the shortest.
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+
+
 class Recipe(Section):
     # Of the run and its folder: letters, digits, ".", "_" and "-".
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -256,6 +286,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
+    parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
     _yielded: tuple[str, ...] = PrivateAttr(())
 

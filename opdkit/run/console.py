@@ -30,6 +30,7 @@ from rich.text import Text
 
 from opdkit.errors import Interrupted
 from opdkit.printable import printable
+from opdkit.ranks.base import ALONE, Ranks
 
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
 REDRAW_S = 0.2  # of a notebook's bar: every redrawing is a message to a browser
@@ -168,8 +169,9 @@ class Interrupt:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def check(self) -> None:
-        if self.asked or (isinstance(self._console, Terminal) and self._console.closed):
+    def check(self, ranks: Ranks = ALONE) -> None:
+        """Raises Interrupted where it was asked for; on all ranks where on any of these."""
+        if ranks.any(self.asked or (isinstance(self._console, Terminal) and self._console.closed)):
             raise Interrupted
 
 
@@ -274,5 +276,22 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int], None]]:
             elif count % 100 == 0 and time.monotonic() - last > LINE_EVERY_S:
                 last = time.monotonic()
                 say(console, f"{count:,} {what}")
+
+        yield show
+
+
+@contextmanager
+def told_while_waiting(console: Console, what: str) -> Iterator[Callable[[float], None]]:
+    """Seconds of what says nothing until it is there: redrawn on a terminal, a line now and then elsewhere."""
+    told = 0.0
+    with console.status("") as status:
+
+        def show(seconds: float) -> None:
+            nonlocal told
+            if is_live(console):
+                status.update(Line(f"{what}: {seconds:.0f} s"))
+            elif seconds - told > 2 * LINE_EVERY_S:
+                told = seconds
+                say(console, f"{what}: {seconds:.0f} s")
 
         yield show

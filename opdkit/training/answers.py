@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +15,13 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.slots import Counts
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
+from opdkit.training.ahead import Ahead
 from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.student_server import StudentServer
 from opdkit.training.saved_run import SavedRun
 from opdkit.training.state import Viewer
 from opdkit.types import Group, Problem, Rollout
@@ -35,15 +38,23 @@ class Answers:
     viewers: Mapping[str, Viewer]
     task: Task
     run: SavedRun | None = None  # whose answers are read again
+    ranks: Ranks = ALONE
     progress: Progress | None = None  # hears of answers as they are finished
+    server: StudentServer | None = None  # who samples for the student; None: this process
+    ahead: Ahead | None = None  # who asks for answers before their step (sampling.lag)
     _counts: Counts = field(default_factory=Counts)  # of the step
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
         if self.run is not None:
             return self.run.groups(problems, step)
         source = self.recipe.method.answer_source
+        if source == "student" and self.ahead is not None:
+            return self.ahead.take(step)
         if source == "student":
-            return self._sampled(self.student_engine(), self.renderer, problems, step)
+            sampled = self.begin(self.recipe, problems, step, step)()
+            if self.server is not None:
+                self.server.rest()
+            return sampled
         if source == "dataset":
             return dataset_groups(
                 problems,
@@ -63,6 +74,12 @@ class Answers:
         }
         return [groups[problem.id] for problem in problems]
 
+    def begin(self, recipe: Recipe, problems: Sequence[Problem], step: int, version: int) -> Callable[[], list[Group]]:
+        """What writes the student's answers that `step` learns from, with the weights of this moment, which are of
+        `version`. recipe: as it is at that step."""
+        engine = self.student_engine(version)
+        return lambda: self._sampled(engine, self.renderer, problems, step, recipe=recipe, version=version)
+
     def drain(self) -> list[Metric]:
         """How full the batches were in which the answers since the last call were sampled; nothing where none was.
 
@@ -77,8 +94,10 @@ class Answers:
             Metric("rollout/evictions", float(counts.evictions), "sum"),
         ]
 
-    def student_engine(self) -> HFEngine:
-        """The student with the weights of this moment, as the computation reads them."""
+    def student_engine(self, version: int) -> Sampler:
+        """The student with the weights of this moment, which are of `version`, as the computation reads them."""
+        if self.server is not None:
+            return self.server.engine(version)
         with torch.no_grad():
             weights = self.optimizer.compute_weights()
         return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
@@ -116,8 +135,10 @@ class Answers:
         problems: Sequence[Problem],
         step: int,
         read: Mapping[str, Sequence[int]] | None = None,
+        recipe: Recipe | None = None,
+        version: int | None = None,
     ) -> list[Group]:
-        sampling = self.recipe.sampling
+        sampling = (recipe or self.recipe).sampling
         groups = sample_groups(
             problems,
             sampler=sampler,
@@ -126,9 +147,10 @@ class Answers:
             params=sampling.params,
             group_size=sampling.group_size,
             identity=(self.recipe.seed, step, "sample"),
-            policy_version=step,
+            policy_version=step if version is None else version,
             progress=self.progress,
             read=read,
+            ranks=self.ranks,
         )
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opdkit.losses import ViewTokens
 from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.training.deal import Deal
 from opdkit.types import Asked, Example, FloatArray, Problem, Signal, seed_from
 
 # Arrays of a Signal and of the ViewTokens made from several of them.
@@ -41,9 +42,10 @@ class Part:
 class Batch:
     """The rows of one optimizer step, also those that a view did not score."""
 
-    def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
+    def __init__(self, examples: Sequence[Example], device: torch.device, deal: Deal | None = None) -> None:
+        """deal: which of the rows this rank passes over; None: all of them."""
         self.examples = list(examples)
-        self.device = device
+        self.device, self._deal = device, deal
         counted = [np.flatnonzero(e.rollout.answer_mask) for e in self.examples]
         lengths = [len(c) for c in counted]
         self._counted = counted
@@ -57,6 +59,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int(self._offsets[-1])
+
+    @property
+    def sampled_logprob_N(self) -> Tensor | None:
+        """[N] nats, of the distribution that was sampled. None: some answer was not sampled by us."""
+        return self._per_token([e.rollout.answer_logprobs for e in self.examples])
 
     @property
     def uncut_logprob_N(self) -> Tensor | None:
@@ -127,8 +134,8 @@ class Batch:
 
     def parts(self, planned: Planned, wanted_N: Tensor) -> list[Part]:
         """Micro-batches as the student's passes are planned. Rows without a wanted token would only cost time, and are
-        left out. All hidden states of a view in a part were made for one head."""
-        rows = self.row_N[wanted_N].unique().tolist()
+        left out, and so are those of other ranks. All hidden states of a view in a part were made for one head."""
+        rows = [row for row in self.row_N[wanted_N].unique().tolist() if self._is_own(row)]
         of_heads: dict[frozenset[tuple[str, int]], list[int]] = {}
         for row in rows:
             of_heads.setdefault(self._heads(row), []).append(row)
@@ -154,6 +161,13 @@ class Batch:
                 }
                 said[view] = ViewTokens(head=known.head, **arrays)
         return said
+
+    def of_all_ranks(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[N] by name: what every rank computed of its own rows' tokens, put together."""
+        return dict(tokens) if self._deal is None else self._deal.tokens_of_all(self.examples, self.row_N, tokens)
+
+    def _is_own(self, row: int) -> bool:
+        return self._deal is None or self._deal.is_own(self.examples[row].rollout.key)
 
     def _heads(self, row: int) -> frozenset[tuple[str, int]]:
         """Which heads the hidden states of a row belong to."""

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.text import digest_of
+from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.metrics import of_steps, read_metrics
@@ -23,12 +25,17 @@ LAST_BITS = (
     "sampling.max_tokens_per_batch",
     "model.gradient_checkpointing",
     "model.device",
+    "sampling.vllm.tensor_parallel_size",
 )
 # Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (
     *LAST_BITS,
     "name",  # the run's folder may have been moved
     "runs_dir",
+    "sampling.url",
+    "sampling.when_idle",
+    "sampling.vllm.python",
+    "sampling.vllm.gpu_memory_utilization",
     "train.save_every",
     "train.keep_checkpoints",
     "train.save_rows_every",
@@ -36,6 +43,7 @@ CHANGEABLE = (
     "eval.every",
     "log.sinks",
     "log.project",
+    "parallel.timeout_minutes",
     "diagnostics.every",
     "diagnostics.rows",
     "diagnostics.k",
@@ -97,3 +105,18 @@ def _same_files(folder: RunFolder, key: str, path: str) -> bool:
     """Whether the model at `path` is the one the run began with, whatever its path was then."""
     began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
     return began is not None and began == model_digest(Path(path))
+
+
+def fingerprints(
+    recipe: Recipe, train: Dataset, eval_sets: Mapping[str, Dataset], models: Mapping[str, str | None]
+) -> dict[str, str]:
+    """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold.
+
+    models: the digests of the recipe's.
+    """
+    sets = {f"data.train {name}": part for name, part in train.parts.items()} or {train.source: train}
+    prints = {source: data.fingerprint for source, data in {**sets, **eval_sets}.items()}
+    prints |= recipe.user_files
+    prints |= {key: digest_of(path) for key, path in recipe.context_files.items()}
+    own = None if recipe.model.lora else "model.path"  # checkpoints hold it
+    return prints | {path: digest for key, path in recipe.model_paths.items() if (digest := models[key]) and key != own}

@@ -15,7 +15,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -56,6 +56,7 @@ class Client:
         self.url, self._host, self._port, self._prefix, self._is_tls = _parts(url, key)
         self.timeout_s, self.patience_s, self.most = timeout_s, patience_s, most
         self._live: set[http.client.HTTPConnection] = set()
+        self._num_aborts = 0
         self._lock = threading.Lock()
 
     def json(
@@ -73,6 +74,7 @@ class Client:
     def abort(self) -> None:
         """End what is in flight in other threads; a server ends the work that nobody waits for any more."""
         with self._lock:
+            self._num_aborts += 1
             for connection in self._live:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):  # it has ended by itself
@@ -83,7 +85,11 @@ class Client:
     ) -> R:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
-        pause, data = 0.1, None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        pause, begun, data = (
+            0.1,
+            self._num_aborts,
+            None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+        )
         while True:
             wait = pause
             try:
@@ -95,7 +101,7 @@ class Client:
                 said = f"status {status}: {_words(answer)}"
             except (OSError, http.client.HTTPException, _Half) as error:
                 said = _reason(error)
-            if time.monotonic() + wait > until:
+            if time.monotonic() + wait > until or self._num_aborts > begun:
                 raise Unreachable(f"no answer from {self.url}{path} ({said})")
             time.sleep(wait)
             pause = min(2 * pause, 5.0)
@@ -139,11 +145,12 @@ def as_answered(
     at_once: int,
     abort: Callable[[], None],
     tick_s: float = 0.25,
-) -> Iterator[tuple[K, R | Exception] | None]:
-    """(key, what `ask` gave or raised) of every key as they come; begun in their order, `at_once` at most in flight.
+) -> Generator[list[tuple[K, R | Exception]], None, None]:
+    """(key, what `ask` gave or raised) of every key, in lists of what has come since the last one. Begun in their
+    order, `at_once` at most in flight.
 
-    None every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end ends
-    what is in flight (`abort`).
+    An empty list every `tick_s` in which nothing came, for whoever must look around. A caller that stops before the end
+    (`close`) ends what is in flight (`abort`).
     """
     todo: queue.SimpleQueue[K] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[K, R | Exception]] = queue.SimpleQueue()
@@ -168,13 +175,14 @@ def as_answered(
     left = len(keys)
     try:
         while left:
+            come: list[tuple[K, R | Exception]] = []
             try:
-                answered = done.get(timeout=tick_s)
+                come.append(done.get(timeout=tick_s))
+                while True:
+                    come.append(done.get_nowait())
             except queue.Empty:
-                yield None
-                continue
-            left -= 1
-            yield answered
+                left -= len(come)
+                yield come
     finally:
         stopped.set()
         while any(thread.is_alive() for thread in threads):

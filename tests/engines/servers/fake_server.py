@@ -155,11 +155,11 @@ class FakeServer:
     def _collective_rpc(self, body: Any) -> tuple[int, Any]:
         if body["method"] != "opdkit_load":
             return 400, {"error": {"message": "no such method", "code": 400}}
-        weights = load_file(body["args"][0])
+        weights = load_file(Path(body["args"][0]) / "model.safetensors")
         module = copy.deepcopy(self._base)  # what is cached was computed by the old one
         module.load_state_dict(weights, strict=False)
         self._base = module
-        return 200, {"results": [[len(weights), len(weights)]]}
+        return 200, {"results": [len(weights)]}
 
     def _from_disk(self, body: Any) -> tuple[int, Any]:
         self._base = self._load(body["model_path"])

@@ -1,4 +1,4 @@
-"""What a vLLM worker gains (`--worker-extension-cls opdkit_worker.Worker`): new weights, loaded in place from a file.
+"""What a vLLM worker gains (`--worker-extension-cls opdkit_worker.Worker`): new weights, loaded in place from files.
 
 Read by vLLM's own Python, which may have no opdkit: nothing of opdkit is imported here. The folder of this file is put
 on PYTHONPATH.
@@ -8,6 +8,7 @@ later is never packed again: the engine goes on with the old one, or with halves
 plain. This module is imported before the model is built.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,9 +38,14 @@ class Worker:
 
     model_runner: Any  # the worker's own
 
-    def opdkit_load(self, path: str) -> list[int]:
-        """Load a safetensors file of a checkpoint's names; returns how many parameters vLLM filled."""
-        weights = load_file(path)
-        with torch.no_grad():
-            filled = self.model_runner.model.load_weights(iter(weights.items()))
-        return [len(weights), -1 if filled is None else len(filled)]
+    def opdkit_load(self, folder: str) -> int:
+        """Load the safetensors files of a checkpoint, one after another; returns how many weights they hold."""
+        count = 0
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            weights = load_file(path)
+            with torch.no_grad():
+                self.model_runner.model.load_weights(iter(weights.items()))
+            count += len(weights)
+        if not count:
+            raise FileNotFoundError(f"opdkit_load: there are no weights in {folder}, as this process sees it")
+        return count

@@ -1,0 +1,67 @@
+"""What a run has beside its trainer: the engine that samples for it, and the answers that are asked for ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from opdkit.metrics import Metric
+from opdkit.recipe import Recipe, recipe_at
+from opdkit.run.console import Console, Interrupt, told_while_waiting
+from opdkit.training.ahead import Ahead
+from opdkit.training.answers import Answers
+from opdkit.training.models.student_server import StudentServer
+from opdkit.training.parts import Parts
+from opdkit.types import Group, Problem
+
+
+def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Sequence[Problem]]) -> Ahead | None:
+    """Who asks for the answers of later steps, if the recipe lets them lag."""
+    if not recipe.sampling.lag:
+        return None
+
+    def begin(problems: Sequence[Problem], step: int, version: int) -> Callable[[], list[Group]]:
+        return answers.begin(recipe_at(recipe, step), problems, step, version)
+
+    is_beside = recipe.sampling.engine != "hf"
+    return Ahead(recipe.sampling.lag, recipe.train.steps, begin, problems_of, is_beside)
+
+
+@contextmanager
+def engine_beside(
+    recipe: Recipe,
+    parts: Parts,
+    answers: Answers,
+    run_dir: Path,
+    console: Console,
+    interrupt: Interrupt,
+    warn: Callable[[str], object],
+) -> Iterator[None]:
+    """Inside the block `answers` has the engine that the recipe asks for; it is ended behind it, whatever happens."""
+    if recipe.sampling.engine == "hf":
+        yield
+        return
+    server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn)
+    try:
+        what = "starting vLLM" if server.served.process else f"looking for {recipe.sampling.url}"
+        with told_while_waiting(console, what) as tell:
+
+            def waiting(seconds: float) -> None:
+                tell(seconds)
+                interrupt.check()
+
+            server.open(waiting)
+        server.served.waiting = lambda seconds: None  # a step that has begun is ended, as with any engine
+        answers.server = server
+        yield
+    finally:
+        answers.server = None
+        server.close()
+
+
+def beside_metrics(answers: Answers) -> list[Metric]:
+    """Of the step that has ended; waits for what is still being written."""
+    if answers.ahead is not None:
+        answers.ahead.wait()
+    return [] if answers.server is None else answers.server.drain()

@@ -1,0 +1,218 @@
+"""The student behind an engine of its own: the weights of every step published there, and proved before they answer."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from opdkit.engines.base import SamplingParams
+from opdkit.engines.hf import HFEngine
+from opdkit.engines.load import quiet_libraries
+from opdkit.engines.model import LanguageModel
+from opdkit.engines.servers.base import Vocabulary
+from opdkit.engines.servers.engine import ServerEngine
+from opdkit.engines.servers.process import VllmOptions, VllmProcess, Waiting
+from opdkit.engines.servers.served import Served, Weights
+from opdkit.errors import UserError
+from opdkit.metrics import Metric
+from opdkit.recipe import Recipe
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.types import Asked, seed_from
+
+# Largest difference, or mean and 99.9th percentile of its absolute value, in nats, between the log-probs of vLLM and of
+# Hugging Face: several times what was measured (5e-5; 0.04 and 0.31). A wrong weight is off by whole nats.
+EXACT = 1e-3
+LOW = (0.06, 0.5)
+QUANTISED = 5.0  # so many times that for an engine that quantises; not measured
+PROBE_ROWS, PROBE_TOKENS = 4, 16
+PROBE_PROMPT = 160  # tokens: longer than a block of vLLM's prefix cache, so that a stale one shows
+PROBE_TEMPERATURE = 0.7  # not 1: an engine that reports log-probs from before the temperature shows
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(slots=True)
+class StudentServer:
+    """open() first, close() at the end; engine(version) between."""
+
+    recipe: Recipe
+    student: LanguageModel
+    optimizer: Optimizer
+    served: Served
+    folder: Path  # where weights are handed over
+    version: int | None = None  # of the weights that are published
+    _run: str = field(default_factory=lambda: secrets.token_hex(4))  # two runs on one server have two names
+    _metrics: list[Metric] = field(default_factory=list)
+    _told: int = 0  # starts of the engine that metrics have counted
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        student: LanguageModel,
+        optimizer: Optimizer,
+        run_dir: Path,
+        doubts: Callable[[str], object],
+    ) -> StudentServer:
+        """As sampling.engine asks. Raises UserError where there is no vLLM that could be started."""
+        sampling = recipe.sampling
+        folder = run_dir / "sampler"
+        process = None
+        if sampling.engine == "vllm":
+            room = str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+            folder = Path(tempfile.mkdtemp(prefix="opdkit-", dir=room))
+            process = VllmProcess(vllm_options(recipe, student), log=run_dir / "vllm.log", folder=folder)
+        served = Served(
+            vocabulary=vocabulary_of(student),
+            process=process,
+            url=sampling.url,
+            kind=sampling.server_kind,
+            doubts=doubts,
+        )
+        return cls(recipe, student, optimizer, served, folder)
+
+    @property
+    def is_adapter(self) -> bool:
+        return hasattr(self.student.module, "peft_config")
+
+    def open(self, waiting: Waiting) -> None:
+        """Start or find the server. waiting: hears the seconds while it starts."""
+        self.served.waiting = waiting
+        self.served.open()
+        self._told = self.served.num_starts
+
+    def engine(self, version: int) -> ServerEngine:
+        """With the student's weights of this moment, which are of this version: sent there unless they are already.
+
+        Raises UserError where the engine's log-probs then are not the trainer's.
+        """
+        if version != self.version:
+            started = time.monotonic()
+            self.wake()
+            self._publish(version)
+            self._prove(version)
+            self._metrics.append(Metric("time/publish_s", time.monotonic() - started, "sum"))
+        return self.served.engine()
+
+    def wake(self) -> None:
+        if self.version is None and self.recipe.sampling.when_idle == "sleep" and self.served.num_starts:
+            with suppress(UserError):  # it was never asleep
+                self.served.api.wake()
+
+    def rest(self) -> None:
+        """Sampling is over for this step: free the accelerator, if the recipe says so. The next engine() wakes it."""
+        if self.recipe.sampling.when_idle == "sleep" and self.version is not None:
+            self.served.sleep()
+            self.version = None
+
+    def drain(self) -> list[Metric]:
+        """What happened since the last call."""
+        told, self._metrics = self._metrics, []
+        restarts, self._told = self.served.num_starts - self._told, self.served.num_starts
+        return [*told, Metric("rollout/num_engine_restarts", float(restarts), "sum")]
+
+    def close(self) -> None:
+        self.served.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _publish(self, version: int) -> None:
+        name = f"{self._run}-{version}"
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_weights(self.student, self.optimizer, folder)
+        except OSError as error:
+            raise UserError(f"the student's weights could not be written to {folder} ({error}); make room") from None
+        # An engine caches what a prompt was read as by an adapter's name: one name and one folder a version.
+        self.served.publish(Weights(name, str(folder), f"opdkit-{name}" if self.is_adapter else None))
+        self.version = version
+        for older in self.folder.iterdir():
+            if older != folder:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def _prove(self, version: int) -> None:
+        """Raises UserError unless the engine gives the trainer's log-probs to answers of its own."""
+        prompts = [self._probe(row) for row in range(PROBE_ROWS)]
+        params = SamplingParams(temperature=PROBE_TEMPERATURE, max_answer_tokens=PROBE_TOKENS)
+        seeds = [seed_from("probe", row) for row in range(PROBE_ROWS)]
+        sampled = self.served.engine().sample(prompts, seeds, params)
+        with torch.no_grad():
+            weights = self.optimizer.compute_weights()
+        answers = [one.answer_ids for one in sampled]
+        scorer = HFEngine(self.student, weights=weights)
+        said = scorer.score(prompts, answers, Asked("sampled"), temperature=PROBE_TEMPERATURE)
+        ours_N = np.concatenate([np.asarray(one.sampled_logprob_T) for one in said])
+        gap_N = np.abs(np.concatenate([one.logprobs_T for one in sampled]) - ours_N)
+        mean, p999 = float(gap_N.mean()), float(np.quantile(gap_N, 0.999))
+        self._metrics += [
+            Metric("rollout/probe_gap_mean", mean),
+            Metric("rollout/probe_gap_p999", p999, "max"),
+        ]
+        exact = self.recipe.model.dtype == "float32"
+        more = 1.0 if self.recipe.sampling.vllm.quantization is None else QUANTISED
+        most_mean, most = (EXACT, EXACT) if exact else LOW
+        if not (mean <= more * most_mean and p999 <= more * most):  # NaN is over every limit
+            raise UserError(
+                f"the engine's log-probs are not the student's of step {version}: over {len(gap_N)} tokens they differ "
+                f"by {mean:.2g} nats in the mean and {p999:.2g} at the 99.9th percentile, where {more * most_mean:g} "
+                f"and {more * most:g} are allowed in {self.recipe.model.dtype}; is another model served there, in "
+                "another dtype, without --logprobs-mode processed_logprobs, or does another run update it?"
+            )
+
+    def _probe(self, row: int) -> list[int]:
+        """A prompt of ordinary ids, the same at every update."""
+        plain = [i for i in range(self.student.num_tokens) if i not in self.student.stop_ids]
+        room = self.served.max_model_len or PROBE_PROMPT + PROBE_TOKENS
+        length = max(1, min(PROBE_PROMPT, room - PROBE_TOKENS))
+        return [plain[seed_from("probe", row, place) % len(plain)] for place in range(length)]
+
+
+def write_weights(student: LanguageModel, optimizer: Optimizer, folder: Path) -> None:
+    """A checkpoint as the engine reads it, in the dtype of the computation; of a LoRA student its adapter."""
+    with torch.no_grad(), quiet_libraries():
+        if hasattr(student.module, "peft_config"):
+            student.module.save_pretrained(folder)
+            return
+        with student.using(optimizer.compute_weights()):
+            state = student.module.state_dict()
+        dtype = optimizer.compute_dtype
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        student.module.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
+
+
+def vocabulary_of(student: LanguageModel) -> Vocabulary:
+    return Vocabulary(
+        num_tokens=student.num_tokens,
+        num_rows=student.num_rows,
+        stop_ids=frozenset(token for token in student.stop_ids if token < student.num_tokens),
+        absent=student.absent_ids,
+        max_positions=student.max_positions,
+    )
+
+
+def vllm_options(recipe: Recipe, student: LanguageModel) -> VllmOptions:
+    own, model = recipe.sampling.vllm, recipe.model
+    peft = getattr(student.module, "peft_config", None)
+    adapter = None if peft is None else peft["default"]
+    return VllmOptions(
+        model=model.path if adapter is None else str(adapter.base_model_name_or_path or model.path),
+        dtype=model.dtype,
+        python=own.python,
+        gpu_memory_utilization=own.gpu_memory_utilization,
+        tensor_parallel_size=own.tensor_parallel_size,
+        max_model_len=own.max_model_len,
+        quantization=own.quantization,
+        extra_args=own.extra_args,
+        lora_rank=None if adapter is None else adapter.r,
+        sleeps=recipe.sampling.when_idle == "sleep",
+        trust_remote_code=model.trust_remote_code,
+    )
