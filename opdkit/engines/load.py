@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opdkit.engines.quantized import quantization_config
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
 
@@ -24,6 +25,7 @@ def load_checkpoint(
     trust_remote_code: bool,
     attn_implementation: str | None,
     base: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[Any, Any, list[str]]:
     """(module, tokenizer, sentences to be shown) of a checkpoint folder, an adapter folder (base plus adapter, never
     merged) or a hub name.
@@ -34,6 +36,8 @@ def load_checkpoint(
     random numbers and carry on.
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, dtype)
     return _load(path, options, base)
 
 
@@ -82,8 +86,8 @@ def _found(path: str) -> Iterator[None]:
 
 def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The module, and what must be said of it."""
-    with _one_sentence(f"{path} cannot be loaded as a causal language model"):
-        auto = _auto_class(path, options["trust_remote_code"])
+    with one_sentence(f"{path} cannot be loaded as a causal language model"):
+        auto = auto_class(path, options["trust_remote_code"])
         module, info = auto.from_pretrained(path, **options, output_loading_info=True, ignore_mismatched_sizes=True)
     if misfits := sorted(info["mismatched_keys"]):
         name, found, wanted = misfits[0]
@@ -105,7 +109,7 @@ def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]
     ]
 
 
-def _auto_class(path: str, trust_remote_code: bool) -> Any:
+def auto_class(path: str, trust_remote_code: bool) -> Any:
     """A checkpoint of a model that reads images too is loaded whole.
 
     The text-only class of its type would drop the rest in silence, and what is trained could not take its place.
@@ -155,7 +159,7 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
 def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with _one_sentence(f"{path} has no tokenizer that can be loaded"):
+    with one_sentence(f"{path} has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(
         set(tokenizer.all_special_ids)
@@ -170,7 +174,7 @@ def load_generation_config(path: str, trust_remote_code: bool = False) -> Any:
     """What a checkpoint says ends its answers: its generation config or, as transformers does, its config."""
     from transformers import AutoConfig, GenerationConfig
 
-    with _one_sentence(f"{path} has no configuration that can be loaded"):
+    with one_sentence(f"{path} has no configuration that can be loaded"):
         try:
             return GenerationConfig.from_pretrained(path)
         except OSError:
@@ -201,7 +205,7 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
 
     if (Path(path) / "adapter_config.json").is_file():
         return load_num_rows(_base_of(Path(path)), trust_remote_code)
-    with _one_sentence(f"{path} has no configuration that can be loaded"):
+    with one_sentence(f"{path} has no configuration that can be loaded"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) else None
@@ -210,7 +214,7 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
 def _base_of(folder: Path) -> str:
     from peft import PeftConfig
 
-    with _one_sentence(f"{folder} holds no readable adapter"):
+    with one_sentence(f"{folder} holds no readable adapter"):
         base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_path:
         raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
@@ -225,7 +229,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) ->
     module, tokenizer, said = _load(base_path, options)
     if (folder / "generation_config.json").is_file():
         module.generation_config = load_generation_config(str(folder))
-    with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
+    with one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
         module = PeftModel.from_pretrained(module, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
@@ -234,7 +238,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) ->
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
+def one_sentence(what: str) -> Iterator[None]:
     try:
         yield
     except UserError:
