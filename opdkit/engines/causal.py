@@ -36,17 +36,18 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
+from opdkit.engines.offload import kept_on_host
 from opdkit.engines.packed import Way, num_filled, packed_attention, states, way_of
 from opdkit.engines.passes import Passes, passes_on, plan_packed, plan_padded
 from opdkit.engines.prefix_tree import grow
 from opdkit.engines.rope import Span, max_length, sides_of_switch, switch_length
+from opdkit.engines.stand_ins import Slot, slots, swapped
 from opdkit.engines.stops import find_stops
 from opdkit.engines.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
 Ids = Sequence[int]
-_Slot = tuple[nn.Module, str, Tensor]  # the submodule that holds a parameter, the parameter's name there, its stand-in
 
 
 class CausalModel:
@@ -91,12 +92,14 @@ class CausalModel:
         self._absent_ids: Tensor | None = None
         self.max_positions = max_length(self.config)
         self.switch_length = switch_length(self.config)
-        self._stand_ins: tuple[_Slot, ...] = ()
+        self._stand_ins: tuple[Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
         self.passes = passes_on(self.device.type)
         self.packs: bool | None = False  # see `is_packed`; None: to be proved
         self.positions: Counter[str] = Counter()
         self._way: Way | None = None  # of the packed pass that is running
+        self.offloads_activations = False  # see `evaluating`
+        self._replays = False
         self._freeze_unread()
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
@@ -153,6 +156,12 @@ class CausalModel:
                 logit_scale=scale,
                 softcap=softcap,
             )
+
+    @property
+    def head_names(self) -> list[str]:
+        """Of the parameters that `head` reads."""
+        own = {id(parameter) for parameter in self._head_module.parameters()}
+        return [name for name, parameter in self.module.named_parameters() if id(parameter) in own]
 
     @staticmethod
     def _rows(contexts: Sequence[Ids], answers: Sequence[Ids]) -> list[tuple[int, ...]]:
@@ -265,9 +274,9 @@ class CausalModel:
         if weights is None:
             yield
             return
-        before, self._stand_ins = self._stand_ins, _slots(self.module, weights)
+        before, self._stand_ins = self._stand_ins, slots(self.module, weights)
         try:
-            with _swapped(self._stand_ins):
+            with swapped(self._stand_ins):
                 yield
         finally:
             self._stand_ins = before
@@ -284,8 +293,17 @@ class CausalModel:
 
     @contextmanager
     def evaluating(self, *, checkpoint: bool = False) -> Iterator[None]:
-        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work."""
-        layers = self._checkpointed if checkpoint else ()
+        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work, and, where
+        the model `offloads_activations`, what is kept for the backward pass go to host memory."""
+        if checkpoint and self.offloads_activations and not self._replays:
+            with kept_on_host(self.module), self._without_dropout(self._checkpointed):
+                yield
+        else:
+            with self._without_dropout(self._checkpointed if checkpoint else ()):
+                yield
+
+    @contextmanager
+    def _without_dropout(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         if not layers and not self.module.training:
             yield
             return
@@ -349,34 +367,10 @@ class CausalModel:
         return nullcontext(), self._second_run(self._stand_ins, self._way)
 
     @contextmanager
-    def _second_run(self, stand_ins: tuple[_Slot, ...], way: Way | None) -> Iterator[None]:
-        with _swapped(stand_ins), self.evaluating(checkpoint=True), packed_attention(self.body, way):
-            yield
-
-
-def _slots(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[_Slot, ...]:
-    """Where each stand-in goes. A tied parameter has several places under one name, and goes to all of them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    slots = []
-    for name, tensor in weights.items():
-        parameter = module.get_parameter(name)  # raises AttributeError for a name the module does not have
-        if tensor.shape != parameter.shape:
-            raise ValueError(f"weights[{name!r}] has shape {tuple(tensor.shape)}, the module {tuple(parameter.shape)}")
-        for alias in names[id(parameter)]:
-            owner, _, leaf = alias.rpartition(".")
-            slots.append((module.get_submodule(owner), leaf, tensor))
-    return tuple(slots)
-
-
-@contextmanager
-def _swapped(slots: tuple[_Slot, ...]) -> Iterator[None]:
-    originals = [(owner, leaf, owner._parameters[leaf]) for owner, leaf, _ in slots]
-    try:
-        for owner, leaf, tensor in slots:
-            owner._parameters[leaf] = tensor  # a stand-in need not be a leaf
-        yield
-    finally:
-        for owner, leaf, parameter in originals:
-            owner._parameters[leaf] = parameter
+    def _second_run(self, stand_ins: tuple[Slot, ...], way: Way | None) -> Iterator[None]:
+        before, self._replays = self._replays, True
+        try:
+            with swapped(stand_ins), self.evaluating(checkpoint=True), packed_attention(self.body, way):
+                yield
+        finally:
+            self._replays = before
