@@ -42,7 +42,7 @@ class Data:
         self.solutions = texts(case["problems"], case.get("solution", 32), vocabulary, "solutions")
         self.group = case["group"]
         random = torch.Generator().manual_seed(0)
-        first, stop = NUM_SPECIAL + 1, NUM_SPECIAL - 1  # letters but the space, and what ends an answer
+        first, stop = NUM_SPECIAL + 2, NUM_SPECIAL - 1  # letters but white space, and what ends an answer
         self.answers = [
             [*torch.randint(first, vocabulary, (length - 1,), generator=random).tolist(), stop]
             for length in lengths(case)
