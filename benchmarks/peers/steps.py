@@ -36,7 +36,8 @@ class Data:
 
     def __init__(self, case: dict[str, Any]) -> None:
         vocabulary = case["vocabulary"]
-        self.folder = Path(tempfile.mkdtemp(prefix="opdkit-bench-"))
+        self._kept = tempfile.TemporaryDirectory(prefix="opdkit-bench-")  # removed with the process
+        self.folder = Path(self._kept.name)
         make_models(self.folder, case["model"], vocabulary)
         self.prompts = texts(case["problems"], case["prompt"], vocabulary, "prompts")
         self.solutions = texts(case["problems"], case.get("solution", 32), vocabulary, "solutions")
