@@ -1,5 +1,5 @@
-"""opdkit with a real vLLM process on this CPU: `make test-vllm`, outside `make test`. A tiny model with random weights, in
-float32 on one thread, where equal tokens are promised. What needs a GPU is not run here (docs/guides/vllm.md)."""
+"""opdkit with a real vLLM process on this CPU: `make test-vllm`, outside `make test`. A tiny model with random weights,
+in float32 on one thread, where equal tokens are promised. What needs a GPU is not run here (docs/guides/vllm.md)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ PYTHON = os.environ.get("OPDKIT_VLLM_PYTHON", str(Path(__file__).parents[2] / ".
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of 32 numbers, the least that vLLM's CPU attention takes; more rows than the tokenizer has ids."""
+    """A student; its teacher stands beside it. Heads of 32 numbers, the least that vLLM's CPU attention takes; more rows
+    than the tokenizer has ids."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     from opdkit.engines.scratch import char_tokenizer
     from opdkit.tasks import arithmetic
 
-    folder = tmp_path_factory.mktemp("vllm") / "model"
+    folder = tmp_path_factory.mktemp("vllm")
     tokenizer = char_tokenizer(arithmetic.ALPHABET + "()")
     config = Qwen3Config(
         vocab_size=32,
@@ -56,12 +57,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
-    module = Qwen3ForCausalLM(config)
-    module.generation_config = GenerationConfig(eos_token_id=[4, 0], pad_token_id=0)
-    module.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    for seed, name in enumerate(("student", "teacher")):
+        torch.manual_seed(seed)
+        module = Qwen3ForCausalLM(config)
+        module.generation_config = GenerationConfig(eos_token_id=[4, 0], pad_token_id=0)
+        module.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder / "student"
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +99,10 @@ def recipe(model: Path, tmp_path: Path) -> Callable[..., Recipe]:
             "seed": 3,
             "runs_dir": str(tmp_path / "runs"),
             "model": {"path": str(model), "dtype": "float32", "device": "cpu"},
-            "teacher": {"kind": "self", "weights": "initial"},
-            "context": {"kind": "reference_solution"},
+            "teacher": {"kind": "model", "path": str(model.parent / "teacher")},
             "data": {"train": "arithmetic:merge-3:train", "task": "arithmetic", "limit": 40},
             "sampling": {"max_answer_tokens": 24, "group_size": 2},
-            "method": {"name": "opsd"},
+            "method": {"name": "opd"},
             "train": {"steps": steps, "problems_per_step": 4, "lr": 1e-2, "save_every": 1},
         }
         return parse_recipe(raw, list(overrides))
@@ -129,7 +130,7 @@ def test_the_engine_has_the_trainers_weights_after_each_of_five_updates(
     rows = [line["rollout/sampler_gap_p999"] for line in lines(run)]
     print(f"\nlargest gap of the probe, before and after 5 updates: {', '.join(f'{gap:.1e}' for gap in probe)}")
     print(f"99.9th percentile over the step's own answers: {', '.join(f'{gap:.1e}' for gap in rows)}")
-    print(f"publishing: {', '.join('%.2f s' % line['time/publish_s'] for line in lines(run))}")
+    print(f"publishing: {', '.join(f'{line['time/publish_s']:.2f} s' for line in lines(run))}")
     assert len(probe) == 6 and max(probe) < 1e-3 and max(rows) < 1e-3
     losses = [line["train/loss"] for line in lines(run)]
     assert len(set(losses)) == 6  # something was learned in between
