@@ -32,8 +32,8 @@ PYTHON = os.environ.get("OPDKIT_VLLM_PYTHON", str(Path(__file__).parents[2] / ".
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student; its teacher stands beside it. Heads of 32 numbers, the least that vLLM's CPU attention takes; more rows
-    than the tokenizer has ids."""
+    """A student; its teacher stands beside it. Heads of 32 numbers, the least that vLLM's CPU attention takes; more
+    rows than the tokenizer has ids."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
