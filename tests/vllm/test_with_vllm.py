@@ -130,7 +130,8 @@ def test_the_engine_has_the_trainers_weights_after_each_of_five_updates(
     rows = [line["rollout/sampler_gap_p999"] for line in lines(run)]
     print(f"\nlargest gap of the probe, before and after 5 updates: {', '.join(f'{gap:.1e}' for gap in probe)}")
     print(f"99.9th percentile over the step's own answers: {', '.join(f'{gap:.1e}' for gap in rows)}")
-    print(f"publishing: {', '.join(f'{line['time/publish_s']:.2f} s' for line in lines(run))}")
+    seconds = [line["time/publish_s"] for line in lines(run)]
+    print(f"publishing and proving: {', '.join(f'{one:.2f} s' for one in seconds)}")
     assert len(probe) == 6 and max(probe) < 1e-3 and max(rows) < 1e-3
     losses = [line["train/loss"] for line in lines(run)]
     assert len(set(losses)) == 6  # something was learned in between
