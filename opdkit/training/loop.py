@@ -175,8 +175,8 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
-                with engine_beside(*beside):
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
