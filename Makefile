@@ -12,7 +12,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm check docs format bench bench-compare clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks check docs format bench bench-compare clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -33,6 +33,10 @@ test-vllm: $(READY) $(VLLM_READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
+
+# Several processes on this machine's CPUs: every setting, whole runs, checkpoints, and ranks that are killed.
+test-ranks: $(READY)
+	$(BIN)/python -m pytest -m ranks -n 0 -s --timeout 600 tests/ranks
 
 # The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
 test-triton: $(BENCH_READY)

@@ -193,6 +193,16 @@ class Asked:
     entropy: bool = False  # of the view's distribution, nats
     logprob: bool = False  # for answer == "distribution": coefficients also depend on that of the sampled token
 
+    @property
+    def words(self) -> str:
+        """For sentences."""
+        kinds = {
+            "sampled": "sampled log-probs",
+            "topk": f"top-{self.k or 'k'} lists",
+            "distribution": "whole distributions",
+        }
+        return kinds[self.answer] + (" and entropies" if self.entropy else "")
+
     def covers(self, other: Asked) -> bool:
         """Whether whoever was asked this can say what the other asks. Hidden states say everything."""
         if self.answer == "distribution":

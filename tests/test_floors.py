@@ -11,10 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "opdkit"
 FLOORS = [
     {"printable"},
     {"types", "errors", "metrics", "toml", "hub", "installed", "__init__"},
+    {"ranks"},
     {"losses", "contexts", "tasks"},
     {"methods", "engines"},
     {"data", "measure", "recipe", "rollouts"},
     {"run"},
+    {"launch"},
     {"evaluation"},
     {"training", "reporting"},
     {"analysis", "pipeline", "quickstart"},

@@ -26,6 +26,8 @@ EXCEPTIONS = {
     ("tasks/sandbox/child.py", "sys.stdout"): "inside the sandbox: the judged program's own standard output",
     ("cli/__init__.py", "sys.stdout"): "how characters that the terminal's encoding lacks are written",
     ("cli/__init__.py", "sys.stderr"): "asked whether it is a terminal",
+    ("ranks/join.py", "sys.stdout"): "written out before a rank ends",
+    ("ranks/join.py", "sys.stderr"): "written out before a rank ends",
     ("tasks/sandbox/start.py", "warnings.warn"): "a fixed sentence, for who calls it from Python; the CLI hears it",
     ("metrics.py", "_log.warning"): "below the console; of printable words, and the CLI hears it",
 }

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,8 @@ from opdkit.cli.base import app, console, errors
 from opdkit.data.files.write import SHOWN
 from opdkit.errors import Interrupted, UserError
 from opdkit.printable import printable
+from opdkit.ranks.base import LOST, RankLost
+from opdkit.ranks.join import is_launched, is_rank, leave
 from opdkit.run.console import hear_logs, say
 
 # Each adds its commands to `app`; --help shows them in this order.
@@ -33,28 +36,43 @@ import opdkit.cli.catalog  # isort: skip  # noqa: F401
 
 def main() -> None:
     """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
+    if not is_rank():
+        sys.exit(_status())
+    try:  # torch's threads may turn an ordinary exit into an abort
+        status = _status()
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    leave(status)
+
+
+def _status() -> int:
     if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     hear_logs(errors)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal without UTF-8
     try:
-        sys.exit(app(prog_name="opdkit", standalone_mode=False))  # the status of a typer.Exit, or None
+        return app(prog_name="opdkit", standalone_mode=False) or 0  # the status of a typer.Exit, or None
     except _UsageError as error:
         _print_usage_error(error)
-        sys.exit(2)
+        return 2
     except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
         if error.filename is None:
             raise
         _print_error(f"{error.filename}: {error.strerror}; choose another path")
-        sys.exit(2)
+        return 2
     except UserError as error:
         for sentence in error.sentences:
             _print_error(sentence)
-        sys.exit(2)
+        return 2
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         say(errors, *f"Stopped. {stop}".split("\n"))
-        sys.exit(130)
+        return 130
+    except RankLost as error:
+        if not is_launched() or os.environ["RANK"] != "0":  # the launcher says it, and knows which rank it was
+            _print_error(f"another rank ended, or did not answer ({error}): see what it says; go on with --resume")
+        return LOST
 
 
 # Of an argument that cannot be read. Its class is click's own, or of the copy inside typer, as typer's version is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,20 +46,40 @@ def train(
     set_: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+    ranks: Annotated[
+        int, typer.Option(min=1, max=MANY, help="Processes that train together on this machine; one for each GPU.")
+    ] = 1,
 ) -> None:
     """Train the recipe's student; writes runs/<name>/."""
+    from opdkit.ranks.join import NUM_RANKS, is_launched, is_rank, join
     from opdkit.recipe import load_recipe
+    from opdkit.recipe.check import check_num_ranks
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
+    command = ["train", str(recipe), *(word for setting in set_ or [] for word in ("--set", setting))]
+    num_ranks = ranks if ranks > 1 else int(os.environ.get(NUM_RANKS, "1"))
+    again = shlex.join(["opdkit", *command, *(["--ranks", str(num_ranks)] if num_ranks > 1 else []), "--resume"])
+    if ranks > 1:
+        if is_rank():
+            raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
+        from opdkit.launch import launch
+
+        check_num_ranks(resolved, ranks)
+        how = [word for word, is_set in (("--resume", resume), ("--overwrite", overwrite)) if is_set]
+        raise typer.Exit(launch([*command, *how], ranks, resolved, again=again, errors=errors))
+    group = join(device=resolved.model.device, timeout_minutes=resolved.parallel.timeout_minutes)
+    if not group.is_first and not is_launched():
+        console.quiet = True
     from opdkit.reporting import write_report
     from opdkit.training.loop import train
 
     try:
-        train(resolved, resume=resume, overwrite=overwrite, console=console)
-        say(console, f"report: {write_report(resolved.run_dir)}")
+        train(resolved, resume=resume, overwrite=overwrite, console=console, ranks=group)
+        if group.is_first:
+            say(console, f"report: {write_report(resolved.run_dir)}")
+        group.wait()
     except Interrupted:
-        settings = [word for setting in set_ or [] for word in ("--set", setting)]
-        again = shlex.join(["opdkit", "train", str(recipe), *settings, "--resume"])
+        group.wait()
         raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
 
 

@@ -83,8 +83,8 @@ def _found(path: str) -> Iterator[None]:
 
 def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The module, and what must be said of it."""
-    with _one_sentence(f"{path} cannot be loaded as a causal language model"):
-        auto = _auto_class(path, options["trust_remote_code"])
+    with one_sentence(f"{path} cannot be loaded as a causal language model"):
+        auto = auto_class(path, options["trust_remote_code"])
         module, info = auto.from_pretrained(path, **options, output_loading_info=True, ignore_mismatched_sizes=True)
     if misfits := sorted(info["mismatched_keys"]):
         name, found, wanted = misfits[0]
@@ -106,7 +106,7 @@ def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]
     ]
 
 
-def _auto_class(path: str, trust_remote_code: bool) -> Any:
+def auto_class(path: str, trust_remote_code: bool) -> Any:
     """A checkpoint of a model that reads images too is loaded whole.
 
     The text-only class of its type would drop the rest in silence, and what is trained could not take its place.
@@ -156,7 +156,7 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
 def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with _one_sentence(f"{path} has no tokenizer that can be loaded"):
+    with one_sentence(f"{path} has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(
         set(tokenizer.all_special_ids)
@@ -171,7 +171,7 @@ def load_generation_config(path: str, trust_remote_code: bool = False) -> Any:
     """What a checkpoint says ends its answers: its generation config or, as transformers does, its config."""
     from transformers import AutoConfig, GenerationConfig
 
-    with _one_sentence(f"{path} has no configuration that can be loaded"):
+    with one_sentence(f"{path} has no configuration that can be loaded"):
         try:
             return GenerationConfig.from_pretrained(path)
         except OSError:
@@ -202,7 +202,7 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
 
     if (Path(path) / "adapter_config.json").is_file():
         return load_num_rows(_base_of(Path(path)), trust_remote_code)
-    with _one_sentence(f"{path} has no configuration that can be loaded"):
+    with one_sentence(f"{path} has no configuration that can be loaded"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) else None
@@ -214,7 +214,7 @@ def load_max_positions(path: str, trust_remote_code: bool) -> int | None:
 
     if base := adapter_base(Path(path)):
         return load_max_positions(base, trust_remote_code)
-    with _one_sentence(f"{path} has no configuration that can be loaded"):
+    with one_sentence(f"{path} has no configuration that can be loaded"):
         return max_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
 
 
@@ -226,7 +226,7 @@ def adapter_base(folder: Path) -> str | None:
 def _base_of(folder: Path) -> str:
     from peft import PeftConfig
 
-    with _one_sentence(f"{folder} holds no readable adapter"):
+    with one_sentence(f"{folder} holds no readable adapter"):
         base_path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_path:
         raise UserError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path in it.")
@@ -241,7 +241,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) ->
     module, tokenizer, said = _load(base_path, options)
     if (folder / "generation_config.json").is_file():
         module.generation_config = load_generation_config(str(folder))
-    with _one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
+    with one_sentence(f"the adapter {folder} does not fit its base model {base_path}"), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # peft warns and keeps its random numbers
         module = PeftModel.from_pretrained(module, str(folder), is_trainable=True)
     if (folder / "tokenizer_config.json").is_file():
@@ -250,7 +250,7 @@ def _load_adapter(folder: Path, options: Mapping[str, Any], base: str | None) ->
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
+def one_sentence(what: str) -> Iterator[None]:
     try:
         yield
     except UserError:

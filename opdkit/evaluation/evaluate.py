@@ -18,13 +18,14 @@ from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import check_model_path, model_digest
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.answering import Answering, answering
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
 from opdkit.evaluation.options import EvaluateOptions, check_engine
 from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -63,42 +64,69 @@ def sample_answers(
     seed: int,
     store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[StoredAnswer]:
     """`num_samples` graded answers to every problem, in their order; what `store` already holds is not sampled again.
 
     progress is called after every token with (answers finished, answers), and may raise Interrupted: `store` has what
-    was finished then.
+    was finished then. ranks: each samples its share, and the first one has the store.
     """
-    kept = {(a.problem_id, a.sample_id): a for a in store.answers} if store else {}
+    kept = ranks.from_first(lambda: {(a.problem_id, a.sample_id): a for a in store.answers} if store else {})
     pairs = [(problem, sample_id) for problem in problems for sample_id in range(num_samples)]
     missing = [(problem, sample_id) for problem, sample_id in pairs if (problem.id, sample_id) not in kept]
-    found = len(pairs) - len(missing)
+    found, at_once = len(pairs) - len(missing), ANSWERS_PER_BATCH * ranks.size
+    own: list[StoredAnswer] = []
+
+    def put(answers: Sequence[StoredAnswer]) -> None:
+        if store:
+            store.append(answers)
+        kept.update(((answer.problem_id, answer.sample_id), answer) for answer in answers)
 
     def keep(rollouts: list[Rollout]) -> None:
         fresh = [stored_answer(rollout, renderer.answer_text(rollout.answer_ids)) for rollout in rollouts]
-        if store:
-            store.append(fresh)
-        kept.update(((answer.problem_id, answer.sample_id), answer) for answer in fresh)
+        own.extend(fresh)
+        put(fresh)
 
-    for start in range(0, len(missing), ANSWERS_PER_BATCH):
-        before = found + start
+    for start in range(0, len(missing), at_once):
+        before, part = found + start, missing[start : start + at_once]
 
-        def heard(done: int, total: int, before: int = before) -> None:
+        def heard(done: int, total: int, before: int = before, most: int = len(part)) -> None:
             if progress:
-                progress(before + done, len(pairs))
+                progress(before + min(done * ranks.size, most), len(pairs))
 
-        sample_rollouts(
-            missing[start : start + ANSWERS_PER_BATCH],
-            sampler=sampler,
-            renderer=renderer,
-            task=task,
-            params=params,
-            identity=(seed, "evaluate"),
-            policy_version=0,
-            progress=heard,
-            kept=keep,
-        )
+        own.clear()
+        with _stopping_all(ranks, own, put):
+            sample_rollouts(
+                ranks.share(part),
+                sampler=sampler,
+                renderer=renderer,
+                task=task,
+                params=params,
+                identity=(seed, "evaluate"),
+                policy_version=0,
+                progress=heard,
+                kept=keep,
+            )
     return [kept[problem.id, sample_id] for problem, sample_id in pairs]
+
+
+@contextmanager
+def _stopping_all(
+    ranks: Ranks, own: Sequence[StoredAnswer], put: Callable[[Sequence[StoredAnswer]], None]
+) -> Iterator[None]:
+    """Around a share of the answers: what other ranks finished is put beside this one's `own`, and where one of them
+    was stopped, all are."""
+    is_stopped = False
+    try:
+        yield
+    except Interrupted:
+        is_stopped = True
+    told = ranks.gather((own, is_stopped))
+    for rank, (answers, _) in enumerate(told):
+        if rank != ranks.rank and answers:
+            put(answers)
+    if any(stopped for _, stopped in told):
+        raise Interrupted
 
 
 def evaluate_model(

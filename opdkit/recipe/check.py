@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from opdkit.errors import UserError
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
 from opdkit.recipe.rules import check_sinks, departures, method_warnings, warnings
@@ -36,3 +37,26 @@ def departures_in(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     stages = [(stage.name, stage.does) for stage in load_pipeline(path, overrides).stages]
     told = [(name, departures(does)) for name, does in stages if isinstance(does, Recipe)]
     return [f"stage {name}: {said}" for name, said in told if said is not None]
+
+
+def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
+    """Raises UserError for more ranks than a step has rows, and for what several ranks cannot do."""
+    if recipe.spool is not None:
+        raise UserError(
+            f"[spool] keeps what one process sees, and there are {num_ranks} ranks; remove it, or the ranks"
+        )
+    sampling = recipe.sampling
+    if sampling.engine != "hf" or sampling.lag:
+        key = f"lag = {sampling.lag}" if sampling.lag else f'engine = "{sampling.engine}"'
+        raise UserError(
+            f"sampling.{key} is for one process, and {num_ranks} ranks were asked for; remove it: the ranks share the "
+            "answers of a step among them"
+        )
+    answers = 1 if recipe.method.answer_source == "dataset" else recipe.sampling.group_size
+    rows = recipe.train.problems_per_step * answers
+    if num_ranks > rows:
+        raise UserError(
+            f"{num_ranks} ranks are more than the {rows} rows of a step (train.problems_per_step = "
+            f"{recipe.train.problems_per_step}, {answers} answers to each), so some would never have work; start "
+            f"at most {rows}, or raise train.problems_per_step"
+        )

@@ -25,6 +25,7 @@ from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
@@ -56,6 +57,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *_method_faults(stage),
             *_stage_teacher_faults(stage),
             *saved_faults(stage),
+            *payload_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
             *lag_faults(stage),
@@ -83,8 +85,8 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said |= {sentence: where for where, stage in stages.items() for sentence in _threshold_warnings(stage)}
     said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
-    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe), *saved_warnings(recipe)]
-    return [*recipe.yielded, *told, *own]
+    own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
+    return [*recipe.yielded, *told, *own, *saved_warnings(recipe), *server_warnings(recipe)]
 
 
 def departures(recipe: Recipe) -> str | None:
@@ -186,7 +188,8 @@ def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
 def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapter: bool) -> Iterator[str]:
     if teacher.kind == "model" and teacher.path is None:
         yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
-    if teacher.kind != "model" and teacher.path is not None:
+    yield from server_faults(where, teacher)
+    if not teacher.is_other_model and teacher.path is not None:
         yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
     if teacher.kind == "self" and teacher.weights is None:
         yield (
@@ -200,8 +203,8 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
             f'{where}.kind = "{teacher.kind}" and {where}.run = {teacher.run!r}: kind = "saved" reads what the '
             "teachers of a run said; set both, or neither"
         )
-    for key in ("dtype", "chat_template", "trust_remote_code") if teacher.kind != "model" else ():
-        if getattr(teacher, key):
+    for key in ("dtype", "chat_template", "trust_remote_code"):
+        if getattr(teacher, key) and not (teacher.kind == "model" or (teacher.kind == "server" and key != "dtype")):
             yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
     for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
         if getattr(teacher, key) is not None:
@@ -379,6 +382,11 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
         yield (
             f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "
             f"{recipe.train.save_rows_every} does not keep the rows; set it to 1, or remove [spool]"
+        )
+    if recipe.spool and any(view.teacher.tokens == "align" for view in recipe.all_views.values()):
+        yield (
+            "[spool] keeps what is said of the student's own tokens, and a teacher with tokens = align reads others; "
+            "remove one of the two"
         )
     if recipe.spool and not recipe.needs.views:
         yield f'[spool] keeps what teachers say, but method.name = "{recipe.method.name}" asks none; remove it'

@@ -106,13 +106,13 @@ def _view_faults(recipe: Recipe, described: Mapping[str, Any], run: Path) -> Ite
             kept, temperature = kept_of(described, reader), described["views"][reader]["temperature"]
             if not kept.covers(asked):
                 yield (
-                    f"{run} kept {_words(kept)} of its view {reader!r}, and method.name = "
-                    f'"{recipe.method.name}" asks for {_words(asked)}; a teacher that gives hidden states keeps '
+                    f"{run} kept {kept.words} of its view {reader!r}, and method.name = "
+                    f'"{recipe.method.name}" asks for {asked.words}; a teacher that gives hidden states keeps '
                     "what every loss asks"
                 )
             elif kept.answer != "distribution" and recipe.method.loss_temperature != temperature:
                 yield (
-                    f"method.loss_temperature = {recipe.method.loss_temperature}, but {run} kept {_words(kept)} of its "
+                    f"method.loss_temperature = {recipe.method.loss_temperature}, but {run} kept {kept.words} of its "
                     f"view {reader!r} at {temperature}; keep that"
                 )
 
@@ -128,9 +128,3 @@ def saved_warnings(recipe: Recipe) -> Iterator[str]:
             "one that learns, so what an estimate from sampled tokens says of it is biased; whole distributions and "
             "lists are not"
         )
-
-
-def _words(asked: Asked) -> str:
-    entropy = " and the entropy" if asked.entropy else ""
-    kinds = {"sampled": "sampled log-probs", "topk": f"top-{asked.k} lists", "distribution": "hidden states"}
-    return kinds[asked.answer] + entropy

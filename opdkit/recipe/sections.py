@@ -64,8 +64,9 @@ class ModelSection(Section):
 
 
 class TeacherSection(Section):
-    # No teacher, weights of the student, another model in this process, or what teachers said in an earlier run.
-    kind: Literal["none", "self", "model", "saved"] = "none"
+    # No teacher, weights of the student, another model in this process, one that a server holds, or what teachers said
+    # in an earlier run.
+    kind: Literal["none", "self", "model", "server", "saved"] = "none"
     # kind = "self": the student's first weights, their moving average, the current ones, those without the LoRA
     # adapter, or a mix of the first and the current.
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
@@ -74,7 +75,18 @@ class TeacherSection(Section):
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
-    path: Words | None = None  # kind = "model": a folder in Hugging Face format, or a hub id
+    # kind = "model": a folder in Hugging Face format, or a hub id. kind = "server": likewise, of the model that is
+    # served: its tokenizer is read, and for payload = "hidden" its last norm and its head.
+    path: Words | None = None
+    url: Words | Annotated[Strings, Field(min_length=1)] | None = None  # kind = "server": one address or several
+    served_name: Words | None = None  # kind = "server": the model's name there; default: the only one
+    # kind = "server": what is sent. Hidden states (exact, through a folder that both see), or lists of the likeliest
+    # tokens, or the answers' own tokens alone (both at temperature 1).
+    payload: Literal["hidden", "topk", "sampled"] | None = None
+    spool: Words | None = None  # payload = "hidden": that folder, as this machine sees it
+    at_once: PositiveInt = 16  # kind = "server": answers that a server reads at one time
+    patience_s: Annotated[float, Field(ge=0)] = 60.0  # kind = "server": how long a failed answer is asked for again
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # kind = "server": how long one try may take
     # kind = "model": it scores the student's token ids, or it has another tokenizer: it reads the text of the answer,
     # and tokens of both sides with the same bytes are compared.
     tokens: Literal["same", "align"] = "same"
@@ -83,12 +95,21 @@ class TeacherSection(Section):
     span: SpanSpread = "exact"
     pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
-    chat_template: str | None = None  # kind = "model": a jinja file, or "plain"; default: the model's own
+    chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None
     close_thinking: bool | None = None  # default: as the student. false beside the student's true: OPSD's asymmetry
     system: str | None = None  # a system prompt; default: the student's; "" is none
     trust_remote_code: bool = False  # run the Python code that comes with the model
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
+
+    @property
+    def is_other_model(self) -> bool:
+        """Whether it has a tokenizer and a template of its own."""
+        return self.kind in ("model", "server")
 
 
 class ViewSection(Section):
@@ -227,6 +248,14 @@ class LogSection(Section):
     project: Words | None = None
 
 
+class ParallelSection(Section):
+    """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
+
+    # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
+    # beside the shortest.
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+
+
 class Recipe(Section):
     # Of the run and its folder: letters, digits, ".", "_" and "-".
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -247,6 +276,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
     log: LogSection = LogSection()  # where metrics go
+    parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
     _yielded: tuple[str, ...] = PrivateAttr(())
 

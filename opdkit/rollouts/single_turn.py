@@ -10,6 +10,7 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.tasks.base import Task, can_grade
 from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
 
@@ -26,10 +27,12 @@ def sample_groups(
     policy_version: int,
     progress: Progress | None = None,
     read: Mapping[str, Sequence[int]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Group]:
-    """`group_size` graded answers to every problem. read: as in `sample_rollouts`."""
-    rollouts = sample_rollouts(
-        [(problem, sample_id) for problem in problems for sample_id in range(group_size)],
+    """`group_size` graded answers to every problem. read: as in `sample_rollouts`; ranks: each samples its share."""
+    asked = [(problem, sample_id) for problem in problems for sample_id in range(group_size)]
+    own = sample_rollouts(
+        ranks.share(asked),
         sampler=sampler,
         renderer=renderer,
         task=task,
@@ -39,6 +42,7 @@ def sample_groups(
         progress=progress,
         read=read,
     )
+    rollouts = ranks.joined(own)
     return [
         Group(problem=problem, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
         for i, problem in enumerate(problems)

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from opdkit.errors import Interrupted
 from opdkit.printable import printable
+from opdkit.ranks.base import ALONE, Ranks
 
 LINE_EVERY_S = 5.0  # where there is no terminal to redraw a bar on
 REDRAW_S = 0.2  # of a notebook's bar: every redrawing is a message to a browser
@@ -168,8 +169,9 @@ class Interrupt:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def check(self) -> None:
-        if self.asked or (isinstance(self._console, Terminal) and self._console.closed):
+    def check(self, ranks: Ranks = ALONE) -> None:
+        """Raises Interrupted where it was asked for; on all ranks where on any of these."""
+        if ranks.any(self.asked or (isinstance(self._console, Terminal) and self._console.closed)):
             raise Interrupted
 
 

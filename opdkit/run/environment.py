@@ -31,6 +31,11 @@ def describe_environment() -> dict[str, Any]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What moves a number's last bits and is another one than in an earlier description, a sentence each."""
     said = []
+    if (was := before.get("ranks", 1)) != (are := now.get("ranks", 1)):
+        said.append(
+            f"the run had {was} ranks when it was last written, and has {are}: sums are taken in another order, so "
+            "from here on the last bits, and with them now and then a sampled token, may differ"
+        )
     for what, keys in (("versions", ("python", *PACKAGES)), ("hardware", ("cpu", "torch_threads", "gpus", "cuda"))):
         old, new = before.get(what), now.get(what)
         if not isinstance(old, Mapping) or not isinstance(new, Mapping):

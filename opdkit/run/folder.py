@@ -32,7 +32,7 @@ from opdkit.run.lock import NAME_BYTES, Lock
 _FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
 _FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
 _CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
-_OURS = {"recipe.toml", ".lock", *_FILES, *_FOLDERS}
+_OURS = {"recipe.toml", ".lock", "ranks", *_FILES, *_FOLDERS}
 # What readers of a recipe.toml take for granted.
 _RECIPE_HAS = {
     "model": ("path", "dtype"),
@@ -182,16 +182,18 @@ class RunFolder:
         clock: datetime | None = None,
         models: Mapping[str, str | None] | None = None,
         changed: Mapping[str, Any] | None = None,
+        ranks: int = 1,
     ) -> list[str]:
         """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades,
         and the digests of its models (recipe key -> digest; None: a hub's). clock: what its prompts say the date is,
-        where a chat template prints it.
+        where a chat template prints it; ranks: how many processes.
 
         A resumed run keeps the first record and appends what it resumes on, and the recipe keys that were `changed`;
         returns in what its libraries and its machine are not those of the call before, a sentence each. Raises
         UserError when the data changed.
         """
         now = describe_environment() | ({} if task is None else {"task": task})
+        now |= {"ranks": ranks} if ranks > 1 else {}
         if not self.environment.exists():
             now |= {} if clock is None else {"clock": clock.isoformat()}
             content = {**now, "data": dict(fingerprints), "models": dict(models or {}), "resumed": []}

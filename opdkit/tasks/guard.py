@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.tasks.base import VERDICTS, Crash, Grade, GraderDown, Task, checked, place_and_fault, whole_text
 from opdkit.tasks.final_text import final_channel
 from opdkit.tasks.options import TaskOptions, resolve_task
@@ -31,6 +34,18 @@ class _Counts:
     stats: dict[str, float] = field(default_factory=dict)  # what grew of the task's own counts
     num_crashes: int = 0
     seconds: float = 0.0
+
+    def joined(self, other: _Counts) -> _Counts:
+        numbers = {name: list(values) for name, values in self.numbers.items()}
+        for name, values in other.numbers.items():
+            numbers.setdefault(name, []).extend(values)
+        return _Counts(
+            self.verdicts + other.verdicts,
+            numbers,
+            {name: self.stats.get(name, 0.0) + other.stats.get(name, 0.0) for name in {**self.stats, **other.stats}},
+            self.num_crashes + other.num_crashes,
+            max(self.seconds, other.seconds),
+        )
 
 
 class GuardedTask:
@@ -87,9 +102,11 @@ class GuardedTask:
                 "a grader must take any text"
             )
 
-    def drain(self) -> list[Metric]:
-        """What was counted since the last call."""
-        counts, self._counts = self._counts, _Counts()
+    def drain(self, ranks: Ranks = ALONE) -> list[Metric]:
+        """What was counted since the last call, on all ranks."""
+        told = ranks.gather((self._counts, self._crashes))
+        counts, self._counts = reduce(_Counts.joined, (counts for counts, _ in told)), _Counts()
+        self._crashes = reduce(or_, (crashes for _, crashes in told))
         if not counts.verdicts:
             return []
         sums = {f"num_{verdict}": float(counts.verdicts[verdict]) for verdict in VERDICTS}

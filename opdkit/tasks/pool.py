@@ -348,10 +348,11 @@ class _Batch:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on (a container's share where the platform tells it)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may run on (a container's share where the platform tells it), shared with the other ranks of
+    its machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // int(ranks) if ranks.isdigit() and ranks != "0" else cores)
 
 
 def _end_server(process: subprocess.Popen[bytes], control: socket.socket) -> None:

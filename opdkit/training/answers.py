@@ -15,6 +15,7 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.slots import Counts
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
@@ -37,6 +38,7 @@ class Answers:
     viewers: Mapping[str, Viewer]
     task: Task
     run: SavedRun | None = None  # whose answers are read again
+    ranks: Ranks = ALONE
     progress: Progress | None = None  # hears of answers as they are finished
     server: StudentServer | None = None  # who samples for the student; None: this process
     ahead: Ahead | None = None  # who asks for answers before their step (sampling.lag)
@@ -148,6 +150,7 @@ class Answers:
             policy_version=step if version is None else version,
             progress=self.progress,
             read=read,
+            ranks=self.ranks,
         )
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts

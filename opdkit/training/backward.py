@@ -15,6 +15,7 @@ from torch import Tensor
 from opdkit import losses
 from opdkit.losses.terms import counted_tokens
 from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.ranks.base import Ranks
 from opdkit.training.batch import Batch, Part
 from opdkit.training.state import State
 from opdkit.types import Example
@@ -41,6 +42,11 @@ class Learned:
         for name, seen_n in seen.items():
             self.tokens.setdefault(name, seen_n.new_full((num_tokens,), torch.nan))[tokens_n] = seen_n
 
+    def of_all_ranks(self, ranks: Ranks, batch: Batch) -> Learned:
+        told = ranks.gather((self.loss, self.num_empty_support))
+        loss, empty = sum(loss for loss, _ in told), sum((counts for _, counts in told), Counter[str]())
+        return Learned(loss, batch.of_all_ranks(self.tokens), empty)
+
     def fill(self, inputs: PlanInputs) -> None:
         """Tokens that the loss left out, with what was known of them before the update."""
         known = {
@@ -61,13 +67,13 @@ def backward(
     of equal rewards) there are none at all, not zeros, so that the optimizer does not move on memory alone. `saw` hears
     what the student read on the way."""
     learned = Learned()
+    state.optimizer.make_ready()
     for part, of_part in parts_of_terms(state, batch, terms):
         out = read(state, batch, part, of_part, state.optimizer.compute_weights(), saw)
         out.loss.backward()
         learned.add(out, part.tokens_n, batch.num_tokens)
-    if not any(weight.grad is not None and weight.grad.any() for weight in state.optimizer.weights.values()):
-        state.optimizer.zero_grad()
-    return learned
+    state.optimizer.collect()
+    return learned.of_all_ranks(state.ranks, batch)
 
 
 def parts_of_terms(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opdkit.losses import ViewTokens
 from opdkit.methods.plan_inputs import PlanInputs
+from opdkit.training.deal import Deal
 from opdkit.types import Asked, Example, FloatArray, Problem, Signal, seed_from
 
 # Arrays of a Signal and of the ViewTokens made from several of them.
@@ -38,9 +39,10 @@ class Part:
 class Batch:
     """The rows of one optimizer step, also those that a view did not score."""
 
-    def __init__(self, examples: Sequence[Example], device: torch.device) -> None:
+    def __init__(self, examples: Sequence[Example], device: torch.device, deal: Deal | None = None) -> None:
+        """deal: which of the rows this rank passes over; None: all of them."""
         self.examples = list(examples)
-        self.device = device
+        self.device, self._deal = device, deal
         counted = [np.flatnonzero(e.rollout.answer_mask) for e in self.examples]
         lengths = [len(c) for c in counted]
         self._counted = counted
@@ -129,10 +131,10 @@ class Batch:
 
     def parts(self, max_tokens: int, wanted_N: Tensor) -> list[Part]:
         """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone. Rows without a wanted
-        token would only cost time, and are left out. All hidden states of a view in a part were made for one head. The
-        longest rows come first: what does not fit into memory shows at once."""
+        token would only cost time, and are left out, and so are those of other ranks. All hidden states of a view in a
+        part were made for one head. The longest rows come first: what does not fit into memory shows at once."""
         lengths = [len(e.rollout.prompt_ids) + len(e.rollout.answer_ids) for e in self.examples]
-        rows = self.row_N[wanted_N].unique().tolist()
+        rows = [i for i in self.row_N[wanted_N].unique().tolist() if self._is_own(i)]
         order = sorted(rows, key=lambda i: lengths[i])
         parts: list[list[int]] = []
         for heads in dict.fromkeys(self._heads(i) for i in rows):
@@ -159,6 +161,13 @@ class Batch:
                 }
                 said[view] = ViewTokens(head=known.head, **arrays)
         return said
+
+    def of_all_ranks(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[N] by name: what every rank computed of its own rows' tokens, put together."""
+        return dict(tokens) if self._deal is None else self._deal.tokens_of_all(self.examples, self.row_N, tokens)
+
+    def _is_own(self, row: int) -> bool:
+        return self._deal is None or self._deal.is_own(self.examples[row].rollout.key)
 
     def _heads(self, row: int) -> frozenset[tuple[str, int]]:
         """Which heads the hidden states of a row belong to."""

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: everything a resumed run needs to go on (on a CPU to the same bits).
 
     checkpoints/step_000100/model/                 Hugging Face format (a LoRA student: its adapter), float32
-                            optimizer.safetensors  "<parameter>/<what>"
+                            optimizer.safetensors  "<parameter>/<what>"; of N ranks optimizer-00001-of-0000N.safetensors
+                                                   and so on, each with its rows of every tensor, in the ranks' order
                             teacher.safetensors    only for teachers that have a state (initial, ema)
                             queue/step_000103.parquet  with sampling.lag: answers that a step to come learns from
                             state.json             {"version", "step", "counters", "pass_rates", "files"}
@@ -17,25 +18,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.types import Example
 
 VERSION = 2
+IN_PARTS = 3  # written by several ranks
 WITHOUT_SUMS = 1  # the format before this one
 SUMS = "SHA256SUMS"
+RowsOf = Callable[[str], slice | None]
 _NAME = re.compile(r"step_(\d{6,})")
 
 
@@ -55,19 +61,51 @@ class Saved:
     def model_path(self) -> Path:
         return self.path / "model"
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Raises UserError for a file that became unreadable since it was checked."""
+    def tensors(self, name: str, rows_of: RowsOf = lambda key: None) -> dict[str, Tensor]:
+        """rows_of: which rows are wanted of a tensor, by its key (None: all); what has none of them is left out. So a
+        run goes on with any number of ranks. Raises UserError for a file that became unreadable since it was checked.
+        """
         if name not in self.files:
             return {}
-        file = self.path / f"{name}.safetensors"
+        parts = sorted(self.path.glob(f"{name}-*-of-*.safetensors")) or [self.path / f"{name}.safetensors"]
         try:
-            return load_file(file)
+            return _joined(parts, rows_of)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({error}); remove {self.path} to go on from an older one") from None
+            raise UserError(
+                f"{name}.safetensors of {self.path} cannot be read ({error}); remove that folder to go on from an "
+                "older one"
+            ) from None
 
     def queue(self) -> dict[int, list[Example]]:
         """By step, the answers that were sampled and not learned from yet."""
         return {step: load_rows(path) for step, path in _steps_of(self.path / "queue")}
+
+
+def _joined(files: Sequence[Path], rows_of: RowsOf) -> dict[str, Tensor]:
+    """Tensors that stand in the files in parts, one behind the other."""
+    with ExitStack() as opened:
+        parts = [opened.enter_context(safe_open(file, framework="pt")) for file in files]
+        found: dict[str, list[Any]] = {}
+        for part in parts:
+            for key in part.keys():  # noqa: SIM118  (it is no mapping)
+                found.setdefault(key, []).append(part.get_slice(key))
+        wanted = {key: (slices, rows_of(key)) for key, slices in found.items()}
+        return {
+            key: _rows(slices, rows) for key, (slices, rows) in wanted.items() if rows is None or rows.start < rows.stop
+        }
+
+
+def _rows(slices: Sequence[Any], rows: slice | None) -> Tensor:
+    if not slices[0].get_shape():
+        return slices[0][...]
+    found, before = [], 0
+    for one in slices:
+        size = one.get_shape()[0]
+        start, end = (0, size) if rows is None else (max(rows.start - before, 0), min(rows.stop - before, size))
+        if start < end or len(slices) == 1:
+            found.append(one[start:end])
+        before += size
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _steps_of(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -81,31 +119,44 @@ def save(
     *,
     step: int,
     model: LanguageModel,
+    weights: Mapping[str, Tensor] | None,
     optimizer: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     counters: Mapping[str, float],
     pass_rates: Mapping[str, float],
     keep: int,
     queue: Mapping[int, Sequence[Example]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk."""
+    """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk.
+
+    weights: the model's, where its module does not hold them (`Optimizer.for_saving`). Every rank writes what it keeps
+    of `optimizer` and `teacher`, the first one all else.
+    """
     target, unfinished = folder / f"step_{step:06d}", folder / f".unfinished-step_{step:06d}"
-    try:
+    kept = {name: tensors for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors}
+    files = sorted({name for names in ranks.gather(list(kept)) for name in names})
+    state = {"version": VERSION if ranks.size == 1 else IN_PARTS, "step": step, "files": files}
+    state |= {"counters": dict(counters), "pass_rates": dict(pass_rates)}
+
+    def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        save_model(model, unfinished / "model")
-        files = [name for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors]
-        for name, tensors in (("optimizer", optimizer), ("teacher", teacher)):
-            if tensors:
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / f"{name}.safetensors"
-                )
+
+    def write() -> None:
+        part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
+        for name, tensors in kept.items():
+            on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+            save_file(on_host, unfinished / f"{name}{part}.safetensors")
+        if ranks.is_first:
+            with model.using(weights):
+                save_model(model, unfinished / "model")
+
+    def finish() -> None:
         for later, rows in (queue or {}).items():
             (unfinished / "queue").mkdir(exist_ok=True)
             save_rows(unfinished / "queue" / f"step_{later:06d}.parquet", rows)
-        state = {"version": VERSION, "step": step, "counters": dict(counters), "pass_rates": dict(pass_rates)}
-        state["files"] = files
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _write_sums(unfinished)
         _sync(unfinished)
@@ -113,14 +164,38 @@ def save(
             shutil.rmtree(target)
         unfinished.rename(target)
         sync_folder(folder)
+
+    try:
+        _on_all(ranks, begin if ranks.is_first else None)
+        _on_all(ranks, write)
+        _on_all(ranks, finish if ranks.is_first else None)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        kept = _all(folder)
-        safe = f"the last complete checkpoint is {kept[-1]}; make room and go on with --resume" if kept else "make room"
+        if ranks.is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        saved = _all(folder)
+        safe = (
+            f"the last complete checkpoint is {saved[-1]}; make room and go on with --resume" if saved else "make room"
+        )
         raise UserError(f"checkpoint {target} could not be written ({error}); {safe}") from error
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+    if ranks.is_first:
+        for old in _all(folder)[:-keep]:
+            shutil.rmtree(old)
     return target
+
+
+def _on_all(ranks: Ranks, write: Callable[[], None] | None) -> None:
+    """A failure of any rank is one of all."""
+    failed: Exception | None = None
+    try:
+        if write is not None:
+            write()
+    except (OSError, SafetensorError) as error:
+        failed = error
+    told = [said for said in ranks.gather(None if failed is None else str(failed)) if said is not None]
+    if failed is not None:
+        raise failed
+    if told:
+        raise OSError(told[0])
 
 
 def save_model(model: LanguageModel, path: Path) -> None:
@@ -179,10 +254,10 @@ class _Damaged(Exception):
 
 def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
     state = _read_state(path / "state.json")
-    if state.get("version") not in (VERSION, WITHOUT_SUMS):
+    if state.get("version") not in (IN_PARTS, VERSION, WITHOUT_SUMS):
         raise UserError(
-            f"{path} has checkpoint format {state.get('version')}; this opdkit reads {VERSION}: use the one that "
-            "wrote it"
+            f"{path} has checkpoint format {state.get('version')}; this opdkit reads up to {IN_PARTS}: use the one "
+            "that wrote it"
         )
     step, counters, pass_rates = state.get("step"), state.get("counters"), state.get("pass_rates")
     files = state.get("files")
@@ -190,7 +265,7 @@ def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
         raise _Damaged(f"its state.json is of step {step!r}")
     if not (_are_numbers(counters) and _are_numbers(pass_rates) and isinstance(files, list)):
         raise _Damaged("its state.json has no counters, pass_rates and files")
-    if state["version"] == VERSION:
+    if state["version"] != WITHOUT_SUMS:
         _check_sums(path)
     else:
         _check_without_sums(path, files)

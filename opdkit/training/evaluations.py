@@ -17,6 +17,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -33,11 +34,12 @@ Reader = Callable[[], AbstractContextManager[tuple[Sampler, Renderer]]]
 class Evaluations:
     recipe: Recipe
     folder: RunFolder
-    log: MetricsLog
+    log: MetricsLog | None  # None: another rank writes
     sets: Mapping[str, Dataset]
     task: GuardedTask
     console: Console
     interrupt: Interrupt
+    ranks: Ranks = ALONE
 
     def measure(
         self, which: int | Literal["teacher"], label: str, readers: Mapping[str, Reader]
@@ -49,9 +51,10 @@ class Evaluations:
         all are there, in files that a run which was stopped here goes on from.
         """
         path = self.folder.evaluation(which)
-        is_made = path.exists()  # by the run that is resumed: the numbers would come out the same
-        results = self.folder.read_evaluation(path) if is_made else self._measure(path, label, readers)
-        if results:
+        # By the run that is resumed: the numbers would come out the same.
+        made = self.ranks.from_first(lambda: self.folder.read_evaluation(path) if path.exists() else None)
+        results = self._measure(path, label, readers) if made is None else made
+        if results and self.log is not None:
             area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
             try:
                 metrics = as_metrics(area, results)
@@ -79,7 +82,7 @@ class Evaluations:
                     self.interrupt.check()
 
                 begun = path.with_name(f"{path.stem}.{slug(source)}.begun")
-                stores.append(Store(begun, asked))
+                stores += [Store(begun, asked)] if self.ranks.is_first else []
                 answers[source] = sample_answers(
                     data.problems,
                     sampler=sampler,
@@ -88,12 +91,13 @@ class Evaluations:
                     params=section.params(self.recipe.longest_answer),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
-                    store=stores[-1],
+                    store=stores[-1] if stores else None,
                     progress=heard,
+                    ranks=self.ranks,
                 )
             results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
-        if results:
+        if results and self.ranks.is_first:
             write_run_answers(path.with_suffix(".jsonl"), asked, answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
         for store in stores:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import long_prompts
-from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_sinks, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -37,11 +37,12 @@ from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
 from opdkit.training.parts import Parts
 from opdkit.training.pass_rates import measure_pass_rates
-from opdkit.training.resume import going_on
+from opdkit.training.resume import fingerprints, going_on
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.summary import note_of, summary_of
+from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
@@ -56,8 +57,10 @@ def train(
     overwrite: bool = False,
     problems: Sequence[Problem] | Dataset | None = None,
     on_step: OnStep | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones).
+    """Run the recipe; returns the summary. `problems` stands in for `data.train` (generated ones). ranks: the processes
+    that run it together, the first of which writes.
 
     on_step is told the steps taken and the last one's metrics, after each; what it raises ends the run, once the steps
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
@@ -68,17 +71,18 @@ def train(
     eval_sets = evaluation_sets(recipe)
     for _, path in recipe.model_paths.items():
         check_model_path(path)
+    check_ranks(ranks, recipe, {**eval_sets, "training": data})
     # Everything that can fail comes before the folder is touched: --overwrite must not cost a run for a mistyped path.
-    with RunFolder.locked(recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
-        saved, changed, said = going_on(folder, recipe) if resume else (None, {}, [])
-        now = folder.clock(anew=overwrite)
+    with locked_by_first(ranks, recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
+        saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
+        now = ranks.from_first(lambda: folder.clock(anew=overwrite))
         sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
-        parts = Parts(recipe, saved, now=now)
-        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings)) as run:
+        parts = Parts(recipe, saved, now=now, ranks=ranks)
+        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings, ranks=ranks)) as run:
             run.on_step = on_step
             for sentence in said:
                 run.warn(sentence)
-            folder.prepare(overwrite=overwrite)
+            ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
             return run.go(folder, saved, changed)
 
 
@@ -93,9 +97,10 @@ class TrainingRun:
         eval_sets: dict[str, Dataset],
         console: Console,
         doubts: Sequence[str] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
-        self.recipe, self.parts, self.console = recipe, parts, console
+        self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
@@ -114,7 +119,7 @@ class TrainingRun:
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.grader, graded)
         self.answers = Answers(
-            recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run
+            recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
         )
         self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
@@ -131,6 +136,7 @@ class TrainingRun:
             num_steps=recipe.train.steps,
             seed=recipe.seed,
             temperature=recipe.sampling.temperature,
+            ranks=ranks,
             route=recipe.route,
             replays=parts.run is not None,
         )
@@ -148,30 +154,16 @@ class TrainingRun:
         recipe, state = self.recipe, self.state
         if saved:
             self._restore(saved)
-        folder.discard_after(state.step)
-        folder.write_recipe(recipe.as_dict())
-        models = {key: model_digest(Path(path)) for key, path in recipe.model_paths.items()}
-        for sentence in folder.write_environment(
-            self._fingerprints(models),
-            task=self.task.describe(),
-            clock=self.parts.now,
-            models=models,
-            changed=changed,
-        ):
+        for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
         self.folder, self.saved_step = folder, state.step
         if recipe.spool is not None:
             state.spool = spool_of(state, folder.spool, recipe.spool)
-        log = MetricsLog(
-            folder.metrics,
-            sinks=recipe.log.sinks,
-            resume_at=state.step,
-            run_name=recipe.name,
-            project=recipe.log.project,
-            config=recipe.as_dict(),
-        )
-        self.evaluations = Evaluations(recipe, folder, log, self.eval_sets, self.task, self.console, self.interrupt)
-        with closing(log), self.interrupt.listening():
+        with ExitStack() as opened:
+            log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
+            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
+            self.evaluations = Evaluations(recipe, folder, log, *asked)
+            opened.enter_context(self.interrupt.listening())
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
@@ -184,10 +176,37 @@ class TrainingRun:
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
         summary = summary_of(recipe, state, before, after, teacher, self.warnings)
-        folder.write_summary(summary)
+        self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
 
-    def _train(self, log: MetricsLog) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
+    def _begin(self, folder: RunFolder, changed: Mapping[str, Any] | None) -> list[str]:
+        """Write what the run is; returns what is to be said of it."""
+        folder.discard_after(self.state.step)
+        folder.write_recipe(self.recipe.as_dict())
+        models = {key: model_digest(Path(path)) for key, path in self.recipe.model_paths.items()}
+        return folder.write_environment(
+            fingerprints(self.recipe, self.data, self.eval_sets, models),
+            task=self.task.describe(),
+            clock=self.parts.now,
+            models=models,
+            changed=changed,
+            ranks=self.ranks.size,
+        )
+
+    def _metrics_log(self, folder: RunFolder) -> MetricsLog:
+        recipe = self.recipe
+        return MetricsLog(
+            folder.metrics,
+            sinks=recipe.log.sinks,
+            resume_at=self.state.step,
+            run_name=recipe.name,
+            project=recipe.log.project,
+            config=recipe.as_dict(),
+        )
+
+    def _train(
+        self, log: MetricsLog | None
+    ) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
         recipe, state = self.recipe, self.state
         before = self._evaluate_before() if recipe.eval.before else {}
         teacher = self._evaluate_teacher()
@@ -203,26 +222,27 @@ class TrainingRun:
                     break
                 self.answers.progress = bar.activity
                 self._one_step(bar, log)
-                self.interrupt.check()
+                self.interrupt.check(self.ranks)
         return before, self._evaluate_student(state.step, "student after"), teacher
 
-    def _one_step(self, bar: Bar, log: MetricsLog) -> None:
+    def _one_step(self, bar: Bar, log: MetricsLog | None) -> None:
         train, state = self.recipe.train, self.state
         started = time.monotonic()
         chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
         rows, metrics = train_step(state, chosen)
-        metrics += beside_metrics(self.answers)
-        metrics += [*self.task.drain(), *self.answers.drain()]
+        metrics += [*beside_metrics(self.answers), *self.task.drain(self.ranks)]
+        metrics += self.ranks.joined(self.answers.drain())
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
         metrics += [*drawn, *scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
-        if train.save_rows_every and state.step % train.save_rows_every == 0:
-            save_rows(self.folder.rows(state.step), rows)
-        log.write(state.step, metrics)
+        if log is not None:
+            if train.save_rows_every and state.step % train.save_rows_every == 0:
+                save_rows(self.folder.rows(state.step), rows)
+            log.write(state.step, metrics)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self._save()
         self._warn_of_crashes()
@@ -246,11 +266,13 @@ class TrainingRun:
             self.folder.checkpoints,
             step=state.step,
             model=parts.student,
+            weights=parts.optimizer.for_saving(),
             optimizer=parts.optimizer.state(),
             teacher=state_of(parts.viewers),
             counters=state.counters,
             pass_rates=state.pass_rates,
             keep=self.recipe.train.keep_checkpoints,
+            ranks=self.ranks,
             queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
         self.saved_step = state.step
@@ -265,7 +287,8 @@ class TrainingRun:
         say(self.console, f"going on from {saved.path}{done}")
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
-        if self.eval_sets and self.state.step and not self.folder.evaluation(0).exists():
+        began = self.ranks.from_first(lambda: self.folder.evaluation(0).exists())
+        if self.eval_sets and self.state.step and not began:
             self.warn("the student was not evaluated before its first step, and no longer can be")
             return {}
         return self._evaluate_student(0, "student before")
@@ -283,18 +306,6 @@ class TrainingRun:
         """Another model is worth measuring; a self-teacher without its context is the student."""
         readers = teachers_of_sets(self.recipe, self.parts.viewers)
         return self.evaluations.measure("teacher", "teacher", readers) if readers else None
-
-    def _fingerprints(self, models: Mapping[str, str | None]) -> dict[str, str]:
-        """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold."""
-        train = {f"data.train {name}": part for name, part in self.data.parts.items()} or {self.data.source: self.data}
-        prints = {source: data.fingerprint for source, data in {**train, **self.eval_sets}.items()}
-        prints |= self.recipe.user_files
-        prints |= {key: digest_of(path) for key, path in self.recipe.context_files.items()}
-        own = None if self.recipe.model.lora else "model.path"  # checkpoints hold it
-        prints |= {
-            path: digest for key, path in self.recipe.model_paths.items() if (digest := models[key]) and key != own
-        }
-        return prints
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""

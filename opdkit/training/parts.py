@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import torch
-
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.training import checkpoint
 from opdkit.training.models.base_teacher import Teacher
-from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.gathered import make_optimizer
 from opdkit.training.models.sides import student_reading
 from opdkit.training.models.student import load_student
 from opdkit.training.models.viewers import load_state, make_viewers
@@ -19,17 +18,20 @@ from opdkit.training.saved_run import SavedRun
 class Parts:
     """What a run is made of: the models, and what moves them."""
 
-    def __init__(self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None) -> None:
-        """now: the date for templates that print it; None: today's."""
+    def __init__(
+        self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        """ranks: that keep what is trained together. now: the date for templates that print it; None: today's."""
         self.now = now
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
-        self.optimizer = Optimizer(self.student.module, recipe.train, compute_dtype=getattr(torch, recipe.model.dtype))
+        self.optimizer = make_optimizer(self.student.module, recipe, ranks)
         self.run = None if recipe.saved_run is None else SavedRun(recipe.saved_run, self.student)
         self.viewers = make_viewers(recipe, self.student, self.optimizer, now, self.run)
         if saved:
-            self.optimizer.load_state(saved.tensors("optimizer"))
-            load_state(self.viewers, saved.tensors("teacher"))
+            rows_of = self.optimizer.rows_of
+            self.optimizer.load_state(saved.tensors("optimizer", rows_of))
+            load_state(self.viewers, saved.tensors("teacher", rows_of))
 
     @property
     def teacher(self) -> Teacher | None:

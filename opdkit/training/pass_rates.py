@@ -41,6 +41,7 @@ def measure_pass_rates(
         "data": data_fingerprint,
         "model": model_digest(Path(recipe.model.path)) or recipe.model.path,
     }
+    store = Store(kept_in, identity) if answers.ranks.is_first else None
     label = f"pass rates of {len(problems)} problems, {num_samples} answers each"
     with Bar(console, label, len(problems) * num_samples) as bar:
 
@@ -48,7 +49,7 @@ def measure_pass_rates(
             bar.update(done)
             interrupt.check()
 
-        sample_answers(
+        found = sample_answers(
             problems,
             sampler=answers.student_engine(0),
             renderer=answers.renderer,
@@ -56,14 +57,15 @@ def measure_pass_rates(
             params=recipe.sampling.params,
             num_samples=num_samples,
             seed=recipe.seed,
-            store=Store(kept_in, identity),
+            store=store,
             progress=heard,
+            ranks=answers.ranks,
         )
     rewards: dict[str, list[float]] = {}
-    for answer in Store(kept_in, identity).answers:
-        if answer.reward is not None and answer.sample_id < num_samples:
+    for answer in found:
+        if answer.reward is not None:
             rewards.setdefault(answer.problem_id, []).append(answer.reward)
-    rates = {problem: sum(r >= threshold for r in found) / len(found) for problem, found in rewards.items()}
+    rates = {problem: sum(r >= threshold for r in got) / len(got) for problem, got in rewards.items()}
     partly = sum(0 < rate < 1 for rate in rates.values())
     say(console, f"{label}: {partly} are solved sometimes, but not always")
     return rates

@@ -54,8 +54,10 @@ def ask_student(state: State, batch: Batch, inputs: PlanInputs) -> PlanInputs:
         known_N = inputs.mask_N & inputs.said_by(*target.asks(loss))
         terms.append(losses.Term(name=name, loss=loss, coef_N=known_N.to(weight_N.dtype), target=target))
     seen = Learned()
+    state.optimizer.make_ready()
     for part, of_part in parts_of_terms(state, batch, terms):
         seen.add(read(state, batch, part, of_part, weights), part.tokens_n, batch.num_tokens)
+    seen = seen.of_all_ranks(state.ranks, batch)
     unknown_N = batch.new_per_token()
     from_states = {v: seen.tokens.get(f"{v}_logprob", unknown_N) for v in state.asked if v not in inputs.view_logprob}
     return replace(

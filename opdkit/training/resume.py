@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.text import digest_of
+from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.metrics import of_steps, read_metrics
@@ -38,6 +40,7 @@ CHANGEABLE = (
     "eval.every",
     "log.sinks",
     "log.project",
+    "parallel.timeout_minutes",
     "diagnostics.every",
     "diagnostics.rows",
     "diagnostics.k",
@@ -99,3 +102,18 @@ def _same_files(folder: RunFolder, key: str, path: str) -> bool:
     """Whether the model at `path` is the one the run began with, whatever its path was then."""
     began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
     return began is not None and began == model_digest(Path(path))
+
+
+def fingerprints(
+    recipe: Recipe, train: Dataset, eval_sets: Mapping[str, Dataset], models: Mapping[str, str | None]
+) -> dict[str, str]:
+    """What a resumed run must find as it was: data as loaded, and weights that checkpoints do not hold.
+
+    models: the digests of the recipe's.
+    """
+    sets = {f"data.train {name}": part for name, part in train.parts.items()} or {train.source: train}
+    prints = {source: data.fingerprint for source, data in {**sets, **eval_sets}.items()}
+    prints |= recipe.user_files
+    prints |= {key: digest_of(path) for key, path in recipe.context_files.items()}
+    own = None if recipe.model.lora else "model.path"  # checkpoints hold it
+    return prints | {path: digest for key, path in recipe.model_paths.items() if (digest := models[key]) and key != own}

@@ -9,6 +9,7 @@ from opdkit.contexts import Context
 from opdkit.engines.model import LanguageModel
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import DiagnosticsSection
 from opdkit.recipe.data import RouteSection
 from opdkit.training.models.base_teacher import Teacher
@@ -44,6 +45,7 @@ class State:
     temperature: float  # that answers are sampled at
     weights: Weights = field(default_factory=Weights)
     diagnostics: DiagnosticsSection | None = None
+    ranks: Ranks = ALONE  # the processes of the run
     replays: bool = False  # answers are an earlier run's, which another student gave
     spool: Spool | None = None  # where what the views say is kept; None: nowhere
     route: RouteSection | None = None  # who reads the view "teacher", problem by problem

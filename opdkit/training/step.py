@@ -8,6 +8,7 @@ from opdkit.engines.memory import enough_memory
 from opdkit.metrics import Metric
 from opdkit.training.backward import backward
 from opdkit.training.batch import Batch
+from opdkit.training.deal import Deal, deal_rows
 from opdkit.training.metrics.describe import (
     describe_batch,
     describe_routes,
@@ -40,35 +41,36 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         for teacher in state.teachers:
             teacher.before_step(state.step)
         views = view_groups(state, groups)
-        agreement = Diagnosis(state, groups, views)
-        signals = score(state, groups, views, agreement.chosen, agreement.heard)
+        deal = deal_rows(state, [part for part, _ in parts_of(groups, (), state.updates_per_step)], views)
+        agreement = Diagnosis(state, groups, views, deal)
+        signals = score(state, groups, views, deal, agreement.chosen, agreement.heard)
     rows = join(groups, views, signals)
     with resources.during("update"):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):
             updates = [
-                update(state, part, own_rows, agreement, first=number == 0) for number, (part, own_rows) in parts
+                update(state, part, own_rows, agreement, deal, first=number == 0) for number, (part, own_rows) in parts
             ]
         if any(not result.skipped for _, _, result in updates):
             for teacher in state.teachers:
                 teacher.after_step()
     state.step += 1
-    rows = [row for own_rows, _, _ in updates for row in own_rows]
+    rows = deal.with_lists([row for own_rows, _, _ in updates for row in own_rows])
     told = [metric for _, metrics, _ in updates for metric in metrics]
     told = [*agreement.metrics(), *describe_views(state, groups, rows), *told]
     no_gradient = Metric("train/num_steps_without_gradient", float(all(r.grad_norm == 0 for _, _, r in updates)), "sum")
     if state.spool is not None:
         told += state.spool.metrics()
-    told += [metric for teacher in state.teachers for metric in teacher.metrics()]
-    return rows, [*describe_rows(rows), *told, no_gradient, *resources.metrics()]
+    counted = [*resources.metrics(), *(metric for teacher in state.teachers for metric in teacher.metrics())]
+    return rows, [*describe_rows(rows), *told, no_gradient, *state.ranks.joined(counted)]
 
 
 def update(
-    state: State, groups: Sequence[Group], rows: list[Example], agreement: Diagnosis, *, first: bool
+    state: State, groups: Sequence[Group], rows: list[Example], agreement: Diagnosis, deal: Deal, *, first: bool
 ) -> tuple[list[Example], list[Metric], StepResult]:
     """One movement of the weights: coefficients of all these rows, gradients, the optimizer. Returns the rows with what
     they were taught, and the metrics. first: of the step."""
-    batch = Batch(rows, state.student.device)
+    batch = Batch(rows, state.student.device, deal)
     terms, report, inputs = plan(state, batch, groups)
     learned = backward(state, batch, terms, agreement.saw)
     agreement.compare(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opdkit.engines.states import answered
 from opdkit.recipe.sections import SpoolSection
+from opdkit.training.deal import Deal
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.spans import check_coverage
 from opdkit.training.spool import Spool, description
@@ -46,11 +47,12 @@ def score(
     state: State,
     groups: Sequence[Group],
     views: Sequence[dict[str, View]],
+    deal: Deal,
     chosen: Collection[tuple[str, int]] = (),
     heard: Callable[[Teacher, Rollout, Signal], None] = lambda teacher, rollout, signal: None,
 ) -> list[dict[str, Signal]]:
     """What each reading says of its rollout; missing where that is longer than the reader's positions. What several of
-    one reader's views read alike is scored once.
+    one reader's views read alike is scored once. Every rank scores its own rows, with every teacher in turn.
 
     heard gets, of the rollouts with the chosen keys, what the view "teacher" says with hidden states and their head,
     and who said it, from the same passes, whatever was asked; nothing of a teacher that cannot say it.
@@ -67,13 +69,16 @@ def score(
     for teacher, reads in of_teacher.items():
         reads = {key: read for key, read in reads.items() if teacher.fits(read[1], rollouts[read[0]].answer_ids)}
         kept = {read for (row, name), read in reads.items() if name == "teacher" and rollouts[row].key in chosen}
-        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), kept)
+        said = _said(state, teacher, rollouts, list(dict.fromkeys(reads.values())), kept, deal)
         for (row, name), read_once in reads.items():
+            if read_once not in said:
+                continue
             signal, whole_asked = said[read_once], read_once[2].answer == "distribution"
             if name == "teacher" and read_once in kept and signal.head is not None:
                 spans = teacher.spans_of(read_once[1], rollouts[row].answer_ids, _DISTRIBUTION)
                 heard(teacher, rollouts[row], replace(signal, spans=spans))
             signals[row][name] = signal if whole_asked else replace(signal, hidden_TH=None, head=None)
+    signals = deal.signals_of_all([rollout.key for rollout in rollouts], signals)
     check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
     if state.spool is None:
         return signals
@@ -129,12 +134,17 @@ def _as_asked(
 
 
 def _said(
-    state: State, teacher: Teacher, rollouts: Sequence[Rollout], reads: Sequence[Read], kept: Collection[Read]
+    state: State,
+    teacher: Teacher,
+    rollouts: Sequence[Rollout],
+    reads: Sequence[Read],
+    kept: Collection[Read],
+    deal: Deal,
 ) -> dict[Read, Signal]:
     """kept: reads whose hidden states are to come too."""
     said: dict[Read, Signal] = {}
     for asked in dict.fromkeys(wanted for _, _, wanted in reads):
-        some = [read for read in reads if read[2] == asked]
+        some = [read for read in reads if read[2] == asked and deal.is_own(rollouts[read[0]].key)]
         contexts, answers = [read[1] for read in some], [rollouts[read[0]].answer_ids for read in some]
         temperature, states_of = state.method.loss_temperature, [n for n, read in enumerate(some) if read in kept]
         signals = teacher.score(contexts, answers, asked, temperature=temperature, states_of=states_of)

@@ -1,6 +1,6 @@
 """Two tokenizations of one answer: spans that can be done by hand, and bytes that are exact.
 
-Counts on real tokenizers (docs/measurements/tokenizers.md) are not repeated here: they need files of megabytes.
+Counts on real tokenizers (docs/guides/another_tokenizer.md) are not repeated here: they need files of megabytes.
 """
 
 from __future__ import annotations

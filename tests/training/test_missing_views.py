@@ -65,8 +65,8 @@ def too_long_for_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     def make(run: TrainingRun, *rows: int) -> None:
         score = training_step.score
 
-        def silent(state: State, groups: Any, views: Any) -> list[dict[str, Signal]]:
-            said = score(state, groups, views)
+        def silent(state: State, groups: Any, views: Any, *rest: Any) -> list[dict[str, Signal]]:
+            said = score(state, groups, views, *rest)
             return [{} if state is run.state and row in rows else signals for row, signals in enumerate(said)]
 
         monkeypatch.setattr(training_step, "score", silent)

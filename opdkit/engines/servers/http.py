@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from opdkit.errors import UserError
@@ -28,6 +28,17 @@ AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may bet
 CHUNK = 1 << 20
 K = TypeVar("K")
 R = TypeVar("R")
+
+
+class Sink(Protocol):
+    """Takes an answer part by part. `end` raises HalfError for one that is not whole."""
+
+    def feed(self, part: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
+S = TypeVar("S", bound=Sink)
 
 
 class Refused(UserError):
@@ -55,6 +66,7 @@ class Client:
         """key: of the recipe or the command line, for messages. Raises UserError for what is no address."""
         self.url, self._host, self._port, self._prefix, self._is_tls = _parts(url, key)
         self.timeout_s, self.patience_s, self.most = timeout_s, patience_s, most
+        self.num_retries = 0
         self._live: set[http.client.HTTPConnection] = set()
         self._num_aborts = 0
         self._lock = threading.Lock()
@@ -63,13 +75,21 @@ class Client:
         self, path: str, body: Any = None, *, timeout_s: float | None = None, patience_s: float | None = None
     ) -> Any:
         """What `ask` gives, read as JSON; what is none counts as half an answer."""
-        return self._tried(path, body, timeout_s, patience_s, _read_json)
+        return self._tried(path, body, timeout_s, patience_s, lambda: _Whole(_read_json)).value
 
     def ask(
         self, path: str, body: Any = None, *, timeout_s: float | None = None, patience_s: float | None = None
     ) -> bytes:
         """GET, or POST of a body as JSON. Raises Refused or Unreachable."""
-        return self._tried(path, body, timeout_s, patience_s, lambda data: data)
+        return self._tried(path, body, timeout_s, patience_s, lambda: _Whole(bytes)).value
+
+    def read(self, path: str, body: Any, read: Callable[[Any], R]) -> R:
+        """What `read` makes of an answer in JSON. It raises HalfError or OSError for one that is to be asked again."""
+        return self._tried(path, body, None, None, lambda: _Whole(lambda data: read(_read_json(data)))).value
+
+    def stream(self, path: str, body: Any, begin: Callable[[], S]) -> S:
+        """The sink that `begin` made for the try that got a whole answer; as `ask`."""
+        return self._tried(path, body, None, None, begin)
 
     def abort(self) -> None:
         """End what is in flight in other threads; a server ends the work that nobody waits for any more."""
@@ -81,8 +101,8 @@ class Client:
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _tried(
-        self, path: str, body: Any, timeout_s: float | None, patience_s: float | None, read: Callable[[bytes], R]
-    ) -> R:
+        self, path: str, body: Any, timeout_s: float | None, patience_s: float | None, begin: Callable[[], S]
+    ) -> S:
         timeout = self.timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
         pause, begun, data = (
@@ -93,21 +113,24 @@ class Client:
         while True:
             wait = pause
             try:
-                status, answer, after_s = self._once(path, data, timeout)
+                sink = begin()
+                status, answer, after_s = self._once(path, data, timeout, sink)
                 if status not in AGAIN:
                     _check(status, answer, self.url, path)
-                    return read(answer)
+                    sink.end()
+                    return sink
                 wait = max(wait, after_s)
                 said = f"status {status}: {_words(answer)}"
-            except (OSError, http.client.HTTPException, _Half) as error:
+            except (OSError, http.client.HTTPException, HalfError) as error:
                 said = _reason(error)
             if time.monotonic() + wait > until or self._num_aborts > begun:
                 raise Unreachable(f"no answer from {self.url}{path} ({said})")
             time.sleep(wait)
+            self.num_retries += 1
             pause = min(2 * pause, 5.0)
 
-    def _once(self, path: str, data: bytes | None, timeout_s: float) -> tuple[int, bytes, float]:
-        """(status, body, seconds that the server asks us to wait). One try."""
+    def _once(self, path: str, data: bytes | None, timeout_s: float, sink: Sink) -> tuple[int, bytes, float]:
+        """(status, body of a refusal, seconds that the server asks us to wait). One try; `sink` is fed what is none."""
         kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
         connection, ends = kind(self._host, self._port, timeout=min(timeout_s, 20.0)), time.monotonic() + timeout_s
         headers = {"Connection": "close", **({"Content-Type": "application/json"} if data is not None else {})}
@@ -120,9 +143,10 @@ class Client:
             connection.request("GET" if data is None else "POST", self._prefix + path, body=data, headers=headers)
             connection.sock.settimeout(timeout_s)
             response = connection.getresponse()
-            parts, size = [], 0
+            parts, size = list[bytes](), 0
+            take = sink.feed if 200 <= response.status < 300 else parts.append
             while part := response.read(CHUNK):
-                parts.append(part)
+                take(part)
                 size += len(part)
                 if size > self.most:
                     raise Refused(f"{self.url}{path} answered with more than {self.most:,} bytes; that is no answer")
@@ -130,7 +154,7 @@ class Client:
                     raise TimeoutError(f"the answer was not whole after {timeout_s:.0f} s")
             whole = response.length in (None, 0)
             if not whole:
-                raise _Half("the line broke in the middle of an answer")
+                raise HalfError("the line broke in the middle of an answer")
             return response.status, b"".join(parts), _seconds(response.getheader("Retry-After"))
         finally:
             with self._lock:
@@ -192,8 +216,23 @@ def as_answered(
                 thread.join(0.05)
 
 
-class _Half(Exception):
-    """An answer that is not whole."""
+class HalfError(Exception):
+    """An answer that is not whole, or not one to what was asked: asking again may better it."""
+
+
+class _Whole(Generic[R]):
+    """Sink of an answer that is read at its end."""
+
+    value: R
+
+    def __init__(self, read: Callable[[bytes], R]) -> None:
+        self._read, self._parts = read, list[bytes]()
+
+    def feed(self, part: bytes) -> None:
+        self._parts.append(part)
+
+    def end(self) -> None:
+        self.value = self._read(b"".join(self._parts))
 
 
 def _parts(url: str, key: str) -> tuple[str, str, int | None, str, bool]:
@@ -220,7 +259,7 @@ def _read_json(data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _Half(f"its answer is no JSON: {error}") from None
+        raise HalfError(f"its answer is no JSON: {error}") from None
 
 
 def _check(status: int, answer: bytes, url: str, path: str) -> None:

@@ -21,6 +21,7 @@ from opdkit.training.metrics.agreement import Side, compare_rows, heard_tokens, 
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, seed_from
 
 if TYPE_CHECKING:
+    from opdkit.training.deal import Deal
     from opdkit.training.models.base_teacher import Teacher
     from opdkit.training.state import State
 
@@ -36,11 +37,12 @@ class Diagnosis:
     """Of one step. What the loss and the teachers read anyway is kept for the chosen rows (`saw`, `heard`), and
     compared while the student that said it still stands (`compare`): before the update that the rows belong to."""
 
-    def __init__(self, state: State, groups: Sequence[Group], views: Sequence[Mapping[str, View]]) -> None:
+    def __init__(self, state: State, groups: Sequence[Group], views: Sequence[Mapping[str, View]], deal: Deal) -> None:
         """views: what is read for each rollout of the groups (`views.view_groups`)."""
         section = state.diagnostics
-        due = section is not None and section.due(state.step, state.num_steps)
-        self._chosen = _chosen(state, groups, views, section.rows) if section is not None and due else []
+        self._due = section is not None and section.due(state.step, state.num_steps)
+        chosen = _chosen(state, groups, views, section.rows) if section is not None and self._due else []
+        self._chosen = [rollout for rollout in chosen if deal.is_own(rollout.key)]
         self._state, self._section = state, section
         self._states: dict[Key, Tensor] = {}
         self._said: dict[Teacher, dict[Key, Signal]] = {}
@@ -104,9 +106,10 @@ class Diagnosis:
 
     def metrics(self) -> list[Metric]:
         """Of this step; none where no diagnostics are due or no row was read by a teacher."""
-        if not self._tables or self._section is None:
+        tables = self._state.ranks.joined(self._tables) if self._due else []
+        if not tables or self._section is None:
             return []
-        table = TokenTable.joined(self._tables)
+        table = TokenTable.joined(tables)
         metrics = [*_metrics(summary(table, OVERALL)), Metric("time/diagnostics_s", self._seconds)]
         for (first, end), bucket in by_bucket(table, self._section.bucket_tokens).items():
             metrics += _metrics(summary(bucket, BY_BUCKET), at=f"@{first}-{end}")

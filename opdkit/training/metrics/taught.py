@@ -63,7 +63,7 @@ def without_hidden_states(rows: Sequence[Example], batch: Batch, tokens: Mapping
             said[view] = {e.rollout.key: logprob_T for e, logprob_T in batch.per_row(known_N)}
 
     def kept(row: Example, view: str, signal: Signal) -> Signal:
-        if signal.hidden_TH is None:
+        if signal.hidden_TH is None and signal.sampled_logprob_T is not None:
             return signal
         return replace(signal, hidden_TH=None, head=None, sampled_logprob_T=said.get(view, {}).get(row.rollout.key))
 

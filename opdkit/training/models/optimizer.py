@@ -8,7 +8,7 @@ add up in float32, a 1e-6 step is not rounded away, and sampler and trainer are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +30,21 @@ class Optimizer:
     def __init__(self, module: nn.Module, section: TrainSection, *, compute_dtype: torch.dtype) -> None:
         self.section = section
         self.compute_dtype = compute_dtype
-        self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        assert self.weights, "nothing to train"
-        for name, weight in self.weights.items():
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        assert trained, "nothing to train"
+        for name, weight in trained.items():
             assert weight.dtype in (torch.float32, torch.float64), f"{name} is trained in {weight.dtype}"
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         if hasattr(module, "get_output_embeddings") and module.get_output_embeddings() is not None:
             embeddings.add(id(module.get_output_embeddings().weight))
-        hidden = {n: p for n, p in self.weights.items() if p.ndim == 2 and id(p) not in embeddings}
+        hidden = {n for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings}
+        self._is_adapter = all(".lora_" in name for name in trained)  # peft computes adapters in their own dtype
+        self.weights = self._masters(trained, hidden)
         self._parts = _optimizers(self.weights, hidden, section)
+
+    def _masters(self, trained: Mapping[str, nn.Parameter], hidden: Collection[str]) -> dict[str, nn.Parameter]:
+        """What is trained, of the module's parameters. hidden: the names of the matrices that Muon takes."""
+        return dict(trained)
 
     def reserve(self) -> None:
         """Make what torch makes at the first step, so that a device without memory for it says so before anything else.
@@ -55,8 +61,26 @@ class Optimizer:
     def compute_weights(self) -> dict[str, Tensor] | None:
         """The weights as the computation reads them; None where they are the module's own."""
         copies = {n: p.to(self.compute_dtype) for n, p in self.weights.items() if p.dtype != self.compute_dtype}
-        is_adapter = all(".lora_" in name for name in self.weights)  # peft computes adapters in their own dtype
-        return None if is_adapter or not copies else copies
+        return None if self._is_adapter or not copies else copies
+
+    def as_read(self, weight: Tensor) -> Tensor:
+        """A master weight, or an average of it, as the computation reads it."""
+        return weight if self._is_adapter else weight.to(self.compute_dtype)
+
+    def whole(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors that are kept as `weights` are, as the module has them."""
+        return kept
+
+    def make_ready(self) -> None:
+        """Before the passes of an update, where some rank may have none."""
+
+    def collect(self) -> bool:
+        """After them: whether there is anything to learn. If not, there are no gradients, not even zeros, so that the
+        optimizer does not move on memory alone."""
+        if any(weight.grad is not None and weight.grad.any() for weight in self.weights.values()):
+            return True
+        self.zero_grad()
+        return False
 
     def lr(self, step: int) -> float:
         """Learning rate of the step after `step` steps: linear warm-up, then the schedule down to 0 at the last."""
@@ -69,11 +93,10 @@ class Optimizer:
 
     def step(self, step: int) -> StepResult:
         """Clip and apply the gathered gradients, then clear them. None at all, or one not finite, changes nothing."""
-        grads = [p.grad for p in self.weights.values() if p.grad is not None]
-        norm = total_norm(grads)
-        grad_norm = float(norm)
-        skipped = not grads or not math.isfinite(grad_norm)
-        if not skipped:
+        norm = self._norm()
+        grad_norm = 0.0 if norm is None else float(norm)
+        skipped = norm is None or not math.isfinite(grad_norm)
+        if norm is not None and not skipped:
             if self.section.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(list(self.weights.values()), self.section.max_grad_norm, norm)
             for part in self._parts:
@@ -82,6 +105,19 @@ class Optimizer:
                 part.step()
         self.zero_grad()
         return StepResult(grad_norm, skipped)
+
+    def _norm(self) -> Tensor | None:
+        """Of the gathered gradients; None: there are none."""
+        grads = [p.grad for p in self.weights.values() if p.grad is not None]
+        return total_norm(grads) if grads else None
+
+    def for_saving(self) -> Mapping[str, Tensor] | None:
+        """The masters in host memory, on the first rank; None where the module itself holds them."""
+        return None
+
+    def rows_of(self, key: str) -> slice | None:
+        """Which rows are kept here of a tensor of a checkpoint, by its key; None: all."""
+        return None
 
     def zero_grad(self) -> None:
         for p in self.weights.values():
@@ -127,8 +163,12 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
     torch's own is wrong by 1.4e-3 for 25 million float32 numbers on a CPU, and differently so for each split of them.
     """
-    squares = [block.double().square().sum() for grad in grads for block in _block_norms(grad)]
-    return torch.stack(squares).sum().sqrt().to(grads[0].dtype) if squares else torch.zeros(())
+    return sum_of_squares(grads).sqrt().to(grads[0].dtype) if grads else torch.zeros(())
+
+
+def sum_of_squares(grads: Sequence[Tensor]) -> Tensor:
+    """0-dim, float64."""
+    return torch.stack([block.double().square().sum() for grad in grads for block in _block_norms(grad)]).sum()
 
 
 def _block_norms(grad: Tensor) -> list[Tensor]:
@@ -166,21 +206,21 @@ def _shape(key: str, p: nn.Parameter) -> tuple[int, ...]:
 
 
 def _optimizers(
-    weights: Mapping[str, nn.Parameter], hidden: Mapping[str, nn.Parameter], section: TrainSection
+    weights: Mapping[str, nn.Parameter], hidden: Collection[str], section: TrainSection
 ) -> list[torch.optim.Optimizer]:
     """Weight decay falls on matrices only: pulling norms and biases to zero is nobody's intention."""
     muon = section.optimizer == "muon"
-    rest = [p for n, p in weights.items() if not (muon and n in hidden)]
+    kept = {n: p for n, p in weights.items() if p.numel()}  # of several ranks, some may have no part of it
+    matrices = [p for n, p in kept.items() if muon and n in hidden]
+    rest = [p for n, p in kept.items() if not (muon and n in hidden)]
     decayed, plain = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]  # LoRA under Muon has only hidden matrices
     parts: list[torch.optim.Optimizer] = []
     if groups:
         parts.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=True))
-    if muon and hidden:
+    if matrices:
         parts.append(
-            torch.optim.Muon(
-                list(hidden.values()), lr=section.lr, weight_decay=section.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(matrices, lr=section.lr, weight_decay=section.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return parts

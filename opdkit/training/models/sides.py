@@ -130,7 +130,7 @@ def _read_teacher(
 ) -> tuple[Side, list[str]]:
     """A teacher, and what is doubtful about it beside the student. Raises UserError for what would ruin the run."""
     model, name, stops = recipe.model, recipe.model.path, pupil.stops
-    if section.kind == "model":
+    if section.is_other_model:
         assert section.path is not None
         name = section.path
         ours = read_words(name, section.trust_remote_code, section.chat_template)
@@ -139,7 +139,7 @@ def _read_teacher(
     tutor = Side(label=label, name=name, renderer=ours.renderer(stops, reading), stops=stops)
     tutor.opening()
     aligned, common = section.tokens == "align", None
-    if section.kind == "model" and not aligned:
+    if section.is_other_model and not aligned:
         common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name))
     if faults := list(_thought_faults(pupil, tutor) if aligned else _faults(pupil, tutor, common)):
         raise UserError(*faults)
@@ -151,7 +151,7 @@ def _read_teacher(
         said = [_aligned_sentence(pupil, tutor, alignment)]
     else:
         said = _pair_warnings(pupil, tutor, section)
-    if section.kind == "model" or section.close_thinking:
+    if section.is_other_model or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
         said.append(

@@ -134,8 +134,8 @@ class InitialTeacher(ModelTeacher):
 
     def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
         self._optimizer = optimizer
-        self._kept = _copies(optimizer.compute_weights() or optimizer.weights)
-        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: self._kept)
+        self._kept = _copies({name: optimizer.as_read(weight) for name, weight in optimizer.weights.items()})
+        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: optimizer.whole(self._kept))
 
     def state(self) -> dict[str, Tensor]:
         return dict(self._kept)
@@ -157,7 +157,6 @@ class EMATeacher(ModelTeacher):
         self.rate = rate
         self._optimizer = optimizer
         self.average = _copies(optimizer.weights)
-        self._reads_masters = optimizer.compute_weights() is None
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=self._as_computed)
 
     def after_step(self) -> None:
@@ -172,9 +171,8 @@ class EMATeacher(ModelTeacher):
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
     def _as_computed(self) -> Mapping[str, Tensor]:
-        if self._reads_masters:
-            return self.average
-        return {name: weight.to(self._optimizer.compute_dtype) for name, weight in self.average.items()}
+        rule = self._optimizer
+        return rule.whole({name: rule.as_read(weight) for name, weight in self.average.items()})
 
 
 class TrustRegionTeacher(ModelTeacher):

@@ -14,6 +14,7 @@ from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
 from opdkit.training.models.saved_teacher import SavedTeacher
+from opdkit.training.models.server_teacher import ServerTeacher
 from opdkit.training.models.sides import check_lists, teacher_reading
 from opdkit.training.models.teacher import make_teacher
 from opdkit.training.saved_run import SavedRun
@@ -32,16 +33,22 @@ def make_viewers(
     """
     viewers: dict[str, Viewer] = {}
     teachers: list[tuple[object, Teacher]] = []  # sections cannot be hashed
-    others: dict[object, OtherModel] = {}
+    models: dict[object, OtherModel] = {}
+    servers: list[ServerTeacher] = []
     for name, view in recipe.all_views.items():
         teacher = next((known for section, known in teachers if section == view.teacher), None)
         if run is not None and view.teacher.kind == "saved":
             teacher = SavedTeacher(run, name, student.renderer())
+        if teacher is None and view.teacher.kind == "server":
+            where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+            servers.append(ServerTeacher(recipe, view.teacher, where, student, now))
+            teacher = servers[-1]
+            teachers.append((view.teacher, teacher))
         if teacher is None:
             other = None
             if view.teacher.kind == "model":
                 key = OtherModel.key(view.teacher)
-                other = others.setdefault(key, OtherModel(recipe, view.teacher, student))
+                other = models.setdefault(key, OtherModel(recipe, view.teacher, student))
             if other is not None and view.teacher.tokens == "align":
                 own = other.renderer(**teacher_reading(recipe, view.teacher, other.renderer(), now))
                 teacher = AlignedTeacher(other, own, student, view.teacher, recipe.sampling.max_tokens_per_batch)
@@ -54,14 +61,17 @@ def make_viewers(
     for name, viewer in viewers.items():
         if name not in routed:
             viewer.teacher.load()
-    same = [other for other in others.values() if other.reads_students_ids]
-    if same or run is not None:
-        end, absent = common_limit(student, [other.readable() for other in same])
+    others: list[OtherModel | ServerTeacher] = [m for m in models.values() if m.reads_students_ids]
+    others += servers
+    if others or run is not None:
+        end, absent = common_limit(student, [other.readable() for other in others])
         if run is not None:
             end, absent = run.common(end, absent)
         student.limit_to(end, absent)
-        for other in same:
-            other.limit_to(end, absent)
+        for each in others:
+            each.limit_to(end, absent)
+    for server in servers:
+        server.probe()
     return viewers
 
 

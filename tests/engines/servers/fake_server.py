@@ -13,9 +13,11 @@ name cannot be used twice. It does not show that a real server behaves so; `make
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FAULTS = ("busy", "half", "drop", "hang", "no_json", "error")  # 429, half a body, no answer, never, text, 500
 ANSWERS = ("/inference/v1/generate", "/v1/completions", "/generate")  # the paths that faults fall on
@@ -45,6 +47,7 @@ class FakeServer:
         dev: bool = True,
         kind: str = "vllm",
         raw_logprobs: bool = False,
+        spool: Path | None = None,
     ) -> None:
         self.folder, self.name, self.version, self.max_len, self.dev, self.kind = (
             Path(folder),
@@ -55,6 +58,9 @@ class FakeServer:
             kind,
         )
         self.raw_logprobs = raw_logprobs  # as without --logprobs-mode processed_logprobs
+        self.spool = spool  # where hidden states are written; None: they are not extracted
+        self.most_logprobs = 20  # --max-logprobs
+        self.decode: Callable[[list[int]], str] = AutoTokenizer.from_pretrained(folder).decode
         self.faults: list[str] = []
         self.before_answer: Callable[[], object] | None = None  # called before every answer, e.g. to stop the server
         self.requests: list[tuple[str, Any]] = []
@@ -240,6 +246,9 @@ class FakeServer:
                 return fault
             answer, finish, reason = self._answer(model, body.get("model"), prompt, body, body.get("max_tokens", 16))
             count = body.get("prompt_logprobs")
+            if count is not None and count > self.most_logprobs:
+                words = f"Requested prompt logprobs of {count}, which is greater than max allowed: {self.most_logprobs}"
+                return 400, {"error": {"message": words, "code": 400}}
             choices.append(
                 {
                     "index": len(choices),
@@ -252,7 +261,22 @@ class FakeServer:
                     "logprobs": {"token_logprobs": [p for _, p in answer]} if "logprobs" in body else None,
                 }
             )
-        return 200, {"id": "c", "object": "text_completion", "model": body.get("model"), "choices": choices}
+        said = {"id": "c", "object": "text_completion", "model": body.get("model"), "choices": choices}
+        return 200, said | ({"kv_transfer_params": self._hidden(model, prompts)} if self.spool else {})
+
+    def _hidden(self, model: Any, prompts: list[list[int]]) -> dict[str, str]:
+        """The states behind the last layer, before the norm, in a file of the spool: of several prompts one path."""
+        seen: list[Tensor] = []
+        own = copy.deepcopy(model)  # other requests go through the model at the same time
+        own.model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+        with torch.no_grad():
+            own(torch.tensor([prompts[-1]]))
+        assert self.spool is not None
+        path = self.spool / f"cmpl-{uuid.uuid4()}.safetensors"
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            save_file({"hidden_states": seen[0][:, None].contiguous(), "token_ids": torch.tensor(prompts[-1])}, path)
+        return {"hidden_states_path": str(path)}
 
     def _sglang_generate(self, body: Any) -> tuple[int, Any]:
         params, prompt = body["sampling_params"], list(body["input_ids"])
@@ -322,9 +346,11 @@ class FakeServer:
         for place, token in enumerate(prompt[1:]):
             row_V = logprob_TV[place]
             rank = int((row_V > row_V[token]).sum()) + 1
-            entry = {str(token): {"logprob": float(row_V[token]), "rank": rank, "decoded_token": ""}}
-            for number, likely in enumerate(row_V.topk(count).indices.tolist() if count > 0 else [], 1):
-                entry.setdefault(str(likely), {"logprob": float(row_V[likely]), "rank": number, "decoded_token": ""})
+            entry = {str(token): {"logprob": float(row_V[token]), "rank": rank, "decoded_token": self.decode([token])}}
+            likeliest = row_V.topk(min(count, len(row_V))).indices.tolist() if count > 0 else []
+            for number, likely in enumerate(likeliest, 1):
+                words = self.decode([likely])
+                entry.setdefault(str(likely), {"logprob": float(row_V[likely]), "rank": number, "decoded_token": words})
             said.append(entry)
         return said
 
@@ -384,7 +410,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, answer, half=fault == "half")
 
     def _reply(self, status: int, body: Any, headers: Mapping[str, str] | None = None, *, half: bool = False) -> None:
-        data = b"" if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
+        data = (
+            b""
+            if body is None
+            else (body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))).encode()
+        )
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -1,0 +1,68 @@
+"""What the processes of a run ask each other. Alone there is nobody to ask, and every answer is one's own.
+
+Every rank takes the same decisions, so whatever a decision depends on is gathered before it is taken. A call here is
+made by all ranks, in one order; what only some would make hangs the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LOST = 75  # exit status of a rank that ended because another one did
+
+
+class RankLost(Exception):
+    """Another rank ended, or did not answer in time. What is on disk stays whole."""
+
+
+class Ranks:
+    """One process. `rank` counts from 0; the first one speaks and writes."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, mine: T) -> list[T]:
+        """What every rank has, in their order."""
+        return [mine]
+
+    def gather_on_first(self, mine: T) -> list[T]:
+        """The same on the first rank; [] on the others."""
+        return [mine]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives the first rank, who alone calls it. A UserError that it raises is raised on all."""
+        return make()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on some rank."""
+        return any(self.gather(flag))
+
+    def wait(self) -> None:
+        """Until all are here."""
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's run of neighbours: equally many on all ranks, to within one."""
+        return items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size]
+
+    def joined(self, own: Sequence[T]) -> list[T]:
+        """The shares of all ranks, one after the other."""
+        return [item for items in self.gather(own) for item in items]
+
+
+ALONE = Ranks()
+
+
+def dealt(costs: Sequence[float], num_ranks: int) -> list[int]:
+    """Who takes each item: the dearest first, each to the rank that has least so far."""
+    loads, ranks = [0.0] * num_ranks, [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        ranks[item] = min(range(num_ranks), key=loads.__getitem__)
+        loads[ranks[item]] += costs[item]
+    return ranks

@@ -1,0 +1,87 @@
+"""What a teacher's section says that its kind cannot do, and what its payload cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from opdkit.engines.servers.http import Client
+from opdkit.errors import UserError
+from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.types import Asked
+
+SERVER_KEYS = ("url", "served_name", "payload", "spool", "at_once", "patience_s", "timeout_s")
+
+
+def server_faults(where: str, teacher: TeacherSection) -> Iterator[str]:
+    """Of a section alone."""
+    fields = type(teacher).model_fields
+    if teacher.kind != "server":
+        for key in SERVER_KEYS:
+            if getattr(teacher, key) != fields[key].default:
+                yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "server"; remove it'
+        return
+    if teacher.url is None:
+        yield f'{where}.kind = "server" needs {where}.url: http://HOST:PORT, or several in a list'
+    for url in teacher.urls:
+        try:
+            Client(url, key=f"{where}.url")
+        except UserError as error:
+            yield from error.sentences
+    if teacher.path is None:
+        yield (
+            f'{where}.kind = "server" needs {where}.path: the model that is served, for its tokenizer; a folder in '
+            "Hugging Face format, or a hub id"
+        )
+    if teacher.payload is None:
+        yield (
+            f'{where}.kind = "server" needs {where}.payload: "hidden" where the server and this machine share a folder '
+            '(every loss is exact), else "topk" or "sampled"'
+        )
+    if teacher.payload == "hidden" and teacher.spool is None:
+        yield (
+            f'{where}.payload = "hidden" needs {where}.spool: the folder that the server writes its states to; without '
+            'a folder that both see use payload = "topk"'
+        )
+    if teacher.payload not in (None, "hidden") and teacher.spool is not None:
+        yield f'{where}.spool = {teacher.spool!r} is only read with {where}.payload = "hidden"; remove it'
+
+
+def payload_faults(recipe: Recipe) -> Iterator[str]:
+    """Of what a stage of the recipe asks its servers."""
+    for view, asked in recipe.needs.views.items():
+        readers = recipe.route.readers if recipe.route and view == "teacher" else (view,)
+        for reader in readers:
+            section = recipe.all_views.get(reader)
+            if section is None or section.teacher.kind != "server" or section.teacher.payload in (None, "hidden"):
+                continue
+            where = "teacher" if reader == "teacher" else f"views.{reader}.teacher"
+            payload = f'{where}.payload = "{section.teacher.payload}"'
+            gives = Asked("topk", asked.k) if section.teacher.payload == "topk" else Asked("sampled")
+            if not gives.covers(asked):
+                yield (
+                    f'method.name = "{recipe.method.name}" asks that view for {asked.words}, and {payload} gives '
+                    f'{gives.words}; use payload = "hidden", or a '
+                    f"method.support that it answers ({_SUPPORTS[section.teacher.payload or 'topk']})"
+                )
+            if recipe.method.loss_temperature != 1:
+                yield (
+                    f"method.loss_temperature = {recipe.method.loss_temperature}, but {payload} is always at "
+                    'temperature 1; set it to 1.0, or use payload = "hidden"'
+                )
+
+
+_SUPPORTS = {"topk": '"teacher_topk" with k, or "sampled"', "sampled": '"sampled"'}
+
+
+def server_warnings(recipe: Recipe) -> Iterator[str]:
+    for view, section in recipe.all_views.items():
+        where = "teacher" if view == "teacher" else f"views.{view}.teacher"
+        spool = section.teacher.spool
+        if spool is not None and not Path(spool).expanduser().is_dir():
+            yield f"{where}.spool = {spool}: there is no such folder yet"
+        if section.teacher.payload in ("topk", "sampled") and "diagnostics" in recipe.model_fields_set:
+            yield (
+                f'[diagnostics] compares whole distributions, which {where}.payload = "{section.teacher.payload}" does '
+                "not give: answers that this teacher reads are not compared"
+            )

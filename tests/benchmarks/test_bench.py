@@ -1,0 +1,97 @@
+"""The benchmark beside peers: what it keeps, shows and refuses. Nothing is measured here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def peers() -> Any:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        from peers import cases, compare, page
+    finally:
+        sys.path.remove(str(FOLDER))
+    return {"cases": cases, "compare": compare, "page": page}
+
+
+def line(case: str, side: str, cpu_s: float, **more: Any) -> dict[str, Any]:
+    seconds = {f"{key}{end}": cpu_s for key in ("cpu_s", "wall_s") for end in ("", "_low", "_high")}
+    return {"case": case, "group": "loss", "side": side, "sizes": {}, **seconds, "runs": 5, "load": 1.0, **more}
+
+
+ABOUT = {"machine": "m", "versions": {"torch": "2"}, "commit": "c", "quick": False}
+
+
+def test_cases_have_names_of_their_own_and_opdkit(peers: Any) -> None:
+    """Both lists; opdkit is the first side of each, and the quick list has every group that the full one has."""
+    full, quick = peers["cases"].cases(quick=False), peers["cases"].cases(quick=True)
+    for cases in (full, quick):
+        assert len({case.name for case in cases}) == len(cases)
+        assert {case.sides[0] for case in cases} == {"opdkit"}
+    assert {case.group for case in quick} == {case.group for case in full} == set(peers["page"].TITLES)
+
+
+def test_a_ratio_that_rises_fails(peers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the last committed results: 0.50 -> 0.54 passes, 0.50 -> 0.56 does not, nor does a figure that is gone.
+    A case measured anew takes the place of its own lines only."""
+    compare = peers["compare"]
+    path = tmp_path / "bench.jsonl"
+
+    def git(*asked: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", *who, *asked], cwd=tmp_path, check=True, capture_output=True)
+
+    def measured(own: float, case: str = "loss a") -> list[dict[str, Any]]:
+        return [
+            line(case, "opdkit", own),
+            line(case, "trl", 1.0),
+            line(case, "liger", 0.0, failed="no") | {"cpu_s": 2.0},
+        ]
+
+    git("init", "-q")
+    compare.write_results(path, ABOUT, measured(0.50))
+    compare.write_results(path, ABOUT, measured(0.50, "loss b"))
+    assert compare.compare(tmp_path) == 0 and "nothing committed" in capsys.readouterr().out
+    git("add", ".")
+    git("commit", "-qm", "first")
+    compare.write_results(path, ABOUT, measured(0.54))
+    assert compare.compare(tmp_path) == 0
+    compare.write_results(path, ABOUT, measured(0.56))
+    said = compare.compare(tmp_path)
+    assert isinstance(said, str) and "loss a, to trl: 0.50 -> 0.56" in said and "loss b" not in said
+    git("commit", "-qam", "worse")
+    assert "0.50 -> 0.56" in str(compare.compare(tmp_path)), "committing a worse result does not hide it"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines if one.get("case") != "loss b"))
+    assert "loss b, to trl: no longer measured" in str(compare.compare(tmp_path))
+
+
+def test_the_page_says_what_did_not_run_and_what_was_missed(
+    peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 1.3 of the products misses 1.2; a peer that failed keeps its line and its reason."""
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(peers["page"], "PAGE", page)
+    case = "loss jsd bfloat16 V=9 H=256 N=9"
+    lines = [
+        line(case, "opdkit", 1.3, peak_mib=10.0, error=1e-3),
+        line(case, "products", 1.0, peak_mib=0.0),
+        line(case, "trl", 2.6, peak_mib=40.0, error=2e-3),
+        {"case": case, "group": "loss", "side": "liger", "sizes": {}, "load": 2.0, "failed": "ImportError: no | liger"},
+    ]
+    peers["compare"].write_results(tmp_path / "bench.jsonl", ABOUT, lines)
+    peers["page"].write(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "did not run: ImportError: no / liger" in text and "load 1 to 2" in text
+    assert f"| {case} | trl | 2.6 [2.6, 2.6] | 2.6 | 40 | 2.0e-03 | 0.50 | 0.25 |" in text
+    assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed |" in text
+    assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met |" in text
+    assert "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
+    assert "**Quick run**: not run yet." in text

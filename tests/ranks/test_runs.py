@@ -1,0 +1,244 @@
+"""Whole runs of `opdkit train --ranks N`: beside one process, from one number of ranks to another, and ended midway."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opdkit import toml
+from opdkit.recipe import Recipe
+from opdkit.run.rows import load_rows
+from opdkit.training.checkpoint import latest
+
+pytestmark = pytest.mark.ranks
+Make = Callable[..., Recipe]
+# The published sentences hold characters that the tiny tokenizer does not know.
+WORDING = "context.wording={ layout = '{question}{success}{another}{failure}', " + ", ".join(
+    f"{kind} = ';{{text}}'" for kind in ("success", "another", "failure", "feedback", "summary", "failed_summary")
+)
+EMA_VIEW = ("views.average.teacher={ kind = 'self', weights = 'ema', ema_rate = 0.1 }",)
+TARGET = "method.target={ teacher = 0.5, average = 0.5 }"
+RUNS = {
+    "opd": ("opd", *EMA_VIEW, TARGET, "model.lora.r=4", "model.lora.alpha=8"),
+    "mopd": ("mopd", "context.kind=peers", "context.feedback=never", WORDING + " }", "train.warmup_steps=0"),
+}
+KEPT = ("train.save_every=1", "train.keep_checkpoints=9", "train.steps=4")
+EVALUATED = ("eval.data=arithmetic:merge-3:test", "eval.limit=4", "eval.samples=2")
+OF_THE_SPLIT = ("time", "memory/", "metrics/", "rollout/occupancy", "rollout/rows_together", "rollout/evictions")
+
+
+def command(recipe: Recipe, *flags: str) -> list[str]:
+    path = Path(recipe.runs_dir).parent / f"{recipe.name}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(toml.dumps(recipe.as_dict()))
+    return [sys.executable, "-m", "opdkit", "train", str(path), *flags]
+
+
+def trained(recipe: Recipe, *flags: str) -> Path:
+    done = subprocess.run(command(recipe, *flags), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return recipe.run_dir
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line]
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    (file,) = (folder / f"checkpoints/step_{step:06d}/model").glob("*.safetensors")
+    return load_file(file)
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_two_ranks_is_that_of_one_process(name: str, recipe: Make, capsys: Any) -> None:
+    """The first step's rows are equal, its metrics and the weights after it within 1e-5; how many answers of later
+    steps are equal is printed. A random student earns no reward, so mopd's peers are shown as failures."""
+    alone = trained(recipe(*RUNS[name], *KEPT, *EVALUATED, "name=one"))
+    together = trained(recipe(*RUNS[name], *KEPT, *EVALUATED, "name=two"), "--ranks", "2")
+    assert sorted(path.name for path in together.iterdir()) == sorted([*(p.name for p in alone.iterdir()), "ranks"])
+    first, second = steps(alone)[0], steps(together)[0]
+    assert list(first) == list(second), "the same metrics in the same order"
+    for metric, value in first.items():
+        if not metric.startswith(OF_THE_SPLIT):
+            assert second[metric] == (None if value is None else pytest.approx(value, rel=1e-5, abs=1e-5)), metric
+    assert apart(weights(alone, 1), weights(together, 1)) < 1e-5
+    shares = []
+    for number in range(1, 5):
+        pairs = list(
+            zip(*(load_rows(run / f"rows/step_{number:06d}.parquet") for run in (alone, together)), strict=True)
+        )
+        equal = [
+            (a.rollout.key, a.rollout.answer_ids, a.rollout.reward, {n: v.context_ids for n, v in a.views.items()})
+            == (b.rollout.key, b.rollout.answer_ids, b.rollout.reward, {n: v.context_ids for n, v in b.views.items()})
+            for a, b in pairs
+        ]
+        shares.append(sum(equal) / len(equal))
+    assert shares[0] == 1
+    with capsys.disabled():
+        print(f"\n{name}: share of equal rows in steps 1 to 4: {', '.join(f'{share:.3f}' for share in shares)}")
+
+
+@pytest.mark.parametrize(("saved_on", "resumed_on"), [(2, 1), (2, 4), (1, 2), (2, 2)])
+def test_a_checkpoint_goes_on_with_other_ranks(saved_on: int, resumed_on: int, recipe: Make) -> None:
+    """Stopped after half of its steps and continued: weights as of the uninterrupted run, to the bit on as many ranks.
+    An averaged teacher and the optimizer's moments are in the checkpoint."""
+    chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", *KEPT)
+    flags = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
+    whole = trained(recipe(*chosen, "name=whole"), *flags[saved_on])
+    half = trained(recipe(*chosen, "name=half", "train.steps=2"), *flags[saved_on])
+    going_on = recipe(*chosen, "name=half")
+    assert trained(going_on, *flags[resumed_on], "--resume") == half
+    distance = apart(weights(whole, 4), weights(half, 4))
+    assert distance == 0 if saved_on == resumed_on else distance < 1e-5
+    last = latest(half / "checkpoints")
+    assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}
+
+
+@pytest.fixture
+def begun(recipe: Make) -> Any:
+    """A long run on two ranks, some steps after its first checkpoint: the launcher, its ranks, what it says, where."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*overrides: str) -> tuple[subprocess.Popen[str], list[int], Path]:
+        long = recipe("opd", "train.steps=5000", "train.save_every=3", "train.save_rows_every=1", *overrides)
+        launcher = subprocess.Popen(
+            command(long, "--ranks", "2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(launcher)
+        wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or launcher.poll() is not None, 120)
+        assert launcher.poll() is None, launcher.communicate()[0]
+        return launcher, children(launcher.pid), long.run_dir
+
+    yield start
+    for launcher in started:
+        launcher.kill()
+        launcher.wait()
+
+
+def children(parent: int) -> list[int]:
+    """In the order they were started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_others(rank: int, begun: Any) -> None:
+    """Within 2 seconds (of the launcher's own: 1, and what a busy machine adds), with one sentence and a folder that
+    goes on."""
+    launcher, ranks, folder = begun()
+    os.kill(ranks[rank], signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = launcher.communicate(timeout=60)
+    assert time.monotonic() - killed < 5 and launcher.returncode == 1
+    assert said.count("error ") == 1 and f"error rank {rank} of 2 was ended by SIGKILL" in said and "--resume" in said
+    assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_rank_that_hangs_ends_the_run(begun: Any) -> None:
+    launcher, ranks, folder = begun("parallel.timeout_minutes=0.1")
+    os.kill(ranks[1], signal.SIGSTOP)
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1 and "rank 1 of 2 did not answer the others" in said
+    assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_killed_launcher_leaves_no_ranks(begun: Any) -> None:
+    launcher, ranks, _ = begun()
+    launcher.kill()
+    wait_for(lambda: not any(map(is_running, ranks)), 5)
+    assert not any(map(is_running, ranks))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ctrl_c_finishes_the_step_on_all_ranks(begun: Any) -> None:
+    launcher, ranks, folder = begun()
+    launcher.send_signal(signal.SIGINT)
+    said, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130 and said.count("Stopping after this step") == 1
+    assert f"Everything is saved in {folder}" in said and not any(map(is_running, ranks))
+    last = latest(folder / "checkpoints")
+    assert last is not None and last.step == len(steps(folder))
+
+
+def test_more_ranks_than_rows_are_refused(recipe: Make) -> None:
+    """Before anything is started, and nothing is left behind."""
+    chosen = recipe("opd")
+    done = subprocess.run(command(chosen, "--ranks", "11"), capture_output=True, text=True)
+    assert done.returncode == 2 and "11 ranks are more than the 10 rows of a step" in done.stderr
+    assert not chosen.run_dir.exists()
+
+
+def test_a_refusal_is_said_once(recipe: Make, tmp_path: Path) -> None:
+    """What all ranks find wrong is rank 0's to say; no folder is left."""
+    chosen = recipe("opd", f"data.train={tmp_path / 'none.jsonl'}", "data.task=math")
+    done = subprocess.run(command(chosen, "--ranks", "2"), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("error ") == 1 and "none.jsonl" in done.stderr
+    assert not chosen.run_dir.exists()
+
+
+def test_torchrun(recipe: Make) -> None:
+    """Its own output stands around ours; the run is the same."""
+    chosen = recipe("opd", "train.steps=2", "name=torchrun")
+    ours = trained(recipe("opd", "train.steps=2", "name=ours"), "--ranks", "2")
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "opdkit"]
+    done = subprocess.run([*line, *command(chosen)[3:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report: ") == 1
+    assert apart(weights(ours, 2), weights(chosen.run_dir, 2)) == 0
+
+
+def test_ranks_with_other_recipes_are_refused(recipe: Make, on_ranks: Any, tmp_path: Path) -> None:
+    """Started by torchrun with another seed on rank 1."""
+    chosen = recipe("opd")
+    path = command(chosen)[-1]
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.argv = ['opdkit', 'train', {path!r}, '--set', 'seed=' + os.environ['RANK']]\n"
+        "from opdkit.cli import main\n"
+        "main()\n"
+    )
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1 and "rank 1 does not have the recipe of rank 0" in done.stderr
+    assert not (chosen.run_dir / "metrics.jsonl").exists()
