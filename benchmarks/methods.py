@@ -1,7 +1,7 @@
 """Every method on one built-in task, from one student, with the same number of answers; writes
 docs/measurements/methods_table.md.
 
-    python benchmarks/methods.py                    # all arms, 3 seeds; 17 arms took 15 minutes of one core
+    python benchmarks/methods.py                    # all arms, 3 seeds: half an hour of one core
     python benchmarks/methods.py --only sdpo        # the arms of one method, and the page from all that is there
     python benchmarks/methods.py --only mopd --try 3e-4 1e-3 3e-3    # learning rates, on a seed that is not in the page
 
@@ -108,7 +108,7 @@ ARMS: Mapping[str, Arm] = {
     "exopd-full": Arm("exopd", 4e-3, (*EXTERNAL, "method.support=full"), "the whole vocabulary"),
     "dopd": Arm(
         "dopd",
-        4e-3,
+        1e-3,
         (*EXTERNAL, "context.kind=none", "views.hinted.context.template=prefix"),
         "the teacher, who reads no demonstrations, without hints",
     ),
@@ -129,7 +129,7 @@ ARMS: Mapping[str, Arm] = {
     "rlcsd": Arm("rlcsd", 1e-3, HINTS),
     "srpo": Arm("srpo", 1e-3, PEERS),
     "i_sdpo": Arm("i_sdpo", 1e-3, SOLUTION),
-    "opsa": Arm("opsa", 1e-3, (), "the control without a teacher"),
+    "opsa": Arm("opsa", 1e-4, (), "the control without a teacher"),
     "dpo": Arm("dpo", 3e-4, INITIAL),
     "simpo": Arm("simpo", 3e-4),
     "verified_sft": Arm("verified_sft", 1e-3),

@@ -43,7 +43,7 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     redo: a stage to make again, with all that follow it; what they made is deleted. Raises UserError for what cannot
     work (before anything runs, as far as it can be known without weights), Interrupted after Ctrl-C.
     """
-    pipeline.check_sinks()
+    pipeline.check_installed()
     record = Record(pipeline)
     again = record.from_(redo) if redo is not None else []
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}

@@ -19,6 +19,7 @@ import torch
 from opdkit.analysis.fit_answers import Asker, asked_before
 from opdkit.analysis.fit_numbers import MASSES_AT, Answered, facts_of
 from opdkit.analysis.fit_page import print_page
+from opdkit.analysis.fit_quantized import MOST_ROWS, agreement_with_whole
 from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.hf import HFEngine
@@ -27,7 +28,7 @@ from opdkit.errors import UserError
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, check_installed
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
@@ -62,6 +63,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
             "own: its section as [teacher] and [context], and data.train of its domain"
         )
+    if recipe.teacher.payload in ("topk", "sampled"):
+        raise UserError(
+            f'opdkit fit compares whole distributions, and teacher.payload = "{recipe.teacher.payload}" gives lists; '
+            'use payload = "hidden", or kind = "model"'
+        )
     if recipe.teacher.kind == "saved":
         raise UserError(
             'opdkit fit asks a teacher about new answers, but teacher.kind = "saved" only knows those of '
@@ -72,6 +78,7 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
             'opdkit fit asks whether a teacher will help, but teacher.kind = "none"; name one in [teacher], e.g. '
             "--set teacher.kind=model --set teacher.path=PATH"
         )
+    check_installed(recipe)
     limits = Thresholds().changed(options.thresholds)
     check_model_path(recipe.model.path)
     data = training_data(recipe, None)
@@ -110,12 +117,16 @@ def _fit(
             read, shares = _heard(parts.teacher, read)
             answered = Answered(problems, limit, share_long, rows, read, went_on, shares)
             table = _compare(recipe, k, parts, answered, console, interrupt)
+            quantized = _beside_whole(recipe, k, parts, read, console, interrupt)
     finally:
         task.close()
     facts = facts_of(recipe, parts, sides, answered, table, k)
     advice = advise(facts, limits)
     written = folder / "fit.json"
-    atomic_write(written, json.dumps(_as_json(recipe, options, facts, limits, advice, table), indent=1) + "\n")
+    found = _as_json(recipe, options, facts, limits, advice, table) | (
+        {"quantized_teacher": quantized} if quantized else {}
+    )
+    atomic_write(written, json.dumps(found, indent=1) + "\n")
     print_page(console, recipe, facts, advice, written)
     return advice
 
@@ -188,6 +199,8 @@ def _ask(
     went_on: dict[int, tuple[Sequence[Example], Sequence[Example]]] = {}
     if recipe.teacher.weights == "trust_region":
         _note(console, "a trust-region teacher scores and cannot answer: its own answers are not measured")
+    elif recipe.teacher.kind == "server":
+        _note(console, "a teacher on a server scores and is not asked to answer: its own answers are not measured")
     elif options.teacher_answers:
         lengths = [len(row.rollout.answer_ids) for row in rows]
         graded = any(row.rollout.reward is not None for row in rows)  # else going on from a prefix tells nothing
@@ -288,6 +301,28 @@ def _compare(
             masses_at=[m for m in MASSES_AT if m < parts.student.num_tokens],
             progress=heard,
         )
+
+
+def _beside_whole(
+    recipe: Recipe, k: int, parts: Parts, read: Sequence[Example], console: Console, interrupt: Interrupt
+) -> dict[str, float | None] | None:
+    """Of a quantised teacher: how far it is from the whole one. None: it is whole."""
+    kind = recipe.teacher.quantization
+    if kind is None:
+        return None
+    with Bar(console, "the whole teacher reads", min(len(read), MOST_ROWS)) as bar:
+
+        def heard(done: int, total: int) -> None:
+            bar.update(done)
+            interrupt.check()
+
+        found = agreement_with_whole(recipe, parts, read, k, heard)
+    _note(
+        console,
+        f'teacher.quantization = "{kind}": KL from the whole teacher {found["forward_kl"]:.2g} nats a token, the same '
+        f"likeliest token at {found['top1_agreement']:.1%} (of {found['num_answers']:.0f} answers)",
+    )
+    return found
 
 
 def _as_json(

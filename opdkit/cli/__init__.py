@@ -31,6 +31,7 @@ import opdkit.cli.analysis  # isort: skip
 import opdkit.cli.agreement  # isort: skip
 import opdkit.cli.data  # isort: skip
 import opdkit.cli.reports  # isort: skip
+import opdkit.cli.export  # isort: skip
 import opdkit.cli.catalog  # isort: skip  # noqa: F401
 
 

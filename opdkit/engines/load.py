@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opdkit.engines.quantized import quantization_config
 from opdkit.engines.rope import max_length
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
@@ -25,6 +26,7 @@ def load_checkpoint(
     trust_remote_code: bool,
     attn_implementation: str | None,
     base: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[Any, Any, list[str]]:
     """(module, tokenizer, sentences to be shown) of a checkpoint folder, an adapter folder (base plus adapter, never
     merged) or a hub name.
@@ -35,6 +37,8 @@ def load_checkpoint(
     random numbers and carry on.
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization, dtype)
     return _load(path, options, base)
 
 

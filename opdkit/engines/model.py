@@ -51,6 +51,7 @@ class LanguageModel(CausalModel):
         attn_implementation: str | None = None,
         stop_tokens: Sequence[str | int] | None = None,
         base: str | None = None,
+        quantization: str | None = None,
     ) -> LanguageModel:
         """Load a checkpoint folder or hub name. A PEFT adapter folder gives base plus adapter, never merged; `base` is
         where its base model is, if not where the folder says.
@@ -65,6 +66,7 @@ class LanguageModel(CausalModel):
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             base=base,
+            quantization=quantization,
         )
         if template not in (None, PLAIN):
             tokenizer.chat_template = template  # so that saved checkpoints carry it

@@ -4,7 +4,7 @@ Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Impo
 """
 
 from opdkit.recipe.load import key_values, load_recipe, override, parse_recipe
-from opdkit.recipe.rules import check_sinks, impossible, needs_rewards, warnings
+from opdkit.recipe.rules import check_installed, impossible, needs_rewards, warnings
 from opdkit.recipe.schedule import recipe_at, scheduled_at, stage_starts, stages_of
 from opdkit.recipe.sections import (
     DiagnosticsSection,
@@ -26,7 +26,7 @@ __all__ = [
     "TeacherSection",
     "TrainSection",
     "ViewSection",
-    "check_sinks",
+    "check_installed",
     "impossible",
     "key_values",
     "load_recipe",

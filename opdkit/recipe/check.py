@@ -8,7 +8,7 @@ from pathlib import Path
 from opdkit.errors import UserError
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
-from opdkit.recipe.rules import check_sinks, departures, method_warnings, warnings
+from opdkit.recipe.rules import check_installed, departures, method_warnings, warnings
 from opdkit.recipe.sections import Recipe
 
 
@@ -16,10 +16,10 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     """What is doubtful about it, a sentence each. Raises UserError with a line for every fault."""
     if not is_pipeline(read_toml(path)):
         recipe = load_recipe(path, overrides)
-        check_sinks(recipe)
+        check_installed(recipe)
         return warnings(recipe)
     pipeline = load_pipeline(path, overrides)
-    pipeline.check_sinks()
+    pipeline.check_installed()
     doubts = [
         f"stage {stage.name}: {sentence}"
         for stage in pipeline.stages

@@ -49,7 +49,7 @@ from opdkit.recipe.fields import (
     did_you_mean,
 )
 from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
-from opdkit.recipe.rules import check_sinks, missing_paths, number_faults, paths_of
+from opdkit.recipe.rules import check_installed, missing_paths, number_faults, paths_of
 from opdkit.recipe.sections import Recipe
 from opdkit.recipe.shipped import recipe_file
 from opdkit.tasks.options import resolve_task
@@ -151,11 +151,11 @@ class Pipeline:
     folder: Path
     stages: tuple[Stage, ...]
 
-    def check_sinks(self) -> None:
+    def check_installed(self) -> None:
         """Raises UserError for a stage whose `log.sinks` are not installed."""
         for stage in self.stages:
             if isinstance(stage.does, Recipe):
-                check_sinks(stage.does)
+                check_installed(stage.does)
 
     def missing(self) -> list[tuple[str, str]]:
         """(stage, sentence) for local paths where nothing is, and that no stage makes."""

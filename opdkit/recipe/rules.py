@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from opdkit.contexts import Context
 from opdkit.data.files.formats import format_of
+from opdkit.engines.quantized import missing_package
 from opdkit.errors import UserError
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
@@ -25,7 +26,7 @@ from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TeacherSection
-from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings
+from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings, weights_faults, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
@@ -58,6 +59,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
             *_stage_teacher_faults(stage),
             *saved_faults(stage),
             *payload_faults(stage),
+            *writer_faults(stage),
             *stage_route_faults(stage),
             *context_faults(stage),
             *lag_faults(stage),
@@ -136,8 +138,13 @@ def needs_rewards(recipe: Recipe) -> bool:
     return any(who for stage in stages_of(recipe).values() for who in _who_needs_rewards(stage))
 
 
-def check_sinks(recipe: Recipe) -> None:
-    """Raises UserError for a sink that is not installed on this machine: the run would be refused once it has begun."""
+def check_installed(recipe: Recipe) -> None:
+    """Raises UserError for a package that is not on this machine: the run would be refused once it has begun."""
+    for name, view in recipe.all_views.items():
+        where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+        kind = view.teacher.quantization
+        if kind is not None and (missing := missing_package(kind)) is not None:
+            raise UserError(f"{where}.{missing}")
     if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
         names = ", ".join(absent)
         raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
@@ -189,6 +196,7 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
     if teacher.kind == "model" and teacher.path is None:
         yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
     yield from server_faults(where, teacher)
+    yield from weights_faults(where, teacher)
     if not teacher.is_other_model and teacher.path is not None:
         yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
     if teacher.kind == "self" and teacher.weights is None:

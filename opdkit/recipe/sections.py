@@ -95,6 +95,12 @@ class TeacherSection(Section):
     span: SpanSpread = "exact"
     pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
+    # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
+    # how far such a teacher is from the whole one.
+    quantization: Literal["int8", "fp8", "nf4"] | None = None
+    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; or loaded
+    # anew for every step and dropped behind it.
+    placement: Literal["resident", "cpu", "reload"] = "resident"
     chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None

@@ -47,6 +47,25 @@ def server_faults(where: str, teacher: TeacherSection) -> Iterator[str]:
         yield f'{where}.spool = {teacher.spool!r} is only read with {where}.payload = "hidden"; remove it'
 
 
+def weights_faults(where: str, teacher: TeacherSection) -> Iterator[str]:
+    """Of how a model's weights are kept."""
+    if teacher.kind != "model":
+        for key in ("quantization", "placement"):
+            if getattr(teacher, key) != type(teacher).model_fields[key].default:
+                yield f'{where}.{key} = "{getattr(teacher, key)}" is only read with {where}.kind = "model"; remove it'
+        return
+    if teacher.placement != "resident" and teacher.tokens == "align":
+        yield (
+            f'{where}.placement = "{teacher.placement}" and {where}.tokens = "align": a teacher with another tokenizer '
+            'stays where it is; use placement = "resident"'
+        )
+    if teacher.placement == "cpu" and teacher.quantization is not None:
+        yield (
+            f'{where}.quantization = "{teacher.quantization}" is bound to the device that it was made on; use '
+            f'{where}.placement = "reload" or "resident"'
+        )
+
+
 def payload_faults(recipe: Recipe) -> Iterator[str]:
     """Of what a stage of the recipe asks its servers."""
     for view, asked in recipe.needs.views.items():
@@ -72,6 +91,17 @@ def payload_faults(recipe: Recipe) -> Iterator[str]:
 
 
 _SUPPORTS = {"topk": '"teacher_topk" with k, or "sampled"', "sampled": '"sampled"'}
+
+
+def writer_faults(recipe: Recipe) -> Iterator[str]:
+    """Of a stage whose answers the teacher writes."""
+    for name, view in recipe.answering.items() if recipe.method.answer_source == "teacher" else ():
+        if view.teacher.kind == "server":
+            where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+            yield (
+                f'{where}.kind = "server" scores answers, and method.answers = "teacher" has it write them; use '
+                f'{where}.kind = "model", or write them first with opdkit sample and answers = "dataset"'
+            )
 
 
 def server_warnings(recipe: Recipe) -> Iterator[str]:

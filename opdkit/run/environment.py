@@ -56,6 +56,8 @@ def _told(value: Any) -> str:
 
 
 def _version(package: str) -> str | None:
+    if package == "opdkit":  # of the code that runs: an installation's record may be of an older one
+        return opdkit.__version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

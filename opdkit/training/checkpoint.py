@@ -231,6 +231,18 @@ def latest(folder: Path) -> Saved | None:
     return None
 
 
+def at(folder: Path, step: int) -> Saved:
+    """The checkpoint of that step, checked as `latest` does. Raises UserError if it is not there or not whole."""
+    path = folder / f"step_{step:06d}"
+    if not path.is_dir():
+        steps = [str(int(other.name.removeprefix("step_"))) for other in _all(folder)]
+        raise UserError(f"there is no checkpoint of step {step} in {folder}; there are: {', '.join(steps) or 'none'}")
+    try:
+        return _checked(path, {})
+    except _Damaged as error:
+        raise UserError(f"the checkpoint {path} is damaged ({error}); choose another step") from None
+
+
 def set_aside(saved: Saved) -> list[str]:
     """Rename the damaged checkpoints, so that nothing goes on from them or deletes a whole one in their favour.
 

@@ -21,7 +21,7 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
-from opdkit.recipe import Recipe, check_sinks, warnings
+from opdkit.recipe import Recipe, check_installed, warnings
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -65,7 +65,7 @@ def train(
     on_step is told the steps taken and the last one's metrics, after each; what it raises ends the run, once the steps
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
-    check_sinks(recipe)
+    check_installed(recipe)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)

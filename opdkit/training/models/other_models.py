@@ -6,13 +6,15 @@ tokenizers and configs alone, so a teacher whose first row comes late changes no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from opdkit.contexts.render import Renderer
 from opdkit.engines.load import load_num_rows
+from opdkit.engines.memory import enough_memory
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.stops import Stops, find_stops
 from opdkit.engines.vocabulary import common_ids, num_tokens
@@ -34,12 +36,16 @@ class OtherModel:
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
+        self.max_positions: int | None = None  # this and warnings: once it was loaded
+        self.warnings: list[str] = []
+        self.was_loaded = self._is_at_work = False
         self.reads_students_ids = section.tokens == "same"
 
     @staticmethod
     def key(section: TeacherSection) -> tuple[Any, ...]:
         """Sections of one key are one model."""
-        return section.path, section.dtype, section.chat_template, section.trust_remote_code, section.tokens
+        kept = section.quantization, section.placement
+        return section.path, section.dtype, section.chat_template, section.trust_remote_code, section.tokens, *kept
 
     def __call__(self) -> LanguageModel:
         """Raises UserError for one that cannot be loaded, or is not what its config says."""
@@ -51,12 +57,41 @@ class OtherModel:
                 trust_remote_code=self._section.trust_remote_code,
                 chat_template=self._section.chat_template,
                 attn_implementation=self._attention,
+                quantization=self._section.quantization,
             )
             model.module.requires_grad_(False)
             if self._limit is not None:
                 _limit(model, *self._limit)
             self.loaded = model
+            self.max_positions, self.warnings, self.was_loaded = model.max_positions, list(model.warnings), True
         return self.loaded
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is not always where it works."""
+        return self._section.placement != "resident"
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside the block it is loaded, and on the student's device; behind it, where `placement` says."""
+        model = self()
+        if not self.moves or self._is_at_work:
+            yield
+            return
+        self._is_at_work = True
+        try:
+            if self._section.placement == "cpu":
+                with enough_memory("moving the teacher to the device", "use a smaller teacher, or a quantised one"):
+                    model.module.to(self._device)
+                if self._limit is not None:
+                    _limit(model, *self._limit)
+            yield
+        finally:
+            self._is_at_work = False
+            if self._section.placement == "cpu":
+                model.module.to("cpu")
+            else:
+                self.loaded = None
 
     @property
     def stops(self) -> Stops:

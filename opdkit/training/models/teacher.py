@@ -62,24 +62,29 @@ class ModelTeacher(Teacher):
 
     @property
     def max_positions(self) -> int | None:
-        return self.model.max_positions
+        if not isinstance(self._whose, OtherModel) or not self._whose.moves:
+            return self.model.max_positions
+        self.load()
+        return self._whose.max_positions
 
     @property
     def warnings(self) -> Sequence[str]:
-        model = self.loaded_model
-        return () if model is None else model.warnings
+        return self._whose.warnings
 
     def load(self) -> None:
-        if isinstance(self._whose, OtherModel):
-            self._whose()
+        if isinstance(self._whose, OtherModel) and not self._whose.was_loaded:
+            with self._whose.at_work():
+                pass
 
     def engine(self) -> HFEngine:
         """An engine with the teacher's weights of this moment."""
         return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights())
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside the block the engine is the teacher (a LoRA student's adapter is off)."""
-        return self.model.adapter_off() if self._adapter_off else nullcontext()
+        """Inside the block the engine is the teacher (a LoRA student's adapter is off), and another model is there."""
+        if isinstance(self._whose, OtherModel):
+            return self._whose.at_work()
+        return self._whose.adapter_off() if self._adapter_off else nullcontext()
 
     def score(
         self,
@@ -96,14 +101,18 @@ class ModelTeacher(Teacher):
             signals = engine.score(
                 contexts, answers, asked, temperature=temperature, progress=progress, states_of=states_of
             )
-        return self._as_kept(signals)
+            return self._as_kept(signals)
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
-        """What was said, in a form that still holds when the student has moved."""
-        return signals
+        """What was said, in a form that still holds when the student has moved, or the model has gone."""
+        if not isinstance(self._whose, OtherModel) or not self._whose.moves:
+            return signals
+        heads = {id(signal.head): _held(signal.head) for signal in signals if signal.head is not None}
+        return [s if s.head is None else replace(s, head=heads[id(s.head)]) for s in signals]
 
     def head(self) -> Head:
-        return self.model.head(self._weights())
+        with self.active():
+            return _held(self.model.head(self._weights()))
 
 
 class LiveTeacher(ModelTeacher):
@@ -275,6 +284,12 @@ def make_teacher(
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _held(head: Head) -> Head:
+    """The same numbers, which stay on the device when the module leaves it."""
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return replace(head, weight_VH=head.weight_VH.detach(), bias_V=bias_V)
 
 
 def _copy(head: Head) -> Head:

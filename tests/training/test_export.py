@@ -1,0 +1,132 @@
+"""`opdkit export`: what others load is what was trained."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opdkit.errors import UserError
+from opdkit.recipe import Recipe
+from opdkit.training import export as exporting
+from opdkit.training.export import COMPLETE, export, push
+from opdkit.training.loop import train
+
+KEYS = ("train.steps=2", "train.warmup_steps=0", "train.save_every=1", "train.lr=1e-2", "data.limit=8")
+EVALUATED = ("eval.data=arithmetic:merge-3:test", "eval.limit=3", "eval.samples=2", "eval.teacher=false")
+
+
+@pytest.fixture
+def runs(recipe: Callable[..., Recipe], console: Console) -> Callable[..., Path]:
+    def make(*keys: str) -> Path:
+        chosen = recipe("opd", *KEYS, *keys)
+        train(chosen, console=console)
+        return chosen.run_dir
+
+    return make
+
+
+def test_a_full_run_is_exported_and_says_where_it_comes_from(
+    runs: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    run, out = runs(*EVALUATED), tmp_path / "out"
+    proof = export(run, out, dtype="bfloat16", license="mit", console=console)
+    assert proof.of_run and proof.merged is None and proof.files.most == 0
+    assert 0 < proof.rounded.mean < 0.05
+    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    trained = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_000002" / "model")
+    assert model.dtype == torch.bfloat16
+    for name, weight in trained.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight.to(torch.bfloat16)), name
+    assert AutoTokenizer.from_pretrained(out).vocab_size and model.generation_config.eos_token_id
+    card = (out / "README.md").read_text()
+    assert 'license: "mit"' in card and "| arithmetic:merge-3:test | 0." in card and "fingerprint `" in card
+    assert 'name = "opd"' in card and "2 steps" in card
+    assert (out / COMPLETE).read_text().startswith("opdkit ")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".unfinished")]
+    with pytest.raises(UserError, match="is there already"):
+        export(run, out, console=console)
+    with pytest.raises(UserError, match="no adapter; leave --adapter out"):
+        export(run, tmp_path / "b", adapter=True, console=console)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 .*; there are: "):
+        export(run, tmp_path / "b", step=7, console=console)
+
+
+def test_an_adapter_is_merged_in_float32_or_given_alone(
+    runs: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    run = runs("model.lora={ r = 4, alpha = 8 }", "train.save_rows_every=0")
+    proof = export(run, tmp_path / "merged", dtype="float32", console=console)
+    assert not proof.of_run and proof.merged is not None and 0 < proof.merged.most < 1e-4
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    alone = export(run, tmp_path / "adapter", adapter=True, console=console)
+    assert alone.merged is None and alone.files.most == 0 and alone.rounded.most == 0
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+
+
+def test_a_merge_or_a_file_that_gives_other_numbers_is_not_exported(
+    runs: Callable[..., Path], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: a merge without the adapter's scale, and files that lost a weight's last bits."""
+    run, out = runs("model.lora={ r = 4, alpha = 8 }"), tmp_path / "out"
+    load = exporting._load
+
+    def wrong(*args: Any) -> Any:
+        student = load(*args)
+        original = student.module.merge_and_unload
+
+        def merge(**how: Any) -> Any:
+            for name, weight in student.module.named_parameters():
+                if "lora_B" in name:
+                    weight.data *= 2
+            return original(**how)
+
+        student.module.merge_and_unload = merge
+        return student
+
+    monkeypatch.setattr(exporting, "_load", wrong)
+    with pytest.raises(UserError, match="merging the adapter moved a log-prob"):
+        export(run, out, console=console)
+    monkeypatch.setattr(exporting, "_load", load)
+    read = exporting.load_checkpoint
+
+    def changed(*args: Any, **how: Any) -> Any:
+        module, *rest = read(*args, **how)
+        module.get_output_embeddings().weight.data *= 1.01
+        return module, *rest
+
+    monkeypatch.setattr(exporting, "load_checkpoint", changed)
+    with pytest.raises(UserError, match="give other log-probs than the model"):
+        export(run, out, console=console)
+    assert not out.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".unfinished")]
+
+
+def test_only_a_whole_export_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half").mkdir()
+    with pytest.raises(UserError, match="not a whole export"):
+        push(tmp_path / "half", "me/mine")
+    (tmp_path / "half" / COMPLETE).touch()
+    with pytest.raises(UserError, match="--push not a name: the hub did not take it"):
+        push(tmp_path / "half", "not a name")
+
+
+def test_a_damaged_checkpoint_is_said(runs: Callable[..., Path], tmp_path: Path, console: Console) -> None:
+    run = runs()
+    newest, before = (run / "checkpoints" / f"step_00000{n}" for n in (2, 1))
+    assert before.is_dir()
+    weights = newest / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(UserError, match="step_000002 is damaged"):
+        export(run, tmp_path / "out", step=2, console=console)
+    export(run, tmp_path / "out", console=console)
+    assert "1 steps" in (tmp_path / "out" / "README.md").read_text()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        export(run, tmp_path / "other", console=console)
