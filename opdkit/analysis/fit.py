@@ -133,7 +133,7 @@ def _fit(
 
 def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[list[Problem], int, float]:
     """Some problems, drawn by the seed, whose prompts fit; the limit; the share of the data's that are over it."""
-    found = fitting(recipe, data, parts.renderer, parts.student.max_positions)
+    found = fitting(recipe, data, parts.renderer, parts.room)
     return _in_turn(recipe, data, found.problems)[:num], found.limit, len(found.long) / len(data.problems)
 
 
