@@ -264,7 +264,7 @@ def one_sentence(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason}; check the path and the files in it.") from error
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "model.device") -> torch.device:
     """ "auto" is CUDA if it is there, else the CPU. Raises UserError for a device that this machine does not have, or
     that has no float64, in which tokens are drawn and norms added up (Apple's mps)."""
     if name == "auto":
@@ -274,7 +274,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device, dtype=torch.float64).item()  # "meta" makes tensors, and keeps no numbers
     except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
+        raise UserError(f'{key} = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
     return device
 
 
