@@ -34,6 +34,7 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
+from opdkit.engines.offload import kept_on_host
 from opdkit.engines.rope import Span, max_length, passes, switch_length
 from opdkit.engines.stops import find_stops
 from opdkit.engines.vocabulary import num_tokens
@@ -85,6 +86,8 @@ class CausalModel:
         self.switch_length = switch_length(self.config)
         self._stand_ins: tuple[_Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
+        self.offloads_activations = False  # see `evaluating`
+        self._replays = False
         self._freeze_unread()
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
@@ -141,6 +144,12 @@ class CausalModel:
                 logit_scale=scale,
                 softcap=softcap,
             )
+
+    @property
+    def head_names(self) -> list[str]:
+        """Of the parameters that `head` reads."""
+        own = {id(parameter) for parameter in self._head_module.parameters()}
+        return [name for name, parameter in self.module.named_parameters() if id(parameter) in own]
 
     def hidden(
         self, contexts: Sequence[Ids], answers: Sequence[Ids], *, weights: Mapping[str, Tensor] | None = None
@@ -227,8 +236,17 @@ class CausalModel:
 
     @contextmanager
     def evaluating(self, *, checkpoint: bool = False) -> Iterator[None]:
-        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work."""
-        layers = self._checkpointed if checkpoint else ()
+        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work, and, where
+        the model `offloads_activations`, what is kept for the backward pass go to host memory."""
+        if checkpoint and self.offloads_activations and not self._replays:
+            with kept_on_host(self.module), self._without_dropout(self._checkpointed):
+                yield
+        else:
+            with self._without_dropout(self._checkpointed if checkpoint else ()):
+                yield
+
+    @contextmanager
+    def _without_dropout(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         if not layers and not self.module.training:
             yield
             return
@@ -293,8 +311,12 @@ class CausalModel:
 
     @contextmanager
     def _second_run(self, stand_ins: tuple[_Slot, ...]) -> Iterator[None]:
-        with _swapped(stand_ins), self.evaluating(checkpoint=True):
-            yield
+        before, self._replays = self._replays, True
+        try:
+            with _swapped(stand_ins), self.evaluating(checkpoint=True):
+                yield
+        finally:
+            self._replays = before
 
 
 def _slots(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[_Slot, ...]:

@@ -76,8 +76,9 @@ class LanguageModel(CausalModel):
         model.warnings[:0] = said
         return model
 
-    def checkpoint_activations(self) -> None:
-        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass.
+    def checkpoint_activations(self, num_layers: int | None = None) -> None:
+        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass; of the
+        first `num_layers`, or of all.
 
         Raises UserError if the model cannot, or if its layers have dropout of their own that would come back on.
         """
@@ -92,7 +93,8 @@ class LanguageModel(CausalModel):
         name = "activation_checkpointing_enable"
         enable = getattr(self._base, name if hasattr(self._base, name) else "gradient_checkpointing_enable")
         enable(options)
-        self._checkpointed = tuple(m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer))
+        layers = [m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._checkpointed = tuple(layers[:num_layers])
         with torch.enable_grad():
             replayed_NH = proof_hidden(self).detach()
         if not close(replayed_NH, plain_NH, 1e-3 if exact else LOW_SAME_PASS):

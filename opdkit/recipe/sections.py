@@ -58,7 +58,10 @@ class ModelSection(Section):
     # the generation config's ids, together.
     stop_tokens: StopTokens | None = None
     lora: LoraSection | None = None  # train adapters over a frozen base; not set: all weights are trained
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # Compute activations again in the backward pass: less memory, more time. A number: of only so many layers.
+    gradient_checkpointing: bool | PositiveInt = False
+    # Keep what the backward pass needs in host memory until then; with gradient_checkpointing, a state per layer.
+    activation_offload: bool = False
     attn_implementation: str | None = None  # as in transformers: "sdpa", "eager", ...; default: its own choice
     trust_remote_code: bool = False  # run the Python code that comes with a model
 
@@ -72,6 +75,9 @@ class TeacherSection(Section):
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
     # weights = "ema": after every step, teacher += rate * (student - teacher)
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    # kind = "self": where its own weights are kept. "host" leaves room on the card, and costs a copy each time it reads
+    # (ema: and one of the student's after every step).
+    weights_on: Literal["device", "host"] = "device"
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
@@ -95,6 +101,7 @@ class TeacherSection(Section):
     span: SpanSpread = "exact"
     pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
+    device: Words | None = None  # kind = "model": the card it is on, "cuda:1", ...; default: the student's
     # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
     # how far such a teacher is from the whole one.
     quantization: Literal["int8", "fp8", "nf4"] | None = None
@@ -177,7 +184,11 @@ class TrainSection(Section):
     # The step's problems in so many parts, each an update of the weights: the later ones learn from answers that an
     # earlier student gave, which is what a clipped ratio and [weights] importance are for.
     updates_per_step: PositiveInt = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices; the rest has AdamW
+    # muon: for matrices; the rest has AdamW. adamw_8bit: its moments in 8 bits (needs torchao), 2 bytes in place of 8.
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    # Of the weights that are trained. bfloat16: rounded at random after every step, so that small steps are not lost;
+    # gradients too are bfloat16, and nothing is copied for the computation: 4 bytes a parameter in place of 10.
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-6  # AdamW moves a weight by about so much
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate; the last two fall to 0
     warmup_steps: Count = 0  # over which the learning rate rises from 0

@@ -27,7 +27,8 @@ from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Group, Problem
 
 LESS_TO_LEARN = (
-    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, and on CUDA "
+    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, train.optimizer = "
+    '"adamw_8bit", train.master_dtype = "bfloat16" or [model.lora], and on CUDA '
     "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
 )
 

@@ -149,7 +149,7 @@ def test_lost_lines_and_another_library_are_said(
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))
     described = environment.describe_environment()
     older = described | {"versions": described["versions"] | {"torch": "1.0"}}
-    monkeypatch.setattr(run_folder, "describe_environment", lambda: older)
+    monkeypatch.setattr(run_folder, "describe_environment", lambda devices: older)
     longer = chosen.model_copy(update={"train": chosen.train.model_copy(update={"steps": 5})})
     said = " ".join(train(longer, console=console, resume=True)["warnings"])
     assert "has lost lines: 4 steps were taken, and it has 1 of them" in said
