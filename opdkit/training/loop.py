@@ -174,8 +174,8 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
-                with engine_beside(*beside):
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
@@ -322,7 +322,7 @@ class TrainingRun:
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
-        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
+        room, render = self.parts.room, self.parts.renderer.prompt_ids_within
         longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
@@ -339,7 +339,7 @@ class TrainingRun:
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
         if found.long:
             self.warn(
                 f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "
