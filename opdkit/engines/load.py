@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from opdkit.engines.quantized import quantization_config
+from opdkit.engines.rope import max_length
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
 
@@ -209,6 +210,21 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) else None
+
+
+def load_max_positions(path: str, trust_remote_code: bool) -> int | None:
+    """As `CausalModel.max_positions`, by the config alone."""
+    from transformers import AutoConfig
+
+    if base := adapter_base(Path(path)):
+        return load_max_positions(base, trust_remote_code)
+    with one_sentence(f"{path} has no configuration that can be loaded"):
+        return max_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The base model of an adapter's folder; None: it is no adapter."""
+    return _base_of(folder) if (folder / "adapter_config.json").is_file() else None
 
 
 def _base_of(folder: Path) -> str:

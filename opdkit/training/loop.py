@@ -15,7 +15,7 @@ from typing import Any
 
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset
-from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
@@ -71,6 +71,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)
@@ -105,6 +106,7 @@ class TrainingRun:
         ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
+        recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
@@ -136,7 +138,7 @@ class TrainingRun:
             weights=recipe.weights,
             diagnostics=recipe.diagnostics,
             sample=self.answers,
-            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+            passes=recipe.train.passes(parts.student.device.type, learning=True),
             updates_per_step=recipe.train.updates_per_step,
             num_steps=recipe.train.steps,
             seed=recipe.seed,
@@ -172,8 +174,8 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
-                with engine_beside(*beside):
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
@@ -320,7 +322,7 @@ class TrainingRun:
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
-        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
+        room, render = self.parts.room, self.parts.renderer.prompt_ids_within
         longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
@@ -337,7 +339,7 @@ class TrainingRun:
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
         if found.long:
             self.warn(
                 f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "

@@ -34,6 +34,10 @@ class Parts:
             self.optimizer.load_state(saved.tensors("optimizer", rows_of))
             load_state(self.viewers, saved.tensors("teacher", rows_of))
 
+        # Of a prompt and its answer together: the student's positions, or what its engine is started with.
+        rooms = (self.student.max_positions, recipe.sampling.vllm.max_model_len)
+        self.room = min((room for room in rooms if room is not None), default=None)
+
     @property
     def teacher(self) -> Teacher | None:
         """Who reads the view "teacher"."""
