@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.recipe.sections import Recipe, TeacherSection, TrainSection
 from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings, weights_faults, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
@@ -45,6 +46,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_data_faults(recipe),
         *_place_faults(recipe),
         *_flash_faults(recipe),
+        *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
         *engine_faults(recipe),
     ]
     if is_adapter and recipe.model.lora:
@@ -140,6 +142,7 @@ def needs_rewards(recipe: Recipe) -> bool:
 
 def check_installed(recipe: Recipe) -> None:
     """Raises UserError for a package that is not on this machine: the run would be refused once it has begun."""
+    check_optimizer(recipe.train)
     for name, view in recipe.all_views.items():
         where = "teacher" if name == "teacher" else f"views.{name}.teacher"
         kind = view.teacher.quantization
@@ -148,6 +151,15 @@ def check_installed(recipe: Recipe) -> None:
     if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
         names = ", ".join(absent)
         raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
+
+
+def check_optimizer(train: TrainSection) -> None:
+    """Raises UserError for an optimizer that is not installed on this machine."""
+    if train.optimizer == "adamw_8bit" and find_spec("torchao") is None:
+        raise UserError(
+            "train.optimizer = \"adamw_8bit\" needs torchao, which is not installed; pip install 'opdkit[quantized]', "
+            'or use "adamw"'
+        )
 
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
@@ -211,8 +223,15 @@ def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapt
             f'{where}.kind = "{teacher.kind}" and {where}.run = {teacher.run!r}: kind = "saved" reads what the '
             "teachers of a run said; set both, or neither"
         )
-    for key in ("dtype", "chat_template", "trust_remote_code"):
-        if getattr(teacher, key) and not (teacher.kind == "model" or (teacher.kind == "server" and key != "dtype")):
+    if teacher.weights_on == "host" and teacher.weights not in ("initial", "ema", "trust_region"):
+        yield (
+            f'{where}.weights_on = "host" is read with {where}.weights = "initial", "ema" or "trust_region", which '
+            "keep weights of their own; remove it"
+        )
+    not_of_servers = ("dtype", "device")
+    for key in (*not_of_servers, "chat_template", "trust_remote_code"):
+        read = teacher.kind == "model" or (teacher.kind == "server" and key not in not_of_servers)
+        if getattr(teacher, key) and not read:
             yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
     for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
         if getattr(teacher, key) is not None:
@@ -348,6 +367,19 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
         elif isinstance(value, int) and abs(value) > MOST and key != "seed":
             yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
+
+
+def _master_faults(recipe: Recipe, has_adapter: bool) -> Iterator[str]:
+    if recipe.train.master_dtype == "bfloat16" and has_adapter:
+        yield (
+            'train.master_dtype = "bfloat16" is of full training, and an adapter is trained, in float32: it is small; '
+            "remove the key"
+        )
+    elif recipe.train.master_dtype == "bfloat16" and recipe.model.dtype != "bfloat16":
+        yield (
+            f'train.master_dtype = "bfloat16" with model.dtype = "{recipe.model.dtype}" computes with digits that the '
+            'weights do not have; set model.dtype = "bfloat16", or remove the key'
+        )
 
 
 def _flash_faults(recipe: Recipe) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset
-from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
@@ -46,6 +46,11 @@ from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
 
+LESS_TO_KEEP = (
+    "lower train.problems_per_step, sampling.group_size or sampling.max_answer_tokens, and see docs/start/gpu.md for "
+    "what each setting keeps"
+)
+
 OnStep = Callable[[int, Mapping[str, float | None]], object]
 
 
@@ -66,6 +71,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)
@@ -100,6 +106,7 @@ class TrainingRun:
         ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
+        recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
@@ -131,7 +138,7 @@ class TrainingRun:
             weights=recipe.weights,
             diagnostics=recipe.diagnostics,
             sample=self.answers,
-            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+            passes=recipe.train.passes(parts.student.device.type, learning=True),
             updates_per_step=recipe.train.updates_per_step,
             num_steps=recipe.train.steps,
             seed=recipe.seed,
@@ -167,8 +174,8 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
-                with engine_beside(*beside):
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
@@ -190,6 +197,7 @@ class TrainingRun:
             clock=self.parts.now,
             models=models,
             changed=changed,
+            devices=self.parts.devices(),
             ranks=self.ranks.size,
         )
 
@@ -231,7 +239,8 @@ class TrainingRun:
         chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
-        rows, metrics = train_step(state, chosen)
+        with enough_memory("taking a step", LESS_TO_KEEP):
+            rows, metrics = train_step(state, chosen)
         metrics += [*beside_metrics(self.answers), *self.task.drain(self.ranks)]
         metrics += self.ranks.joined(self.answers.drain())
         seconds = time.monotonic() - started
@@ -262,6 +271,11 @@ class TrainingRun:
 
     def _save(self) -> None:
         parts, state = self.parts, self.state
+        with enough_memory("writing a checkpoint", LESS_TO_KEEP):
+            self._write_checkpoint(parts, state)
+        self.saved_step = state.step
+
+    def _write_checkpoint(self, parts: Parts, state: State) -> None:
         checkpoint.save(
             self.folder.checkpoints,
             step=state.step,
@@ -275,7 +289,6 @@ class TrainingRun:
             ranks=self.ranks,
             queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
-        self.saved_step = state.step
 
     def _restore(self, saved: checkpoint.Saved) -> None:
         self.state.step = saved.step
@@ -309,7 +322,7 @@ class TrainingRun:
 
     def _check_evaluations(self) -> None:
         """Raises UserError for an evaluation that would only fail after training."""
-        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
+        room, render = self.parts.room, self.parts.renderer.prompt_ids_within
         longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
         for source, data in self.eval_sets.items():
             self._warn_of_rows(data)
@@ -326,7 +339,7 @@ class TrainingRun:
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
         if found.long:
             self.warn(
                 f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "

@@ -122,8 +122,9 @@ def begun(recipe: Make) -> Any:
             command(long, "--ranks", "2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(launcher)
-        wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or launcher.poll() is not None, 120)
+        wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or launcher.poll() is not None, 400)
         assert launcher.poll() is None, launcher.communicate()[0]
+        assert (long.run_dir / "rows/step_000005.parquet").exists(), "this machine is too slow"
         return launcher, children(launcher.pid), long.run_dir
 
     yield start
