@@ -226,7 +226,7 @@ What [`opdkit plan`](../inside/performance.md) says from configs alone, beside o
 settings on a CPU. Bytes are live tensors at the peak of each moment, of torch's allocator; in bold the moment of the
 highest peak. Seconds are of the processor. The machine's rates were measured first, and of seconds only ratios are
 compared: the planned ones are multiplied by one number for each moment and dtype, the median of measured over planned
-(this CPU has no instructions for bfloat16: its products go 2 to 15 GFLOP/s by their layout, which no formula here knows).
+(this CPU has no instructions for bfloat16: its products go 2 to 15 GFLOP/s by their layout, which no formula knows).
 
 | setting | moment | MiB planned | measured | off by | s planned | measured | off by |
 |---|---|---|---|---|---|---|---|
