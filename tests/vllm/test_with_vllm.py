@@ -72,13 +72,13 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vl
     folder = tmp_path_factory.mktemp("server")
     extra = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
     options = VllmOptions(model=str(model), dtype="float32", python=PYTHON, extra_args=extra)
+    process = VllmProcess(options, log=folder / "vllm.log", folder=folder / "weights")
     with one_thread():
-        process = VllmProcess(options, log=folder / "vllm.log", folder=folder / "weights")
         started = time.monotonic()
         process.start(lambda seconds: None)
         print(f"\nvLLM {process.found.version} answered after {time.monotonic() - started:.0f} s")
-        yield process
-        process.stop()
+    yield process
+    process.stop()
 
 
 class one_thread:
