@@ -88,7 +88,7 @@ class Clock:
 def measure(setting: dict[str, Any], steps: int = 2) -> dict[str, Any]:
     torch.set_num_threads(1)
     clock = Clock()
-    Resources.during = lambda self, part: clock.during(self, part)  # type: ignore[method-assign]
+    Resources.during = lambda self, part, models=None: clock.during(self, part)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_models(setting, folder)

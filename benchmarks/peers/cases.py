@@ -113,7 +113,7 @@ def _starts() -> list[Case]:
         },
         "command": {
             "opdkit": ["-m", "opdkit", "--help"],
-            "trl": ["-m", "trl", "--help"],
+            "trl": ["-c", "import sys; from trl.cli import main; sys.argv = ['trl', '--help']; main()"],
         },
     }
     return [

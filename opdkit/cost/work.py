@@ -110,12 +110,13 @@ class Work:
     @property
     def learning_budget(self) -> int:
         """Tokens of a pass that learns."""
-        return self.recipe.train.max_tokens_per_micro_batch
+        return self.recipe.train.passes("cuda", learning=True).max_tokens
 
     @property
     def scoring_budget(self) -> int:
         """Tokens of a pass that scores."""
-        return self.recipe.sampling.max_tokens_per_batch or TOKENS_PER_BATCH
+        most = self.recipe.train.passes("cuda", learning=False).max_tokens
+        return min(most, self.recipe.sampling.max_tokens_per_batch or most)
 
     @property
     def learned_at_once(self) -> float:

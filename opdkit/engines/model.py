@@ -17,7 +17,7 @@ from opdkit.contexts.render import PLAIN, read_chat_template
 from opdkit.engines.causal import CausalModel, Ids
 from opdkit.engines.load import load_checkpoint
 from opdkit.engines.memory import enough_memory
-from opdkit.engines.prove import LOW_SAME_PASS, close, proof_hidden, prove
+from opdkit.engines.prove import LOW_SAME_PASS, close, proof_hidden, prove, why_not_packed
 from opdkit.errors import UserError
 
 __all__ = ["Ids", "LanguageModel"]
@@ -38,6 +38,27 @@ class LanguageModel(CausalModel):
         """Raises UserError if the module is no causal language model that we can sample from and score exactly."""
         super().__init__(module, tokenizer, name=name, chat_template=chat_template, stop_tokens=stop_tokens)
         prove(self)
+        self.packs = None  # to be proved before the first pass that scores
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `hidden` reads rows in packed passes. Proved before the first pass that scores, not when the model
+        is loaded: on CUDA a kernel is compiled for it."""
+        self.prove_packed()
+        return bool(self.packs)
+
+    def prove_packed(self) -> None:
+        """Find out now; what is padded is said in `notes`."""
+        if self.packs is not None:
+            return
+        reason = why_not_packed(self)
+        self.packs = reason is None
+        self.positions.clear()
+        if reason is not None:
+            self.notes.append(
+                f"{self.name} is scored and trained in padded passes, and what answers share is read for each of them: "
+                f"{reason}"
+            )
 
     @classmethod
     def load(

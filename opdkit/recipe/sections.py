@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
 from opdkit.engines.base import SamplingParams
+from opdkit.engines.passes import Passes, passes_on
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
@@ -163,8 +164,8 @@ class SamplingSection(Section):
     top_k: Count = 0  # 0: off
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
-    # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
+    # Rows times length that are sampled together, and the most that are scored together; it changes time, not answers.
+    # Default: 65536, and on CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property
@@ -196,10 +197,40 @@ class TrainSection(Section):
     # Of the moments of AdamW.
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
-    max_tokens_per_micro_batch: PositiveInt = 32768  # of a backward pass; memory, not mathematics
+    # How answers are put together; memory and time, not mathematics. What is not given goes by the kind of device, and
+    # stands in the run's recipe.toml: CPU 4096, CUDA 32768, MPS 8192 tokens of a backward pass.
+    max_tokens_per_micro_batch: PositiveInt | None = None
+    # Of a pass that scores: CPU 4096, CUDA 65536, MPS 8192; at most sampling.max_tokens_per_batch.
+    max_tokens_per_scoring_pass: PositiveInt | None = None
+    # What a pass with padding costs whatever it reads, in tokens: CPU 32, CUDA 1024, MPS 256.
+    fixed_tokens_per_pass: PositiveInt | None = None
+    # What several answers read before they differ is computed once, if that saves so many tokens: "auto" is CPU 64,
+    # CUDA 256, MPS 128. false: never (to look for a fault).
+    share_prefixes: Literal["auto", False] | PositiveInt = "auto"
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
+
+    def passes(self, device: str, *, learning: bool) -> Passes:
+        """How rows are put together on a kind of device ("cpu", "cuda", "mps"), in passes that learn or score."""
+        default = passes_on(device, learning=learning)
+        max_tokens = self.max_tokens_per_micro_batch if learning else self.max_tokens_per_scoring_pass
+        return Passes(
+            max_tokens=max_tokens or default.max_tokens,
+            fixed_tokens=self.fixed_tokens_per_pass or default.fixed_tokens,
+            least_shared=default.least_shared if self.share_prefixes == "auto" else self.share_prefixes or None,
+        )
+
+    def on_device(self, device: str) -> TrainSection:
+        """With what goes by the kind of device."""
+        learning, scoring = self.passes(device, learning=True), self.passes(device, learning=False)
+        chosen = {
+            "max_tokens_per_micro_batch": learning.max_tokens,
+            "max_tokens_per_scoring_pass": scoring.max_tokens,
+            "fixed_tokens_per_pass": learning.fixed_tokens,
+            "share_prefixes": learning.least_shared or False,
+        }
+        return self.model_copy(update=chosen)
 
 
 class SpoolSection(Section):
@@ -304,6 +335,10 @@ class Recipe(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir).expanduser() / self.name
+
+    def on_device(self, device: str) -> Recipe:
+        """Complete for a kind of device ("cpu", "cuda", "mps"): what a run writes down."""
+        return self.model_copy(update={"train": self.train.on_device(device)})
 
     @property
     def needs(self) -> Needs:

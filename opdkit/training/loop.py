@@ -15,7 +15,7 @@ from typing import Any
 
 from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset
-from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, UserError
 from opdkit.measure.accuracy import Accuracy
@@ -71,6 +71,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)
@@ -105,6 +106,7 @@ class TrainingRun:
         ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
+        recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
@@ -136,7 +138,7 @@ class TrainingRun:
             weights=recipe.weights,
             diagnostics=recipe.diagnostics,
             sample=self.answers,
-            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+            passes=recipe.train.passes(parts.student.device.type, learning=True),
             updates_per_step=recipe.train.updates_per_step,
             num_steps=recipe.train.steps,
             seed=recipe.seed,

@@ -19,6 +19,9 @@ from opdkit.training import checkpoint
 # Memory and place: the same numbers, but for what another order of additions does to them.
 LAST_BITS = (
     "train.max_tokens_per_micro_batch",
+    "train.max_tokens_per_scoring_pass",
+    "train.fixed_tokens_per_pass",
+    "train.share_prefixes",
     "sampling.max_tokens_per_batch",
     "model.gradient_checkpointing",
     "model.activation_offload",

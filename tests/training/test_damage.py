@@ -174,7 +174,7 @@ def test_memory_and_place_may_change(recipe: Make, console: Console, tmp_path: P
     summary = train(recipe(*keys, f"teacher.path={teacher}"), console=console, resume=True)
     assert summary["steps"] == 3
     (said,) = (words for words in summary["warnings"] if "last bits" in words)
-    assert "train.max_tokens_per_micro_batch (was 32768, is 64)" in said
+    assert "train.max_tokens_per_micro_batch (was 4096, is 64)" in said
     changed = json.loads((tmp_path / "runs/moved/environment.json").read_text())["resumed"][-1]["changed"]
     assert changed["name"] == ["run", "moved"] and "teacher.path" in changed
 

@@ -36,6 +36,7 @@ class OtherModel:
         self._attention = recipe.model.attn_implementation
         if section.device is not None:
             self._device = pick_device(section.device, "teacher.device")
+        self._passes = recipe.train.passes(self._device.type, learning=False)
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
@@ -63,6 +64,7 @@ class OtherModel:
                 quantization=self._section.quantization,
             )
             model.module.requires_grad_(False)
+            model.passes = self._passes
             if self._limit is not None:
                 _limit(model, *self._limit)
             self.loaded = model

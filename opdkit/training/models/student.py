@@ -40,6 +40,8 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
             None if section.gradient_checkpointing is True else section.gradient_checkpointing
         )
     student.offloads_activations = section.activation_offload and student.device.type != "cpu"
+    student.passes = recipe.train.passes(student.device.type, learning=False)
+    student.prove_packed()  # so that it says what it cannot before the first step
     if student.device.type == "cuda":
         unproven = prove(student.device)
         student.notes.append(
