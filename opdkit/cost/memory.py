@@ -29,7 +29,7 @@ CACHE_SHARE = 0.5  # as `engines.memory`
 LOGIT_BYTES = 512 << 20  # as `engines.slots`
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
-BLOCKS = 12  # arrays of a block that a divergence on the whole vocabulary holds at once, about
+BLOCKS, FEW_BLOCKS = 12, 2  # arrays of a block held at once: by a divergence of two distributions, without a second one
 DRAWN = 3  # arrays of [rows, V] in float32 that drawing a token holds besides the logits
 
 
@@ -226,7 +226,7 @@ def _head_at_work(work: Work, kind: str) -> float:
     sides = [(reader.size.head, reader.dtype) for reader in work.readers for _ in range(reader.gives_states)]
     tokens = work.answer / work.row * work.learned_at_once
     chunk = min(CHUNK_BYTES[kind], 4.0 * student.vocabulary * tokens)
-    total = chunk * (1 + len(sides)) + BLOCKS * BLOCK_BYTES[kind]
+    total = chunk * (1 + len(sides)) + (BLOCKS if sides else FEW_BLOCKS) * BLOCK_BYTES[kind]
     total += 0.0 if kind == "cpu" else chunk * compute / 4  # the gradient, as the products take it in
     total += _head_copy(student.head, work.dtype, kind) + sum(_head_copy(*side, kind) for side in sides)
     if work.recipe.model.lora is None:

@@ -88,4 +88,8 @@ def _update(work: Work, device: Device) -> float:
     if recipe.needs.student:  # the student reads its own answers before coefficients are made
         own = work.rows * _pass_flops(size, work.row) / flops + tokens * 2.0 * size.head / head_flops
         own += tokens * size.vocabulary * SCORE_BYTES / device.bandwidth
+    if lora:  # peft computes adapters in float32
+        body += 6.0 * work.trained * work.rows * work.row / device.flops["float32"]
+    if recipe.train.optimizer == "muon":  # five rounds of Newton-Schulz in bfloat16, on every matrix
+        own += recipe.train.updates_per_step * 20.0 * size.hidden * size.matrices / device.flops["bfloat16"]
     return body + head + own + recipe.train.updates_per_step * work.trained * STEP_BYTES / device.bandwidth / work.ranks

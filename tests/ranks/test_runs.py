@@ -217,6 +217,21 @@ def test_a_refusal_is_said_once(recipe: Make, tmp_path: Path) -> None:
     assert not chosen.run_dir.exists()
 
 
+def test_a_pipeline_trains_on_ranks(recipe: Make, tmp_path: Path, models: dict[str, Path]) -> None:
+    """Its stage is the run of `train --ranks`, and a finished one is skipped."""
+    keys = recipe("opd", "train.steps=2").as_dict()
+    stage = {key: keys[key] for key in ("model", "teacher", "data", "sampling", "method", "train", "seed")}
+    file = tmp_path / "pipeline.toml"
+    file.write_text(toml.dumps({"name": "pipe", "runs_dir": str(tmp_path / "runs"), "stage": [
+        {"name": "opd", "kind": "train", "recipe": stage},
+    ]}))  # fmt: skip
+    line = [sys.executable, "-m", "opdkit", "pipeline", str(file), "--ranks", "2"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    ours = trained(recipe("opd", "train.steps=2", "name=ours"), "--ranks", "2")
+    assert apart(weights(ours, 2), weights(tmp_path / "runs/pipe/opd", 2)) == 0
+
+
 def test_torchrun(recipe: Make) -> None:
     """Its own output stands around ours; the run is the same."""
     chosen = recipe("opd", "train.steps=2", "name=torchrun")

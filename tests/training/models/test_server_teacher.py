@@ -289,7 +289,8 @@ def test_a_run_from_beginning_to_end(served: Make, server: FakeServer, console: 
     from opdkit.recipe.replay import replay_recipe
 
     original = served("topk", *TOPK, "train.steps=2", "spool.max_gib=1")
-    train(original, console=console)
+    told = train(original, console=console)["warnings"]
+    assert any("nobody reads or deletes them" in said for said in told)  # this server also writes hidden states
     asked = len(server.requests)
     summary = train(replay_recipe(original.run_dir, ["method.k=3"]), console=console)
     assert summary["steps"] == 2 and len(server.requests) == asked
