@@ -178,9 +178,9 @@ def test_a_killed_rank_ends_the_others(rank: int, begun: Any) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_rank_that_hangs_ends_the_run(begun: Any) -> None:
-    launcher, ranks, folder = begun("parallel.timeout_minutes=0.1")
+    launcher, ranks, folder = begun("parallel.timeout_minutes=0.5")
     os.kill(ranks[1], signal.SIGSTOP)
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 1 and "rank 1 of 2 did not answer the others" in said
     assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
 
