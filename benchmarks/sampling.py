@@ -47,7 +47,7 @@ def random_model(size: int, shape: dict[str, Any]) -> CausalModel:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=size, max_position_embeddings=8192, tie_word_embeddings=True, **shape)
     model = CausalModel(
-        LlamaForCausalLM(config).eval(), char_tokenizer("".join(chr(0x4E00 + number) for number in range(size - 5)))
+        LlamaForCausalLM(config).eval(), char_tokenizer("".join(chr(0x10000 + number) for number in range(size - 5)))
     )
     model.stop_ids = frozenset({10**9})  # lengths alone end an answer
     return model

@@ -41,7 +41,7 @@ def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str
     again: the command that goes on with the run. Raises UserError for a folder that cannot hold the run.
     """
     folder = RunFolder.check(recipe.run_dir, resume="--resume" in command, overwrite="--overwrite" in command)
-    logs = _Logs(folder)
+    logs = _Logs(folder, keep="--resume" in command)
     try:
         ranks = _Ranks(command, num_ranks, logs)
         try:
@@ -69,13 +69,15 @@ def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str
 class _Logs:
     """ranks/ of a run's folder; gone again where no run came of it."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, keep: bool) -> None:
+        """keep: what is there; new lines are put behind it."""
         self._folder, self._path = folder, folder.path / "ranks"
         self._made = [path for path in (self._path, *self._path.parents) if not path.exists()]
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            for old in self._path.glob("rank_*.log"):
+            for old in () if keep else self._path.glob("rank_*.log"):
                 old.unlink()
+            self._sizes = {path: path.stat().st_size for path in self._path.glob("rank_*.log")}
         except OSError as error:
             raise UserError(f"cannot write to {self._path} ({error.strerror}); choose another place") from None
 
@@ -84,7 +86,8 @@ class _Logs:
 
     def errors(self, rank: int) -> list[str]:
         """The sentences of a refusal."""
-        lines = self.of(rank).read_text(errors="replace").splitlines()
+        new = self.of(rank).read_bytes()[self._sizes.get(self.of(rank), 0) :]
+        lines = new.decode(errors="replace").splitlines()
         return [line.removeprefix("error ") for line in lines if line.startswith("error ")][:SENTENCES]
 
     def close(self) -> None:
@@ -154,6 +157,8 @@ class _Ranks:
         status = self.status(rank)
         if rank in self._hung:
             return f"did not answer the others within parallel.timeout_minutes = {timeout_minutes:g}"
+        if status == LOST:
+            return f"heard nothing from another one for parallel.timeout_minutes = {timeout_minutes:g}"
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             why = " (is the machine out of memory?)" if name == "SIGKILL" else ""
@@ -175,7 +180,7 @@ class _Ranks:
         environment = environment_of(rank, num_ranks, listener)
         fds = [listener.fileno()] if rank == 0 else []
         with ExitStack() as opened:
-            log = opened.enter_context(self._logs.of(rank).open("wb")) if rank else None
+            log = opened.enter_context(self._logs.of(rank).open("ab")) if rank else None
             return subprocess.Popen(
                 [sys.executable, "-m", "opdkit", *command],
                 env=environment,

@@ -15,7 +15,7 @@ FLOORS = [
     {"losses", "contexts", "tasks"},
     {"methods", "engines"},
     {"data", "measure", "recipe", "rollouts"},
-    {"run"},
+    {"run", "cost"},
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},

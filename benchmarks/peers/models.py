@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, Qwen3Config
 from opdkit.engines.scratch import char_tokenizer
 from opdkit.types import seed_from
 
-LETTERS = [chr(number) for number in (*range(0x20, 0x7F), *range(0x4E00, 0xD7A3), *range(0x10000, 0x2A6DF))]
+LETTERS = ["\n", *(chr(number) for number in (*range(0x20, 0x7F), *range(0x4E00, 0xD7A3), *range(0x10000, 0x40000)))]
 NUM_SPECIAL = len(char_tokenizer("a")) - 1  # the first ids
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
@@ -52,7 +52,7 @@ def make_models(folder: Path, size: str, vocabulary: int, stop_every: int | None
 def texts(count: int, length: int, vocabulary: int, seed: str) -> list[str]:
     """Random characters, none of them a space: nothing strips them."""
     chosen = random.Random(seed_from("bench", seed))
-    letters = LETTERS[1 : vocabulary - NUM_SPECIAL]
+    letters = LETTERS[2 : vocabulary - NUM_SPECIAL]
     return ["".join(chosen.choices(letters, k=length)) for _ in range(count)]
 
 

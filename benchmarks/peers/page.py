@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .cases import cases
 from .compare import Lines, ratios, read
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "measurements" / "benchmarks.md"
@@ -50,6 +51,9 @@ def write(results: Path) -> None:
             continue
         about, lines = read(path.read_text(encoding="utf-8"))
         parts += [f"## {title}", _about(about, lines), *_targets(lines)]
+        measured = {line["case"] for line in lines}
+        if left := [case.name for case in cases(about["quick"]) if case.name not in measured]:
+            parts.append(f"Not measured yet: {'; '.join(left)}.")
         for group, heading in TITLES.items():
             own = [line for line in lines if line["group"] == group]
             if own:
@@ -114,7 +118,12 @@ def _targets(lines: Lines) -> list[str]:
         if not values:
             return [what, f"<= {limit:g}", "not measured", ""]
         case, value = max(values.items(), key=lambda item: item[1])
-        return [what, f"<= {limit:g}", f"{value:.2g} ({case})", "met" if value <= limit else "missed"]
+        return [
+            what,
+            f"<= {limit:g}",
+            f"{value:.2g} ({case})",
+            f"{'met' if value <= limit else 'missed'}, of {len(values)} measured",
+        ]
 
     def of(side: str, *words: str, without: str = "nothing") -> dict[str, float]:
         return {

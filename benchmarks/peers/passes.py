@@ -110,7 +110,8 @@ def _sample(case: dict[str, Any]) -> Prepared:
     from opdkit.engines.hf import HFEngine
     from opdkit.engines.model import LanguageModel
 
-    folder = Path(tempfile.mkdtemp(prefix="opdkit-bench-"))
+    kept = tempfile.TemporaryDirectory(prefix="opdkit-bench-")
+    folder = Path(kept.name)
     make_models(folder, case["model"], case["vocabulary"], case.get("stop_every"))
     model = LanguageModel.load(str(folder / "student"), dtype=torch.float32, device=torch.device("cpu"))
     renderer = model.renderer()

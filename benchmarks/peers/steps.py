@@ -36,13 +36,14 @@ class Data:
 
     def __init__(self, case: dict[str, Any]) -> None:
         vocabulary = case["vocabulary"]
-        self.folder = Path(tempfile.mkdtemp(prefix="opdkit-bench-"))
+        self._kept = tempfile.TemporaryDirectory(prefix="opdkit-bench-")  # removed with the process
+        self.folder = Path(self._kept.name)
         make_models(self.folder, case["model"], vocabulary)
         self.prompts = texts(case["problems"], case["prompt"], vocabulary, "prompts")
         self.solutions = texts(case["problems"], case.get("solution", 32), vocabulary, "solutions")
         self.group = case["group"]
         random = torch.Generator().manual_seed(0)
-        first, stop = NUM_SPECIAL + 1, NUM_SPECIAL - 1  # letters but the space, and what ends an answer
+        first, stop = NUM_SPECIAL + 2, NUM_SPECIAL - 1  # letters but white space, and what ends an answer
         self.answers = [
             [*torch.randint(first, vocabulary, (length - 1,), generator=random).tolist(), stop]
             for length in lengths(case)

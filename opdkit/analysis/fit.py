@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from opdkit.run.folder import atomic_write
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
+from opdkit.training.beside import engine_beside
 from opdkit.training.data import check_readable, fitting, training_data
 from opdkit.training.metrics.agreement import compare_rows, heard_tokens, student_side, teacher_side
 from opdkit.training.models.base_teacher import Teacher
@@ -131,7 +133,7 @@ def _fit(
 
 def _problems(recipe: Recipe, data: Dataset, parts: Parts, num: int) -> tuple[list[Problem], int, float]:
     """Some problems, drawn by the seed, whose prompts fit; the limit; the share of the data's that are over it."""
-    found = fitting(recipe, data, parts.renderer, parts.student.max_positions)
+    found = fitting(recipe, data, parts.renderer, parts.room)
     return _in_turn(recipe, data, found.problems)[:num], found.limit, len(found.long) / len(data.problems)
 
 
@@ -158,6 +160,7 @@ def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]
         "teacher_files": model_digest(Path(teacher)) if teacher else None,
         "context": resolved["context"],
         "sampling": asdict(recipe.sampling.params),
+        **({} if recipe.sampling.engine == "hf" else {"engine": recipe.sampling.engine}),
         "data": data.fingerprint,
         **({"files": recipe.user_files} if recipe.user_files else {}),
         "max_prompt_tokens": recipe.data.max_prompt_tokens,  # it decides which problems are drawn
@@ -182,11 +185,11 @@ def _ask(
     """The student's answers, those that the teacher can read, and the teacher's: the last three of `Answered`."""
     teacher = parts.teacher
     assert teacher is not None and options.samples is not None
-    with torch.no_grad():
-        weights = parts.optimizer.compute_weights()
-    engine = HFEngine(parts.student, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch, weights=weights)
-    with Bar(console, "student's answers", len(problems) * options.samples) as bar:
-        rows = asker.student(problems, engine, parts.renderer, options.samples, _hears(bar, interrupt))
+    warn = partial(_warn, console)
+    with engine_beside(recipe, parts, asker.folder, console, interrupt, warn) as server:
+        engine = _here(recipe, parts) if server is None else server.engine(0)
+        with Bar(console, "student's answers", len(problems) * options.samples) as bar:
+            rows = asker.student(problems, engine, parts.renderer, options.samples, _hears(bar, interrupt))
     read = [row for row in _with_views(recipe, teacher, problems, rows) if _readable(row, teacher)]
     if not read:
         raise UserError(
@@ -215,6 +218,16 @@ def _ask(
                 )
             went_on[prefix] = (some, gone_on)
     return rows, read, went_on
+
+
+def _here(recipe: Recipe, parts: Parts) -> HFEngine:
+    with torch.no_grad():
+        weights = parts.optimizer.compute_weights()
+    return HFEngine(parts.student, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch, weights=weights)
+
+
+def _warn(console: Console, sentence: str) -> None:
+    say(console, sentence, mark="warning")
 
 
 def _note(console: Console, sentence: str) -> None:
@@ -271,9 +284,7 @@ def _compare(
     recipe: Recipe, k: int, parts: Parts, answered: Answered, console: Console, interrupt: Interrupt
 ) -> TokenTable:
     assert parts.teacher is not None
-    with torch.no_grad():
-        weights = parts.optimizer.compute_weights()
-    engine = HFEngine(parts.student, max_tokens_per_batch=recipe.sampling.max_tokens_per_batch, weights=weights)
+    engine = _here(recipe, parts)
     with Bar(console, "both read the answers", len(answered.read)) as bar:
 
         def heard(done: int, total: int) -> None:
@@ -282,7 +293,7 @@ def _compare(
 
         return compare_rows(
             answered.read,
-            student_side(engine.score, parts.student.head(weights)),
+            student_side(engine.score, parts.student.head(engine.weights)),
             teacher_side(parts.teacher.score, parts.teacher.head()),
             k=k,
             temperature=recipe.method.loss_temperature,

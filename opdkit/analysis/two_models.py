@@ -173,8 +173,10 @@ def _digest(path: Path) -> str:
 def _teacher_of(recipe: Mapping[str, Any], student: str) -> tuple[str | None, str]:
     """The path of the run's teacher, or None and why there is none."""
     section = recipe["teacher"]
-    if section["kind"] == "model":
+    if section["kind"] in ("model", "server"):
         return section["path"], ""
+    if section["kind"] == "saved":
+        return None, f"its teacher spoke in {section.get('run')}"
     found = {"initial": recipe["model"]["path"], "adapter_off": recipe["model"]["path"], "live": student}
     weights = section.get("weights")
     if weights in found:

@@ -86,6 +86,8 @@ def signal(
         device=asked.device,
         trust_remote_code=asked.trust_remote_code,
         max_tokens_per_batch=asked.max_tokens_per_batch,
+        engine=asked.engine,
+        url=asked.url,
         seed=asked.seed,
         definitions=definitions,
         resamples=resamples,
@@ -100,6 +102,11 @@ def _to_sample(
     asked: Sampling, data: str | None, task: str | None, student: str | None, n: int
 ) -> SamplingOptions | None:
     """None: answers that were saved are scored."""
+    from opdkit.evaluation.options import check_engine
+
+    check_engine(asked.engine, asked.url)
+    if data is None and asked.engine != "hf":
+        raise UserError(f"--engine {asked.engine} samples answers to --data: give --data and --task, or leave it out")
     if (data is None) != (task is None):
         raise UserError("--data and --task go together: what is answered, and who grades it")
     if data is None or task is None:

@@ -164,6 +164,8 @@ def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num
         top_k=asked.top_k,
         max_answer_tokens=asked.max_answer_tokens,
         max_tokens_per_batch=asked.max_tokens_per_batch,
+        engine=asked.engine,
+        url=asked.url,
         seed=asked.seed,
         dtype=asked.dtype,
         device=asked.device,

@@ -60,6 +60,10 @@ MaxTokensPerBatch = Annotated[
         help="Rows times length in memory together; moves time, not answers. Default: 65536; on CUDA what fits.",
     ),
 ]
+Engine = Annotated[
+    str, typer.Option(help="What samples: hf (this process), vllm (started and ended by opdkit) or server (--url).")
+]
+Url = Annotated[str | None, typer.Option(help="Of a running server, as http://HOST:PORT; with --engine server.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", ...')]
@@ -90,6 +94,8 @@ class Sampling:
     top_k: TopK = 0
     max_answer_tokens: MaxAnswerTokens = 1024
     max_tokens_per_batch: MaxTokensPerBatch = None
+    engine: Engine = "hf"
+    url: Url = None
     instruction: Instruction = "auto"
     seed: Seed = 0
     dtype: Dtype = "bfloat16"

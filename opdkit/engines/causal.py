@@ -17,8 +17,10 @@ Letters: B rows, T positions, N answer tokens of all rows, H hidden width, V voc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,14 +36,18 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
-from opdkit.engines.rope import Span, max_length, passes, switch_length
+from opdkit.engines.offload import kept_on_host
+from opdkit.engines.packed import Way, num_filled, packed_attention, states, way_of
+from opdkit.engines.passes import Passes, passes_on, plan_packed, plan_padded
+from opdkit.engines.prefix_tree import grow
+from opdkit.engines.rope import Span, max_length, sides_of_switch, switch_length
+from opdkit.engines.stand_ins import Slot, slots, swapped
 from opdkit.engines.stops import find_stops
 from opdkit.engines.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
 Ids = Sequence[int]
-_Slot = tuple[nn.Module, str, Tensor]  # the submodule that holds a parameter, the parameter's name there, its stand-in
 
 
 class CausalModel:
@@ -52,7 +58,10 @@ class CausalModel:
     nor scored), `num_readable` (ids >= it have no row), `stop_ids` (any of them ends an answer), `end_id` (closes an
     answer that is written down), `pad_id` (fills unread places), `max_positions` (None: no limit known),
     `switch_length` (see `engines.rope`), `body` (the transformer without its head; call it inside `evaluating`),
-    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted).
+    `config`, `warnings` and `notes` (sentences for whoever loads it: what is not read or not there; what is adapted),
+    `passes` (how rows are put together, where nobody says otherwise; by default as suits the device), `positions` (what
+    passes of `hidden` have read since somebody cleared it: "rows" counts the tokens of all rows,
+    "distinct" without repeated beginnings, "computed" with padding).
     """
 
     def __init__(
@@ -83,8 +92,14 @@ class CausalModel:
         self._absent_ids: Tensor | None = None
         self.max_positions = max_length(self.config)
         self.switch_length = switch_length(self.config)
-        self._stand_ins: tuple[_Slot, ...] = ()
+        self._stand_ins: tuple[Slot, ...] = ()
         self._checkpointed: tuple[nn.Module, ...] = ()
+        self.passes = passes_on(self.device.type)
+        self.packs: bool | None = False  # see `is_packed`; None: to be proved
+        self.positions: Counter[str] = Counter()
+        self._way: Way | None = None  # of the packed pass that is running
+        self.offloads_activations = False  # see `evaluating`
+        self._replays = False
         self._freeze_unread()
         for embedding in module.modules():
             if isinstance(embedding, nn.Embedding):
@@ -142,30 +157,54 @@ class CausalModel:
                 softcap=softcap,
             )
 
+    @property
+    def head_names(self) -> list[str]:
+        """Of the parameters that `head` reads."""
+        own = {id(parameter) for parameter in self._head_module.parameters()}
+        return [name for name, parameter in self.module.named_parameters() if id(parameter) in own]
+
+    @staticmethod
+    def _rows(contexts: Sequence[Ids], answers: Sequence[Ids]) -> list[tuple[int, ...]]:
+        """What is read of each row: all but the last answer token, which predicts nothing."""
+        if not all(map(len, contexts)):
+            raise ValueError("every context needs at least one token: the first answer token is predicted from it")
+        return [(*context, *answer[:-1]) for context, answer in zip(contexts, answers, strict=True)]
+
+    def planned(self, contexts: Sequence[Ids], answers: Sequence[Ids], passes: Passes) -> list[list[int]]:
+        """Which rows go through `hidden` together."""
+        rows = self._rows(contexts, answers)
+        return plan_packed(rows, self._own(passes)) if self.is_packed else plan_padded([*map(len, rows)], passes)
+
     def hidden(
-        self, contexts: Sequence[Ids], answers: Sequence[Ids], *, weights: Mapping[str, Tensor] | None = None
+        self,
+        contexts: Sequence[Ids],
+        answers: Sequence[Ids],
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        passes: Passes | None = None,
     ) -> Tensor:
         """Hidden states (after the final norm) that predict each answer token: [N, H], rows one after another.
 
         Token t of an answer is predicted by the state before it, so the first one comes from the last context token.
         Differentiable when gradients are on. All rows go through in one pass; group rows of similar length before.
 
-        Rows are padded on the right and no mask is passed: a causal model cannot see what comes later, so this is
-        exact, real tokens have positions 0, 1, 2, ..., and attention keeps its fast causal kernel. Packing rows into
-        one would save the padding but needs an explicit block mask, quadratic in the packed length.
+        Packed (`engines.packed`) where the model is proved to be read so. Else rows are padded on the right and no mask
+        is passed: a causal model cannot see what comes later, so this is exact, real tokens have positions 0, 1, 2,
+        ..., and attention keeps its fast causal kernel.
 
-        Raises UserError if a row is longer than the model's positions.
+        passes: of it, what is worth sharing; None: the model's own. Raises UserError if a row is longer than the
+        model's positions.
         """
-        rows = [[*context, *answer][:-1] for context, answer in zip(contexts, answers, strict=True)]
-        if not all(map(len, contexts)):
-            raise ValueError("every context needs at least one token: the first answer token is predicted from it")
+        rows = self._rows(contexts, answers)
         if not any(map(len, answers)):
             return torch.empty(0, self.hidden_width, dtype=self.dtype, device=self.device)
-        self.check_fits([len(row) + 1 for row in rows], what="context and answer")
-        spans = [Span(row, len(context) - 1, len(rows[row])) for row, context in enumerate(contexts)]
-        parts = passes(spans, self.switch_length)
+        lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
+        self.check_fits(lengths, what="context and answer")
+        spans = [Span(row, len(contexts[row]) - 1, len(rows[row])) for row, answer in enumerate(answers) if len(answer)]
+        parts = sides_of_switch(spans, self.switch_length)
+        is_packed, least = self.is_packed, self._own(passes or self.passes).least_shared
         with self.using(weights), self.evaluating(checkpoint=torch.is_grad_enabled()):
-            hidden = [self._read(rows, part) for part in parts]
+            hidden = [self._read_packed(rows, p, least) if is_packed else self._read(rows, p) for p in parts]
         if len(hidden) == 1:
             return hidden[0]
         place = [(row, position) for part in parts for row, start, end in part for position in range(start, end)]
@@ -175,10 +214,37 @@ class CausalModel:
     def _read(self, rows: Sequence[Ids], spans: Sequence[Span]) -> Tensor:
         """One pass over the beginnings of these rows: the states that the spans ask for, [N, H]."""
         longest = max(end for _, _, end in spans)
+        self._count(spans, computed=longest * len(spans), distinct=sum(end for _, _, end in spans))
         where_N = np.concatenate([line * longest + np.arange(start, end) for line, (_, start, end) in enumerate(spans)])
         ids_BT = self.padded([rows[row][:end] for row, _, end in spans], side="right")
         hidden_BTH = self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
         return hidden_BTH.flatten(0, 1).index_select(0, torch.from_numpy(where_N).to(hidden_BTH.device))
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `hidden` reads rows in packed passes: only what is proved to be right is (`LanguageModel`)."""
+        return bool(self.packs)
+
+    def _read_packed(self, rows: Sequence[Ids], spans: Sequence[Span], least_shared: int | None) -> Tensor:
+        """The same in a packed pass."""
+        way = way_of(self.body, self.device)
+        forest = grow([rows[row][:end] for row, _, end in spans], least_shared)
+        where_N = np.concatenate([forest.columns(line)[start:end] for line, (_, start, end) in enumerate(spans)])
+        ids_1T = self.padded([[*forest.ids_T.tolist(), *[self.pad_id] * num_filled(forest, way)]], side="right")
+        self._count(spans, computed=ids_1T.numel(), distinct=len(forest.ids_T))
+        before, self._way = self._way, way
+        try:
+            states_TH = states(self.body, ids_1T, forest, way)
+        finally:
+            self._way = before
+        return states_TH.index_select(0, torch.from_numpy(where_N).to(states_TH.device))
+
+    def _own(self, passes: Passes) -> Passes:
+        """Flash attention has no trees."""
+        return replace(passes, least_shared=None) if way_of(self.body, self.device) == "varlen" else passes
+
+    def _count(self, spans: Sequence[Span], *, computed: int, distinct: int) -> None:
+        self.positions.update(rows=sum(end for _, _, end in spans), distinct=distinct, computed=computed)
 
     def padded(self, rows: Sequence[Ids], *, side: Literal["left", "right"]) -> Tensor:
         """[B, T] ids of ragged rows on the model's device, filled up with `pad_id`. Ids must be the tokenizer's."""
@@ -208,9 +274,9 @@ class CausalModel:
         if weights is None:
             yield
             return
-        before, self._stand_ins = self._stand_ins, _slots(self.module, weights)
+        before, self._stand_ins = self._stand_ins, slots(self.module, weights)
         try:
-            with _swapped(self._stand_ins):
+            with swapped(self._stand_ins):
                 yield
         finally:
             self._stand_ins = before
@@ -227,8 +293,17 @@ class CausalModel:
 
     @contextmanager
     def evaluating(self, *, checkpoint: bool = False) -> Iterator[None]:
-        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work."""
-        layers = self._checkpointed if checkpoint else ()
+        """Inside the block dropout is off everywhere; `checkpoint` lets checkpointed layers do their work, and, where
+        the model `offloads_activations`, what is kept for the backward pass go to host memory."""
+        if checkpoint and self.offloads_activations and not self._replays:
+            with kept_on_host(self.module), self._without_dropout(self._checkpointed):
+                yield
+        else:
+            with self._without_dropout(self._checkpointed if checkpoint else ()):
+                yield
+
+    @contextmanager
+    def _without_dropout(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         if not layers and not self.module.training:
             yield
             return
@@ -289,37 +364,13 @@ class CausalModel:
         return self._base.get_output_embeddings()
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._second_run(self._stand_ins)
+        return nullcontext(), self._second_run(self._stand_ins, self._way)
 
     @contextmanager
-    def _second_run(self, stand_ins: tuple[_Slot, ...]) -> Iterator[None]:
-        with _swapped(stand_ins), self.evaluating(checkpoint=True):
-            yield
-
-
-def _slots(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[_Slot, ...]:
-    """Where each stand-in goes. A tied parameter has several places under one name, and goes to all of them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    slots = []
-    for name, tensor in weights.items():
-        parameter = module.get_parameter(name)  # raises AttributeError for a name the module does not have
-        if tensor.shape != parameter.shape:
-            raise ValueError(f"weights[{name!r}] has shape {tuple(tensor.shape)}, the module {tuple(parameter.shape)}")
-        for alias in names[id(parameter)]:
-            owner, _, leaf = alias.rpartition(".")
-            slots.append((module.get_submodule(owner), leaf, tensor))
-    return tuple(slots)
-
-
-@contextmanager
-def _swapped(slots: tuple[_Slot, ...]) -> Iterator[None]:
-    originals = [(owner, leaf, owner._parameters[leaf]) for owner, leaf, _ in slots]
-    try:
-        for owner, leaf, tensor in slots:
-            owner._parameters[leaf] = tensor  # a stand-in need not be a leaf
-        yield
-    finally:
-        for owner, leaf, parameter in originals:
-            owner._parameters[leaf] = parameter
+    def _second_run(self, stand_ins: tuple[Slot, ...], way: Way | None) -> Iterator[None]:
+        before, self._replays = self._replays, True
+        try:
+            with swapped(stand_ins), self.evaluating(checkpoint=True), packed_attention(self.body, way):
+                yield
+        finally:
+            self._replays = before

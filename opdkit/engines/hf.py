@@ -1,6 +1,6 @@
 """Sampling and scoring with a Hugging Face model in this process: exact log-probs, no weight copies, any device.
 
-Letters: N answer tokens of a batch, T answer positions of one row, K likeliest ids, H hidden width.
+Letters: T answer positions of one row.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from torch import Tensor
 
 from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
 from opdkit.engines.draw import check_params
-from opdkit.engines.memory import TOKENS_PER_BATCH, cached_tokens, enough_memory
+from opdkit.engines.memory import cached_tokens, enough_memory
 from opdkit.engines.model import Ids, LanguageModel
+from opdkit.engines.scoring import score
 from opdkit.engines.slots import Counts, Job, Slots
 from opdkit.errors import Interrupted
-from opdkit.losses import Head, head_stats
 from opdkit.types import Asked, Signal
 
 
 class HFEngine:
     """`Sampler` and `Scorer` (see `engines.base`) over one `LanguageModel`, with its own weights or stand-ins.
 
-    max_tokens_per_batch  rows times padded length that go through the model together; a single longer row goes alone.
-                          None: `TOKENS_PER_BATCH`, and for sampling on CUDA what memory holds (`engines.memory`)
+    max_tokens_per_batch  rows times padded length that are sampled together; a single longer row goes alone. None:
+                          `TOKENS_PER_BATCH`, and on CUDA what memory holds (`engines.memory`). Nor are more scored
+                          together; else scoring goes by the model's `passes`
     weights               tensors that replace parameters, as in `LanguageModel.using` (initial or EMA teachers)
     reader_ids_W          what it says of whole distributions and likeliest ids is for another tokenizer (`Head`)
     """
@@ -145,28 +146,21 @@ class HFEngine:
         With `asked.entropy` also each token's entropy. Rows in `states_of` have hidden states and head besides.
         Raises UserError for a row longer than the model's positions.
         """
-        lengths = [len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True)]
-        self.model.check_fits(lengths, what="context and answer")
-        order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
-        results: dict[int, Signal] = {}
-        # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
-        max_tokens = self.max_tokens_per_batch or TOKENS_PER_BATCH
-        with torch.no_grad(), enough_memory("scoring", "lower max_tokens_per_batch (of [sampling])"):
-            head = replace(self.model.head(self.weights), reader_ids_W=self.reader_ids_W)
-            for part in _parts([lengths[row] for row in order], max_tokens, len(order)):
-                rows = order[part]
-                said = [answers[r] for r in rows]
-                hidden_NH = self.model.hidden([contexts[r] for r in rows], said, weights=self.weights)
-                signals = signals_of(hidden_NH, head, said, asked, temperature)
-                results.update(zip(rows, signals, strict=True))
-                if wanted := states_of and asked.answer != "distribution" and {*states_of}.intersection(rows):
-                    parts = hidden_NH.split([len(answer) for answer in said])
-                    for row, hidden_TH in zip(rows, parts, strict=True):
-                        if row in wanted:
-                            results[row] = replace(results[row], hidden_TH=hidden_TH.cpu().clone(), head=head)
-                if progress is not None:
-                    progress(len(results), len(lengths))
-        return [results[row] for row in range(len(lengths))]
+        most = self.max_tokens_per_batch or self.model.passes.max_tokens
+        passes = replace(self.model.passes, max_tokens=min(most, self.model.passes.max_tokens))
+        head = replace(self.model.head(self.weights), reader_ids_W=self.reader_ids_W)
+        return score(
+            self.model,
+            contexts,
+            answers,
+            asked,
+            passes,
+            self.weights,
+            head,
+            temperature=temperature,
+            progress=progress,
+            states_of=states_of,
+        )
 
 
 def _behind(job: Job, answer: Sampled) -> Job:
@@ -185,50 +179,3 @@ def _joined(beginning: Sampled, rest: Sampled) -> Sampled:
         name: None if first is None else np.concatenate([first, second]) for name, (first, second) in both.items()
     }
     return replace(rest, answer_ids=beginning.answer_ids + rest.answer_ids, **arrays)
-
-
-def signals_of(hidden_NH: Tensor, head: Head, answers: Sequence[Ids], asked: Asked, temperature: float) -> list[Signal]:
-    """What hidden states say of the answer tokens they predict, rows one after another: what was asked. The states may
-    lie in host memory; they are read where the head is."""
-    ends = np.cumsum([len(answer) for answer in answers])[:-1]
-    columns: dict[str, Sequence[Any]] = {}
-    if asked.answer == "distribution":
-        columns["hidden_TH"] = hidden_NH.cpu().tensor_split(ends.tolist())
-        columns["head"] = [head] * len(answers)
-    if asked.answer != "distribution" or asked.entropy:
-        hidden_NH = hidden_NH.to(head.weight_VH.device)
-        stats = head_stats(
-            hidden_NH,
-            head,
-            sampled_ids_N=None if asked.answer == "distribution" else _flat(answers, hidden_NH.device),
-            k=asked.k if asked.answer == "topk" else None,
-            entropy=asked.entropy,
-            temperature=temperature,
-        )
-        said = {
-            "sampled_logprob_T": stats.sampled_logprob_N,
-            "topk_ids_TK": stats.topk_ids_NK,
-            "topk_logprob_TK": stats.topk_logprob_NK,
-            "entropy_T": stats.entropy_N,
-        }
-        columns |= {name: np.split(array.cpu().numpy(), ends) for name, array in said.items() if array is not None}
-    return [Signal(**{name: column[row] for name, column in columns.items()}) for row in range(len(answers))]
-
-
-def _flat(answers: Sequence[Ids], device: torch.device) -> Tensor:
-    return torch.tensor([token for answer in answers for token in answer], dtype=torch.long, device=device)
-
-
-def _parts(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[slice]:
-    """Neighbouring rows of falling length whose padded size is at most `max_tokens`, in parts of about equal rows."""
-
-    def cut(max_rows: int) -> list[slice]:
-        parts, start = [], 0
-        while start < len(lengths):
-            end = start + max(1, min(max_rows, max_tokens // lengths[start]))
-            parts.append(slice(start, end))
-            start = end
-        return parts
-
-    fewest = len(cut(max_rows))
-    return cut(-(-len(lengths) // fewest)) if fewest else []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from opdkit.engines.quantized import quantization_config
+from opdkit.engines.rope import max_length
 from opdkit.errors import UserError
 from opdkit.hub import asked_once, may_be_on_hub
 
@@ -211,6 +212,21 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
+def load_max_positions(path: str, trust_remote_code: bool) -> int | None:
+    """As `CausalModel.max_positions`, by the config alone."""
+    from transformers import AutoConfig
+
+    if base := adapter_base(Path(path)):
+        return load_max_positions(base, trust_remote_code)
+    with one_sentence(f"{path} has no configuration that can be loaded"):
+        return max_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The base model of an adapter's folder; None: it is no adapter."""
+    return _base_of(folder) if (folder / "adapter_config.json").is_file() else None
+
+
 def _base_of(folder: Path) -> str:
     from peft import PeftConfig
 
@@ -248,7 +264,7 @@ def one_sentence(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason}; check the path and the files in it.") from error
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "model.device") -> torch.device:
     """ "auto" is CUDA if it is there, else the CPU. Raises UserError for a device that this machine does not have, or
     that has no float64, in which tokens are drawn and norms added up (Apple's mps)."""
     if name == "auto":
@@ -258,7 +274,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device, dtype=torch.float64).item()  # "meta" makes tensors, and keeps no numbers
     except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'model.device = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
+        raise UserError(f'{key} = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None
     return device
 
 

@@ -48,7 +48,7 @@ def enough_memory(what: str, way_out: str) -> Iterator[None]:
     """Raises UserError where a device has no memory left inside the block. way_out: the settings that would help."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         asked = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
@@ -59,6 +59,10 @@ def enough_memory(what: str, way_out: str) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A CPU's allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+# Allocators and libraries that have no exception of their own.
+_SAID = ("DefaultCPUAllocator: ", "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return of_memory or any(said in str(error) for said in _SAID)

@@ -17,7 +17,7 @@ from opdkit.contexts.render import PLAIN, read_chat_template
 from opdkit.engines.causal import CausalModel, Ids
 from opdkit.engines.load import load_checkpoint
 from opdkit.engines.memory import enough_memory
-from opdkit.engines.prove import LOW_SAME_PASS, close, proof_hidden, prove
+from opdkit.engines.prove import LOW_SAME_PASS, close, proof_hidden, prove, why_not_packed
 from opdkit.errors import UserError
 
 __all__ = ["Ids", "LanguageModel"]
@@ -38,6 +38,27 @@ class LanguageModel(CausalModel):
         """Raises UserError if the module is no causal language model that we can sample from and score exactly."""
         super().__init__(module, tokenizer, name=name, chat_template=chat_template, stop_tokens=stop_tokens)
         prove(self)
+        self.packs = None  # to be proved before the first pass that scores
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `hidden` reads rows in packed passes. Proved before the first pass that scores, not when the model
+        is loaded: on CUDA a kernel is compiled for it."""
+        self.prove_packed()
+        return bool(self.packs)
+
+    def prove_packed(self) -> None:
+        """Find out now; what is padded is said in `notes`."""
+        if self.packs is not None:
+            return
+        reason = why_not_packed(self)
+        self.packs = reason is None
+        self.positions.clear()
+        if reason is not None:
+            self.notes.append(
+                f"{self.name} is scored and trained in padded passes, and what answers share is read for each of them: "
+                f"{reason}"
+            )
 
     @classmethod
     def load(
@@ -76,8 +97,9 @@ class LanguageModel(CausalModel):
         model.warnings[:0] = said
         return model
 
-    def checkpoint_activations(self) -> None:
-        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass.
+    def checkpoint_activations(self, num_layers: int | None = None) -> None:
+        """Trade time for memory in `hidden`: keep one state per layer, run the layer again in the backward pass; of the
+        first `num_layers`, or of all.
 
         Raises UserError if the model cannot, or if its layers have dropout of their own that would come back on.
         """
@@ -92,7 +114,8 @@ class LanguageModel(CausalModel):
         name = "activation_checkpointing_enable"
         enable = getattr(self._base, name if hasattr(self._base, name) else "gradient_checkpointing_enable")
         enable(options)
-        self._checkpointed = tuple(m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer))
+        layers = [m for m in self.module.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._checkpointed = tuple(layers[:num_layers])
         with torch.enable_grad():
             replayed_NH = proof_hidden(self).detach()
         if not close(replayed_NH, plain_NH, 1e-3 if exact else LOW_SAME_PASS):

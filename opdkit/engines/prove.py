@@ -8,6 +8,9 @@ architecture and silently wrong for another, so each is compared with the module
 3. sampling: prompts of different lengths, padded on the left, read once for several rows and then token by token
    through the cache, while rows leave and others join, give the states of each row alone.
 
+4. packed passes (`why_not_packed`, before the first pass that scores): three ragged rows one behind the other, and rows
+   that share their beginning, give the states of padded passes. A model that is not read so is padded, not refused.
+
 What the proof cannot see is what happens beyond its few tokens: windows and switches at thousands of positions are
 tested on tiny models (tests/engines), not here.
 """
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from opdkit.engines.causal import CausalModel
 from opdkit.engines.decode import Batch
+from opdkit.engines.passes import Passes
 from opdkit.errors import UserError
 
 PROOF_LENGTH, PROOF_SHORT = 21, slice(1, 6)  # tokens of the long row; answer tokens of the short one beside it
@@ -144,6 +148,41 @@ def _cached_and_whole(model: CausalModel, long: list[int], alone_TH: Tensor) -> 
             theirs.append(torch.stack([expected[row][read] for row, read in present]))
             present = [(row, read + 1) for row, read in present]
     return torch.cat(ours), torch.cat(theirs)
+
+
+def why_not_packed(model: CausalModel) -> str | None:
+    """Why a model cannot be read in packed passes (`engines.packed`), in words; None: it can.
+
+    What the rows of the proof cannot show is known beforehand: Llama 4's queries are scaled by the column of the pass.
+    """
+    if getattr(model.config.get_text_config(decoder=True), "attn_temperature_tuning", False):
+        return "its queries are scaled by the column of the pass, not by the place in the row"
+    row = _row(model)
+    half, third = row[: len(row) // 2], row[: len(row) // 3]
+    ragged = [row, half, row[::-1][: len(row) - 2], [*half, *third], [*half, *row[:1], *third]]
+    rows = [text for text in ragged if len(text) > 1] or [row]
+    try:
+        difference, exact = _packed_and_padded(model, rows, _read_in_half(model))
+        if not exact and difference > LOW_ORDINARY:  # rounding, or a fault that it hides?
+            copies = {name: parameter.float() for name, parameter in model.module.named_parameters()}
+            difference, exact = _packed_and_padded(model, rows, copies)
+    except Exception as error:  # a library's for a mask that it does not know, a kernel that is not there
+        return f"packed passes cannot be run ({_reason(error)})"
+    if difference <= (EXACT if exact else LOW_ORDINARY):
+        return None
+    return f"in packed passes its states are others (off by {difference:.2g} of their size)"
+
+
+@torch.no_grad()
+def _packed_and_padded(
+    model: CausalModel, rows: list[list[int]], weights: dict[str, Tensor] | None
+) -> tuple[float, bool]:
+    """(by what share the states of packed passes are off, whether they are exact numbers)."""
+    asked = ([row[:1] for row in rows], [row[1:] for row in rows])
+    states = []
+    for model.packs in (False, True):
+        states.append(model.hidden(*asked, weights=weights, passes=Passes(0, 0, least_shared=2)))
+    return _share(states[1], states[0]), states[0].dtype in (torch.float32, torch.float64)
 
 
 def proof_hidden(model: CausalModel) -> Tensor:

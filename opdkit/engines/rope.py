@@ -47,7 +47,7 @@ def max_length(config: Any) -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def passes(spans: Sequence[Span], switch: int | None) -> list[list[Span]]:
+def sides_of_switch(spans: Sequence[Span], switch: int | None) -> list[list[Span]]:
     """The spans in passes that may be read together: those with the short factors, those with the long ones.
 
     A span that crosses the switch is cut there, and its row is read twice.

@@ -14,17 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
-from opdkit.engines.hf import HFEngine
-from opdkit.engines.load import check_model_path, model_digest, pick_device
-from opdkit.engines.model import LanguageModel
+from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
+from opdkit.evaluation.answering import Answering, answering
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
-from opdkit.evaluation.options import EvaluateOptions
+from opdkit.evaluation.options import EvaluateOptions, check_engine
 from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
@@ -173,7 +170,7 @@ def _evaluate(
     answers: dict[str, list[StoredAnswer]] = {}
     interrupt = Interrupt(console)
     with _tasks({set_.task for set_ in sets}) as tasks, interrupt.listening():
-        _sample_all(loaded, options, clock, tasks, result, answers, with_published, console, interrupt)
+        _sample_all(loaded, options, folder, clock, tasks, result, answers, with_published, console, interrupt)
         if verifier is not None:
             result["verifier"] = verify_sets(verifier, loaded, answers, options, folder, console, interrupt)
     if len(answers) > 1:
@@ -188,6 +185,7 @@ def _evaluate(
 def _sample_all(
     loaded: Sequence[Loaded],
     options: EvaluateOptions,
+    folder: Path,
     clock: datetime,
     tasks: Mapping[str, GuardedTask],
     result: dict[str, Any],
@@ -197,21 +195,21 @@ def _sample_all(
     interrupt: Interrupt,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
-    engine, renderer = load_engine(options, console, clock)
-    _check_fit(loaded, engine, renderer, options)
-    for one in loaded:
-        tasks[one.set.task].try_out(one.data.problems[0])
-    for one in loaded:
-        name, task = one.set.name, tasks[one.set.task]
-        answers[name] = _sample_set(one, options, engine, renderer, task, console, interrupt)
-        for crash in task.new_crashes():
-            say(console, crash, mark="warning")
-        ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
-        result["sets"][name] = about(one)
-        result["eval"][name] = ours
-        if theirs is not None:
-            result.setdefault("published", {})[name] = theirs
-        say(console, f"{name}: {sentence(ours)}")
+    with answering(options, console, folder, clock) as who:
+        _check_fit(loaded, who, options)
+        for one in loaded:
+            tasks[one.set.task].try_out(one.data.problems[0])
+        for one in loaded:
+            name, task = one.set.name, tasks[one.set.task]
+            answers[name] = _sample_set(one, options, who, task, console, interrupt)
+            for crash in task.new_crashes():
+                say(console, crash, mark="warning")
+            ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
+            result["sets"][name] = about(one)
+            result["eval"][name] = ours
+            if theirs is not None:
+                result.setdefault("published", {})[name] = theirs
+            say(console, f"{name}: {sentence(ours)}")
 
 
 def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:
@@ -264,21 +262,20 @@ def _tasks(names: set[str]) -> Iterator[dict[str, GuardedTask]]:
             task.close()
 
 
-def _check_fit(loaded: Sequence[Loaded], engine: HFEngine, renderer: Renderer, options: EvaluateOptions) -> None:
+def _check_fit(loaded: Sequence[Loaded], who: Answering, options: EvaluateOptions) -> None:
     """Of every data set, so that the last one is not refused after hours."""
     for one in loaded:
-        room, problems = engine.model.max_positions, one.data.problems
-        lengths = [len(renderer.prompt_ids_within(problem.messages, room)) for problem in problems]
+        problems = one.data.problems
+        lengths = [len(who.renderer.prompt_ids_within(problem.messages, who.room)) for problem in problems]
         limit = options.max_answer_tokens
         what = f"a prompt of {one.set.name} and --max-answer-tokens {limit}"
-        engine.model.check_fits([length + limit for length in lengths], what)
+        who.check_fits([length + limit for length in lengths], what)
 
 
 def _sample_set(
     one: Loaded,
     options: EvaluateOptions,
-    engine: HFEngine,
-    renderer: Renderer,
+    who: Answering,
     task: Task,
     console: Console,
     interrupt: Interrupt,
@@ -296,8 +293,8 @@ def _sample_set(
 
         return sample_answers(
             problems,
-            sampler=engine,
-            renderer=renderer,
+            sampler=who.sampler,
+            renderer=who.renderer,
             task=task,
             params=options.params,
             num_samples=options.num_samples,
@@ -307,28 +304,8 @@ def _sample_set(
         )
 
 
-def load_engine(options: EvaluateOptions, console: Console, now: datetime | None = None) -> tuple[HFEngine, Renderer]:
-    """now: the date for a chat template that prints it; None: today's."""
-    model = LanguageModel.load(
-        options.model,
-        dtype=getattr(torch, options.dtype),
-        device=pick_device(options.device),
-        trust_remote_code=options.trust_remote_code,
-        chat_template=options.chat_template,
-        stop_tokens=options.stop_tokens,
-    )
-    for warning in model.warnings:
-        say(console, warning, mark="warning")
-    renderer = model.renderer(
-        template_kwargs=options.template_kwargs,
-        close_thinking=options.close_thinking,
-        system=options.system,
-        now=now,
-    )
-    return HFEngine(model, max_tokens_per_batch=options.max_tokens_per_batch), renderer
-
-
 def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
+    check_engine(options.engine, options.url)
     for task in tasks:
         task_named(task, may_be_none=True)  # `opdkit sample` needs nobody
     check_model_path(options.model)
@@ -355,10 +332,19 @@ def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
 def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
     task = task_named(set_.task).main
     asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
-    del asked["device"], asked["max_tokens_per_batch"], asked["num_samples"]  # more samples are welcome
+    del asked["num_samples"]  # more samples are welcome
+    forget_where(asked)
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
     digest = model_digest(Path(options.model))
     return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
+
+
+def forget_where(asked: dict[str, Any]) -> None:
+    """What moves no number leaves the identity of answers; another engine draws others."""
+    for key in ("device", "max_tokens_per_batch", "url"):
+        del asked[key]
+    if asked["engine"] == "hf":  # as answers from before there were others have it
+        del asked["engine"]
 
 
 def task_files(task: TaskOptions) -> dict[str, Any]:

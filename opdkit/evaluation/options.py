@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opdkit.engines.base import SamplingParams
+from opdkit.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class EvaluateOptions:
     system: str | None = None
     stop_tokens: tuple[str | int, ...] | None = None
     max_tokens_per_batch: int | None = None  # as `HFEngine`'s
+    engine: str = "hf"  # as sampling.engine: "hf", "vllm" or "server"
+    url: str | None = None  # engine = "server": where it is
 
     @property
     def params(self) -> SamplingParams:
@@ -42,3 +45,11 @@ class EvaluateOptions:
             top_k=self.top_k,
             max_answer_tokens=self.max_answer_tokens,
         )
+
+
+def check_engine(engine: str, url: str | None) -> None:
+    """Raises UserError for an engine that there is not, and for one that lacks its address."""
+    if engine not in ("hf", "vllm", "server"):
+        raise UserError(f"--engine {engine}: choose hf, vllm or server")
+    if (engine == "server") != (url is not None):
+        raise UserError("--engine server and --url go together: what answers, and where it is")

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.render import Renderer
 from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
-from opdkit.engines.base import Sampler
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.evaluation.evaluate import check_options, load_engine, task_files
+from opdkit.evaluation.answering import Answering, answering
+from opdkit.evaluation.evaluate import check_options, forget_where, task_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -82,14 +81,17 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
     rejected = file_to_write(out.with_name(f"{out.name}.rejected.jsonl"))
     clock = clock_of(next((row.get("identity") for row in open_lines(rejected)), None))
     done = _open(out, rejected, _identity(options, data.fingerprint) | {"clock": clock.isoformat()})
-    engine, renderer = load_engine(asked, console, clock)
     task, interrupt, counts = make_task(chosen, data.problems[:1]), Interrupt(console), Counter[str]()
     try:
-        with interrupt.listening(), Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar:
+        with (
+            interrupt.listening(),
+            answering(asked, console, out.parent, clock) as who,
+            Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar,
+        ):
             for attempt in range(options.attempts):
                 while wanted := _wanted(data.problems, asked.num_samples, done, attempt)[:PROBLEMS_PER_BATCH]:
                     interrupt.check()
-                    _attempt(wanted, attempt, options, engine, renderer, task, done, counts, (out, rejected), interrupt)
+                    _attempt(wanted, attempt, options, who, task, done, counts, (out, rejected), interrupt)
                     for crash in task.new_crashes():
                         say(console, crash, mark="warning")
                     bar.update(len(done.kept), note=f"{sum(counts.values()) - counts['kept']} rejected")
@@ -118,8 +120,7 @@ def _attempt(
     wanted: Sequence[tuple[Problem, int]],
     attempt: int,
     options: SampleOptions,
-    sampler: Sampler,
-    renderer: Renderer,
+    who: Answering,
     task: Task,
     done: Done,
     counts: Counter[str],
@@ -134,7 +135,7 @@ def _attempt(
         kept_lines, rejected_lines = [], []
         for rollout in rollouts:
             problem, number = problems[rollout.problem_id], rollout.sample_id
-            text = renderer.answer_text(rollout.answer_ids)
+            text = who.renderer.answer_text(rollout.answer_ids)
             reason = rejected_by(rollout, text, options.reject)
             done.attempts[problem.id, number] += 1
             counts[reason or "kept"] += 1
@@ -150,8 +151,8 @@ def _attempt(
 
     sample_rollouts(
         wanted,
-        sampler=sampler,
-        renderer=renderer,
+        sampler=who.sampler,
+        renderer=who.renderer,
         task=task,
         params=asked.params,
         identity=(asked.seed, "sample data", attempt),
@@ -206,6 +207,6 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     task = task_named(options.model.task, may_be_none=True)
     asked = asdict(options.model) | {"task": task.text} | task_files(task)
-    del asked["device"], asked["max_tokens_per_batch"]
+    forget_where(asked)
     digest = model_digest(Path(options.model.model))
     return {**asked, "reject": options.reject, "fingerprint": fingerprint, "model_files": digest}

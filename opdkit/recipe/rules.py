@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
-from opdkit.recipe.sections import Recipe, TeacherSection
-from opdkit.recipe.teacher_rules import payload_faults, server_faults, server_warnings, weights_faults, writer_faults
+from opdkit.recipe.sections import Recipe, TrainSection
+from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
@@ -45,6 +46,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_data_faults(recipe),
         *_place_faults(recipe),
         *_flash_faults(recipe),
+        *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
         *engine_faults(recipe),
     ]
     if is_adapter and recipe.model.lora:
@@ -140,6 +142,7 @@ def needs_rewards(recipe: Recipe) -> bool:
 
 def check_installed(recipe: Recipe) -> None:
     """Raises UserError for a package that is not on this machine: the run would be refused once it has begun."""
+    check_optimizer(recipe.train)
     for name, view in recipe.all_views.items():
         where = "teacher" if name == "teacher" else f"views.{name}.teacher"
         kind = view.teacher.quantization
@@ -148,6 +151,15 @@ def check_installed(recipe: Recipe) -> None:
     if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
         names = ", ".join(absent)
         raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
+
+
+def check_optimizer(train: TrainSection) -> None:
+    """Raises UserError for an optimizer that is not installed on this machine."""
+    if train.optimizer == "adamw_8bit" and find_spec("torchao") is None:
+        raise UserError(
+            "train.optimizer = \"adamw_8bit\" needs torchao, which is not installed; pip install 'opdkit[quantized]', "
+            'or use "adamw"'
+        )
 
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
@@ -180,7 +192,7 @@ def _threshold_warnings(recipe: Recipe) -> Iterator[str]:
 
 
 def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
-    yield from _reader_faults("teacher", recipe.teacher, recipe, is_adapter)
+    yield from reader_faults("teacher", recipe.teacher, recipe, is_adapter)
     for name, view in recipe.views.items():
         if name == "teacher" or not _VIEW_NAME.fullmatch(name):
             yield (
@@ -189,50 +201,7 @@ def _teacher_faults(recipe: Recipe, is_adapter: bool) -> Iterator[str]:
             )
         if view.teacher.kind == "none":
             yield f'views.{name}.teacher is missing: say who reads, e.g. {{ kind = "self", weights = "initial" }}'
-        yield from _reader_faults(f"views.{name}.teacher", view.teacher, recipe, is_adapter)
-
-
-def _reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapter: bool) -> Iterator[str]:
-    if teacher.kind == "model" and teacher.path is None:
-        yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
-    yield from server_faults(where, teacher)
-    yield from weights_faults(where, teacher)
-    if not teacher.is_other_model and teacher.path is not None:
-        yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
-    if teacher.kind == "self" and teacher.weights is None:
-        yield (
-            f'{where}.kind = "self" needs {where}.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
-            "(LoRA)"
-        )
-    if teacher.kind != "self" and teacher.weights is not None:
-        yield f'{where}.weights = "{teacher.weights}" is only read with {where}.kind = "self"; set that, or remove it'
-    if (teacher.kind == "saved") != (teacher.run is not None):
-        yield (
-            f'{where}.kind = "{teacher.kind}" and {where}.run = {teacher.run!r}: kind = "saved" reads what the '
-            "teachers of a run said; set both, or neither"
-        )
-    for key in ("dtype", "chat_template", "trust_remote_code"):
-        if getattr(teacher, key) and not (teacher.kind == "model" or (teacher.kind == "server" and key != "dtype")):
-            yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
-    for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
-        if getattr(teacher, key) is not None:
-            kind = f'{where}.kind = "{teacher.kind}"'
-            yield f"{where}.{key} = {getattr(teacher, key)!r} is not read with {kind}; remove it"
-    if teacher.weights == "adapter_off" and not is_adapter and recipe.model.lora is None:
-        yield (
-            f'{where}.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
-            f'add [model] lora = {{}}, or use {where}.weights = "initial"'
-        )
-    if teacher.weights == "ema" and teacher.ema_rate is None:
-        yield f'{where}.weights = "ema" needs {where}.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
-    if teacher.weights != "ema" and teacher.ema_rate is not None:
-        yield f'{where}.ema_rate = {teacher.ema_rate} is only read with {where}.weights = "ema"; set that, or remove it'
-    if (teacher.weights == "trust_region") != (teacher.student_share is not None):
-        yield (
-            f'{where}.weights = "{teacher.weights}" and {where}.student_share = {teacher.student_share}: '
-            'weights = "trust_region" mixes logits, initial * (1 - student_share) + student * student_share; '
-            "set both (e.g. 0.05) or neither"
-        )
+        yield from reader_faults(f"views.{name}.teacher", view.teacher, recipe, is_adapter)
 
 
 def _stage_teacher_faults(recipe: Recipe) -> Iterator[str]:
@@ -348,6 +317,19 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
         elif isinstance(value, int) and abs(value) > MOST and key != "seed":
             yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
+
+
+def _master_faults(recipe: Recipe, has_adapter: bool) -> Iterator[str]:
+    if recipe.train.master_dtype == "bfloat16" and has_adapter:
+        yield (
+            'train.master_dtype = "bfloat16" is of full training, and an adapter is trained, in float32: it is small; '
+            "remove the key"
+        )
+    elif recipe.train.master_dtype == "bfloat16" and recipe.model.dtype != "bfloat16":
+        yield (
+            f'train.master_dtype = "bfloat16" with model.dtype = "{recipe.model.dtype}" computes with digits that the '
+            'weights do not have; set model.dtype = "bfloat16", or remove the key'
+        )
 
 
 def _flash_faults(recipe: Recipe) -> Iterator[str]:

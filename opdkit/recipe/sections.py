@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
 from opdkit.engines.base import SamplingParams
+from opdkit.engines.passes import Passes, passes_on
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
-from opdkit.recipe.data import DataSection, EvalSetSection, RouteSection, eval_sets
+from opdkit.recipe.data import DataSection, EvalSection, RouteSection
 from opdkit.recipe.fields import (
     Answers,
     Count,
@@ -58,7 +59,10 @@ class ModelSection(Section):
     # the generation config's ids, together.
     stop_tokens: StopTokens | None = None
     lora: LoraSection | None = None  # train adapters over a frozen base; not set: all weights are trained
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    # Compute activations again in the backward pass: less memory, more time. A number: of only so many layers.
+    gradient_checkpointing: bool | PositiveInt = False
+    # Keep what the backward pass needs in host memory until then; with gradient_checkpointing, a state per layer.
+    activation_offload: bool = False
     attn_implementation: str | None = None  # as in transformers: "sdpa", "eager", ...; default: its own choice
     trust_remote_code: bool = False  # run the Python code that comes with a model
 
@@ -72,6 +76,9 @@ class TeacherSection(Section):
     weights: Literal["initial", "ema", "live", "adapter_off", "trust_region"] | None = None
     # weights = "ema": after every step, teacher += rate * (student - teacher)
     ema_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    # kind = "self": where its own weights are kept. "host" leaves room on the card, and costs a copy each time it reads
+    # (ema: and one of the student's after every step).
+    weights_on: Literal["device", "host"] = "device"
     # weights = "trust_region": logits = (1 - share) initial + share live student
     student_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     run: Words | None = None  # kind = "saved": the folder of a run with a [spool]; its answers are read again
@@ -95,6 +102,7 @@ class TeacherSection(Section):
     span: SpanSpread = "exact"
     pair_stops: bool = True  # tokens = "align": both sides' ends of a turn are one pair, so that stopping is taught
     dtype: Literal["float32", "bfloat16"] | None = None  # default: the student's
+    device: Words | None = None  # kind = "model": the card it is on, "cuda:1", ...; default: the student's
     # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
     # how far such a teacher is from the whole one.
     quantization: Literal["int8", "fp8", "nf4"] | None = None
@@ -156,8 +164,8 @@ class SamplingSection(Section):
     top_k: Count = 0  # 0: off
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: off
     max_answer_tokens: PositiveInt = 1024  # longer answers are cut, and counted
-    # Rows times length that are in memory together; it changes time, not answers. Default: 65536, and for sampling on
-    # CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
+    # Rows times length that are sampled together, and the most that are scored together; it changes time, not answers.
+    # Default: 65536, and on CUDA (evaluations too) what half of the memory beside weights and optimizer state holds.
     max_tokens_per_batch: PositiveInt | None = None
 
     @property
@@ -177,7 +185,11 @@ class TrainSection(Section):
     # The step's problems in so many parts, each an update of the weights: the later ones learn from answers that an
     # earlier student gave, which is what a clipped ratio and [weights] importance are for.
     updates_per_step: PositiveInt = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices; the rest has AdamW
+    # muon: for matrices; the rest has AdamW. adamw_8bit: its moments in 8 bits (needs torchao), 2 bytes in place of 8.
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    # Of the weights that are trained. bfloat16: rounded at random after every step, so that small steps are not lost;
+    # gradients too are bfloat16, and nothing is copied for the computation: 4 bytes a parameter in place of 10.
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-6  # AdamW moves a weight by about so much
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate; the last two fall to 0
     warmup_steps: Count = 0  # over which the learning rate rises from 0
@@ -185,10 +197,40 @@ class TrainSection(Section):
     # Of the moments of AdamW.
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: gradients are not clipped
-    max_tokens_per_micro_batch: PositiveInt = 32768  # of a backward pass; memory, not mathematics
+    # How answers are put together; memory and time, not mathematics. What is not given goes by the kind of device, and
+    # stands in the run's recipe.toml: CPU 4096, CUDA 32768, MPS 8192 tokens of a backward pass.
+    max_tokens_per_micro_batch: PositiveInt | None = None
+    # Of a pass that scores: CPU 4096, CUDA 65536, MPS 8192; at most sampling.max_tokens_per_batch.
+    max_tokens_per_scoring_pass: PositiveInt | None = None
+    # What a pass with padding costs whatever it reads, in tokens: CPU 32, CUDA 1024, MPS 256.
+    fixed_tokens_per_pass: PositiveInt | None = None
+    # What several answers read before they differ is computed once, if that saves so many tokens: "auto" is CPU 64,
+    # CUDA 256, MPS 128. false: never (to look for a fault).
+    share_prefixes: Literal["auto", False] | PositiveInt = "auto"
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
+
+    def passes(self, device: str, *, learning: bool) -> Passes:
+        """How rows are put together on a kind of device ("cpu", "cuda", "mps"), in passes that learn or score."""
+        default = passes_on(device, learning=learning)
+        max_tokens = self.max_tokens_per_micro_batch if learning else self.max_tokens_per_scoring_pass
+        return Passes(
+            max_tokens=max_tokens or default.max_tokens,
+            fixed_tokens=self.fixed_tokens_per_pass or default.fixed_tokens,
+            least_shared=default.least_shared if self.share_prefixes == "auto" else self.share_prefixes or None,
+        )
+
+    def on_device(self, device: str) -> TrainSection:
+        """With what goes by the kind of device."""
+        learning, scoring = self.passes(device, learning=True), self.passes(device, learning=False)
+        chosen = {
+            "max_tokens_per_micro_batch": learning.max_tokens,
+            "max_tokens_per_scoring_pass": scoring.max_tokens,
+            "fixed_tokens_per_pass": learning.fixed_tokens,
+            "share_prefixes": learning.least_shared or False,
+        }
+        return self.model_copy(update=chosen)
 
 
 class SpoolSection(Section):
@@ -198,41 +240,6 @@ class SpoolSection(Section):
     # Of hidden states. Default: as they are computed, so that a replay's gradients are the run's; the others take a
     # half or a quarter of float32, float8 with a scale for each token.
     dtype: Literal["bfloat16", "float8"] | None = None
-
-
-class EvalSection(Section):
-    # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
-    # a domain of data.train in place of a task. Default: no evaluation.
-    data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(eval_sets)] = None
-    limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
-    samples: Answers = 8  # answers to each problem
-    every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
-    before: bool = True  # evaluate the student before training
-    # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
-    # set's domain.
-    teacher: bool = True
-    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
-    top_k: Count = 0  # 0: off
-    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens, the most of a schedule
-
-    def params(self, longest_answer: int) -> SamplingParams:
-        """longest_answer: the recipe's."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_answer_tokens=self.max_answer_tokens or longest_answer,
-        )
-
-    @property
-    def sets(self) -> tuple[EvalSetSection, ...]:
-        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
-        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(one.path for one in self.sets))
 
 
 class DiagnosticsSection(Section):
@@ -293,6 +300,10 @@ class Recipe(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir).expanduser() / self.name
+
+    def on_device(self, device: str) -> Recipe:
+        """Complete for a kind of device ("cpu", "cuda", "mps"): what a run writes down."""
+        return self.model_copy(update={"train": self.train.on_device(device)})
 
     @property
     def needs(self) -> Needs:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment() -> dict[str, Any]:
-    """{"time", "versions", "hardware", "commit"}, ready for JSON. What cannot be found out is None."""
+def describe_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
+    """{"time", "versions", "hardware", "commit"}, ready for JSON. What cannot be found out is None.
+
+    devices: that the run is on ("cpu", "cuda:1"); of the cards only these are the run's.
+    """
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "hardware": _hardware(),
+        "hardware": _hardware(devices),
         "commit": _commit(),
     }
 
@@ -64,10 +67,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware(devices: Sequence[str]) -> dict[str, Any]:
     import torch
 
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    cards = [torch.device(name) for name in dict.fromkeys(devices) if name.startswith("cuda")]
+    gpus = [torch.cuda.get_device_properties(card) for card in cards]
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),

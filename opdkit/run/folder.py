@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -182,6 +182,7 @@ class RunFolder:
         clock: datetime | None = None,
         models: Mapping[str, str | None] | None = None,
         changed: Mapping[str, Any] | None = None,
+        devices: Sequence[str] = (),
         ranks: int = 1,
     ) -> list[str]:
         """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades,
@@ -192,7 +193,7 @@ class RunFolder:
         returns in what its libraries and its machine are not those of the call before, a sentence each. Raises
         UserError when the data changed.
         """
-        now = describe_environment() | ({} if task is None else {"task": task})
+        now = describe_environment(devices) | ({} if task is None else {"task": task})
         now |= {"ranks": ranks} if ranks > 1 else {}
         if not self.environment.exists():
             now |= {} if clock is None else {"clock": clock.isoformat()}

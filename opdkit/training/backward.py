@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,7 +84,8 @@ def parts_of_terms(
     that count none of them are left out."""
     if not terms:
         return
-    for part in batch.parts(state.max_tokens_per_micro_batch, counted_tokens(terms)):
+    planned = partial(state.student.planned, passes=state.passes)
+    for part in batch.parts(planned, counted_tokens(terms)):
         taken = [term.take(part.tokens_n) for term in terms]
         yield part, [term for term in taken if (term.coef_N != 0).any()]
 
@@ -112,5 +114,5 @@ def read(
 def hidden_of(state: State, part: Part, weights: Mapping[str, Tensor] | None) -> Tensor:
     """[n, H] the student's hidden states behind the counted tokens of a micro-batch."""
     prompts, answers = [r.rollout.prompt_ids for r in part.rows], [r.rollout.answer_ids for r in part.rows]
-    hidden = state.student.hidden(prompts, answers, weights=weights)
+    hidden = state.student.hidden(prompts, answers, weights=weights, passes=state.passes)
     return hidden if part.counted_n is None else hidden[part.counted_n]

@@ -26,6 +26,9 @@ _ARRAYS = {
     "topk_logprob_TK": "topk_logprob_NK",
 }
 
+# (contexts, answers) -> which of them are read together, as `LanguageModel.planned`.
+Planned = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[list[int]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -129,22 +132,19 @@ class Batch:
             rows.append((example, array_T))
         return rows
 
-    def parts(self, max_tokens: int, wanted_N: Tensor) -> list[Part]:
-        """Micro-batches of at most `max_tokens` padded student tokens; a longer row stands alone. Rows without a wanted
-        token would only cost time, and are left out, and so are those of other ranks. All hidden states of a view in a
-        part were made for one head. The longest rows come first: what does not fit into memory shows at once."""
-        lengths = [len(e.rollout.prompt_ids) + len(e.rollout.answer_ids) for e in self.examples]
-        rows = [i for i in self.row_N[wanted_N].unique().tolist() if self._is_own(i)]
-        order = sorted(rows, key=lambda i: lengths[i])
-        parts: list[list[int]] = []
-        for heads in dict.fromkeys(self._heads(i) for i in rows):
-            begun = len(parts)
-            for i in (i for i in order if self._heads(i) == heads):
-                if len(parts) > begun and lengths[i] * (len(parts[-1]) + 1) <= max_tokens:
-                    parts[-1].append(i)
-                else:
-                    parts.append([i])
-        return [self._part(rows) for rows in reversed(parts)]
+    def parts(self, planned: Planned, wanted_N: Tensor) -> list[Part]:
+        """Micro-batches as the student's passes are planned. Rows without a wanted token would only cost time, and are
+        left out, and so are those of other ranks. All hidden states of a view in a part were made for one head."""
+        rows = [row for row in self.row_N[wanted_N].unique().tolist() if self._is_own(row)]
+        of_heads: dict[frozenset[tuple[str, int]], list[int]] = {}
+        for row in rows:
+            of_heads.setdefault(self._heads(row), []).append(row)
+        parts = []
+        for some in of_heads.values():
+            rollouts = [self.examples[row].rollout for row in some]
+            plan = planned([r.prompt_ids for r in rollouts], [r.answer_ids for r in rollouts])
+            parts += [self._part([some[place] for place in together]) for together in plan]
+        return parts
 
     def view_tokens(self, part: Part, views: Collection[str]) -> dict[str, ViewTokens]:
         """What each of these views said about the counted tokens of a part, if it read any of its rows. Of the other

@@ -32,15 +32,14 @@ def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Se
 def engine_beside(
     recipe: Recipe,
     parts: Parts,
-    answers: Answers,
     run_dir: Path,
     console: Console,
     interrupt: Interrupt,
     warn: Callable[[str], object],
-) -> Iterator[None]:
-    """Inside the block `answers` has the engine that the recipe asks for; it is ended behind it, whatever happens."""
+) -> Iterator[StudentServer | None]:
+    """The engine that samples for the student, if not this process; it is ended behind the block, whatever happens."""
     if recipe.sampling.engine == "hf":
-        yield
+        yield None
         return
     server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn)
     try:
@@ -53,10 +52,8 @@ def engine_beside(
 
             server.open(waiting)
         server.served.waiting = lambda seconds: None  # a step that has begun is ended, as with any engine
-        answers.server = server
-        yield
+        yield server
     finally:
-        answers.server = None
         server.close()
 
 

@@ -13,11 +13,10 @@ from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset
-from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
-from opdkit.errors import Interrupted, UserError
+from opdkit.errors import Interrupted
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
@@ -30,7 +29,16 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
-from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
+from opdkit.training.data import (
+    TrainProblems,
+    by_task,
+    check_evaluations,
+    check_readable,
+    evaluation_sets,
+    fitting,
+    row_doubts,
+    training_data,
+)
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
@@ -45,6 +53,11 @@ from opdkit.training.summary import note_of, summary_of
 from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
+
+LESS_TO_KEEP = (
+    "lower train.problems_per_step, sampling.group_size or sampling.max_answer_tokens, and see docs/start/gpu.md for "
+    "what each setting keeps"
+)
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
 
@@ -66,6 +79,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
     eval_sets = evaluation_sets(recipe)
@@ -100,6 +114,7 @@ class TrainingRun:
         ranks: Ranks = ALONE,
     ) -> None:
         """doubts: what was found of the models before they were loaded (`sides.py`); told and kept."""
+        recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
         self.data, self.eval_sets = data, eval_sets
@@ -113,7 +128,9 @@ class TrainingRun:
             say(console, sentence)
         self.problems = self._fitting(data)
         self.drawn = TrainProblems(recipe, data, self.problems)
-        self._check_evaluations()
+        for evaluated in eval_sets.values():
+            self._warn_of_rows(evaluated)
+        check_evaluations(recipe, eval_sets, parts.renderer, parts.room)
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
@@ -131,7 +148,7 @@ class TrainingRun:
             weights=recipe.weights,
             diagnostics=recipe.diagnostics,
             sample=self.answers,
-            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+            passes=recipe.train.passes(parts.student.device.type, learning=True),
             updates_per_step=recipe.train.updates_per_step,
             num_steps=recipe.train.steps,
             seed=recipe.seed,
@@ -167,8 +184,8 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, self.answers, folder.path, self.console, self.interrupt, self.warn)
-                with engine_beside(*beside):
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
                 self._save_what_is_new()
@@ -190,6 +207,7 @@ class TrainingRun:
             clock=self.parts.now,
             models=models,
             changed=changed,
+            devices=self.parts.devices(),
             ranks=self.ranks.size,
         )
 
@@ -231,7 +249,8 @@ class TrainingRun:
         chosen, drawn = self.drawn.of_step(state.step), self.drawn.metrics(state.step)
         scheduled = self.stages.enter(state, self.answers)
         self.task.drain()  # what evaluations counted is theirs
-        rows, metrics = train_step(state, chosen)
+        with enough_memory("taking a step", LESS_TO_KEEP):
+            rows, metrics = train_step(state, chosen)
         metrics += [*beside_metrics(self.answers), *self.task.drain(self.ranks)]
         metrics += self.ranks.joined(self.answers.drain())
         seconds = time.monotonic() - started
@@ -262,6 +281,11 @@ class TrainingRun:
 
     def _save(self) -> None:
         parts, state = self.parts, self.state
+        with enough_memory("writing a checkpoint", LESS_TO_KEEP):
+            self._write_checkpoint(parts, state)
+        self.saved_step = state.step
+
+    def _write_checkpoint(self, parts: Parts, state: State) -> None:
         checkpoint.save(
             self.folder.checkpoints,
             step=state.step,
@@ -275,7 +299,6 @@ class TrainingRun:
             ranks=self.ranks,
             queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
         )
-        self.saved_step = state.step
 
     def _restore(self, saved: checkpoint.Saved) -> None:
         self.state.step = saved.step
@@ -307,26 +330,9 @@ class TrainingRun:
         readers = teachers_of_sets(self.recipe, self.parts.viewers)
         return self.evaluations.measure("teacher", "teacher", readers) if readers else None
 
-    def _check_evaluations(self) -> None:
-        """Raises UserError for an evaluation that would only fail after training."""
-        room, render = self.parts.student.max_positions, self.parts.renderer.prompt_ids_within
-        longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
-        for source, data in self.eval_sets.items():
-            self._warn_of_rows(data)
-            if room is None:
-                continue
-            most = room - longest
-            long = long_prompts(((p.id, render(p.messages, most)) for p in data.problems), most)
-            if long:
-                raise UserError(
-                    f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
-                    f"model's {room} positions (first: {long[0].problem_id}, {long[0].num_tokens} tokens); lower "
-                    "eval.max_answer_tokens, or evaluate on other data"
-                )
-
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        found = fitting(self.recipe, data, self.parts.renderer, self.parts.student.max_positions)
+        found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
         if found.long:
             self.warn(
                 f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "
@@ -356,18 +362,8 @@ class TrainingRun:
                 self.warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
-        for sentence in data.files_left_out:
+        for sentence in row_doubts(self.recipe, data):
             self.warn(sentence)
-        if data.dropped:
-            where, why = data.dropped[0]
-            self.warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
-        own = sum(any(turn["role"] == "system" for turn in problem.messages) for problem in data.problems)
-        if self.recipe.model.system and own:
-            self.warn(f"{own} problems of {data.source} have a system turn, which model.system takes the place of")
-        if data.num_duplicate_ids:
-            self.warn(
-                f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
-            )
 
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)

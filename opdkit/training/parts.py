@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from opdkit.engines.load import pick_device
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.training import checkpoint
@@ -22,7 +23,7 @@ class Parts:
         self, recipe: Recipe, saved: checkpoint.Saved | None, *, now: datetime | None = None, ranks: Ranks = ALONE
     ) -> None:
         """ranks: that keep what is trained together. now: the date for templates that print it; None: today's."""
-        self.now = now
+        self.now, self._recipe = now, recipe
         self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
         self.optimizer = make_optimizer(self.student.module, recipe, ranks)
@@ -33,10 +34,19 @@ class Parts:
             self.optimizer.load_state(saved.tensors("optimizer", rows_of))
             load_state(self.viewers, saved.tensors("teacher", rows_of))
 
+        # Of a prompt and its answer together: the student's positions, or what its engine is started with.
+        rooms = (self.student.max_positions, recipe.sampling.vllm.max_model_len)
+        self.room = min((room for room in rooms if room is not None), default=None)
+
     @property
     def teacher(self) -> Teacher | None:
         """Who reads the view "teacher"."""
         return self.viewers["teacher"].teacher if "teacher" in self.viewers else None
+
+    def devices(self) -> list[str]:
+        """Where the student and the other models are, the student's first."""
+        named = [view.teacher.device for view in self._recipe.all_views.values() if view.teacher.device]
+        return [str(self.student.device), *(str(pick_device(name)) for name in named)]
 
     def warnings(self) -> list[str]:
         """What loading the models found, of those that are loaded."""

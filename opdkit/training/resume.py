@@ -19,9 +19,15 @@ from opdkit.training import checkpoint
 # Memory and place: the same numbers, but for what another order of additions does to them.
 LAST_BITS = (
     "train.max_tokens_per_micro_batch",
+    "train.max_tokens_per_scoring_pass",
+    "train.fixed_tokens_per_pass",
+    "train.share_prefixes",
     "sampling.max_tokens_per_batch",
     "model.gradient_checkpointing",
+    "model.activation_offload",
     "model.device",
+    "teacher.device",
+    "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
 )
 # Nothing else that moves a number that is already on disk, or to come.
@@ -48,6 +54,17 @@ CHANGEABLE = (
 )
 
 
+# Of any teacher: where it is and how it is asked. What it says is probed, and its model's files are compared.
+_OF_TEACHERS = ("url", "served_name", "spool", "at_once", "patience_s", "timeout_s", "placement")
+
+
+def _is_place_of_teacher(key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    return name in _OF_TEACHERS and (
+        section == "teacher" or (section.startswith("views.") and section.endswith(".teacher"))
+    )
+
+
 def check_same_recipe(
     old: Mapping[str, Any], new: Mapping[str, Any], *, steps_taken: int, same_models: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -61,7 +78,11 @@ def check_same_recipe(
     same_when_longer = now["train.schedule"] == "constant" and "schedule" not in new
     changeable = {*CHANGEABLE, *same_models, *(["train.steps"] if same_when_longer else [])}
     changed = {key: [was.get(key), now.get(key)] for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
-    differ = [f"{key} was {values[0]!r}, is {values[1]!r}" for key, values in changed.items() if key not in changeable]
+    differ = [
+        f"{key} was {values[0]!r}, is {values[1]!r}"
+        for key, values in changed.items()
+        if key not in changeable and not _is_place_of_teacher(key)
+    ]
     if now["train.steps"] < steps_taken:
         differ.append(f"train.steps is {now['train.steps']}, and {steps_taken} are taken")
     if differ:

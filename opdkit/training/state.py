@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from opdkit.contexts import Context
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.passes import Passes
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.ranks.base import ALONE, Ranks
@@ -38,7 +39,7 @@ class State:
     viewers: Mapping[str, Viewer]  # by the recipe's views; none where the method asks nobody
     method: Method
     sample: Sample
-    max_tokens_per_micro_batch: int
+    passes: Passes  # of rows that are learned from
     updates_per_step: int
     num_steps: int
     seed: int
@@ -78,6 +79,12 @@ class State:
     def teachers(self) -> list[Teacher]:
         """Every reader once."""
         return list(dict.fromkeys(viewer.teacher for viewer in self.viewers.values()))
+
+    @property
+    def models(self) -> list[LanguageModel]:
+        """Those that are loaded, once."""
+        loaded = [self.student, *(teacher.loaded_model for teacher in self.teachers)]
+        return [model for model in dict.fromkeys(loaded) if model is not None]
 
     def teacher_of(self, row: Example) -> Teacher:
         """Who read the view "teacher" of a row."""

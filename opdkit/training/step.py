@@ -27,7 +27,8 @@ from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Group, Problem
 
 LESS_TO_LEARN = (
-    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, and on CUDA "
+    "lower train.max_tokens_per_micro_batch, set model.gradient_checkpointing = true, train.optimizer = "
+    '"adamw_8bit", train.master_dtype = "bfloat16" or [model.lora], and on CUDA '
     "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
 )
 
@@ -37,7 +38,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
     resources = Resources(state.student.device)
     with resources.during("sample"):
         groups = state.sample(problems, state.step)
-    with resources.during("score"):
+    with resources.during("score", lambda: state.models):
         for teacher in state.teachers:
             teacher.before_step(state.step)
         views = view_groups(state, groups)
@@ -45,7 +46,7 @@ def train_step(state: State, problems: Sequence[Problem]) -> tuple[list[Example]
         agreement = Diagnosis(state, groups, views, deal)
         signals = score(state, groups, views, deal, agreement.chosen, agreement.heard)
     rows = join(groups, views, signals)
-    with resources.during("update"):
+    with resources.during("update", lambda: state.models):
         parts = enumerate(parts_of(groups, rows, state.updates_per_step))
         with enough_memory("learning", LESS_TO_LEARN):
             updates = [

@@ -91,7 +91,8 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     text = page.read_text(encoding="utf-8")
     assert "did not run: ImportError: no / liger" in text and "load 1 to 2" in text
     assert f"| {case} | trl | 2.6 [2.6, 2.6] | 2.6 | 40 | 2.0e-03 | 0.50 | 0.25 |" in text
-    assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed |" in text
-    assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met |" in text
+    assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed, of 1 measured |" in text
+    assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met, of 1 measured |" in text
     assert "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
     assert "**Quick run**: not run yet." in text
+    assert "Not measured yet: loss forward_kl float32 V=32768 H=256 N=2048; " in text

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.passes import Passes
 from opdkit.engines.prove import proof_hidden
 from opdkit.errors import UserError
 from opdkit.types import Asked
@@ -75,6 +76,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dynamic_ntk": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
 }
+PACKED = ("gpt_oss", "ministral3", "dynamic_ntk")  # no state, and queries that do not know their column
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rwkv": ("rwkv", {"attention_hidden_size": 32}, "takes no cache"),
     "minimax": ("minimax", {"head_dim": 8, "block_size": 4, **EXPERTS}, "cannot be run .* cache of its own"),
@@ -135,10 +137,12 @@ def test_sampler_scorer_and_module_agree(name: str, tiny: Make, tiny_tokenizer: 
     each row alone."""
     kind, config = RIGHT[name]
     module = tiny(kind, **(SMALL | config))
-    for prompt, answer, signal in sampled_and_scored(LanguageModel(module, tiny_tokenizer()), [3, 12, 20, 1], 14):
+    model = LanguageModel(module, tiny_tokenizer())
+    for prompt, answer, signal in sampled_and_scored(model, [3, 12, 20, 1], 14):
         own = own_logprobs(module, prompt, answer.answer_ids)
         np.testing.assert_allclose(answer.logprobs_T, own, atol=1e-4)
         np.testing.assert_allclose(signal.sampled_logprob_T, own, atol=1e-4)
+    assert model.is_packed == (name in PACKED) == (not model.notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,6 +194,19 @@ def test_rows_on_both_sides_of_longropes_switch(kind: str, tiny: Make, tiny_toke
         )
         assert alone[0].answer_ids == answer.answer_ids and alone[0].finish == answer.finish
     assert crossing >= 3
+
+
+def test_shared_beginnings_on_both_sides_of_the_switch(tiny: Make, tiny_tokenizer: Callable[[], Any]) -> None:
+    """Siblings of which some cross 16 tokens: packed and shared, they have the states of padded passes."""
+    module = tiny("phi3", **(SMALL | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}))
+    model = LanguageModel(module, tiny_tokenizer())
+    assert model.is_packed
+    prompt = list(range(5, 17))
+    asked = ([prompt] * 4, [[20, 21], [22, 23, 24, 25], [20] * 9, [26] * 20])
+    packed_NH = model.hidden(*asked, passes=Passes(1000, 1, 2))
+    assert model.positions["distinct"] < model.positions["rows"]
+    model.packs = False
+    torch.testing.assert_close(packed_NH, model.hidden(*asked), atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_cross_the_switch(tiny: Make, tiny_tokenizer: Callable[[], Any]) -> None:

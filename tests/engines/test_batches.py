@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from opdkit.engines import decode, hf, memory, slots
+from opdkit.engines import decode, memory, scoring, slots
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.hf import HFEngine, signals_of
+from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.scoring import signals_of
 from opdkit.engines.slots import Job, Slots
 from opdkit.errors import Interrupted, UserError
 from opdkit.losses import Head
@@ -262,7 +263,7 @@ def test_hidden_states_are_read_where_the_head_is(monkeypatch: pytest.MonkeyPatc
         numbers_N = torch.zeros(len(hidden_NH))
         return HeadStats(sampled_logprob_N=numbers_N, topk_ids_NK=None, topk_logprob_NK=None, entropy_N=numbers_N)
 
-    monkeypatch.setattr(hf, "head_stats", stats)
+    monkeypatch.setattr(scoring, "head_stats", stats)
     head = Head(weight_VH=torch.zeros(9, 4, device="meta"), num_tokens=9)
     signals_of(torch.zeros(3, 4), head, [[1, 2, 3]], Asked("sampled", entropy=True), 1.0)
     assert seen == [("meta", "meta")]

@@ -71,23 +71,26 @@ def test_rows_do_not_depend_on_their_batch(asked: Asked, tiny_model: LanguageMod
         assert_same(signal, few[row])
 
 
-def test_batches_keep_to_their_budget(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows times padded length stays below max_tokens_per_batch, except for a single row that is longer itself; rows
+@pytest.mark.parametrize("packs", [True, False])
+def test_passes_keep_to_their_budget(packs: bool, tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positions of a pass stay below max_tokens_per_batch, except for a single row that is longer itself; rows
     that fit together go together."""
-    shapes: list[tuple[int, int]] = []
+    passes: list[tuple[int, int]] = []
     hidden = tiny_model.hidden
 
     def record(contexts: Any, answers: Any, **options: Any) -> torch.Tensor:
-        longest = max(len(context) + len(answer) for context, answer in zip(contexts, answers, strict=True))
-        shapes.append((len(contexts), longest))
-        return hidden(contexts, answers, **options)
+        tiny_model.positions.clear()
+        states = hidden(contexts, answers, **options)
+        passes.append((len(contexts), tiny_model.positions["computed"]))
+        return states
 
+    monkeypatch.setattr(tiny_model, "packs", packs)
     monkeypatch.setattr(tiny_model, "hidden", record)
     lengths = [3, 60, 9, 9, 3, 3, 9, 20, 3, 3]
     HFEngine(tiny_model, max_tokens_per_batch=40).score([[2]] * 10, [[3] * (n - 1) for n in lengths], SAMPLED)
-    assert sum(rows for rows, _ in shapes) == 10
-    assert all(rows * longest <= 40 or rows == 1 for rows, longest in shapes)
-    assert len(shapes) <= 5
+    assert sum(rows for rows, _ in passes) == 10
+    assert all(computed <= 40 or rows == 1 for rows, computed in passes)
+    assert len(passes) == (3 if packs else 4)  # of 112 positions, 59 are of one row
 
 
 def test_only_what_was_asked(tiny_model: LanguageModel) -> None:

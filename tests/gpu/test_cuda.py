@@ -72,3 +72,28 @@ def test_a_run_on_the_device(method: str, overrides: tuple[str, ...], folder: Pa
         raw["context"] = {"kind": "reference_solution", "template": "prefix"}
     summary = train(parse_recipe(raw, overrides), console=Console(quiet=True))
     assert summary["steps"] == 2 and summary["counts"]["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_passes_and_trees(dtype: torch.dtype, folder: Path) -> None:
+    """Flex attention, compiled: ragged siblings packed, and with their prompt read once, have the states and gradients
+    of padded passes. In bfloat16 within its rounding."""
+    from opdkit.engines.model import LanguageModel
+    from opdkit.engines.passes import Passes
+
+    model = LanguageModel.load(folder / "student", dtype=dtype, device="cuda")
+    assert model.is_packed, model.notes
+    prompt, num = [2 + index % 9 for index in range(60)], model.num_tokens
+    asked = ([prompt] * 4 + [[3]], [[(7 * index * row + row) % num for index in range(9 * row)] for row in range(1, 6)])
+    found = {}
+    for name, packs, least in (("padded", False, None), ("packed", True, None), ("shared", True, 32)):
+        model.packs = packs
+        model.module.zero_grad()
+        states_NH = model.hidden(*asked, passes=Passes(4096, 1, least))
+        states_NH.float().square().sum().backward()
+        grads = [p.grad.float().flatten() for p in model.module.parameters() if p.grad is not None]
+        found[name] = (states_NH.detach().float(), torch.cat(grads))
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    for name in ("packed", "shared"):
+        for ours, padded in zip(found[name], found["padded"], strict=True):
+            assert (ours - padded).norm() <= tolerance * padded.norm(), name

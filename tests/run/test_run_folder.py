@@ -36,7 +36,7 @@ time.sleep(60)
 @pytest.fixture(autouse=True)
 def quick_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking at versions and git takes a second; one test does it for real."""
-    monkeypatch.setattr(run_folder, "describe_environment", lambda: {"versions": {"python": "3"}})
+    monkeypatch.setattr(run_folder, "describe_environment", lambda devices: {"versions": {"python": "3"}})
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -243,7 +243,7 @@ def test_environment_over_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The first record stays and what a resume runs on is appended; changed data is refused by name."""
     with RunFolder.open(tmp_path / "a") as run:
         run.write_environment({"train.jsonl": "ab", "test.jsonl": "cd"})
-        monkeypatch.setattr(run_folder, "describe_environment", lambda: {"versions": {"python": "4"}})
+        monkeypatch.setattr(run_folder, "describe_environment", lambda devices: {"versions": {"python": "4"}})
         run.write_environment({"train.jsonl": "ab", "more.jsonl": "ef"})
         found = run.read_environment()
         assert found["versions"] == {"python": "3"} and found["resumed"] == [{"versions": {"python": "4"}}]

@@ -146,7 +146,7 @@ def test_spans_have_the_gradient_of_their_definition(
     """-A log p, mean over the tokens of spans; autograd through bare modules, to 1e-5. In two micro-batches."""
     chosen = recipe("opd", SAMPLED, ALIGN, f"teacher.span={form}", f"teacher.path={pairs_digits}")
     run = start(chosen)
-    run.state.max_tokens_per_micro_batch = 100
+    run.state.passes = replace(run.state.passes, max_tokens=100)
     seen: dict[str, torch.Tensor] = {}
 
     def catch(_: int) -> StepResult:

@@ -149,7 +149,7 @@ def test_lost_lines_and_another_library_are_said(
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))
     described = environment.describe_environment()
     older = described | {"versions": described["versions"] | {"torch": "1.0"}}
-    monkeypatch.setattr(run_folder, "describe_environment", lambda: older)
+    monkeypatch.setattr(run_folder, "describe_environment", lambda devices: older)
     longer = chosen.model_copy(update={"train": chosen.train.model_copy(update={"steps": 5})})
     said = " ".join(train(longer, console=console, resume=True)["warnings"])
     assert "has lost lines: 4 steps were taken, and it has 1 of them" in said
@@ -174,7 +174,7 @@ def test_memory_and_place_may_change(recipe: Make, console: Console, tmp_path: P
     summary = train(recipe(*keys, f"teacher.path={teacher}"), console=console, resume=True)
     assert summary["steps"] == 3
     (said,) = (words for words in summary["warnings"] if "last bits" in words)
-    assert "train.max_tokens_per_micro_batch (was 32768, is 64)" in said
+    assert "train.max_tokens_per_micro_batch (was 4096, is 64)" in said
     changed = json.loads((tmp_path / "runs/moved/environment.json").read_text())["resumed"][-1]["changed"]
     assert changed["name"] == ["run", "moved"] and "teacher.path" in changed
 

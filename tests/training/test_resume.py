@@ -195,7 +195,7 @@ def test_no_memory_is_a_sentence_and_the_run_goes_on(
     as a run that had enough."""
     owner, name = {
         "sampling": ("opdkit.engines.hf", "decode"),
-        "scoring": ("opdkit.engines.hf", "signals_of"),
+        "scoring": ("opdkit.engines.scoring", "signals_of"),
         "learning": ("opdkit.losses", "head_loss"),
     }[where]
     module = importlib.import_module(owner)

@@ -155,7 +155,7 @@ def test_neither_micro_batches_nor_order_matter(
     problems = of(run.problems, "math", "code", "math", "code", "code")
     _, _, whole = learned(run, problems)
     for max_tokens in (1, 60, 150):
-        run.state.max_tokens_per_micro_batch = max_tokens
+        run.state.passes = replace(run.state.passes, max_tokens=max_tokens)
         assert close(learned(run, problems)[2], whole)
     assert close(learned(run, problems[::-1])[2], whole)
 

@@ -72,6 +72,18 @@ def test_every_update_arrives(served: Callable[..., Recipe], server: FakeServer,
         assert len(set(names)) == len(set(folders)) == 3 == len(server.asked("/v1/unload_lora_adapter"))
 
 
+@pytest.mark.parametrize("lora", [(), (LORA,)], ids=["full", "lora"])
+def test_weights_reach_sglang(
+    recipe: Callable[..., Recipe], models: dict[str, Path], console: Console, lora: tuple
+) -> None:
+    """As its sources say; SGLang itself was never run."""
+    with FakeServer(models["student"], kind="sglang", version="0.5.3") as server:
+        own = ("sampling.engine=server", f"sampling.url={server.url}", "sampling.server_kind=sglang")
+        run = recipe("opd", *own, "train.steps=2", "train.lr=0.01", "sampling.max_answer_tokens=4", *lora)
+        train(run, console=console)
+    assert max(line["rollout/probe_gap_p999"] for line in lines(run)) < 1e-3
+
+
 def test_a_stale_cache_stops_the_step(
     served: Callable[..., Recipe], console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,8 +84,44 @@ def test_gradient_does_not_depend_on_micro_batches(
             for g in sample(problems, step)
         ]
     whole = gradient(run, run.problems[:5], monkeypatch)
-    run.state.step, run.state.max_tokens_per_micro_batch = 0, max_tokens
+    run.state.step, run.state.passes = 0, replace(run.state.passes, max_tokens=max_tokens)
     assert distance(whole, gradient(run, run.problems[:5], monkeypatch)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("opd", ("sampling.group_size=4", "train.share_prefixes=2")),
+        ("opd", ("sampling.group_size=4", "train.share_prefixes=2", "model.gradient_checkpointing=true")),
+        ("mopd", (*PEERS, "method.importance_cap=2.0", "train.share_prefixes=2")),
+        ("opsd", ("sampling.group_size=4", "train.share_prefixes=2", "model.lora.r=4", "train.lr=1e-3")),
+    ],
+)
+def test_what_is_shared_changes_no_gradient(
+    method: str, overrides: tuple[str, ...], recipe: Make, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Siblings read as a tree by student and teachers, under checkpointing, several views, LoRA: the gradient of rows
+    that are read alone, to 1e-5; and less is computed."""
+    trees, alone = start(recipe(method, *overrides)), start(recipe(method, *overrides, "train.share_prefixes=false"))
+    assert alone.state.passes.least_shared is None and alone.state.student.passes.least_shared is None
+    assert distance(*(gradient(run, run.problems[:3], monkeypatch) for run in (trees, alone))) < 1e-5
+    seen = {}
+    for name, run in (("trees", trees), ("alone", alone)):
+        run.state.step = 0
+        seen[name] = {m.name: m.value for m in train_step(run.state, run.problems[:3])[1]}
+    for part in ("score", "update"):
+        assert seen["trees"][f"passes/{part}_distinct"] < 0.9 and seen["alone"][f"passes/{part}_distinct"] == 1
+        assert seen["trees"][f"passes/{part}_padding"] == 1
+    assert seen["trees"]["train/loss"] == pytest.approx(seen["alone"]["train/loss"], rel=1e-5, abs=1e-7)
+
+
+def test_a_run_writes_down_how_rows_are_put_together(recipe: Make, start: Any) -> None:
+    """What goes by the kind of device is in the recipe of the run; what was asked for stays."""
+    written = start(recipe("opd", "train.fixed_tokens_per_pass=7")).recipe.as_dict()["train"]
+    assert written["max_tokens_per_micro_batch"] == written["max_tokens_per_scoring_pass"] == 4096
+    assert written["fixed_tokens_per_pass"] == 7 and written["share_prefixes"] == 64
+    off = start(recipe("opd", "train.share_prefixes=false", "name=off")).recipe
+    assert off.as_dict()["train"]["share_prefixes"] is False and off.on_device("cuda") == off
 
 
 def test_gradient_does_not_depend_on_the_order_of_rows(
@@ -301,7 +337,7 @@ def test_pairs_have_the_gradient_of_their_loss(
         for g in sample(run.problems[:3], 0)
     ]
     state.sample = lambda problems, step: groups
-    state.max_tokens_per_micro_batch = 40
+    state.passes = replace(state.passes, max_tokens=40)
     metrics: list[Any] = []
     original = train_step
 

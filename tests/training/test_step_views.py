@@ -84,7 +84,7 @@ def test_extrapolation_has_the_gradient_of_its_definition(
     chosen = recipe("opd", f"method.support={support}", *EXTRAPOLATED)
     run = start(chosen)
     move(run)
-    run.state.max_tokens_per_micro_batch = max_tokens
+    run.state.passes = replace(run.state.passes, max_tokens=max_tokens)
     rows, got = not_applied(run, monkeypatch)
 
     def read(view: str) -> list[Any]:

@@ -80,7 +80,7 @@ def test_a_step(method: str, overrides: tuple[str, ...], recipe: Callable[..., R
     own = {name: value for name, value in metrics.items() if name.startswith("method/")}
     assert bool(own) == (method not in ("exopd", "sr_opsd"))
     assert all(value is None or math.isfinite(value) for value in own.values())
-    run.state.max_tokens_per_micro_batch = 1
+    run.state.passes = replace(run.state.passes, max_tokens=1)
     alone, _ = step(run)
     assert (whole - alone).norm() / whole.norm() < 1e-6
 

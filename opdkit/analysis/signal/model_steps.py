@@ -47,15 +47,18 @@ from opdkit.analysis.signal.sampling import SamplingOptions, load_data, sample_i
 from opdkit.analysis.signal.scores import pairs_of, score
 from opdkit.contexts.peers import Peers
 from opdkit.contexts.render import Renderer, read_chat_template, read_kwargs
+from opdkit.engines.base import Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
+from opdkit.evaluation.answering import AskedEngine, served
 from opdkit.evaluation.evaluate import task_files
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import task_named
+from opdkit.training.models.student_server import vocabulary_of
 from opdkit.types import Message
 
 
@@ -179,6 +182,7 @@ class ModelSteps:
             **asdict(sampling),
             **task_files(task_named(sampling.task)),
             **student.identity,
+            **({} if options.engine == "hf" else {"engine": options.engine}),
             "fingerprint": data.fingerprint,
             "limit": options.limit,
             "seed": options.seed,
@@ -196,17 +200,31 @@ class ModelSteps:
             "counts": {"rows_dropped_by_the_reader": len(data.dropped)},
         }
         self._check_vocabulary(student.vocabulary)
-        with Bar(self._console, f"sampling {sampling.data}", num_lines) as bar:
+        with (
+            self._sampler(student, path.parent) as sampler,
+            Bar(self._console, f"sampling {sampling.data}", num_lines) as bar,
+        ):
             sample_into(
                 path,
                 header,
                 data,
                 sampling,
-                sampler=HFEngine(student.model, max_tokens_per_batch=options.max_tokens_per_batch),
+                sampler=sampler,
                 renderer=student.renderer(template),
                 seed=options.seed,
                 progress=self._heard(bar),
             )
+
+    @contextmanager
+    def _sampler(self, student: Model, folder: Path) -> Iterator[Sampler]:
+        """What answers for the student. An engine beside this process takes its words from the model that is loaded."""
+        options, model = self.options, student.model
+        if options.engine == "hf":
+            yield HFEngine(model, max_tokens_per_batch=options.max_tokens_per_batch)
+            return
+        asked = AskedEngine(student.name, options.engine, options.url, options.dtype, options.trust_remote_code)
+        with served(asked, vocabulary_of(model), self._console, folder) as one:
+            yield one.engine()
 
     # --- what steps share -------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class SignalOptions:
     device: str = "auto"
     trust_remote_code: bool = False
     max_tokens_per_batch: int | None = None
+    engine: str = "hf"  # what samples answers; the teacher scores in this process
+    url: str | None = None
     seed: int = 0
     definitions: Definitions = "careful"
     resamples: int | None = None  # of the published bootstrap; None: as many as published

@@ -17,7 +17,7 @@ import torch
 
 from opdkit.engines.model import Ids
 from opdkit.engines.servers.http import Client, Refused
-from opdkit.engines.servers.prompt_logprobs import read_any, signal_of
+from opdkit.engines.servers.prompt_logprobs import Loaded, read_any, signal_of
 from opdkit.engines.servers.scorer import COMPLETIONS, ServerScorer
 from opdkit.errors import UserError
 from opdkit.losses import head_stats
@@ -48,11 +48,11 @@ def model_of(client: Client, served_name: str | None, where: str) -> tuple[str, 
     return name, length if isinstance(length, int) else None, str(served[name].get("root") or name)
 
 
-def probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> None:
-    """num_ids: of the tokenizer. asked: what the run will want. Raises UserError for the first fault; settles how lists
-    are read, and what the states of a server are computed in."""
+def probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> list[str]:
+    """What is doubtful of a server, in sentences. num_ids: of the tokenizer; asked: what the run will want. Raises
+    UserError for the first fault; settles how lists are read, and what the states of a server are computed in."""
     try:
-        _probe(scorer, client, tokenizer, num_ids, asked)
+        return _probe(scorer, client, tokenizer, num_ids, asked)
     except UserError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -62,11 +62,12 @@ def probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, as
         ) from None
 
 
-def _probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> None:
+def _probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, asked: Sequence[Asked]) -> list[str]:
     room = NUM_IDS if scorer.max_positions is None else min(NUM_IDS, scorer.max_positions - 2)
     ids = [number * (num_ids - 1) // max(1, room - 1) for number in range(room)]
     whole = _plain_answer(client, scorer, ids)
-    scorer.entries = read_any(whole)[1]
+    if read_any(whole)[1] is Loaded:  # of one server is enough: what reads all of them is the same
+        scorer.entries = Loaded
     _check_meaning(client, json.loads(whole), ids, tokenizer)
     prompt = ids[1 :: max(1, len(ids) // 24)][:24]
     _check_alignment(client, scorer, prompt)
@@ -75,6 +76,12 @@ def _probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, a
     for one in asked:
         if scorer.payload == "topk" and one.answer == "topk":
             _check_cap(client, scorer, prompt, one.k or 1)
+    if scorer.shared is not None or not isinstance(json.loads(whole).get("kv_transfer_params"), dict):
+        return []
+    return [
+        f"{client.url} writes hidden states for whatever it is asked, and with payload = "
+        f'"{scorer.payload}" nobody reads or deletes them; use payload = "hidden", or start it without them'
+    ]
 
 
 def _plain_answer(client: Client, scorer: ServerScorer, ids: Ids) -> bytes:

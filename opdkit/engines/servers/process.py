@@ -97,6 +97,12 @@ class VllmProcess:
         self.options, self.log, self.folder = options, log, folder
         self.found = find_vllm(options.python)
         self._keeper: subprocess.Popen[bytes] | None = None
+        self.url: str | None = None  # of the start that answered last
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process whose only child is the engine (`keeper.py`)."""
+        return None if self._keeper is None else self._keeper.pid
 
     @property
     def is_running(self) -> bool:
@@ -110,6 +116,7 @@ class VllmProcess:
             begun = self._launch(port)
             client = Client(f"http://127.0.0.1:{port}", patience_s=10.0)
             if self._answers(client, waiting):
+                self.url = client.url
                 return client
             said = self._said(begun)
             if "Address already in use" not in said or attempt == 2:

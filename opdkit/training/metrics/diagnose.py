@@ -82,7 +82,7 @@ class Diagnosis:
         weights = state.optimizer.compute_weights()
         head = state.student.head(weights)
         if unread := [row for row in some if row.rollout.key not in self._states]:
-            engine = HFEngine(state.student, max_tokens_per_batch=state.max_tokens_per_micro_batch, weights=weights)
+            engine = HFEngine(state.student, weights=weights)
             for row, hidden_TH in zip(unread, student_side(engine.score, head).hidden(unread), strict=True):
                 self._states[row.rollout.key] = hidden_TH
         student = Side(hidden=lambda asked: [self._states.pop(row.rollout.key) for row in asked], head=head)

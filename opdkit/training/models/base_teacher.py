@@ -10,6 +10,7 @@ from torch import Tensor
 from opdkit.contexts import Context, build_views
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler
+from opdkit.engines.model import LanguageModel
 from opdkit.losses import Head
 from opdkit.metrics import Metric
 from opdkit.training.models.optimizer import check_tensors
@@ -21,6 +22,11 @@ class Teacher:
 
     renderer: Renderer
     spread: SpanSpread | None = None  # of a teacher with another tokenizer, see `Spans`
+
+    @property
+    def loaded_model(self) -> LanguageModel | None:
+        """What it has in this process, once that is loaded."""
+        return None
 
     @property
     def max_positions(self) -> int | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from opdkit.errors import UserError
 from opdkit.ranks.base import Ranks, dealt
 from opdkit.ranks.group import Group
 from opdkit.recipe import Recipe, TrainSection
@@ -55,7 +56,7 @@ class GatheredOptimizer(Optimizer):
         self._has_gradient = False  # on some rank
         super().__init__(module, section, compute_dtype=compute_dtype)
 
-    def compute_weights(self) -> dict[str, Tensor]:
+    def compute_weights(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """All weights as the computation reads them, gathered once after each movement; each is a leaf of the graph."""
         if self._gathered is None:
             read = {name: self.as_read(weight.detach()) for name, weight in self.weights.items()}
@@ -167,8 +168,11 @@ def make_optimizer(module: nn.Module, recipe: Recipe, ranks: Ranks) -> Optimizer
     """Of one process, or of several ranks."""
     dtype = getattr(torch, recipe.model.dtype)
     if isinstance(ranks, Group):
+        for key, value in (("optimizer", "adamw_8bit"), ("master_dtype", "bfloat16")):
+            if getattr(recipe.train, key) == value:
+                raise UserError(f'train.{key} = "{value}" is of one process, and this run has {ranks.size}; remove it')
         return GatheredOptimizer(module, recipe.train, compute_dtype=dtype, group=ranks)
-    return Optimizer(module, recipe.train, compute_dtype=dtype)
+    return Optimizer(module, recipe.train, compute_dtype=dtype, seed=recipe.seed)
 
 
 def _filled_up(part: Tensor, num_rows: int) -> Tensor:

@@ -1,8 +1,11 @@
 """The student's trainable weights and the rule that moves them.
 
-What is trained is always float32 (or float64): the module's own parameters are the master weights. A bfloat16
-computation reads bfloat16 copies of them (`compute_weights`), made anew for every pass, so that gradients arrive in and
-add up in float32, a 1e-6 step is not rounded away, and sampler and trainer are the same policy.
+What is trained is float32 (or float64): the module's own parameters are the master weights. A bfloat16 computation
+reads bfloat16 copies of them (`compute_weights`), made anew for every pass, so that gradients arrive in and add up in
+float32, a 1e-6 step is not rounded away, and sampler and trainer are the same policy.
+
+Where memory is short (`train.master_dtype`), the master weights are bfloat16 themselves. Then each is moved in float32,
+one at a time, and rounded at random to one of its two neighbours, so that the mean over many steps is exact.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opdkit.errors import UserError
 from opdkit.recipe import TrainSection
+from opdkit.recipe.rules import check_optimizer
+from opdkit.types import seed_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,21 @@ class StepResult:
 
 
 class Optimizer:
-    """AdamW, or Muon on the hidden matrices with AdamW on the rest; one learning rate, one schedule."""
+    """AdamW, or Muon on the hidden matrices with AdamW on the rest; one learning rate, one schedule.
 
-    def __init__(self, module: nn.Module, section: TrainSection, *, compute_dtype: torch.dtype) -> None:
+    seed: the run's, of which the random roundings of bfloat16 weights are drawn. Raises UserError for an optimizer that
+    is not installed.
+    """
+
+    def __init__(self, module: nn.Module, section: TrainSection, *, compute_dtype: torch.dtype, seed: int = 0) -> None:
+        self._seed = seed
         self.section = section
         self.compute_dtype = compute_dtype
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert trained, "nothing to train"
+        allowed = (torch.bfloat16,) if section.master_dtype == "bfloat16" else (torch.float32, torch.float64)
         for name, weight in trained.items():
-            assert weight.dtype in (torch.float32, torch.float64), f"{name} is trained in {weight.dtype}"
+            assert weight.dtype in allowed, f"{name} is trained in {weight.dtype}"
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         if hasattr(module, "get_output_embeddings") and module.get_output_embeddings() is not None:
             embeddings.add(id(module.get_output_embeddings().weight))
@@ -49,18 +61,16 @@ class Optimizer:
     def reserve(self) -> None:
         """Make what torch makes at the first step, so that a device without memory for it says so before anything else.
 
-        For AdamW in float32: 8 bytes per trained parameter.
+        For AdamW in float32: 8 bytes per trained parameter; in 8 bits: 2.
         """
         for part, _, p in self._owned():
             if p not in part.state:
-                part.state[p] = {
-                    key: torch.zeros(_shape(key, p), dtype=torch.float32 if key == "step" else p.dtype, device=p.device)
-                    for key in _kept(part)
-                }
+                part.state[p] = {key: _zeros(part, key, p) for key in _kept(part)}
 
-    def compute_weights(self) -> dict[str, Tensor] | None:
-        """The weights as the computation reads them; None where they are the module's own."""
-        copies = {n: p.to(self.compute_dtype) for n, p in self.weights.items() if p.dtype != self.compute_dtype}
+    def compute_weights(self, names: Collection[str] | None = None) -> dict[str, Tensor] | None:
+        """The weights as the computation reads them, or of them only these; None where they are the module's own."""
+        wanted = self.weights if names is None else {n: p for n, p in self.weights.items() if n in names}
+        copies = {n: p.to(self.compute_dtype) for n, p in wanted.items() if p.dtype != self.compute_dtype}
         return None if self._is_adapter or not copies else copies
 
     def as_read(self, weight: Tensor) -> Tensor:
@@ -101,10 +111,32 @@ class Optimizer:
                 torch.nn.utils.clip_grads_with_norm_(list(self.weights.values()), self.section.max_grad_norm, norm)
             for part in self._parts:
                 for group in part.param_groups:
-                    group["lr"] = self.lr(step)
-                part.step()
+                    _set_lr(group, self.lr(step))
+            if self.section.master_dtype == "bfloat16":
+                self._step_rounded(step)
+            else:
+                for part in self._parts:
+                    part.step()
         self.zero_grad()
         return StepResult(grad_norm, skipped)
+
+    def _step_rounded(self, step: int) -> None:
+        """Every bfloat16 weight is float32 while it is moved, alone, and then rounded at random by who it is."""
+        gradients = {name: p.grad for name, p in self.weights.items()}
+        self.zero_grad()
+        for part, name, p in self._owned():
+            gradient, rounded = gradients.pop(name), p.data
+            if gradient is None:
+                continue
+            p.data = rounded.float()
+            p.grad = gradient.float()
+            del gradient
+            part.step()
+            generator = torch.Generator(p.device)
+            generator.manual_seed(seed_from(self._seed, step, "rounding", name) % 2**63)
+            rounded.copy_(rounded_at_random(p.data, generator))
+            p.grad = None
+            p.data = rounded
 
     def _norm(self) -> Tensor | None:
         """Of the gathered gradients; None: there are none."""
@@ -130,25 +162,27 @@ class Optimizer:
         """
         if not any(part.state for part in self._parts):
             return {}
-        state = {}
-        for part, name, p in self._owned():
-            for key in _kept(part):
-                value = part.state[p][key] if p in part.state else torch.zeros(_shape(key, p), dtype=p.dtype)
-                state[f"{name}/{key}"] = torch.as_tensor(value)
-        return state
+        self.reserve()
+        return self._tensors()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises UserError unless it is exactly what `state` gives for these parameters."""
         if not state:
             return
-        check_tensors(
-            "optimizer",
-            state,
-            {f"{name}/{key}": _shape(key, p) for part, name, p in self._owned() for key in _kept(part)},
-        )
+        self.reserve()
+        own = self._tensors()
+        check_tensors("optimizer", state, {name: tuple(tensor.shape) for name, tensor in own.items()})
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What it keeps, as plain tensors: of 8 bits, codes and the scales of their blocks."""
+        found: dict[str, Tensor] = {}
         for part, name, p in self._owned():
-            # The step counter of a fused kernel lives beside the parameter, as torch itself leaves it.
-            part.state[p] = {key: state[f"{name}/{key}"].to(p.device, copy=True) for key in _kept(part)}
+            for key, kept in part.state[p].items():
+                plain = {f"_{what}": getattr(kept, what) for what in ("codes", "scale") if hasattr(kept, what)}
+                found |= {f"{name}/{key}{what}": tensor for what, tensor in (plain or {"": kept}).items()}
+        return found
 
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         names = {id(p): n for n, p in self.weights.items()}
@@ -201,8 +235,35 @@ def _kept(part: torch.optim.Optimizer) -> tuple[str, ...]:
     return ("momentum_buffer",) if isinstance(part, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
 
 
-def _shape(key: str, p: nn.Parameter) -> tuple[int, ...]:
-    return () if key == "step" else tuple(p.shape)
+def _zeros(part: torch.optim.Optimizer, key: str, p: nn.Parameter) -> Tensor:
+    """What it begins with, in float32 where the weight is bfloat16."""
+    if key == "step":
+        return torch.zeros((), dtype=torch.float32, device=None if _has_8_bits(part) else p.device)
+    dtype = torch.float32 if p.dtype == torch.bfloat16 else p.dtype
+    if _has_8_bits(part):
+        made: Tensor = part._new_buffer(torch.empty_like(p, dtype=dtype), key == "exp_avg")
+        return made
+    return torch.zeros_like(p, dtype=dtype)
+
+
+def _has_8_bits(part: torch.optim.Optimizer) -> bool:
+    return type(part).__module__.startswith("torchao.")
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    """A compiled optimizer has a tensor there, so as not to be compiled anew."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def rounded_at_random(numbers: Tensor, generator: torch.Generator) -> Tensor:
+    """float32 to bfloat16: up or down to a neighbour, with the chances whose mean is the number."""
+    bits = numbers.view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
+    rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
+    return torch.where(rounded.isfinite(), rounded, numbers.bfloat16())  # at the edge of the range, or no number
 
 
 def _optimizers(
@@ -218,7 +279,13 @@ def _optimizers(
     groups = [group for group in groups if group["params"]]  # LoRA under Muon has only hidden matrices
     parts: list[torch.optim.Optimizer] = []
     if groups:
-        parts.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=True))
+        if section.optimizer == "adamw_8bit":
+            check_optimizer(section)
+            from torchao.optim import AdamW8bit
+
+            parts.append(AdamW8bit(groups, lr=section.lr, betas=section.betas))
+        else:
+            parts.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=True))
     if matrices:
         parts.append(
             torch.optim.Muon(matrices, lr=section.lr, weight_decay=section.weight_decay, adjust_lr_fn="match_rms_adamw")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.load import load_num_rows
+from opdkit.engines.load import load_num_rows, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.stops import Stops, find_stops
@@ -32,7 +32,11 @@ class OtherModel:
         assert section.path is not None
         self.path, self._section = section.path, section
         self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
-        self._device, self._attention = student.device, recipe.model.attn_implementation
+        self.home = self._device = student.device
+        self._attention = recipe.model.attn_implementation
+        if section.device is not None:
+            self._device = pick_device(section.device, "teacher.device")
+        self._passes = recipe.train.passes(self._device.type, learning=False)
         self._words = read_words(self.path, section.trust_remote_code, section.chat_template)
         self._limit: tuple[int, list[int]] | None = None
         self.loaded: LanguageModel | None = None
@@ -44,7 +48,7 @@ class OtherModel:
     @staticmethod
     def key(section: TeacherSection) -> tuple[Any, ...]:
         """Sections of one key are one model."""
-        kept = section.quantization, section.placement
+        kept = section.device, section.quantization, section.placement
         return section.path, section.dtype, section.chat_template, section.trust_remote_code, section.tokens, *kept
 
     def __call__(self) -> LanguageModel:
@@ -60,6 +64,7 @@ class OtherModel:
                 quantization=self._section.quantization,
             )
             model.module.requires_grad_(False)
+            model.passes = self._passes
             if self._limit is not None:
                 _limit(model, *self._limit)
             self.loaded = model

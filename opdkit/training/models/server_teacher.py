@@ -81,7 +81,7 @@ class ServerTeacher(Teacher):
         """Raises UserError for a server that does not answer rightly. What is compared must be known (`limit_to`)."""
         tokenizer = self.renderer.tokenizer
         for client in self._scorer.clients:
-            probe(self._scorer, client, tokenizer, num_tokens(tokenizer), self._asked)
+            self._warnings += probe(self._scorer, client, tokenizer, num_tokens(tokenizer), self._asked)
 
     @property
     def max_positions(self) -> int | None:

@@ -21,7 +21,8 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     is_adapter = section.lora is not None or os.path.exists(Path(section.path) / "adapter_config.json")
     student = LanguageModel.load(
         resume_from or section.path,
-        dtype=compute if is_adapter else torch.float32,  # what is trained is float32; a frozen base is not trained
+        # A frozen base is not trained.
+        dtype=compute if is_adapter else getattr(torch, recipe.train.master_dtype),
         device=pick_device(section.device),
         trust_remote_code=section.trust_remote_code,
         chat_template=section.chat_template,
@@ -35,7 +36,12 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
     if section.lora and base.exists():  # a relative path would be lost as soon as somebody evaluates from elsewhere
         student.module.peft_config["default"].base_model_name_or_path = str(base.resolve())
     if section.gradient_checkpointing:
-        student.checkpoint_activations()
+        student.checkpoint_activations(
+            None if section.gradient_checkpointing is True else section.gradient_checkpointing
+        )
+    student.offloads_activations = section.activation_offload and student.device.type != "cpu"
+    student.passes = recipe.train.passes(student.device.type, learning=False)
+    student.prove_packed()  # so that it says what it cannot before the first step
     if student.device.type == "cuda":
         unproven = prove(student.device)
         student.notes.append(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
-from opdkit.engines.hf import HFEngine, signals_of
+from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.scoring import signals_of
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head
@@ -29,7 +30,8 @@ from opdkit.training.models.other_models import OtherModel
 from opdkit.training.models.sides import teacher_reading
 from opdkit.types import Asked, Signal
 
-Weights = Callable[[], Mapping[str, Tensor] | None]
+# Of the moment, all of them or those of these names, where the student is; None: the module's own.
+Weights = Callable[[Collection[str] | None], Mapping[str, Tensor] | None]
 _HIDDEN_STATES = Asked("distribution")
 
 
@@ -42,7 +44,7 @@ class ModelTeacher(Teacher):
         renderer: Renderer,
         *,
         max_tokens_per_batch: int | None,
-        weights: Weights = lambda: None,
+        weights: Weights = lambda names: None,
         adapter_off: bool = False,
     ) -> None:
         self._whose = model
@@ -50,6 +52,7 @@ class ModelTeacher(Teacher):
         self._weights = weights
         self._adapter_off = adapter_off
         self._max_tokens = max_tokens_per_batch
+        self._head_at_home: Head | None = None  # another model's, where the student is on another device
 
     @property
     def model(self) -> LanguageModel:
@@ -78,7 +81,7 @@ class ModelTeacher(Teacher):
 
     def engine(self) -> HFEngine:
         """An engine with the teacher's weights of this moment."""
-        return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights())
+        return HFEngine(self.model, max_tokens_per_batch=self._max_tokens, weights=self._weights(None))
 
     def active(self) -> AbstractContextManager[None]:
         """Inside the block the engine is the teacher (a LoRA student's adapter is off), and another model is there."""
@@ -104,15 +107,26 @@ class ModelTeacher(Teacher):
             return self._as_kept(signals)
 
     def _as_kept(self, signals: list[Signal]) -> list[Signal]:
-        """What was said, in a form that still holds when the student has moved, or the model has gone."""
-        if not isinstance(self._whose, OtherModel) or not self._whose.moves:
+        """What was said, in a form that still holds when the student has moved, or the model has gone; with the head
+        where the student is."""
+        if not isinstance(self._whose, OtherModel):
             return signals
-        heads = {id(signal.head): _held(signal.head) for signal in signals if signal.head is not None}
+        heads = {id(signal.head): self._at_home(signal.head) for signal in signals if signal.head is not None}
         return [s if s.head is None else replace(s, head=heads[id(s.head)]) for s in signals]
 
     def head(self) -> Head:
         with self.active():
-            return _held(self.model.head(self._weights()))
+            return self._at_home(self.model.head(self._weights(self.model.head_names)))
+
+    def _at_home(self, head: Head) -> Head:
+        """Another model's, that stays while the model goes, where the student is; it does not change, so once."""
+        if not isinstance(self._whose, OtherModel):
+            return head
+        if head.weight_VH.device == self._whose.home:
+            return _held(head) if self._whose.moves else head
+        if self._head_at_home is None:
+            self._head_at_home = head_on(_held(head), self._whose.home)
+        return self._head_at_home
 
 
 class LiveTeacher(ModelTeacher):
@@ -139,12 +153,29 @@ class LiveTeacher(ModelTeacher):
 
 
 class InitialTeacher(ModelTeacher):
-    """The student as it was before the first step. In checkpoints: after a resume the module holds others."""
+    """The student as it was before the first step. In checkpoints: after a resume the module holds others.
 
-    def __init__(self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None) -> None:
+    on_host: the weights are kept in host memory, and are where the student is while it reads.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optimizer: Optimizer,
+        max_tokens: int | None,
+        *,
+        on_host: bool = False,
+    ) -> None:
         self._optimizer = optimizer
-        self._kept = _copies({name: optimizer.as_read(weight) for name, weight in optimizer.weights.items()})
-        super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=lambda: optimizer.whole(self._kept))
+        # One after another: a second set of all of them may not fit.
+        self._kept = {name: _kept(optimizer.as_read(w.detach()), on_host) for name, w in optimizer.weights.items()}
+        super().__init__(
+            model,
+            renderer,
+            max_tokens_per_batch=max_tokens,
+            weights=lambda names: optimizer.whole(_brought(self._kept, names, model.device)),
+        )
 
     def state(self) -> dict[str, Tensor]:
         return dict(self._kept)
@@ -158,19 +189,28 @@ class EMATeacher(ModelTeacher):
     """teacher += rate * (student - teacher) after every applied step, in float32 whatever the computation reads.
 
     Mean teacher (arXiv:1703.01780); SDPO and MOPD use rate 0.05. In bfloat16 the increments would be rounded away.
+    on_host: the average is kept and moved in host memory, and is where the student is while it reads.
     """
 
     def __init__(
-        self, model: LanguageModel, renderer: Renderer, optimizer: Optimizer, max_tokens: int | None, *, rate: float
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optimizer: Optimizer,
+        max_tokens: int | None,
+        *,
+        rate: float,
+        on_host: bool = False,
     ) -> None:
         self.rate = rate
         self._optimizer = optimizer
-        self.average = _copies(optimizer.weights)
+        self.average = {name: _kept(_at_least_float32(w), on_host) for name, w in optimizer.weights.items()}
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens, weights=self._as_computed)
 
     def after_step(self) -> None:
         for name, weight in self._optimizer.weights.items():
-            self.average[name].lerp_(weight.detach(), self.rate)
+            average = self.average[name]
+            average.lerp_(weight.detach().to(average.device, average.dtype), self.rate)
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.average)
@@ -179,9 +219,12 @@ class EMATeacher(ModelTeacher):
         check_tensors("teacher", state, _shapes(self.average))
         self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
 
-    def _as_computed(self) -> Mapping[str, Tensor]:
+    def _as_computed(self, names: Collection[str] | None) -> Mapping[str, Tensor]:
         rule = self._optimizer
-        return rule.whole({name: rule.as_read(weight) for name, weight in self.average.items()})
+        wanted = self.average if names is None else {n: w for n, w in self.average.items() if n in names}
+        # Rounded first: half as much is brought.
+        read = {name: rule.as_read(weight) for name, weight in wanted.items()}
+        return rule.whole(_brought(read, None, self.model.device))
 
 
 class TrustRegionTeacher(ModelTeacher):
@@ -201,6 +244,7 @@ class TrustRegionTeacher(ModelTeacher):
         max_tokens: int | None,
         *,
         student_share: float,
+        on_host: bool = False,
     ) -> None:
         if model.head().softcap is not None:
             raise UserError(
@@ -208,7 +252,7 @@ class TrustRegionTeacher(ModelTeacher):
                 'such a mixture; use teacher.weights = "ema"'
             )
         self.student_share = student_share
-        self.initial = InitialTeacher(model, renderer, optimizer, max_tokens)
+        self.initial = InitialTeacher(model, renderer, optimizer, max_tokens, on_host=on_host)
         self.live = LiveTeacher(model, renderer, optimizer, max_tokens, several_updates=False)  # mixing copies
         super().__init__(model, renderer, max_tokens_per_batch=max_tokens)
 
@@ -269,21 +313,42 @@ def make_teacher(
     own = model.renderer(**teacher_reading(recipe, section, model.renderer(), now))
     if isinstance(model, OtherModel):
         return ModelTeacher(model, own, max_tokens_per_batch=max_tokens)
+    on_host = section.weights_on == "host"
     if section.weights == "initial":
-        return InitialTeacher(student, own, optimizer, max_tokens)
+        return InitialTeacher(student, own, optimizer, max_tokens, on_host=on_host)
     if section.weights == "ema":
         assert section.ema_rate is not None
-        return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate)
+        return EMATeacher(student, own, optimizer, max_tokens, rate=section.ema_rate, on_host=on_host)
     if section.weights == "trust_region":
         assert section.student_share is not None
-        return TrustRegionTeacher(student, own, optimizer, max_tokens, student_share=section.student_share)
+        return TrustRegionTeacher(
+            student, own, optimizer, max_tokens, student_share=section.student_share, on_host=on_host
+        )
     if section.weights == "adapter_off":
         return ModelTeacher(student, own, max_tokens_per_batch=max_tokens, adapter_off=True)
     return LiveTeacher(student, own, optimizer, max_tokens, several_updates=recipe.train.updates_per_step > 1)
 
 
-def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in weights.items()}
+def _at_least_float32(weight: Tensor) -> Tensor:
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _kept(weight: Tensor, on_host: bool) -> Tensor:
+    """A copy; on the host in memory that a card copies from while it computes."""
+    if not on_host or weight.device.type == "cpu":
+        return weight.clone()
+    return weight.to("cpu").pin_memory()
+
+
+def _brought(weights: Mapping[str, Tensor], names: Collection[str] | None, device: torch.device) -> dict[str, Tensor]:
+    return {n: w.to(device, non_blocking=True) for n, w in weights.items() if names is None or n in names}
+
+
+def head_on(head: Head, device: torch.device) -> Head:
+    """The head for states on this device."""
+    bias_V = None if head.bias_V is None else head.bias_V.to(device)
+    absent_ids = None if head.absent_ids is None else head.absent_ids.to(device)
+    return replace(head, weight_VH=head.weight_VH.to(device), bias_V=bias_V, absent_ids=absent_ids)
 
 
 def _held(head: Head) -> Head:
@@ -304,8 +369,8 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _live(optimizer: Optimizer) -> Weights:
     """The student's weights of the moment, as the computation reads them; None where they are the module's own."""
 
-    def weights() -> Mapping[str, Tensor] | None:
-        read = optimizer.compute_weights()
+    def weights(names: Collection[str] | None) -> Mapping[str, Tensor] | None:
+        read = optimizer.compute_weights(names)
         return None if read is None else {name: weight.detach() for name, weight in read.items()}
 
     return weights

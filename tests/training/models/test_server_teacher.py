@@ -22,6 +22,7 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.recipe.rules import warnings
 from opdkit.training.loop import TrainingRun, train
+from opdkit.training.resume import check_same_recipe
 from opdkit.training.step import train_step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "engines" / "servers"))
@@ -295,9 +296,20 @@ def test_a_run_from_beginning_to_end(served: Make, server: FakeServer, console: 
     from opdkit.recipe.replay import replay_recipe
 
     original = served("topk", *TOPK, "train.steps=2", "spool.max_gib=1")
-    train(original, console=console)
+    told = train(original, console=console)["warnings"]
+    assert any("nobody reads or deletes them" in said for said in told)  # this server also writes hidden states
     asked = len(server.requests)
     summary = train(replay_recipe(original.run_dir, ["method.k=3"]), console=console)
     assert summary["steps"] == 2 and len(server.requests) == asked
     with pytest.raises(UserError, match="kept top-4 lists"):
         replay_recipe(original.run_dir, ["method.k=5"])
+
+
+def test_a_resumed_run_may_find_its_server_elsewhere(served: Make) -> None:
+    """Another address and patience; not another payload, which is another loss's rounding."""
+    old = served("sampled", "method.support=sampled")
+    moved = served("sampled", "method.support=sampled", "teacher.url=http://127.0.0.1:9", "teacher.patience_s=5.0")
+    changed = check_same_recipe(old.as_dict(), moved.as_dict(), steps_taken=0)
+    assert {*changed} == {"teacher.url", "teacher.patience_s"}
+    with pytest.raises(UserError, match=r"teacher\.payload was"):
+        check_same_recipe(old.as_dict(), served("topk", "method.support=sampled").as_dict(), steps_taken=0)

@@ -1,0 +1,234 @@
+"""Bytes of a step: what is there at the peak of each moment, part by part. docs/inside/performance.md has the formulas.
+
+Only tensors: what CUDA itself and a C library take is kept apart (`devices`). Letters: V vocabulary, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from opdkit.cost.devices import Device
+from opdkit.cost.work import BYTES, TOKENS_PER_BATCH, Reader, Work
+
+Parts = dict[str, float]  # by name, in the order of PARTS
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "bfloat16 copy",
+    "teacher",
+    "other views",
+    "activations",
+    "head",
+    "cache",
+    "engine",
+    "hidden states",
+)
+VLLM_SHARE = 0.9  # of a GPU, by vLLM's own default
+CACHE_SHARE = 0.5  # as `engines.memory`
+LOGIT_BYTES = 512 << 20  # as `engines.slots`
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
+BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+BLOCKS, FEW_BLOCKS = 12, 2  # arrays of a block held at once: by a divergence of two distributions, without a second one
+DRAWN = 3  # arrays of [rows, V] in float32 that drawing a token holds besides the logits
+
+
+def moments(work: Work, device: Device | None, strategy: str = "gathered") -> dict[str, Parts]:
+    """{moment: {part: bytes}}, of one rank."""
+    resident = _resident(work, strategy)
+    return {
+        "sampling": _ordered(resident | _sampling(work, resident, device)),
+        "scoring": _ordered(resident | {"engine": _idle_engine(work, device)} | _scoring(work, _kind(device))),
+        "update": _ordered(resident | {"engine": _idle_engine(work, device)} | _update(work, device, strategy)),
+    }
+
+
+def _ordered(parts: Mapping[str, float]) -> Parts:
+    return {name: parts[name] for name in PARTS if parts.get(name)}
+
+
+def _kind(device: Device | None) -> str:
+    return "cpu" if device is not None and device.is_cpu else "cuda"
+
+
+def _resident(work: Work, strategy: str) -> Parts:
+    """What is there from the first step to the last. On several ranks the float32 weights, the optimizer and an
+    average are in shards; "gathered" has whole weights on every rank besides."""
+    ranks, trained, lora = work.ranks, work.trained, work.recipe.model.lora
+    student, compute = work.student, BYTES[work.dtype]
+    if lora is not None:
+        weights = compute * (student.parameters + student.unread) + 4.0 * trained
+    else:
+        weights = 4 * student.parameters / ranks + 4 * student.unread
+        weights += 4 * student.parameters if ranks > 1 and strategy == "gathered" else 0
+    return {
+        "weights": weights,
+        "optimizer": _optimizer(work) / ranks,
+        "teacher": sum(_kept(work, reader) for reader in work.readers if "teacher" in reader.views),
+        "other views": sum(_kept(work, reader) for reader in work.readers if "teacher" not in reader.views),
+    }
+
+
+def _optimizer(work: Work) -> float:
+    """AdamW has two moments in float32, Muon one of the matrices."""
+    if work.recipe.train.optimizer != "muon":
+        return 8.0 * work.trained
+    matrices = work.trained if work.recipe.model.lora is not None else work.student.matrices
+    return 4.0 * matrices + 8.0 * (work.trained - matrices)
+
+
+def _kept(work: Work, reader: Reader) -> float:
+    """What a teacher keeps from step to step."""
+    if reader.is_model:
+        size = reader.size
+        return BYTES[reader.dtype] * (size.parameters + size.unread) if reader.is_loaded_first else 0.0
+    if reader.is_elsewhere:  # of a server that sends hidden states, its head
+        return float(BYTES[reader.dtype] * reader.size.head) if reader.section.payload == "hidden" else 0.0
+    weights, lora = reader.section.weights, work.recipe.model.lora
+    if weights == "ema":
+        return 4.0 * work.trained / work.ranks
+    if weights in ("initial", "trust_region"):
+        return (4.0 if lora is not None else BYTES[work.dtype]) * work.trained
+    return 0.0
+
+
+def _sampling(work: Work, resident: Mapping[str, float], device: Device | None) -> Parts:
+    student, compute, kind = work.student, BYTES[work.dtype], _kind(device)
+    if work.recipe.sampling.engine != "hf":
+        return {"bfloat16 copy": work.copies, "engine": engine_bytes(work, device)}
+    rows = cache_rows(work, resident, device)
+    cache = rows * student.cached_in(work.row) * compute
+    logits = (1 + DRAWN) * 4.0 * rows * student.vocabulary
+    prompts = min(rows, work.recipe.train.problems_per_step) * work.prompt
+    return {
+        "bfloat16 copy": work.copies,
+        "activations": student.passes[work.pass_name].read * min(prompts, TOKENS_PER_BATCH),
+        "head": logits + _head_copy(student.head, work.dtype, kind),
+        "cache": cache,
+    }
+
+
+def engine_bytes(work: Work, device: Device | None) -> float:
+    """Of a vLLM on the trainer's GPU: the share of its memory that it is told to take, or its weights and a cache."""
+    sampling = work.recipe.sampling
+    if sampling.engine != "vllm":
+        return 0.0  # a server is elsewhere
+    if device is not None:
+        return (sampling.vllm.gpu_memory_utilization or VLLM_SHARE) * device.capacity
+    compute = BYTES[work.dtype]
+    return compute * (work.student.parameters + work.rows * work.student.cached_in(work.row))
+
+
+def _idle_engine(work: Work, device: Device | None) -> float:
+    return engine_bytes(work, device) if work.recipe.sampling.when_idle == "keep" else 0.0
+
+
+def cache_rows(work: Work, resident: Mapping[str, float], device: Device | None) -> float:
+    """Rows that are decoded together."""
+    if work.recipe.sampling.engine != "hf":
+        room = engine_bytes(work, device) - BYTES[work.dtype] * work.student.parameters
+        a_row = work.student.cached_in(work.row) * BYTES[work.dtype]
+        return max(1.0, min(work.rows, room // a_row)) if room else float(work.rows)
+    budget = work.recipe.sampling.max_tokens_per_batch
+    if budget is None:
+        budget = TOKENS_PER_BATCH
+        if device is not None and not device.is_cpu:
+            free = max(0.0, device.usable - sum(resident.values()) - work.copies) * CACHE_SHARE
+            a_token = work.student.cached_in(work.row) / work.row * BYTES[work.dtype]
+            times = int(free // max(1.0, a_token)) // TOKENS_PER_BATCH
+            budget <<= max(0, times.bit_length() - 1)
+    most = max(1, LOGIT_BYTES // (4 * work.student.vocabulary))
+    return max(1.0, min(work.rows, budget // max(1.0, work.row), most))
+
+
+def _head_copy(numbers: int, dtype: str, kind: str) -> float:
+    """A CPU multiplies in float32; a GPU's heads are filled up to a multiple of 64 rows, most of them in a copy."""
+    if kind == "cpu":
+        return 4.0 * numbers if dtype == "bfloat16" else 0.0
+    return float(BYTES[dtype] * numbers)
+
+
+def payload(work: Work) -> float:
+    """Bytes of hidden states that teachers hand over for a whole step; on CUDA they wait in host memory."""
+    states = [
+        reading.share * reader.size.hidden * BYTES[reader.dtype]
+        for reader in work.readers
+        for reading in reader.readings
+        if reading.asked.answer == "distribution"
+    ]
+    return sum(states) * work.rows * work.answer
+
+
+def _scoring(work: Work, kind: str) -> Parts:
+    most: Parts = {}
+    for reader in work.readers:
+        own = {} if reader.is_elsewhere else _scored_by(work, reader)
+        own["hidden states"] = payload(work) if kind == "cpu" else 0.0
+        if sum(own.values()) > sum(most.values()):
+            most = own
+    return most
+
+
+def _scored_by(work: Work, reader: Reader) -> Parts:
+    size, compute = reader.size, BYTES[reader.dtype]
+    name = reader.dtype if reader.is_model else work.pass_name
+    tokens = max(
+        (work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings),
+        default=0,
+    )
+    own_copy = work.copies if reader.section.weights in ("ema", "live", "trust_region") else 0.0
+    return {
+        "bfloat16 copy": own_copy,
+        "activations": size.passes[name].read * tokens + size.hidden * compute * tokens,
+    }
+
+
+def _update(work: Work, device: Device | None, strategy: str) -> Parts:
+    """The larger of the end of a forward pass, where the head is at work, and of a backward pass."""
+    student, recipe, kind = work.student, work.recipe, _kind(device)
+    compute = BYTES[work.dtype]
+    one = student.passes[work.pass_name]
+    checkpointed = recipe.model.gradient_checkpointing
+    kept, beyond = (one.kept_checkpointed, one.beyond_checkpointed) if checkpointed else (one.kept, one.beyond)
+    tokens = work.learned_at_once
+    has_more = work.rows / recipe.train.updates_per_step * work.row > tokens * 1.01
+    gradients = 4.0 * work.trained
+    states = (
+        sum(reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers)
+        * tokens
+        * work.answer
+        / work.row
+    )
+    on_cpu = payload(work) if kind == "cpu" else 0.0
+    copies = work.copies / (work.ranks if strategy == "sharded" and work.ranks > 1 else 1)
+    grad_head = 0.0 if recipe.model.lora is not None else compute * student.head
+    forward = {
+        "gradients": gradients if has_more else 0.0,
+        "bfloat16 copy": copies,
+        "activations": kept * tokens,
+        "head": _head_at_work(work, kind),
+        "hidden states": states + on_cpu,
+    }
+    backward = {
+        "gradients": gradients + work.copies,  # those of the copies stay until the last of them is there
+        "bfloat16 copy": 0.0 if not has_more else copies,
+        "activations": (kept + beyond) * tokens if has_more else beyond * tokens,
+        "head": grad_head,
+        "hidden states": on_cpu,
+    }
+    started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": copies}
+    return max(forward, backward, started, key=lambda parts: sum(parts.values()))
+
+
+def _head_at_work(work: Work, kind: str) -> float:
+    """Copies of the heads, a chunk of logits of each side, its gradient, the arrays of a block, and grad_head."""
+    student, compute = work.student, BYTES[work.dtype]
+    sides = [(reader.size.head, reader.dtype) for reader in work.readers for _ in range(reader.gives_states)]
+    tokens = work.answer / work.row * work.learned_at_once
+    chunk = min(CHUNK_BYTES[kind], 4.0 * student.vocabulary * tokens)
+    total = chunk * (1 + len(sides)) + (BLOCKS if sides else FEW_BLOCKS) * BLOCK_BYTES[kind]
+    total += 0.0 if kind == "cpu" else chunk * compute / 4  # the gradient, as the products take it in
+    total += _head_copy(student.head, work.dtype, kind) + sum(_head_copy(*side, kind) for side in sides)
+    if work.recipe.model.lora is None:
+        total += 4.0 * student.head
+    return total

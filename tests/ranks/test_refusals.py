@@ -1,0 +1,74 @@
+"""What several ranks refuse, without any process: another rank's word is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opdkit.errors import UserError
+from opdkit.ranks.base import Ranks
+from opdkit.ranks.join import check_alike, join
+from opdkit.recipe import Recipe
+from opdkit.recipe.check import check_num_ranks
+from opdkit.training.together import check_ranks, locked_by_first
+
+
+class Two(Ranks):
+    """Rank 0 of two; `other` makes what rank 1 says of what rank 0 does."""
+
+    size = 2
+
+    def __init__(self, other: Callable[[Any], Any]) -> None:
+        self._other = other
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine, self._other(mine)]
+
+
+def test_a_folder_that_a_rank_does_not_see(tmp_path: Path) -> None:
+    """Refused by its name, and nothing is left of it."""
+    blind = Two(lambda sees: False)
+    with (
+        pytest.raises(UserError, match=r"rank 1 does not see the run folder .*run that rank 0 writes; put runs_dir on"),
+        locked_by_first(blind, tmp_path / "run", resume=False, overwrite=False),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["recipe", "code", "versions", "training data"])
+def test_ranks_that_are_not_alike(what: str, recipe: Callable[..., Recipe]) -> None:
+    """Whatever differs is named: another seed or another torch on one of the machines, or an edited file."""
+    from opdkit.training.data import training_data
+
+    chosen = recipe("opd")
+    ranks = Two(lambda facts: {**facts, what: "another"})
+    with pytest.raises(UserError, match=f"rank 1 does not have the {what} of rank 0; start all ranks with the same"):
+        check_ranks(ranks, chosen, {"training": training_data(chosen, None)})
+    check_alike(Two(lambda facts: facts), {what: "one"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_ranks", "sentence"),
+    [
+        ((), 11, "11 ranks are more than the 10 rows of a step .train.problems_per_step = 5, 2 answers to each."),
+        (("spool.max_gib=1",), 2, "keeps what one process sees"),
+        (("sampling.lag=1",), 2, "sampling.lag = 1 is for one process"),
+    ],
+)
+def test_recipes_that_ranks_cannot_run(
+    overrides: tuple[str, ...], num_ranks: int, sentence: str, recipe: Callable[..., Recipe]
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_num_ranks(recipe("opd", *overrides), num_ranks)
+
+
+def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that sets WORLD_SIZE for one process would train as many runs beside each other."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE = 8 says that there are several ranks, but RANK"):
+        join(device="cpu", timeout_minutes=1)
