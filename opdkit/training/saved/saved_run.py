@@ -125,7 +125,7 @@ class SavedRun:
             )
         file, told = _open(path)
         try:
-            places = {(reader, key): (int(signal), head) for reader, key, signal, head in told["index"]}
+            places = {(reader, key): (int(signal), head and str(head)) for reader, key, signal, head in told["index"]}
             temperature = float(told["temperature"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None
