@@ -1,8 +1,8 @@
 """A teacher with another tokenizer: it reads the text of the student's answer, and is heard where the two meet.
 
 How an answer's tokens of both sides find each other is `engines/tokens/aligned.py`. Here the teacher's word on its own
-tokens becomes a word on the student's: of tokens that are one on both sides as it stands, of a span as the sum of its tokens.
-Of all others nothing is said, and no loss counts them.
+tokens becomes a word on the student's: of tokens that are one on both sides as it stands, of a span as the sum of its
+tokens. Of all others nothing is said, and no loss counts them.
 
 Letters: T tokens of the student's answer, K likeliest ids, W ids of the student's vocabulary.
 """
