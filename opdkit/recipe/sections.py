@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
 from opdkit.engines.base import SamplingParams
-from opdkit.engines.passes import Passes, passes_on
+from opdkit.engines.forward.passes import Passes, passes_on
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named

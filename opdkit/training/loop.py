@@ -26,10 +26,14 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
-from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
-from opdkit.training.data import (
+from opdkit.training.evaluations import Evaluations, teachers_of_sets
+from opdkit.training.metrics.counters import count, lost_answers
+from opdkit.training.models.sides import read_sides
+from opdkit.training.models.viewers import state_of
+from opdkit.training.parts import Parts
+from opdkit.training.problems.data import (
     TrainProblems,
     by_task,
     check_evaluations,
@@ -39,17 +43,13 @@ from opdkit.training.data import (
     row_doubts,
     training_data,
 )
-from opdkit.training.evaluations import Evaluations, teachers_of_sets
-from opdkit.training.metrics.counters import count, lost_answers
-from opdkit.training.models.sides import read_sides
-from opdkit.training.models.viewers import state_of
-from opdkit.training.parts import Parts
-from opdkit.training.pass_rates import measure_pass_rates
-from opdkit.training.resume import fingerprints, going_on
+from opdkit.training.problems.pass_rates import measure_pass_rates
+from opdkit.training.saved import checkpoint
+from opdkit.training.saved.resume import fingerprints, going_on
+from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
-from opdkit.training.summary import note_of, summary_of
 from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem

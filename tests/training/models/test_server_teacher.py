@@ -22,7 +22,7 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.recipe.rules import warnings
 from opdkit.training.loop import TrainingRun, train
-from opdkit.training.resume import check_same_recipe
+from opdkit.training.saved.resume import check_same_recipe
 from opdkit.training.step import train_step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "engines" / "servers"))

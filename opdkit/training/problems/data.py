@@ -14,7 +14,7 @@ from opdkit.recipe import Recipe, needs_rewards
 from opdkit.recipe.data import SetSection
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import SeveralOptions
-from opdkit.training.order import Draws, problems_of_step
+from opdkit.training.problems.order import Draws, problems_of_step
 from opdkit.types import Problem
 
 
