@@ -157,6 +157,8 @@ class _Ranks:
         status = self.status(rank)
         if rank in self._hung:
             return f"did not answer the others within parallel.timeout_minutes = {timeout_minutes:g}"
+        if status == LOST:
+            return f"heard nothing from another one for parallel.timeout_minutes = {timeout_minutes:g}"
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             why = " (is the machine out of memory?)" if name == "SIGKILL" else ""

@@ -17,30 +17,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opdkit import toml
 from opdkit.engines.load import model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
+from opdkit.launch import STOPPED, launch
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
+from opdkit.recipe.check import check_num_ranks
 from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
 from opdkit.reporting import write_report
 from opdkit.run.console import Console, Line, Table, say
-from opdkit.run.folder import atomic_write
+from opdkit.run.folder import RunFolder, atomic_write
 from opdkit.run.lock import Lock
 from opdkit.training.loop import train
 from opdkit.training.make_model import make_model
-from opdkit.training.resume import CHANGEABLE
+from opdkit.training.saved.resume import CHANGEABLE
 
 RECORD = "pipeline.json"
 
 
-def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = None) -> dict[str, Any]:
+def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = None, ranks: int = 1) -> dict[str, Any]:
     """Run what is not finished; returns the record, as in pipeline.json.
 
-    redo: a stage to make again, with all that follow it; what they made is deleted. Raises UserError for what cannot
+    redo: a stage to make again, with all that follow it; what they made is deleted. ranks: processes of every stage
+    that trains. Raises UserError for what cannot
     work (before anything runs, as far as it can be known without weights), Interrupted after Ctrl-C.
     """
     pipeline.check_installed()
@@ -49,6 +53,9 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
     to_come = {stage.name for stage in pipeline.stages if stage in again or not record.is_finished(stage)}
     if missing := [sentence for name, sentence in pipeline.missing() if name in to_come]:
         raise UserError(*(f"{pipeline.file}: {sentence}" for sentence in missing))
+    for stage in pipeline.stages if ranks > 1 else ():
+        if stage.name in to_come and isinstance(stage.does, Recipe):
+            check_num_ranks(stage.does, ranks)
     lock = Lock.on_folder(pipeline.folder)
     try:
         record.read()  # again: another process may have come and gone
@@ -58,7 +65,7 @@ def run_pipeline(pipeline: Pipeline, *, console: Console, redo: str | None = Non
         for number, stage in enumerate(pipeline.stages, start=1):
             if not record.is_finished(stage):
                 say(console, "", Line((f"{number}/{len(pipeline.stages)}  {stage.name}", "bold")))
-                _run(stage, record, console)
+                _run(stage, record, console, ranks)
         say(console, "", _table_after(record))
         for stage in pipeline.stages:
             say(console, f"{stage.name}: {stage.result}")
@@ -180,13 +187,13 @@ def digest(stage: Stage) -> str | None:
     return hashlib.sha256(stage.result.read_bytes()).hexdigest()
 
 
-def _run(stage: Stage, record: Record, console: Console) -> None:
+def _run(stage: Stage, record: Record, console: Console, ranks: int) -> None:
     record.begin(stage)
     started = time.monotonic()
     try:
         match stage.does:
             case Recipe():
-                numbers = _train(stage, stage.does, console)
+                numbers = _train(stage, stage.does, console, ranks)
             case Sample():
                 numbers = _sample(stage, stage.does, console)
             case Evaluate():
@@ -198,11 +205,27 @@ def _run(stage: Stage, record: Record, console: Console) -> None:
     record.finish(stage, numbers)
 
 
-def _train(stage: Stage, recipe: Recipe, console: Console) -> dict[str, Any]:
-    summary = train(recipe, console=console, resume=(recipe.run_dir / "recipe.toml").exists())
-    say(console, f"report: {write_report(recipe.run_dir)}")
+def _train(stage: Stage, recipe: Recipe, console: Console, ranks: int) -> dict[str, Any]:
+    if ranks > 1:
+        summary = _train_on_ranks(stage, recipe, console, ranks)
+    else:
+        summary = train(recipe, console=console, resume=(recipe.run_dir / "recipe.toml").exists())
+        say(console, f"report: {write_report(recipe.run_dir)}")
     assert recipe.run_dir / summary["model"] == stage.result
     return {key: summary[key] for key in ("method", "steps", "tokens", "eval")}
+
+
+def _train_on_ranks(stage: Stage, recipe: Recipe, console: Console, ranks: int) -> dict[str, Any]:
+    """The ranks read the stage's recipe from a file beside its folder."""
+    file, folder = stage.folder.parent / f"{stage.name}.toml", RunFolder(recipe.run_dir)
+    atomic_write(file, toml.dumps(recipe.as_dict()))
+    command = ["train", str(file), *(["--resume"] if folder.recipe.exists() else [])]
+    status = launch(command, ranks, recipe, again="the same command", errors=console)
+    if status == STOPPED:
+        raise Interrupted
+    if status:
+        raise UserError(f"stage {stage.name} has ended: see above")
+    return folder.read_summary()
 
 
 def _sample(stage: Stage, asked: Sample, console: Console) -> dict[str, Any]:

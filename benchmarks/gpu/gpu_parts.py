@@ -25,8 +25,8 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss
-from opdkit.losses import kernel as kernels
-from opdkit.losses.kernel_proof import prove
+from opdkit.losses.kernels import kernel as kernels
+from opdkit.losses.kernels.kernel_proof import prove
 from opdkit.types import Asked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,7 +234,7 @@ def equal(run: Run) -> None:
 
 def draw(run: Run) -> None:
     """The same tokens as on the CPU, and NaN logits end in a sentence behind which the device still works."""
-    from opdkit.engines.draw import draw as draw_tokens
+    from opdkit.engines.sampling.draw import draw as draw_tokens
 
     size, rows = (TINY_VOCABULARY if run.tiny else VOCABULARY), 64
     scores = torch.randn(rows, size, generator=torch.Generator().manual_seed(1)) * 3

@@ -13,6 +13,10 @@ from opdkit.cli.base import MANY, MOST, AsJson, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
 
+Ranks = Annotated[
+    int, typer.Option(min=1, max=MANY, help="Processes that train together on this machine; one for each GPU.")
+]
+
 
 @app.command()
 def quickstart(
@@ -46,9 +50,7 @@ def train(
     set_: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
-    ranks: Annotated[
-        int, typer.Option(min=1, max=MANY, help="Processes that train together on this machine; one for each GPU.")
-    ] = 1,
+    ranks: Ranks = 1,
 ) -> None:
     """Train the recipe's student; writes runs/<name>/."""
     from opdkit.ranks.join import NUM_RANKS, is_launched, is_rank, join
@@ -127,6 +129,7 @@ def pipeline(
     redo: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Delete what this stage and all after it made; make it again.")
     ] = None,
+    ranks: Ranks = 1,
 ) -> None:
     """Run stages in a row, each from the last one's result; resumes.
 
@@ -137,7 +140,7 @@ def pipeline(
     resolved = load_pipeline(file, set_ or [])  # refused before anything heavy is imported
     from opdkit.pipeline import run_pipeline
 
-    run_pipeline(resolved, console=console, redo=redo)
+    run_pipeline(resolved, console=console, redo=redo, ranks=ranks)
 
 
 @app.command()

@@ -13,6 +13,57 @@ from opdkit.types import Asked
 SERVER_KEYS = ("url", "served_name", "payload", "spool", "at_once", "patience_s", "timeout_s")
 
 
+def reader_faults(where: str, teacher: TeacherSection, recipe: Recipe, is_adapter: bool) -> Iterator[str]:
+    """Of one section. is_adapter: whether the student is, or will be, a LoRA adapter."""
+    if teacher.kind == "model" and teacher.path is None:
+        yield f'{where}.kind = "model" needs {where}.path: a folder in Hugging Face format, or a hub id'
+    yield from server_faults(where, teacher)
+    yield from weights_faults(where, teacher)
+    if not teacher.is_other_model and teacher.path is not None:
+        yield f'{where}.path = "{teacher.path}" is only read with {where}.kind = "model"; set that, or remove the path'
+    if teacher.kind == "self" and teacher.weights is None:
+        yield (
+            f'{where}.kind = "self" needs {where}.weights: "initial", "ema", "live", "trust_region" or "adapter_off" '
+            "(LoRA)"
+        )
+    if teacher.kind != "self" and teacher.weights is not None:
+        yield f'{where}.weights = "{teacher.weights}" is only read with {where}.kind = "self"; set that, or remove it'
+    if (teacher.kind == "saved") != (teacher.run is not None):
+        yield (
+            f'{where}.kind = "{teacher.kind}" and {where}.run = {teacher.run!r}: kind = "saved" reads what the '
+            "teachers of a run said; set both, or neither"
+        )
+    if teacher.weights_on == "host" and teacher.weights not in ("initial", "ema", "trust_region"):
+        yield (
+            f'{where}.weights_on = "host" is read with {where}.weights = "initial", "ema" or "trust_region", which '
+            "keep weights of their own; remove it"
+        )
+    not_of_servers = ("dtype", "device")
+    for key in (*not_of_servers, "chat_template", "trust_remote_code"):
+        read = teacher.kind == "model" or (teacher.kind == "server" and key not in not_of_servers)
+        if getattr(teacher, key) and not read:
+            yield f'{where}.{key} = {getattr(teacher, key)!r} is only read with {where}.kind = "model"; remove it'
+    for key in ("close_thinking", "system", "template_kwargs") if teacher.kind in ("none", "saved") else ():
+        if getattr(teacher, key) is not None:
+            kind = f'{where}.kind = "{teacher.kind}"'
+            yield f"{where}.{key} = {getattr(teacher, key)!r} is not read with {kind}; remove it"
+    if teacher.weights == "adapter_off" and not is_adapter and recipe.model.lora is None:
+        yield (
+            f'{where}.weights = "adapter_off" needs a LoRA student, whose base model is the teacher; '
+            f'add [model] lora = {{}}, or use {where}.weights = "initial"'
+        )
+    if teacher.weights == "ema" and teacher.ema_rate is None:
+        yield f'{where}.weights = "ema" needs {where}.ema_rate, e.g. 0.05 (teacher += rate * (student - teacher))'
+    if teacher.weights != "ema" and teacher.ema_rate is not None:
+        yield f'{where}.ema_rate = {teacher.ema_rate} is only read with {where}.weights = "ema"; set that, or remove it'
+    if (teacher.weights == "trust_region") != (teacher.student_share is not None):
+        yield (
+            f'{where}.weights = "{teacher.weights}" and {where}.student_share = {teacher.student_share}: '
+            'weights = "trust_region" mixes logits, initial * (1 - student_share) + student * student_share; '
+            "set both (e.g. 0.05) or neither"
+        )
+
+
 def server_faults(where: str, teacher: TeacherSection) -> Iterator[str]:
     """Of a section alone."""
     fields = type(teacher).model_fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from opdkit import toml
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
-from opdkit.training.checkpoint import latest
+from opdkit.training.saved.checkpoint import latest
 
 pytestmark = pytest.mark.ranks
 Make = Callable[..., Recipe]
@@ -95,20 +96,22 @@ def test_a_run_on_two_ranks_is_that_of_one_process(name: str, recipe: Make, caps
         print(f"\n{name}: share of equal rows in steps 1 to 4: {', '.join(f'{share:.3f}' for share in shares)}")
 
 
-@pytest.mark.parametrize(("saved_on", "resumed_on"), [(2, 1), (2, 4), (1, 2), (2, 2)])
-def test_a_checkpoint_goes_on_with_other_ranks(saved_on: int, resumed_on: int, recipe: Make) -> None:
-    """Stopped after half of its steps and continued: weights as of the uninterrupted run, to the bit on as many ranks.
-    An averaged teacher and the optimizer's moments are in the checkpoint."""
-    chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", *KEPT)
-    flags = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
+@pytest.mark.parametrize(("saved_on", "goes_on_with"), [(2, (2, 1, 4)), (1, (2,))])
+def test_a_checkpoint_goes_on_with_other_ranks(saved_on: int, goes_on_with: tuple[int, ...], recipe: Make) -> None:
+    """Continued from half of its steps: weights as of the uninterrupted run, to the bit on as many ranks. An averaged
+    teacher and the optimizer's moments are in the checkpoint."""
+    chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", "train.schedule=constant", *KEPT)
+    flags: dict[int, tuple[str, ...]] = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
     whole = trained(recipe(*chosen, "name=whole"), *flags[saved_on])
-    half = trained(recipe(*chosen, "name=half", "train.steps=2"), *flags[saved_on])
-    going_on = recipe(*chosen, "name=half")
-    assert trained(going_on, *flags[resumed_on], "--resume") == half
-    distance = apart(weights(whole, 4), weights(half, 4))
-    assert distance == 0 if saved_on == resumed_on else distance < 1e-5
-    last = latest(half / "checkpoints")
-    assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}
+    for num_ranks in goes_on_with:
+        half = shutil.copytree(whole, whole.with_name(f"half-{num_ranks}"))
+        for later in (3, 4):
+            shutil.rmtree(half / f"checkpoints/step_{later:06d}")
+        assert trained(recipe(*chosen, f"name={half.name}"), *flags[num_ranks], "--resume") == half
+        distance = apart(weights(whole, 4), weights(half, 4))
+        assert distance == 0 if saved_on == num_ranks else distance < 1e-5
+        last = latest(half / "checkpoints")
+        assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}
 
 
 @pytest.fixture
@@ -162,22 +165,22 @@ def wait_for(what: Callable[[], bool], seconds: float) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_others(rank: int, begun: Any) -> None:
-    """Within 2 seconds (of the launcher's own: 1, and what a busy machine adds), with one sentence and a folder that
-    goes on."""
+    """With one sentence and a folder that goes on. In less than 2 seconds on a machine that has nothing else to do; 10
+    are allowed here."""
     launcher, ranks, folder = begun()
     os.kill(ranks[rank], signal.SIGKILL)
     killed = time.monotonic()
     said, _ = launcher.communicate(timeout=60)
-    assert time.monotonic() - killed < 5 and launcher.returncode == 1
+    assert time.monotonic() - killed < 10 and launcher.returncode == 1
     assert said.count("error ") == 1 and f"error rank {rank} of 2 was ended by SIGKILL" in said and "--resume" in said
     assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_rank_that_hangs_ends_the_run(begun: Any) -> None:
-    launcher, ranks, folder = begun("parallel.timeout_minutes=0.1")
+    launcher, ranks, folder = begun("parallel.timeout_minutes=0.5")
     os.kill(ranks[1], signal.SIGSTOP)
-    said, _ = launcher.communicate(timeout=60)
+    said, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 1 and "rank 1 of 2 did not answer the others" in said
     assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
 
@@ -215,6 +218,21 @@ def test_a_refusal_is_said_once(recipe: Make, tmp_path: Path) -> None:
     done = subprocess.run(command(chosen, "--ranks", "2"), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("error ") == 1 and "none.jsonl" in done.stderr
     assert not chosen.run_dir.exists()
+
+
+def test_a_pipeline_trains_on_ranks(recipe: Make, tmp_path: Path, models: dict[str, Path]) -> None:
+    """Its stage is the run of `train --ranks`, and a finished one is skipped."""
+    keys = recipe("opd", "train.steps=2").as_dict()
+    stage = {key: keys[key] for key in ("model", "teacher", "data", "sampling", "method", "train", "seed")}
+    file = tmp_path / "pipeline.toml"
+    file.write_text(toml.dumps({"name": "pipe", "runs_dir": str(tmp_path / "runs"), "stage": [
+        {"name": "opd", "kind": "train", "recipe": stage},
+    ]}))  # fmt: skip
+    line = [sys.executable, "-m", "opdkit", "pipeline", str(file), "--ranks", "2"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    ours = trained(recipe("opd", "train.steps=2", "name=ours"), "--ranks", "2")
+    assert apart(weights(ours, 2), weights(tmp_path / "runs/pipe/opd", 2)) == 0
 
 
 def test_torchrun(recipe: Make) -> None:
