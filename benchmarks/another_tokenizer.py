@@ -26,6 +26,7 @@ from opdkit.training.make_model import BATCH, lessons, make_model
 
 FOLDER = Path("runs/another-tokenizer")
 TEACHER = FOLDER / "models" / "teacher"
+STUDENT = methods.FOLDER / "models" / "student"
 SAMPLED = ("method.support=sampled", "train.lr=1e-3")
 LISTS = ("method.support=student_topk", "method.k=4", "train.lr=4e-3")
 ALIGN = ("teacher.tokens=align", f"teacher.path={TEACHER}")
@@ -61,7 +62,8 @@ def main() -> None:
 
 
 def recipe_of(name: str, seed: int) -> Recipe:
-    own = [f"name={name}-{seed}", f"seed={seed}", f"runs_dir={FOLDER}", "method.name=opd", "teacher.kind=model"]
+    own = [f"name={name}-{seed}", f"seed={seed}", f"runs_dir={FOLDER}", f"model.path={STUDENT}"]
+    own += ["method.name=opd", "teacher.kind=model"]
     return load_recipe(methods.RECIPE, [*own, *ARMS[name]])
 
 
