@@ -21,10 +21,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss, kernel
+from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss
 from opdkit.losses.head import chunks
 from opdkit.losses.inputs import Projector
-from opdkit.losses.kernel_proof import prove
+from opdkit.losses.kernels import kernel
+from opdkit.losses.kernels.kernel_proof import prove
 
 LOSSES = {
     "forward_kl": Divergence("forward_kl"),

@@ -41,9 +41,9 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.methods import METHODS
 from opdkit.recipe import Recipe, load_recipe
 from opdkit.run.folder import RunFolder, atomic_write
-from opdkit.training.demonstrations import WORDING
 from opdkit.training.loop import train
 from opdkit.training.make_model import BATCH, lessons, make_model
+from opdkit.training.problems.demonstrations import WORDING
 
 RECIPE = Path(__file__).with_suffix(".toml")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "methods_table.md"

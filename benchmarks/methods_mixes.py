@@ -18,8 +18,8 @@ import torch
 from methods_reading import measure_reading
 
 from opdkit.errors import Interrupted, UserError
-from opdkit.training.demonstrations import MIX, Shown, demonstration_lessons
 from opdkit.training.make_model import BATCH, make_model
+from opdkit.training.problems.demonstrations import MIX, Shown, demonstration_lessons
 
 SEED = methods.TRIAL_SEED
 FOLDER = Path("runs/methods-mixes")

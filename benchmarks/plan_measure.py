@@ -29,10 +29,10 @@ from opdkit.engines.scratch import char_tokenizer
 from opdkit.engines.scratch import make_model as write_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.metrics.resources import Resources
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 from opdkit.training.step import train_step
 
 MOMENTS = {"sample": "sampling", "score": "scoring", "update": "update"}

@@ -34,9 +34,9 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from opdkit.engines.forward.passes import Passes, passes_on, plan_padded
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.passes import Passes, passes_on, plan_padded
 from opdkit.engines.scratch import char_tokenizer
 from opdkit.losses import NegativeLogLikelihood, Term, head_loss
 from opdkit.types import Asked

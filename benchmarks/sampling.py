@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, Stoppi
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.causal import CausalModel
 from opdkit.engines.memory import TOKENS_PER_BATCH
+from opdkit.engines.sampling.slots import Job, Slots
 from opdkit.engines.scratch import char_tokenizer
-from opdkit.engines.slots import Job, Slots
 
 SMALL: dict[str, Any] = {
     "hidden_size": 256,

@@ -18,8 +18,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.aligned import align
-from opdkit.engines.token_bytes import TokenBytes, encode_plainly
+from opdkit.engines.tokens.aligned import align
+from opdkit.engines.tokens.token_bytes import TokenBytes, encode_plainly
 from opdkit.errors import UserError
 
 

@@ -23,9 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.scratch import bpe_tokenizer
 from opdkit.recipe import parse_recipe
-from opdkit.training import checkpoint, loop, parts
+from opdkit.training import loop, parts
 from opdkit.training import step as training_step
 from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.saved import checkpoint
 
 
 def resident(key: str) -> int:

@@ -35,7 +35,7 @@ from opdkit.run.folder import RunFolder, atomic_write
 from opdkit.run.lock import Lock
 from opdkit.training.loop import train
 from opdkit.training.make_model import make_model
-from opdkit.training.resume import CHANGEABLE
+from opdkit.training.saved.resume import CHANGEABLE
 
 RECORD = "pipeline.json"
 

@@ -116,7 +116,7 @@ class View:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
     """How a view with another tokenizer read one answer: spans of student tokens that cover the same bytes as some of
-    its own. See `engines/aligned.py`."""
+    its own. See `engines/tokens/aligned.py`."""
 
     index_T: IntArray  # which span each token is in; -1: none, nothing is known of it
     is_single_T: npt.NDArray[np.bool_]  # the span is one token on both sides

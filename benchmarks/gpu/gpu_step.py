@@ -18,9 +18,9 @@ from opdkit.cost.seconds import update_flops
 from opdkit.cost.work import Lengths
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 from opdkit.training.step import train_step
 
 STEPS = 2

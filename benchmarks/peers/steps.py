@@ -72,9 +72,9 @@ def opdkit_run(case: dict[str, Any], data: Data) -> Any:
     from rich.console import Console
 
     from opdkit.recipe import parse_recipe
-    from opdkit.training.data import training_data
     from opdkit.training.loop import TrainingRun
     from opdkit.training.parts import Parts
+    from opdkit.training.problems.data import training_data
     from opdkit.types import Problem
 
     problems = [

@@ -35,11 +35,11 @@ from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.beside import engine_beside
-from opdkit.training.data import check_readable, fitting, training_data
 from opdkit.training.metrics.agreement import compare_rows, heard_tokens, student_side, teacher_side
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.sides import read_sides
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import check_readable, fitting, training_data
 from opdkit.training.spans import span_shares
 from opdkit.types import Asked, Example, Group, Problem, seed_from
 

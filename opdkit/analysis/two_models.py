@@ -19,8 +19,8 @@ from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.run.folder import RunFolder, teacher_reading_of
 from opdkit.run.rows import load_rows
-from opdkit.training import checkpoint
 from opdkit.training.models.other_models import limit_to_common
+from opdkit.training.saved import checkpoint
 from opdkit.types import Example, View, seed_from
 
 

@@ -32,8 +32,8 @@ def export(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
-    from opdkit.training.export import export as write
-    from opdkit.training.export import push as upload
+    from opdkit.training.saved.export import export as write
+    from opdkit.training.saved.export import push as upload
 
     write(run, out, step=step, dtype=dtype, adapter=adapter, license=license, console=console)  # type: ignore[arg-type]
     if push is not None:

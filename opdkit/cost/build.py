@@ -32,8 +32,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opdkit.cost.size import ModelSize, Pass
 from opdkit.engines.anatomy import text_body, unread_parts
-from opdkit.engines.cache import KEYS, STATES
 from opdkit.engines.load import quiet_libraries
+from opdkit.engines.sampling.cache import KEYS, STATES
 from opdkit.errors import UserError
 
 TOKENS = 2039  # of a pass that is followed; a prime, so that no activation has the shape of a weight

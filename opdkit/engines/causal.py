@@ -36,14 +36,14 @@ from opdkit.engines.anatomy import (
     text_body,
     unread_parts,
 )
+from opdkit.engines.forward.packed import Way, num_filled, packed_attention, states, way_of
+from opdkit.engines.forward.passes import Passes, passes_on, plan_packed, plan_padded
+from opdkit.engines.forward.prefix_tree import grow
 from opdkit.engines.offload import kept_on_host
-from opdkit.engines.packed import Way, num_filled, packed_attention, states, way_of
-from opdkit.engines.passes import Passes, passes_on, plan_packed, plan_padded
-from opdkit.engines.prefix_tree import grow
 from opdkit.engines.rope import Span, max_length, sides_of_switch, switch_length
 from opdkit.engines.stand_ins import Slot, slots, swapped
-from opdkit.engines.stops import find_stops
-from opdkit.engines.vocabulary import num_tokens
+from opdkit.engines.tokens.stops import find_stops
+from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
-from opdkit.engines.draw import check_params
+from opdkit.engines.forward.scoring import score
 from opdkit.engines.memory import cached_tokens, enough_memory
 from opdkit.engines.model import Ids, LanguageModel
-from opdkit.engines.scoring import score
-from opdkit.engines.slots import Counts, Job, Slots
+from opdkit.engines.sampling.draw import check_params
+from opdkit.engines.sampling.slots import Counts, Job, Slots
 from opdkit.errors import Interrupted
 from opdkit.types import Asked, Signal
 

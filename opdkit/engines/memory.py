@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from opdkit.engines.causal import CausalModel
-from opdkit.engines.decode import Batch
+from opdkit.engines.sampling.decode import Batch
 from opdkit.errors import UserError
 
 TOKENS_PER_BATCH = 65536  # that go through a model together, where nobody says otherwise

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from opdkit.engines.causal import CausalModel
-from opdkit.engines.decode import Batch
-from opdkit.engines.passes import Passes
+from opdkit.engines.forward.passes import Passes
+from opdkit.engines.sampling.decode import Batch
 from opdkit.errors import UserError
 
 PROOF_LENGTH, PROOF_SHORT = 21, slice(1, 6)  # tokens of the long row; answer tokens of the short one beside it

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from opdkit.engines.forward.scoring import signals_of
 from opdkit.engines.model import Ids
-from opdkit.engines.scoring import signals_of
 from opdkit.types import Asked, Signal
 
 TOKENS_PER_PART = 16384  # that go through a head together

@@ -24,8 +24,8 @@ from opdkit.engines.model import LanguageModel
 from opdkit.engines.servers.base import Vocabulary
 from opdkit.engines.servers.process import VllmOptions, VllmProcess
 from opdkit.engines.servers.served import Served, Weights
-from opdkit.engines.stops import find_stops
-from opdkit.engines.vocabulary import num_tokens
+from opdkit.engines.tokens.stops import find_stops
+from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.run.console import Console, say, told_while_waiting

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opdkit.losses import kernel, logprobs
+from opdkit.losses import logprobs
 from opdkit.losses.inputs import ABSENT_LOGIT, Batch, Head, Projector, ViewTokens, check_ids
+from opdkit.losses.kernels import kernel
 from opdkit.losses.names import GradientPath
 from opdkit.losses.spec import Target
 from opdkit.losses.sums import Gradients, HeadOutput, Record, Scored, ScoredTerm

@@ -3,12 +3,12 @@
 Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Importing this module imports no torch.
 """
 
+from opdkit.recipe.data import EvalSection
 from opdkit.recipe.load import key_values, load_recipe, override, parse_recipe
 from opdkit.recipe.rules import check_installed, impossible, needs_rewards, warnings
 from opdkit.recipe.schedule import recipe_at, scheduled_at, stage_starts, stages_of
 from opdkit.recipe.sections import (
     DiagnosticsSection,
-    EvalSection,
     Recipe,
     SamplingSection,
     SpoolSection,

@@ -1,4 +1,4 @@
-"""[data] and [route]: what is asked, from which sets, who grades it, and whose teacher reads the answers."""
+"""[data], [route] and [eval]: what is asked, from which sets, who grades it, and whose teacher reads the answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from opdkit.data.schemas.schema import COLUMNS
+from opdkit.engines.base import SamplingParams
 from opdkit.errors import UserError
-from opdkit.recipe.fields import PositiveInt, Section, Strings, Words, did_you_mean
+from opdkit.recipe.fields import Answers, Count, PositiveInt, Section, Strings, Words, did_you_mean
 from opdkit.tasks.options import ChosenTask, TaskOptions, resolve_task
 from opdkit.tasks.several import side_by_side
 from opdkit.types import Problem
@@ -62,7 +63,7 @@ def _sets(value: Any) -> Any:
     return tuple(sets)
 
 
-def eval_sets(value: Any) -> Any:
+def _eval_sets(value: Any) -> Any:
     """A path and None stay; a list keeps its paths, and its tables become sets. ValueError as in `_sets`."""
     if value is None or (isinstance(value, str) and value):
         return value
@@ -174,3 +175,38 @@ class DataSection(Section):
     def grader(self) -> TaskOptions:
         """Who grades the answers to all sets."""
         return side_by_side(self.graders)
+
+
+class EvalSection(Section):
+    # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
+    # a domain of data.train in place of a task. Default: no evaluation.
+    data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(_eval_sets)] = None
+    limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
+    samples: Answers = 8  # answers to each problem
+    every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
+    before: bool = True  # evaluate the student before training
+    # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
+    # set's domain.
+    teacher: bool = True
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
+    top_k: Count = 0  # 0: off
+    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens, the most of a schedule
+
+    def params(self, longest_answer: int) -> SamplingParams:
+        """longest_answer: the recipe's."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_answer_tokens=self.max_answer_tokens or longest_answer,
+        )
+
+    @property
+    def sets(self) -> tuple[EvalSetSection, ...]:
+        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one.path for one in self.sets))

@@ -11,11 +11,14 @@ from opdkit.recipe.load import key_values, parse_recipe, read_toml
 from opdkit.recipe.saved import num_steps, read_description
 from opdkit.recipe.sections import Recipe
 
+_SAMPLER = {"engine", "url", "server_kind", "vllm", "when_idle", "lag"}  # nothing is sampled: no engine is started
+
 
 def replay_recipe(run: Path, overrides: Sequence[str] = (), name: str | None = None) -> Recipe:
     """name: of the new run, beside the old one; None: the old name and "-replay".
 
-    Another method begins with its own defaults, else every key is the run's until `overrides` change it.
+    Another method begins with its own defaults and nothing samples, else every key is the run's until `overrides`
+    change it.
     Raises UserError for a run without a spool, and with a line for every fault of the recipe.
     """
     described = read_description(run)
@@ -23,6 +26,8 @@ def replay_recipe(run: Path, overrides: Sequence[str] = (), name: str | None = N
     try:
         raw["name"], raw["runs_dir"] = name or f"{raw['name']}-replay", str(run.parent)
         raw.pop("spool", None)
+        for key in _SAMPLER & raw["sampling"].keys():
+            del raw["sampling"][key]
         raw["train"]["steps"] = min(raw["train"]["steps"], max(1, num_steps(run)))
         method = key_values(overrides).get("method.name", raw["method"]["name"])
         if method != raw["method"]["name"]:

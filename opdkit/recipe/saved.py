@@ -10,11 +10,12 @@ from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.recipe.build import flat
+from opdkit.recipe.schedule import SAMPLING_KEYS
 from opdkit.recipe.sections import Recipe
 from opdkit.types import Asked
 
-# What decides which problems are answered, and when.
-SAME = ("seed", "data.train", "data.limit", "data.columns", "data.instruction", "train.problems_per_step")
+# What decides which problems are answered, how, when, and what the answers earn; and all of [data].
+SAME = ("seed", "train.problems_per_step", "sampling.group_size", *(f"sampling.{key}" for key in SAMPLING_KEYS))
 
 
 def read_description(run: Path) -> dict[str, Any]:
@@ -47,11 +48,15 @@ def kept_of(described: Mapping[str, Any], reader: str) -> Asked:
 
 
 def num_steps(run: Path) -> int:
-    """How many steps, from the first on, a run has kept."""
+    """How many steps, from the first on, a run has kept: the rows of one that was killed in it are missing."""
     number = 0
-    while (run / "spool" / f"step_{number + 1:06d}.safetensors").exists():
+    while all((run / file).exists() for file in _files(number + 1)):
         number += 1
     return number
+
+
+def _files(step: int) -> tuple[str, str]:
+    return f"spool/step_{step:06d}.safetensors", f"rows/step_{step:06d}.parquet"
 
 
 def saved_faults(recipe: Recipe) -> Iterator[str]:
@@ -69,6 +74,9 @@ def saved_faults(recipe: Recipe) -> Iterator[str]:
         )
     if len(runs) != 1 or not (run := Path(runs[0]).expanduser()).is_dir():  # one that is not there yet is a warning
         return
+    if run.resolve() == recipe.run_dir.resolve():
+        yield f"{run} is the run that is read, and this one would be written in its place; give it another name"
+        return
     try:
         described = read_description(run)
         was = flat(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8")))
@@ -79,7 +87,9 @@ def saved_faults(recipe: Recipe) -> Iterator[str]:
         yield f"{run / 'recipe.toml'} cannot be read ({error}); restore it from a copy"
         return
     now = flat(recipe.as_dict())
-    for key in SAME:
+    for key in (*SAME, *sorted(key for key in {*was, *now} if key.startswith("data."))):
+        if any(other.startswith(f"schedule.{key}") for other in now):  # it changes while the run goes on
+            continue
         if was.get(key) != now.get(key):
             yield (
                 f"{key} = {now.get(key)!r}, but {run} was made with {was.get(key)!r}, and a replay reads its answers; "

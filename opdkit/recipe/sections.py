@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
 from opdkit.engines.base import SamplingParams
-from opdkit.engines.passes import Passes, passes_on
+from opdkit.engines.forward.passes import Passes, passes_on
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
-from opdkit.recipe.data import DataSection, EvalSetSection, RouteSection, eval_sets
+from opdkit.recipe.data import DataSection, EvalSection, RouteSection
 from opdkit.recipe.fields import (
     Answers,
     Count,
@@ -240,41 +240,6 @@ class SpoolSection(Section):
     # Of hidden states. Default: as they are computed, so that a replay's gradients are the run's; the others take a
     # half or a quarter of float32, float8 with a scale for each token.
     dtype: Literal["bfloat16", "float8"] | None = None
-
-
-class EvalSection(Section):
-    # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
-    # a domain of data.train in place of a task. Default: no evaluation.
-    data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(eval_sets)] = None
-    limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
-    samples: Answers = 8  # answers to each problem
-    every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
-    before: bool = True  # evaluate the student before training
-    # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
-    # set's domain.
-    teacher: bool = True
-    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: off
-    top_k: Count = 0  # 0: off
-    max_answer_tokens: PositiveInt | None = None  # default: sampling.max_answer_tokens, the most of a schedule
-
-    def params(self, longest_answer: int) -> SamplingParams:
-        """longest_answer: the recipe's."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_answer_tokens=self.max_answer_tokens or longest_answer,
-        )
-
-    @property
-    def sets(self) -> tuple[EvalSetSection, ...]:
-        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
-        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(one.path for one in self.sets))
 
 
 class DiagnosticsSection(Section):

@@ -13,7 +13,7 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress, Sampler
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.slots import Counts
+from opdkit.engines.sampling.slots import Counts
 from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
@@ -22,7 +22,7 @@ from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student_server import StudentServer
-from opdkit.training.saved_run import SavedRun
+from opdkit.training.saved.saved_run import SavedRun
 from opdkit.training.state import Viewer
 from opdkit.types import Group, Problem, Rollout
 

@@ -13,11 +13,10 @@ from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.render import long_prompts
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
-from opdkit.errors import Interrupted, UserError
+from opdkit.errors import Interrupted
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
@@ -27,21 +26,30 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
-from opdkit.training import checkpoint
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
-from opdkit.training.data import TrainProblems, by_task, check_readable, evaluation_sets, fitting, training_data
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.models.viewers import state_of
 from opdkit.training.parts import Parts
-from opdkit.training.pass_rates import measure_pass_rates
-from opdkit.training.resume import fingerprints, going_on
+from opdkit.training.problems.data import (
+    TrainProblems,
+    by_task,
+    check_evaluations,
+    check_readable,
+    evaluation_sets,
+    fitting,
+    row_doubts,
+    training_data,
+)
+from opdkit.training.problems.pass_rates import measure_pass_rates
+from opdkit.training.saved import checkpoint
+from opdkit.training.saved.resume import fingerprints, going_on
+from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
 from opdkit.training.step import train_step
-from opdkit.training.summary import note_of, summary_of
 from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
@@ -120,7 +128,9 @@ class TrainingRun:
             say(console, sentence)
         self.problems = self._fitting(data)
         self.drawn = TrainProblems(recipe, data, self.problems)
-        self._check_evaluations()
+        for evaluated in eval_sets.values():
+            self._warn_of_rows(evaluated)
+        check_evaluations(recipe, eval_sets, parts.renderer, parts.room)
         if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
@@ -320,23 +330,6 @@ class TrainingRun:
         readers = teachers_of_sets(self.recipe, self.parts.viewers)
         return self.evaluations.measure("teacher", "teacher", readers) if readers else None
 
-    def _check_evaluations(self) -> None:
-        """Raises UserError for an evaluation that would only fail after training."""
-        room, render = self.parts.room, self.parts.renderer.prompt_ids_within
-        longest = self.recipe.eval.max_answer_tokens or self.recipe.longest_answer
-        for source, data in self.eval_sets.items():
-            self._warn_of_rows(data)
-            if room is None:
-                continue
-            most = room - longest
-            long = long_prompts(((p.id, render(p.messages, most)) for p in data.problems), most)
-            if long:
-                raise UserError(
-                    f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
-                    f"model's {room} positions (first: {long[0].problem_id}, {long[0].num_tokens} tokens); lower "
-                    "eval.max_answer_tokens, or evaluate on other data"
-                )
-
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""
         found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
@@ -369,18 +362,8 @@ class TrainingRun:
                 self.warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
-        for sentence in data.files_left_out:
+        for sentence in row_doubts(self.recipe, data):
             self.warn(sentence)
-        if data.dropped:
-            where, why = data.dropped[0]
-            self.warn(f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})")
-        own = sum(any(turn["role"] == "system" for turn in problem.messages) for problem in data.problems)
-        if self.recipe.model.system and own:
-            self.warn(f"{own} problems of {data.source} have a system turn, which model.system takes the place of")
-        if data.num_duplicate_ids:
-            self.warn(
-                f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
-            )
 
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)

@@ -16,8 +16,8 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.run.console import Console, say
 from opdkit.tasks import arithmetic
-from opdkit.training.demonstrations import MARKS, demonstration_lessons, rounds
 from opdkit.training.loop import train
+from opdkit.training.problems.demonstrations import MARKS, demonstration_lessons, rounds
 from opdkit.types import Problem
 
 BATCH = 64

@@ -7,13 +7,13 @@ from datetime import datetime
 from opdkit.engines.load import pick_device
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
-from opdkit.training import checkpoint
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.gathered import make_optimizer
 from opdkit.training.models.sides import student_reading
 from opdkit.training.models.student import load_student
 from opdkit.training.models.viewers import load_state, make_viewers
-from opdkit.training.saved_run import SavedRun
+from opdkit.training.saved import checkpoint
+from opdkit.training.saved.saved_run import SavedRun
 
 
 class Parts:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opdkit.contexts import Context
+from opdkit.engines.forward.passes import Passes
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.passes import Passes
 from opdkit.methods.base import Method
 from opdkit.methods.weighting import Weights
 from opdkit.ranks.base import ALONE, Ranks
@@ -15,7 +15,7 @@ from opdkit.recipe import DiagnosticsSection
 from opdkit.recipe.data import RouteSection
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.spool import Spool
+from opdkit.training.saved.spool import Spool
 from opdkit.types import Asked, Example, Group, Needs, Problem, reading_names
 
 Sample = Callable[[Sequence[Problem], int], list[Group]]  # (problems, step) -> graded groups

@@ -10,8 +10,8 @@ from opdkit.engines.states import answered
 from opdkit.recipe.sections import SpoolSection
 from opdkit.training.deal import Deal
 from opdkit.training.models.base_teacher import Teacher
+from opdkit.training.saved.spool import Spool, description
 from opdkit.training.spans import check_coverage
-from opdkit.training.spool import Spool, description
 from opdkit.training.state import State
 from opdkit.types import Asked, Example, Group, Rollout, Signal, View, base_name
 

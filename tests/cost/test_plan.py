@@ -138,7 +138,7 @@ def test_what_torch_modules_hold_is_what_the_plan_says() -> None:
     """The numbers that are written here a second time, because theirs are beside torch."""
     from opdkit.cost import memory, work
     from opdkit.engines import memory as engines_memory
-    from opdkit.engines import slots
+    from opdkit.engines.sampling import slots
     from opdkit.losses import head
 
     assert work.TOKENS_PER_BATCH == engines_memory.TOKENS_PER_BATCH

@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from opdkit.engines.aligned import Alignment, Reading, Span, cut, valid_text
 from opdkit.engines.scratch import CHATML_END, bpe_tokenizer
-from opdkit.engines.token_bytes import TokenBytes, encode_plainly, token_bytes
+from opdkit.engines.tokens.aligned import Alignment, Reading, Span, cut, valid_text
+from opdkit.engines.tokens.token_bytes import TokenBytes, encode_plainly, token_bytes
 from opdkit.errors import UserError
 
 WOMAN_SCIENTIST = "\U0001f469\u200d\U0001f52c"  # 4 + 3 + 4 bytes

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from opdkit.engines.base import SamplingParams
+from opdkit.engines.forward.passes import Passes
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.passes import Passes
 from opdkit.engines.prove import proof_hidden
 from opdkit.errors import UserError
 from opdkit.types import Asked

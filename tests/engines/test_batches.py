@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from opdkit.engines import decode, memory, scoring, slots
+from opdkit.engines import memory
 from opdkit.engines.base import Sampled, SamplingParams
+from opdkit.engines.forward import scoring
+from opdkit.engines.forward.scoring import signals_of
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.scoring import signals_of
-from opdkit.engines.slots import Job, Slots
+from opdkit.engines.sampling import decode, slots
+from opdkit.engines.sampling.slots import Job, Slots
 from opdkit.errors import Interrupted, UserError
 from opdkit.losses import Head
 from opdkit.losses.head import HeadStats

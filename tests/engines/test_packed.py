@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from opdkit.engines import packed, passes
+from opdkit.engines.forward import packed, passes
+from opdkit.engines.forward.passes import Passes
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.passes import Passes
 
 Make = Callable[..., tuple[Any, Any]]
 SHARING, ALONE = Passes(1000, 1, 4), Passes(1000, 1, None)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from opdkit.engines.passes import Passes, passes_on, plan_packed, plan_padded
-from opdkit.engines.prefix_tree import Forest, grow
+from opdkit.engines.forward.passes import Passes, passes_on, plan_packed, plan_padded
+from opdkit.engines.forward.prefix_tree import Forest, grow
 
 
 def log_normal(num: int, seed: int) -> list[int]:

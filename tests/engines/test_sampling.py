@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.draw import Uniforms, draw, kept_entries
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.sampling.draw import Uniforms, draw, kept_entries
 from opdkit.errors import UserError
 from opdkit.types import Asked, seed_from
 

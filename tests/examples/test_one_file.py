@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.recipe import parse_recipe
 from opdkit.tasks import arithmetic
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 from opdkit.training.step import train_step
 
 FILE = Path(__file__).parent.parent.parent / "examples" / "one_file.py"

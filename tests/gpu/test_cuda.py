@@ -78,8 +78,8 @@ def test_a_run_on_the_device(method: str, overrides: tuple[str, ...], folder: Pa
 def test_packed_passes_and_trees(dtype: torch.dtype, folder: Path) -> None:
     """Flex attention, compiled: ragged siblings packed, and with their prompt read once, have the states and gradients
     of padded passes. In bfloat16 within its rounding."""
+    from opdkit.engines.forward.passes import Passes
     from opdkit.engines.model import LanguageModel
-    from opdkit.engines.passes import Passes
 
     model = LanguageModel.load(folder / "student", dtype=dtype, device="cuda")
     assert model.is_packed, model.notes

@@ -20,7 +20,8 @@ from test_clip import *  # noqa: F403  these tests are the point
 from test_gradients import *  # noqa: F403
 from test_head_loss import *  # noqa: F403
 
-from opdkit.losses import Divergence, Support, Target, TeacherAdvantage, Term, kernel, kernel_proof
+from opdkit.losses import Divergence, Support, Target, TeacherAdvantage, Term
+from opdkit.losses.kernels import kernel, kernel_proof
 
 pytestmark = pytest.mark.triton
 pytest.importorskip("triton", reason="Triton is not installed: `make test-triton` has it")

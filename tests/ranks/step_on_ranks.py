@@ -16,10 +16,10 @@ from opdkit.metrics import reduce_metrics
 from opdkit.ranks.base import Ranks
 from opdkit.ranks.join import join, leave
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 from opdkit.training.step import train_step
 
 OF_THE_SPLIT = ("time/", "memory/", "rollout/occupancy", "rollout/rows_together", "rollout/evictions")

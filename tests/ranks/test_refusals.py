@@ -42,7 +42,7 @@ def test_a_folder_that_a_rank_does_not_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["recipe", "code", "versions", "training data"])
 def test_ranks_that_are_not_alike(what: str, recipe: Callable[..., Recipe]) -> None:
     """Whatever differs is named: another seed or another torch on one of the machines, or an edited file."""
-    from opdkit.training.data import training_data
+    from opdkit.training.problems.data import training_data
 
     chosen = recipe("opd")
     ranks = Two(lambda facts: {**facts, what: "another"})

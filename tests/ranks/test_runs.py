@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from opdkit import toml
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
-from opdkit.training.checkpoint import latest
+from opdkit.training.saved.checkpoint import latest
 
 pytestmark = pytest.mark.ranks
 Make = Callable[..., Recipe]

@@ -193,7 +193,7 @@ def test_a_teacher_that_one_stage_asks_is_not_unused() -> None:
 
 def test_a_longer_run_would_be_another_schedule() -> None:
     """Half of the steps is another step then."""
-    from opdkit.training.resume import check_same_recipe
+    from opdkit.training.saved.resume import check_same_recipe
 
     short, long = (scheduled({"divergence": "forward_then_reverse"}, train={"steps": n}).as_dict() for n in (10, 20))
     with pytest.raises(UserError, match=r"train\.steps was 10, is 20"):

@@ -62,6 +62,10 @@ def test_the_teachers_own_words_where_it_gave_a_list(row: Example) -> None:
     )
     _, note = tokens(heat_map(replace(row, signals={"teacher": signal}), 1.0, decode))[3]
     assert "teacher's first: “B” 50.0 %, “A” 25.0 %" in note
+    assert signal.topk_logprob_TK is not None
+    signal.topk_logprob_TK[3] = np.nan  # a teacher with another tokenizer has no word on it
+    _, note = tokens(heat_map(replace(row, signals={"teacher": signal}), 1.0, decode))[3]
+    assert "teacher's first" not in note
 
 
 def test_rows_without_what_was_taught(row: Example) -> None:

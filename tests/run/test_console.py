@@ -15,8 +15,8 @@ from opdkit.errors import Interrupted
 from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Interrupt, Terminal
-from opdkit.training import checkpoint
 from opdkit.training.loop import train
+from opdkit.training.saved import checkpoint
 
 
 @pytest.mark.parametrize(

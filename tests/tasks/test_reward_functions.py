@@ -85,7 +85,7 @@ def test_columns_of_a_file_reach_the_function(made: Callable[..., GuardedTask], 
 
 
 def test_the_domain_of_a_set_is_a_column_too(made: Callable[..., GuardedTask], tmp_path: Path) -> None:
-    """Of a problem whose own row has none: `data.train` gives it (training/data.py)."""
+    """Of a problem whose own row has none: `data.train` gives it (training/problems/data.py)."""
     (problem,) = load(data(tmp_path, {"problem": "q", "answer": "a"}), "rewards.py:seen")
     made("seen").grade([(replace(problem, columns={"level": "hard"}), "said")])
     assert json.loads((tmp_path / "seen.json").read_text())[2] == ["hard"]

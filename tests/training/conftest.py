@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from opdkit.recipe import Recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 
 
 @pytest.fixture

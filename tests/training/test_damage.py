@@ -17,9 +17,10 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TrainSection
 from opdkit.run import environment
 from opdkit.run import folder as run_folder
-from opdkit.training import checkpoint, loop
+from opdkit.training import loop
 from opdkit.training.loop import train
 from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.saved import checkpoint
 
 Make = Callable[..., Recipe]
 EMA = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", "train.steps=4", "train.schedule=constant")

@@ -13,7 +13,7 @@ from opdkit.contexts import Peers, build_views
 from opdkit.contexts.render import Renderer
 from opdkit.errors import UserError
 from opdkit.tasks import arithmetic
-from opdkit.training.demonstrations import MARKS, MIX, WORDING, demonstration_lessons
+from opdkit.training.problems.demonstrations import MARKS, MIX, WORDING, demonstration_lessons
 from opdkit.types import Group, Problem, Rollout
 
 WORLDS = ("add-3", "merge-4")

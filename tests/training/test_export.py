@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
-from opdkit.training import export as exporting
-from opdkit.training.export import COMPLETE, export, push
 from opdkit.training.loop import train
+from opdkit.training.saved import export as exporting
+from opdkit.training.saved.export import COMPLETE, export, push
 
 KEYS = ("train.steps=2", "train.warmup_steps=0", "train.save_every=1", "train.lr=1e-2", "data.limit=8")
 EVALUATED = ("eval.data=arithmetic:merge-3:test", "eval.limit=3", "eval.samples=2", "eval.teacher=false")

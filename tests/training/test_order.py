@@ -3,7 +3,7 @@
 import pytest
 
 from opdkit.errors import UserError
-from opdkit.training.order import Draws, problems_of_step
+from opdkit.training.problems.order import Draws, problems_of_step
 
 
 def test_every_epoch_is_a_permutation() -> None:

@@ -129,6 +129,9 @@ def test_refusals_name_the_way_out(recipe: Make, console: Console, tmp_path: Pat
         "train.steps=5": "kept its teachers for 1 steps",
         "seed=4": "was made with 3",
         "train.problems_per_step=4": "train.problems_per_step = 4",
+        "sampling.temperature=0.5": "sampling.temperature = 0.5",
+        "sampling.group_size=7": "sampling.group_size = 7",
+        "data.max_prompt_tokens=9": "data.max_prompt_tokens = 9",
         "method.target={ other = 1.0 }": "other",
     }.items():
         with pytest.raises(UserError, match=said):
@@ -138,3 +141,15 @@ def test_refusals_name_the_way_out(recipe: Make, console: Console, tmp_path: Pat
     (kept.run_dir / "spool/step_000001.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(UserError, match="step_000001"):
         train(replay, console=console)
+
+
+def test_a_replay_leaves_its_run_alone_and_samples_nothing(recipe: Make, console: Console) -> None:
+    """Nothing waits for a sampler, the run is never written over, and a step that was killed in the middle is none."""
+    kept = recipe("opd", "train.steps=2", "sampling.lag=1", "name=kept", "spool.max_gib=1", "diagnostics.every=0")
+    train(kept, console=console)
+    again = replay_recipe(kept.run_dir)
+    assert (again.sampling.lag, again.sampling.engine, again.train.steps) == (0, "hf", 2)
+    with pytest.raises(UserError, match="another name"):
+        replay_recipe(kept.run_dir, name=kept.name)
+    (kept.run_dir / "rows/step_000002.parquet").unlink()  # its spool is written before the student learns
+    assert replay_recipe(kept.run_dir).train.steps == 1

@@ -19,8 +19,8 @@ from opdkit import toml
 from opdkit.errors import Interrupted, UserError
 from opdkit.recipe import Recipe
 from opdkit.run.console import Interrupt
-from opdkit.training import checkpoint
 from opdkit.training.loop import train
+from opdkit.training.saved import checkpoint
 
 Make = Callable[..., Recipe]
 EMA = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1")
@@ -73,7 +73,7 @@ def uninterrupted() -> dict[str, Any]:
     [
         ("opdkit.rollouts.single_turn.sample_rollouts", 4),  # while the fourth step samples
         ("opdkit.training.step.backward", 6),  # with the checkpoint of step 4 two steps behind
-        ("opdkit.training.checkpoint.save_file", 3),  # the second checkpoint half written
+        ("opdkit.training.saved.checkpoint.save_file", 3),  # the second checkpoint half written
     ],
 )
 def test_killed_runs_resume_to_the_same_bits(
@@ -195,7 +195,7 @@ def test_no_memory_is_a_sentence_and_the_run_goes_on(
     as a run that had enough."""
     owner, name = {
         "sampling": ("opdkit.engines.hf", "decode"),
-        "scoring": ("opdkit.engines.scoring", "signals_of"),
+        "scoring": ("opdkit.engines.forward.scoring", "signals_of"),
         "learning": ("opdkit.losses", "head_loss"),
     }[where]
     module = importlib.import_module(owner)

@@ -19,9 +19,9 @@ from opdkit.recipe import Recipe, parse_recipe
 from opdkit.run.rows import load_rows
 from opdkit.tasks import arithmetic
 from opdkit.training import loop
-from opdkit.training.data import check_readable, training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
+from opdkit.training.problems.data import check_readable, training_data
 from opdkit.training.step import train_step
 from opdkit.types import Example, Problem
 

@@ -120,7 +120,7 @@ def test_pass_rates_are_measured_before_the_first_step(
     nothing, so one answer in three is called right here, by a digest of its text."""
     from opdkit.tasks import arithmetic
     from opdkit.tasks.base import Grade
-    from opdkit.training import checkpoint
+    from opdkit.training.saved import checkpoint
     from opdkit.types import seed_from
 
     def grade(self: Any, items: Any) -> list[Grade]:

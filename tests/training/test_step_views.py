@@ -24,10 +24,11 @@ from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows, save_rows
-from opdkit.training import checkpoint, step
+from opdkit.training import step
 from opdkit.training.loop import TrainingRun, train
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.models.student import load_student
+from opdkit.training.saved import checkpoint
 from opdkit.types import Asked, Example, Needs
 
 Make = Callable[..., Recipe]

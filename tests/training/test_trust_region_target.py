@@ -10,10 +10,10 @@ from torch import Tensor
 
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
-from opdkit.training.data import training_data
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
+from opdkit.training.problems.data import training_data
 from opdkit.training.step import train_step
 
 Make = Callable[..., Recipe]

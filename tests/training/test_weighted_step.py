@@ -16,11 +16,12 @@ from torch import Tensor
 from opdkit import losses
 from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
-from opdkit.training import checkpoint, plan
+from opdkit.training import plan
 from opdkit.training import step as module
 from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
+from opdkit.training.saved import checkpoint
 from opdkit.training.step import train_step
 
 Make = Callable[..., Recipe]

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
-from opdkit.engines.draw import check_params, cuts
+from opdkit.engines.sampling.draw import check_params, cuts
 from opdkit.engines.servers.base import Aborted, Api, Row, Vocabulary, Written
 from opdkit.engines.servers.http import Refused, Unreachable, as_answered
 from opdkit.errors import UserError

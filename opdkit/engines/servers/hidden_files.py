@@ -28,6 +28,7 @@ from opdkit.errors import UserError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,200}\.safetensors")
 _HEADER_BYTES = 1 << 16  # beside the numbers
 WITHOUT_LOCK_S = 20.0
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe of that name keeps nobody waiting
 _ITEM_BYTES = 8  # the widest a number can be
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +76,7 @@ class SharedFolder:
         while not self.is_stopped:
             has_lock = is_held = False
             with contextlib.suppress(FileNotFoundError):
-                lock = os.open(f"{name}.lock", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+                lock = os.open(f"{name}.lock", _OPEN, dir_fd=folder)
                 has_lock = True
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -96,7 +97,7 @@ class SharedFolder:
 
 
 def _read(folder: int, name: str, most: int) -> bytes:
-    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    file = os.open(name, _OPEN, dir_fd=folder)
     try:
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
@@ -118,7 +119,7 @@ def _states(data: bytes, ids: Sequence[int], width: int) -> Tensor:
     num = len(ids)
     if states.dtype not in DTYPES or states.dim() != 3 or states.shape[1:] != (1, width) or len(states) < num:
         raise ValueError(f"states of {[*states.shape]} {states.dtype}, not of [{num}, 1, {width}]")
-    if tokens[:num].tolist() != list(ids):
+    if tokens.dim() != 1 or tokens[:num].tolist() != list(ids):
         raise ValueError("states of other tokens than were asked")
     states_TH = states[:num, 0]
     if not bool(states_TH.isfinite().all()):

@@ -107,12 +107,10 @@ class Loaded:
                 for place, entries in enumerate(said)
                 for token, entry in (entries or {}).items()
             ]
-        except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            ids, logprobs, places = zip(*entries, strict=True) if entries else ((), (), ())
+            return Entries(np.array(ids, np.int64), np.array(logprobs, np.float64), np.array(places, np.int64))
+        except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"no prompt_logprobs in it ({type(error).__name__}: {error})") from None
-        ids, logprobs, places = zip(*entries, strict=True) if entries else ((), (), ())
-        return Entries(
-            np.array(ids, dtype=np.int64), np.array(logprobs, dtype=np.float64), np.array(places, dtype=np.int64)
-        )
 
 
 def signal_of(
@@ -132,8 +130,8 @@ def signal_of(
     if len(found.place_E) == 0 or found.place_E[-1] != len(prompt) - 1 or found.place_E[0] != 1:
         last = int(found.place_E[-1]) if len(found.place_E) else 0
         raise ValueError(f"log-probs of {last} tokens, not of {len(prompt) - 1}")
-    if not np.isfinite(found.logprob_E).all() or found.logprob_E.max() > 1e-3:
-        raise ValueError("log-probs that are none")
+    if not np.isfinite(found.logprob_E).all() or found.logprob_E.max() > 1e-3 or found.ids_E.min() < 0:
+        raise ValueError("log-probs, or ids, that are none")
     is_own_E = found.ids_E == own_E[found.place_E]
     if not (np.bincount(found.place_E[is_own_E], minlength=len(prompt))[1:] == 1).all():
         raise ValueError("a token whose own log-prob is not among those of its place")

@@ -150,16 +150,20 @@ class _Tokens:
         yield from self._loss(index)
 
     def _teachers_own(self, index: int, decode: Decode | None) -> Iterator[str]:
-        """What the teacher would have written, where its list was asked for."""
+        """What the teacher would have written, where its list was asked for; of a token of which a teacher with another
+        tokenizer says nothing, nothing."""
         signal = self.row.signal
         if signal is None or signal.topk_ids_TK is None or signal.topk_logprob_TK is None:
             return
         order = np.argsort(-signal.topk_logprob_TK[index], kind="stable")[:NUM_TEACHER_TOKENS]
         pairs = [(int(signal.topk_ids_TK[index, k]), float(signal.topk_logprob_TK[index, k])) for k in order]
         words = [
-            f"{_quoted(decode([token]) if decode else str(token))} {_percent(logprob)}" for token, logprob in pairs
+            f"{_quoted(decode([token]) if decode else str(token))} {_percent(logprob)}"
+            for token, logprob in pairs
+            if not math.isnan(logprob)
         ]
-        yield "teacher's first: " + ", ".join(words)
+        if words:
+            yield "teacher's first: " + ", ".join(words)
 
     def _loss(self, index: int) -> Iterator[str]:
         taught, kinds = self.row.taught, self.kinds(index)

@@ -1,8 +1,8 @@
 """A teacher with another tokenizer: it reads the text of the student's answer, and is heard where the two meet.
 
-How an answer's tokens of both sides find each other is `engines/aligned.py`. Here the teacher's word on its own tokens
-becomes a word on the student's: of tokens that are one on both sides as it stands, of a span as the sum of its tokens.
-Of all others nothing is said, and no loss counts them.
+How an answer's tokens of both sides find each other is `engines/tokens/aligned.py`. Here the teacher's word on its own
+tokens becomes a word on the student's: of tokens that are one on both sides as it stands, of a span as the sum of its
+tokens. Of all others nothing is said, and no loss counts them.
 
 Letters: T tokens of the student's answer, K likeliest ids, W ids of the student's vocabulary.
 """
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from opdkit.contexts import Context, build_views
 from opdkit.contexts.render import Renderer
-from opdkit.engines.aligned import Reading, align
 from opdkit.engines.base import Progress
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.tokens.aligned import Reading, align
 from opdkit.losses import Head
 from opdkit.recipe import TeacherSection
 from opdkit.training.models.other_models import OtherModel

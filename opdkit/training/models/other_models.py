@@ -16,8 +16,8 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.load import load_num_rows, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.stops import Stops, find_stops
-from opdkit.engines.vocabulary import common_ids, num_tokens
+from opdkit.engines.tokens.stops import Stops, find_stops
+from opdkit.engines.tokens.vocabulary import common_ids, num_tokens
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.sides import read_words

@@ -12,7 +12,7 @@ from opdkit.engines.states import answered
 from opdkit.errors import UserError
 from opdkit.recipe.saved import kept_of
 from opdkit.training.models.base_teacher import Teacher
-from opdkit.training.saved_run import SavedRun
+from opdkit.training.saved.saved_run import SavedRun
 from opdkit.types import Asked, Group, Signal, View
 
 

@@ -14,8 +14,8 @@ from opdkit.engines.servers.hidden_files import SharedFolder
 from opdkit.engines.servers.http import Client
 from opdkit.engines.servers.probe import model_of, probe
 from opdkit.engines.servers.scorer import Cost, ServerScorer
-from opdkit.engines.stops import find_stops
-from opdkit.engines.vocabulary import num_tokens
+from opdkit.engines.tokens.stops import find_stops
+from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.metrics import Metric

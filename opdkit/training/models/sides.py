@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
-from opdkit.engines.aligned import Alignment, align
 from opdkit.engines.load import load_words
-from opdkit.engines.stops import Stops, find_stops, texts_of
-from opdkit.engines.token_bytes import encode_plainly
-from opdkit.engines.vocabulary import CommonIds, common_ids
+from opdkit.engines.tokens.aligned import Alignment, align
+from opdkit.engines.tokens.stops import Stops, find_stops, texts_of
+from opdkit.engines.tokens.token_bytes import encode_plainly
+from opdkit.engines.tokens.vocabulary import CommonIds, common_ids
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, TeacherSection, load_recipe
 from opdkit.recipe.load import read_toml

@@ -9,7 +9,7 @@ import torch
 
 from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
-from opdkit.losses.kernel_proof import prove
+from opdkit.losses.kernels.kernel_proof import prove
 from opdkit.recipe import Recipe
 from opdkit.training.models.lora import with_lora
 

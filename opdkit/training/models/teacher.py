@@ -17,9 +17,9 @@ from torch import Tensor
 
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Progress
+from opdkit.engines.forward.scoring import signals_of
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.scoring import signals_of
 from opdkit.errors import UserError
 from opdkit.losses import Head
 from opdkit.losses.inputs import mixed_head

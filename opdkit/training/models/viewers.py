@@ -17,7 +17,7 @@ from opdkit.training.models.saved_teacher import SavedTeacher
 from opdkit.training.models.server_teacher import ServerTeacher
 from opdkit.training.models.sides import check_lists, teacher_reading
 from opdkit.training.models.teacher import make_teacher
-from opdkit.training.saved_run import SavedRun
+from opdkit.training.saved.saved_run import SavedRun
 from opdkit.training.state import Viewer
 
 

@@ -13,8 +13,8 @@ import pytest
 from fake_server import FakeServer
 
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.draw import kept_entries
 from opdkit.engines.hf import HFEngine
+from opdkit.engines.sampling.draw import kept_entries
 from opdkit.engines.servers import engine as engine_file
 from opdkit.engines.servers.base import Vocabulary
 from opdkit.engines.servers.served import Served

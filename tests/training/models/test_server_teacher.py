@@ -22,7 +22,7 @@ from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.recipe.rules import warnings
 from opdkit.training.loop import TrainingRun, train
-from opdkit.training.resume import check_same_recipe
+from opdkit.training.saved.resume import check_same_recipe
 from opdkit.training.step import train_step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "engines" / "servers"))
@@ -234,8 +234,10 @@ def test_only_plain_files_of_the_folder_are_read(tmp_path: Path) -> None:
     os.mkfifo(folder / "pipe.safetensors")
     with pytest.raises(ValueError, match="no plain file"):
         shared.take("pipe.safetensors", [5, 6, 7], 4, 0.05)
+    os.mkfifo(folder / "a.safetensors.lock")  # nor does a pipe in place of a lock keep anybody waiting
     for wrong, ids, width, why in (
         (states, [5, 6, 8], 4, "other tokens"),
+        ({**states, "token_ids": torch.tensor(5)}, [5, 6, 7], 4, "other tokens"),
         (states, [5, 6, 7], 3, "not of"),
         ({**states, "more": torch.zeros(1 << 20)}, [5, 6, 7], 4, "more than such states"),
         ({**states, "hidden_states": torch.full((3, 1, 4), torch.nan)}, [5, 6, 7], 4, "finite"),
@@ -274,6 +276,11 @@ def test_numbers_are_found_in_the_bytes(size: int) -> None:
     for name in ("ids_E", "logprob_E", "place_E"):
         assert np.array_equal(getattr(found, name), getattr(whole, name))
     assert read_any(json.dumps(json.loads(data), indent=1).encode())[1] is Loaded
+    for none in ("9" * 30, "-7"):
+        hostile = Loaded()
+        hostile.feed(json.dumps({"choices": [{"prompt_logprobs": [None, {none: {"logprob": -1.0}}]}]}).encode())
+        with pytest.raises(ValueError):
+            signal_of(hostile.read(), [3, -7], 1, None)
     signal = signal_of(found, prompt, 10, 3, unshared=[prompt[12], -1])
     assert signal.topk_ids_TK is not None and signal.topk_logprob_TK is not None
     assert signal.topk_ids_TK.shape == (31, 3) and (np.diff(signal.topk_logprob_TK) <= 0).all()

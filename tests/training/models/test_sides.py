@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 
 from opdkit import toml
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.stops import find_stops
-from opdkit.engines.vocabulary import common_ids
+from opdkit.engines.tokens.stops import find_stops
+from opdkit.engines.tokens.vocabulary import common_ids
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
-from opdkit.training.checkpoint import save_model
 from opdkit.training.loop import train
 from opdkit.training.models.sides import check_models, read_sides
 from opdkit.training.parts import Parts
+from opdkit.training.saved.checkpoint import save_model
 from opdkit.types import Asked
 
 Make = Callable[..., Recipe]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from opdkit.contexts.render import LongPrompt, Renderer, long_prompts
@@ -14,7 +14,7 @@ from opdkit.recipe import Recipe, needs_rewards
 from opdkit.recipe.data import SetSection
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import SeveralOptions
-from opdkit.training.order import Draws, problems_of_step
+from opdkit.training.problems.order import Draws, problems_of_step
 from opdkit.types import Problem
 
 
@@ -151,6 +151,35 @@ def fitting(recipe: Recipe, data: Dataset, renderer: Renderer, room: int | None)
         )
     left_out = {prompt.problem_id for prompt in long}
     return Fitting(problems=[p for p in data.problems if p.id not in left_out], limit=limit, long=long)
+
+
+def check_evaluations(recipe: Recipe, sets: Mapping[str, Dataset], renderer: Renderer, room: int | None) -> None:
+    """room: the student's positions. Raises UserError for an evaluation that would only fail after training."""
+    longest = recipe.eval.max_answer_tokens or recipe.longest_answer
+    if room is None:
+        return
+    for source, data in sets.items():
+        most = room - longest
+        long = long_prompts(((p.id, renderer.prompt_ids_within(p.messages, most)) for p in data.problems), most)
+        if long:
+            raise UserError(
+                f"eval.data = {source}: {len(long)} prompts leave no room for {longest} answer tokens in the "
+                f"model's {room} positions (first: {long[0].problem_id}, {long[0].num_tokens} tokens); lower "
+                "eval.max_answer_tokens, or evaluate on other data"
+            )
+
+
+def row_doubts(recipe: Recipe, data: Dataset) -> Iterator[str]:
+    """What is not used of a set as it is, a sentence each."""
+    yield from data.files_left_out
+    if data.dropped:
+        where, why = data.dropped[0]
+        yield f"{len(data.dropped)} rows of {data.source} cannot be used (first: {where}: {why})"
+    own = sum(any(turn["role"] == "system" for turn in problem.messages) for problem in data.problems)
+    if recipe.model.system and own:
+        yield f"{own} problems of {data.source} have a system turn, which model.system takes the place of"
+    if data.num_duplicate_ids:
+        yield f"{data.num_duplicate_ids} rows of {data.source} repeat an id; they are kept under ids of their own"
 
 
 def by_task(problems: Sequence[Problem]) -> list[list[Problem]]:

@@ -14,7 +14,7 @@ from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.run.folder import RunFolder
-from opdkit.training import checkpoint
+from opdkit.training.saved import checkpoint
 
 # Memory and place: the same numbers, but for what another order of additions does to them.
 LAST_BITS = (

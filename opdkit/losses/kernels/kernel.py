@@ -99,7 +99,7 @@ class Chunk:
     constants: dict[str, Any]
 
     def launch(self, name: str, grid: tuple[int, ...], *arrays: Tensor, **constants: Any) -> None:
-        from opdkit.losses import triton_kernels
+        from opdkit.losses.kernels import triton_kernels
 
         teacher_nV = self.output_nV if self.teacher_nV is None else self.teacher_nV
         strides = self.output_nV.stride(0), teacher_nV.stride(0)

@@ -1,6 +1,6 @@
 """A run whose answers, and what its teachers said of them, are read again: `[teacher] kind = "saved"`.
 
-Answers and readings come from its rows, signals from its spool (`training/spool.py`), step by step.
+Answers and readings come from its rows, signals from its spool (`training/saved/spool.py`), step by step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from opdkit.losses import Head
 from opdkit.recipe.saved import read_description
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import load_rows
-from opdkit.training.spool import head_file, reading_key, step_file, unpacked, vocabulary_digest
+from opdkit.training.saved.spool import head_file, reading_key, step_file, unpacked, vocabulary_digest
 from opdkit.types import Example, Group, Problem, Rollout, Signal, View
 
 
@@ -125,7 +125,7 @@ class SavedRun:
             )
         file, told = _open(path)
         try:
-            places = {(reader, key): (int(signal), head) for reader, key, signal, head in told["index"]}
+            places = {(reader, key): (int(signal), head and str(head)) for reader, key, signal, head in told["index"]}
             temperature = float(told["temperature"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None

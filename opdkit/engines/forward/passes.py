@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opdkit.engines.prefix_tree import Ids, grow
+from opdkit.engines.forward.prefix_tree import Ids, grow
 
 
 @dataclass(frozen=True, slots=True)

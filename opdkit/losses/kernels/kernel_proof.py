@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opdkit.losses import kernel
 from opdkit.losses.head import head_loss
 from opdkit.losses.inputs import Head, ViewTokens
+from opdkit.losses.kernels import kernel
 from opdkit.losses.spec import Divergence, LossSpec, Support, TeacherAdvantage
 from opdkit.losses.terms import Term
 

@@ -25,9 +25,9 @@ from opdkit.errors import UserError
 from opdkit.run.console import Console, say
 from opdkit.run.folder import RunFolder, sync_folder
 from opdkit.run.rows import load_rows
-from opdkit.training import checkpoint
-from opdkit.training.checkpoint import Saved
-from opdkit.training.model_card import model_card
+from opdkit.training.saved import checkpoint
+from opdkit.training.saved.checkpoint import Saved
+from opdkit.training.saved.model_card import model_card
 
 COMPLETE = ".complete"  # written last: a folder without it was not finished
 MERGE_BOUND = 1e-3  # nats, of any token of the probe rows, both in float32

@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from opdkit.engines.cache import STATES, GrowingLayer, cache_name, new_cache, num_bytes, put_together, takes_rows
 from opdkit.engines.causal import CausalModel, Ids
+from opdkit.engines.sampling.cache import (
+    STATES,
+    GrowingLayer,
+    cache_name,
+    new_cache,
+    num_bytes,
+    put_together,
+    takes_rows,
+)
 
 READ_TOKENS = 16384  # of texts in one pass; longer ones are read in several, where the cache allows it
 MASK_ENTRIES = 1 << 28  # of the mask of such a pass: [rows, columns, positions]

@@ -32,7 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from opdkit.engines.prefix_tree import Forest
+from opdkit.engines.forward.prefix_tree import Forest
 
 Way = Literal["pieces", "flex", "varlen"]
 Allowed = Callable[..., Any]  # (batch, head, position q, position k) -> whether q reads k; of any shapes that broadcast

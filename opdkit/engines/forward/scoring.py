@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from opdkit.engines.base import Progress
+from opdkit.engines.forward.passes import Passes
 from opdkit.engines.memory import enough_memory
 from opdkit.engines.model import Ids, LanguageModel
-from opdkit.engines.passes import Passes
 from opdkit.losses import Head, head_stats
 from opdkit.types import Asked, Signal
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from opdkit.engines.base import Sampled, SamplingParams
-from opdkit.engines.cache import KEYS, cache_name, new_cache, takes_rows
 from opdkit.engines.causal import CausalModel
-from opdkit.engines.decode import Batch
-from opdkit.engines.draw import Uniforms, cuts, draw, uncut_logprob
+from opdkit.engines.sampling.cache import KEYS, cache_name, new_cache, takes_rows
+from opdkit.engines.sampling.decode import Batch
+from opdkit.engines.sampling.draw import Uniforms, cuts, draw, uncut_logprob
 from opdkit.errors import UserError
 from opdkit.losses.logprobs import math_dtype, product_dtype
 from opdkit.types import Finish

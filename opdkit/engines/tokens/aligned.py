@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.token_bytes import TokenBytes, encode_plainly, token_bytes
+from opdkit.engines.tokens.token_bytes import TokenBytes, encode_plainly, token_bytes
 from opdkit.errors import UserError
 
 MOST_TOKENS = 6  # of a span on either side; a longer one says too little of each of its tokens

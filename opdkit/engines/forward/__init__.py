@@ -1,0 +1,1 @@
+"""How rows are put into passes of a model, and read."""

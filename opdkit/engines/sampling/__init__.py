@@ -1,0 +1,1 @@
+"""How the Hugging Face engine samples."""

@@ -1,0 +1,1 @@
+"""What token ids mean: bytes, stops, and which ids two models share."""

@@ -1,0 +1,1 @@
+"""The head's loss in Triton, used where it is proven equal."""

@@ -1,0 +1,1 @@
+"""Which problems a run takes, and in which order."""
