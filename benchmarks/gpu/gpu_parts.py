@@ -207,10 +207,11 @@ def long(run: Run) -> None:
 def equal(run: Run) -> None:
     """Every divergence and support in float32 on the device and on the CPU, and bfloat16 beside float64."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(size, 64, generator=generator) for size in (40, 40, 501, 501)]
+    # Numbers that bfloat16 has, so that all dtypes are given the same.
+    inputs = [torch.randn(size, 64, generator=generator).bfloat16().float() for size in (40, 40, 501, 501)]
 
     def gradients(loss: Divergence, device: torch.device, dtype: torch.dtype) -> Tensor:
-        hidden, seen, weight, other = (one.to(device, dtype) for one in inputs)
+        hidden, seen, weight, other = (one.detach().to(device, dtype, copy=True) for one in inputs)
         hidden, weight = hidden.requires_grad_(), (weight / 8).requires_grad_()
         terms = [Term(name="d", loss=loss, coef_N=torch.full((40,), 1 / 40, device=device))]
         view = ViewTokens(hidden_NH=seen, head=Head(weight_VH=other / 8, num_tokens=499))
@@ -239,7 +240,7 @@ def draw(run: Run) -> None:
     scores = torch.randn(rows, size, generator=torch.Generator().manual_seed(1)) * 3
     uniform = torch.rand(rows, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for params in (SamplingParams(), SamplingParams(top_p=0.95, top_k=20)):
-        here = draw_tokens(scores.to(run.device), uniform.to(run.device), params)[0].cpu()
+        here = draw_tokens(scores.to(run.device, copy=True), uniform.to(run.device), params)[0].cpu()
         there = draw_tokens(scores.clone(), uniform, params)[0]
         run.tell("drawn", top_p=params.top_p, rows=rows, same_as_cpu=int((here == there).sum()))
     model = run.model("0.6B")
