@@ -174,7 +174,7 @@ def _teacher_of(recipe: Mapping[str, Any], student: str) -> tuple[str | None, st
     """The path of the run's teacher, or None and why there is none."""
     section = recipe["teacher"]
     if section.get("tokens") == "align":
-        return None, "its teacher has another tokenizer (tokens = \"align\"), and here token ids are compared"
+        return None, 'its teacher has another tokenizer (tokens = "align"), and here token ids are compared'
     if section["kind"] in ("model", "server"):
         return section["path"], ""
     if section["kind"] == "saved":
