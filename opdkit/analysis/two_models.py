@@ -173,6 +173,8 @@ def _digest(path: Path) -> str:
 def _teacher_of(recipe: Mapping[str, Any], student: str) -> tuple[str | None, str]:
     """The path of the run's teacher, or None and why there is none."""
     section = recipe["teacher"]
+    if section.get("tokens") == "align":
+        return None, 'its teacher has another tokenizer (tokens = "align"), and here token ids are compared'
     if section["kind"] in ("model", "server"):
         return section["path"], ""
     if section["kind"] == "saved":

@@ -373,11 +373,6 @@ def _data_faults(recipe: Recipe) -> Iterator[str]:
             f"[spool] keeps what teachers say of every step's rows, but train.save_rows_every = "
             f"{recipe.train.save_rows_every} does not keep the rows; set it to 1, or remove [spool]"
         )
-    if recipe.spool and any(view.teacher.tokens == "align" for view in recipe.all_views.values()):
-        yield (
-            "[spool] keeps what is said of the student's own tokens, and a teacher with tokens = align reads others; "
-            "remove one of the two"
-        )
     if recipe.spool and not recipe.needs.views:
         yield f'[spool] keeps what teachers say, but method.name = "{recipe.method.name}" asks none; remove it'
     if recipe.train.updates_per_step > recipe.train.problems_per_step:

@@ -158,6 +158,15 @@ def test_refusals(run: Path, models: dict[str, Path], tmp_path: Path, console: C
         numbers(console, chosen.run_dir, out=tmp_path / "out")
 
 
+def test_token_ids_of_a_teacher_with_another_tokenizer_are_not_compared(
+    recipe: Make, tmp_path: Path, console: Console
+) -> None:
+    chosen = recipe("opd", "train.steps=1", "teacher.tokens=align", "method.support=sampled", "diagnostics.every=0")
+    train(chosen, console=console)
+    with pytest.raises(UserError, match="another tokenizer"):
+        numbers(console, chosen.run_dir, out=tmp_path / "out")
+
+
 def test_answers_that_cannot_be_read_are_counted_aloud(
     run: Path, models: dict[str, Path], tmp_path: Path, console: Console
 ) -> None:

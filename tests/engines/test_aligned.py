@@ -155,6 +155,9 @@ def test_a_space_that_a_tokenizer_puts_in_front_is_nobodys_token() -> None:
     theirs = side(" a", "b", special=["</s>"])
     found = alignment(side("a", "b", special=["<end>"]), theirs, encode=lambda text: greedy(theirs, " " + text))
     assert found.read([0, 1]).spans == (Span((1, 2), (1, 2)),)
+    theirs = side(" ", " a", "b", special=["</s>"])  # an answer that begins with one has two there
+    found = alignment(side("a", "b", " ", special=["<end>"]), theirs, encode=lambda text: greedy(theirs, " " + text))
+    assert found.read([2, 0, 1, 3]).spans == (Span((2, 3), (2, 3)), Span((3, 4), (3, 4)))
 
 
 def test_one_vocabulary_under_other_ids_is_read_token_by_token() -> None:

@@ -247,13 +247,13 @@ def test_torchrun(recipe: Make) -> None:
 
 
 def test_ranks_with_other_recipes_are_refused(recipe: Make, on_ranks: Any, tmp_path: Path) -> None:
-    """Started by torchrun with another seed on rank 1."""
+    """Started by torchrun with another learning rate on rank 1."""
     chosen = recipe("opd")
     path = command(chosen)[-1]
     script = tmp_path / "start.py"
     script.write_text(
         "import os, sys\n"
-        f"sys.argv = ['opdkit', 'train', {path!r}, '--set', 'seed=' + os.environ['RANK']]\n"
+        f"sys.argv = ['opdkit', 'train', {path!r}, '--set', 'train.lr=0.00' + os.environ['RANK'] + '1']\n"
         "from opdkit.cli import main\n"
         "main()\n"
     )

@@ -136,7 +136,7 @@ class Alignment:
             if piece is None:  # an unknown character: from here on the two are not known to agree
                 break
             theirs.append(piece)
-        spaced = bool(theirs) and theirs[0].startswith(b" ") and not text.startswith(" ")
+        spaced = _num_spaces(b"".join(theirs)) > _num_spaces(text.encode())
         if spaced:  # some tokenizers put one in front of every text
             theirs[0] = theirs[0][1:]
         spans = [
@@ -174,6 +174,11 @@ def align(student: Side, teacher: Side, *, pair_stops: bool) -> Alignment:
     if not ours.id_of.keys() & theirs.id_of.keys():
         raise UserError(f"{student[2]} and {teacher[2]} have no token of the same bytes, so nothing could be compared")
     return alignment
+
+
+def _num_spaces(text: bytes) -> int:
+    """In front."""
+    return len(text) - len(text.lstrip(b" "))
 
 
 def _num_agreed(one: bytes, other: bytes) -> int:
