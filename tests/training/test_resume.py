@@ -156,6 +156,25 @@ def test_a_changed_recipe_is_not_resumed(recipe: Make, console: Console) -> None
         train(recipe("sft", "train.steps=4", "name=cosine"), console=console, resume=True)
 
 
+def test_a_run_from_before_a_key_is_there_is_resumed(recipe: Make, console: Console) -> None:
+    """It ran with what is the key's default now; a value that is no default is another run still."""
+    chosen = recipe("sft", "train.steps=2", "train.schedule=constant")
+    train(chosen, console=console)
+    file = chosen.run_dir / "recipe.toml"
+    lines = file.read_text().splitlines()
+    later = ("master_dtype", "weight_decay", "lag", "max_prompt_tokens")
+    kept = [line for line in lines if line.partition(" = ")[0] not in later]
+    assert len(kept) <= len(lines) - 3
+    file.write_text("\n".join(kept))
+    with pytest.raises(UserError, match=r"train\.weight_decay was 0\.0\d*, is 0\.5"):
+        train(
+            recipe("sft", "train.steps=3", "train.schedule=constant", "train.weight_decay=0.5"),
+            console=console,
+            resume=True,
+        )
+    assert train(recipe("sft", "train.steps=3", "train.schedule=constant"), console=console, resume=True)["steps"] == 3
+
+
 def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
     recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

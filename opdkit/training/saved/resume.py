@@ -11,7 +11,7 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.metrics import of_steps, read_metrics
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
 from opdkit.run.folder import RunFolder
 from opdkit.training.saved import checkpoint
@@ -110,13 +110,22 @@ def going_on(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None
     saved = checkpoint.latest(folder.checkpoints)
     step = saved.step if saved else 0
     models = {key: path for key, path in recipe.model_paths.items() if _same_files(folder, key, path)}
-    changed = check_same_recipe(folder.read_recipe(), recipe.as_dict(), steps_taken=step, same_models=models)
+    began = _with_todays_keys(folder.read_recipe())
+    changed = check_same_recipe(began, recipe.as_dict(), steps_taken=step, same_models=models)
     said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
     lines = of_steps(read_metrics(folder.metrics)) if folder.metrics.exists() else []
     kept = sum(line["step"] <= step for line in lines)
     if kept < step:
         said.append(f"{folder.metrics} has lost lines: {step} steps were taken, and it has {kept} of them")
     return saved, changed, said
+
+
+def _with_todays_keys(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run of an earlier opdkit has none of the keys that came later: it ran with what are their defaults."""
+    try:
+        return parse_recipe(recipe).as_dict()
+    except UserError:  # a file that it names is gone, say: then every key must be there
+        return recipe
 
 
 def _same_files(folder: RunFolder, key: str, path: str) -> bool:
