@@ -177,9 +177,9 @@ def test_ctrl_c_keeps_what_is_done(load: Load, console: Console, monkeypatch: py
     pipeline = load()
     check, metrics = Interrupt.check, pipeline.folder / "sft" / "metrics.jsonl"
 
-    def interrupted(self: Interrupt) -> None:
+    def interrupted(self: Interrupt, *ranks: Any) -> None:
         self.asked = metrics.exists() and len(metrics.read_text().splitlines()) == 2
-        check(self)
+        check(self, *ranks)
 
     with monkeypatch.context() as patch:
         patch.setattr(Interrupt, "check", interrupted)

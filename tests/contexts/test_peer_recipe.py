@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from opdkit.contexts.render import Renderer
 from opdkit.engines.scratch import bpe_tokenizer
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
+from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.views import view_groups
 from opdkit.types import Asked, Needs, View
 
@@ -108,9 +110,11 @@ def views(renderer: Renderer, *, seed: int = 0, step: int = 0) -> list[View | No
         ids = renderer.encode(f"{verdict}{rollout.sample_id} " + "says much " * 4)
         mask = np.ones(len(ids), dtype=np.bool_)
         rollouts.append(replace(rollout, answer_ids=ids, answer_mask=mask))
+    teacher: Any = SimpleNamespace(renderer=renderer)
+    teacher.views = partial(Teacher.views, teacher)
     state: Any = SimpleNamespace(
         needs=Needs(views={"teacher": Asked("distribution")}),
-        viewers={"teacher": SimpleNamespace(teacher=SimpleNamespace(renderer=renderer), context=PEERS)},
+        viewers={"teacher": SimpleNamespace(teacher=teacher, context=PEERS)},
         readings=lambda view: [view],
         reader=lambda view, problem: view,
         seed=seed,

@@ -13,6 +13,7 @@ from rich.console import Console
 from opdkit.engines.hf import HFEngine
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation import evaluate as module
+from opdkit.evaluation.answering import answering
 from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
@@ -159,11 +160,12 @@ def test_published_estimators_stand_beside_ours(options: EvaluateOptions, tmp_pa
     assert list(written["eval"]["arithmetic:merge-2:test"]["pass_at_k"]) == ["1", "2", "3", "4"]
 
 
-def test_thinking_is_closed_as_in_training(options: EvaluateOptions, console: Console) -> None:
+def test_thinking_is_closed_as_in_training(options: EvaluateOptions, console: Console, tmp_path: Path) -> None:
     """The prompt that `model.close_thinking` trains on; other answers' identity knows the difference."""
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     for closed, ending in ((True, "<think></think>\n\n"), (False, "<think>")):
-        _, renderer = module.load_engine(replace(options, close_thinking=closed), console)
+        with answering(replace(options, close_thinking=closed), console, tmp_path) as reading:
+            renderer = reading.renderer
         asked = replace(renderer, chat_template=template).prompt_text([{"role": "user", "content": "1"}])
         assert asked == "1" + ending
 

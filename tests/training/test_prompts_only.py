@@ -94,7 +94,7 @@ def test_some_rows_have_a_gold(recipe: Any, console: Console, tmp_path: Path) ->
         ("verified_sft", (), 'method.name = "verified_sft" needs rewards'),
         ("opd", ("weights.problems.name=paced",), "[weights] needs rewards"),
         ("opd", ("context.kind=peers",), 'context.kind = "peers" needs rewards'),
-        ("opd", ("eval.data=arithmetic:merge-3:test",), "eval.data is graded by data.task"),
+        ("opd", ("eval.data=arithmetic:merge-3:test",), "is graded by data.task, which names no grader"),
     ],
 )
 def test_who_needs_rewards_needs_a_task(recipe: Any, method: str, keys: tuple[str, ...], said: str) -> None:

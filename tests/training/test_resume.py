@@ -186,12 +186,12 @@ def test_an_interrupted_evaluation_loses_no_step_and_is_made_up(
     chosen, heard = recipe("sft", *keys), []
     check = Interrupt.check
 
-    def interrupted(self: Interrupt) -> None:
+    def interrupted(self: Interrupt, *ranks: Any) -> None:
         metrics = chosen.run_dir / "metrics.jsonl"
         if metrics.exists() and metrics.read_text().count('"train/loss"') == 2:
             heard.append(1)
         self.asked = len(heard) == 4  # once after the step; then after tokens of the evaluation
-        check(self)
+        check(self, *ranks)
 
     monkeypatch.setattr(Interrupt, "check", interrupted)
     with pytest.raises(Interrupted):
@@ -213,7 +213,7 @@ def test_no_memory_is_a_sentence_and_the_run_goes_on(
     """In the third step a device gives no more memory: the settings that help are named, and with them `--resume` ends
     as a run that had enough."""
     owner, name = {
-        "sampling": ("opdkit.engines.hf", "decode"),
+        "sampling": ("opdkit.engines.hf", "Slots"),
         "scoring": ("opdkit.engines.forward.scoring", "signals_of"),
         "learning": ("opdkit.losses", "head_loss"),
     }[where]

@@ -16,6 +16,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, sample
+from opdkit.types import seed_from
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,12 @@ def test_answers_of_evaluate_are_read_back(
 ) -> None:
     """Text and stop token give the ids that were sampled, but for special tokens in an answer, which a text has not;
     where those are lost the length differs, and it is counted. A character tokenizer: proves nothing about merges."""
-    sampled: list[Any] = []
+    sampled: dict[int, Any] = {}  # by the seed, since answers are written as they end
     inner = HFEngine.sample
 
-    def heard(self: HFEngine, *args: Any, **keys: Any) -> Any:
-        sampled.extend(found := inner(self, *args, **keys))
+    def heard(self: HFEngine, prompts: Any, seeds: Any, *args: Any, **keys: Any) -> Any:
+        found = inner(self, prompts, seeds, *args, **keys)
+        sampled.update(zip(seeds, found, strict=True))
         return found
 
     monkeypatch.setattr(HFEngine, "sample", heard)
@@ -62,7 +64,8 @@ def test_answers_of_evaluate_are_read_back(
     assert len(lines) == len(sampled) == counts["answers_read_back_from_text"] == 24
     special = set(renderer.tokenizer.all_special_ids)
     num_lost = 0
-    for line, answer in zip(lines, sampled, strict=True):
+    for line in lines:
+        answer = sampled[seed_from(asked.seed, "evaluate", line["problem_id"], line["sample_id"])]
         lost = bool(special & set(answer.answer_ids[: -1 if answer.finish == "stop" else None]))
         num_lost += lost
         if not lost and answer.answer_ids[-1] != renderer.tokenizer.pad_token_id:

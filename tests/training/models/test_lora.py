@@ -56,7 +56,7 @@ def adapted(student: LanguageModel, targets: Any = "all-linear") -> tuple[set[st
     """(names of the adapted matrices' kinds, the sentence)"""
     model = with_lora(student, LoraSection(r=2, alpha=4, target_modules=targets), path="models/none", seed=0)
     names = {n.partition(".lora_A")[0].rpartition(".")[2] for n, _ in model.module.named_parameters() if ".lora_A" in n}
-    return names, model.notes[0]
+    return names, next(note for note in model.notes if note.startswith("LoRA"))
 
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
