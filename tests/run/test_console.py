@@ -73,6 +73,7 @@ def test_a_run_whose_reader_has_gone_stops_and_is_saved(recipe: Callable[..., Re
 def test_a_closed_terminal_asks_as_ctrl_c_does(number: signal.Signals) -> None:
     """The step ends first; the second one does not wait. Under `nohup` SIGHUP stays unheard."""
     interrupt = Interrupt(Terminal(file=io.StringIO()))
+    found = signal.signal(number, signal.SIG_DFL)  # these tests may run under `nohup`
     before = signal.getsignal(number)
     with interrupt.listening():
         signal.raise_signal(number)
@@ -81,6 +82,7 @@ def test_a_closed_terminal_asks_as_ctrl_c_does(number: signal.Signals) -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+    signal.signal(number, found)
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interrupt.listening():
