@@ -1,6 +1,6 @@
 """The policy that samples is the one that is scored, on tiny models of many architectures, or the model is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,28 @@ def test_rows_on_both_sides_of_longropes_switch(kind: str, tiny: Make, tiny_toke
         )
         assert alone[0].answer_ids == answer.answer_ids and alone[0].finish == answer.finish
     assert crossing >= 3
+
+
+@pytest.mark.parametrize(
+    "lengths, same",
+    [([20], [0, 0]), ([20, 20], [0, 1, 1]), ([20, 20], [0, 0, 1]), ([14, 12, *[5] * 18], range(20))],
+    ids=["two siblings", "the second twice", "the first twice", "rows that wait at the switch"],
+)
+def test_who_is_in_a_batch_does_not_matter_to_longrope(
+    lengths: list[int], same: Sequence[int], tiny: Make, tiny_tokenizer: Callable[[], Any]
+) -> None:
+    """Behind the switch a batch reads a row more, which is nobody's: siblings read once must not be taken for it. Rows
+    that came to the switch stay in their batch for a while, and must not give the others the long factors."""
+    config = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "sliding_window": None}
+    model = LanguageModel(tiny("phi3", **(SMALL | config)), tiny_tokenizer())
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(2, 38, length).tolist() for length in lengths]
+    prompts, engine = [texts[text] for text in same], HFEngine(model)
+    model.stop_ids = frozenset({0})
+    answers = engine.sample(prompts, range(len(prompts)), SamplingParams(max_answer_tokens=20))
+    signals = engine.score(prompts, [answer.answer_ids for answer in answers], Asked("sampled"))
+    for answer, signal in zip(answers, signals, strict=True):
+        np.testing.assert_allclose(answer.logprobs_T, signal.sampled_logprob_T, atol=1e-4)
 
 
 def test_shared_beginnings_on_both_sides_of_the_switch(tiny: Make, tiny_tokenizer: Callable[[], Any]) -> None:

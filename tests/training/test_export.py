@@ -74,7 +74,8 @@ def test_an_adapter_is_merged_in_float32_or_given_alone(
 def test_a_merge_or_a_file_that_gives_other_numbers_is_not_exported(
     runs: Callable[..., Path], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: a merge without the adapter's scale, and files that lost a weight's last bits."""
+    """Planted: a merge without the adapter's scale, files that lost a weight's last bits, and a weight that is infinite
+    in float16."""
     run, out = runs("model.lora={ r = 4, alpha = 8 }"), tmp_path / "out"
     load = exporting._load
 
@@ -105,6 +106,16 @@ def test_a_merge_or_a_file_that_gives_other_numbers_is_not_exported(
     monkeypatch.setattr(exporting, "load_checkpoint", changed)
     with pytest.raises(UserError, match="give other log-probs than the model"):
         export(run, out, console=console)
+
+    def large(*args: Any) -> Any:
+        student = load(*args)
+        student.head().weight_VH.data[0, 0] = 1e5
+        return student
+
+    monkeypatch.setattr(exporting, "_load", large)
+    monkeypatch.setattr(exporting, "load_checkpoint", read)
+    with pytest.raises(UserError, match=r"holds numbers that float16 has no room for \(up to 1e\+05\)"):
+        export(run, out, dtype="float16", console=console)
     assert not out.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".unfinished")]
 
 

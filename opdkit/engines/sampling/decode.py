@@ -40,8 +40,8 @@ class Batch:
     def __init__(
         self, model: CausalModel, cache: DynamicCache, width: int, firsts: Sequence[int], last_positions: Sequence[int]
     ) -> None:
-        """last_positions: positions that rows never pass. Those that have ended stay there while others go on: beyond,
-        a learned position may not exist, and rope may have other factors for the whole batch."""
+        """last_positions: those of the last tokens that rows read. Rows that have ended stay there while others go on:
+        beyond, a learned position may not exist, and rope may have other factors for the whole batch."""
         self._model, self._cache, self._cache_name = model, cache, cache_name(model)
         self.width, self.firsts = width, list(firsts)
         self.last_positions = list(last_positions)
@@ -64,7 +64,7 @@ class Batch:
         batch = cls(model, new_cache(model, most), 0, [width - len(text) for text in read], [most] * len(read))
         if width:
             batch._read(read, behind_switch)
-        if len(read) == len(texts):
+        if rows == [*range(len(read))]:
             return cls(model, batch._cache, width, batch.firsts, last_positions)
         return batch._reordered(rows, last_positions)
 

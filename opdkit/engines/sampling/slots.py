@@ -188,7 +188,7 @@ class Slots:
         most = max((row.length + row.left for row in self._rows), default=0)
         parts: list[tuple[Batch, Sequence[int]]] = []
         for together in _of_one_length(joining) if self._takes_rows else [joining] if joining else []:
-            last_positions = [len(row.job.prompt) + row.job.limit - 1 for row in together]
+            last_positions = [len(row.job.prompt) + row.job.limit - 2 for row in together]
             batch = Batch.of(self._model, [row.text for row in together], most, last_positions)
             parts.append((batch, range(len(together))))
         if kept:

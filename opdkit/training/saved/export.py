@@ -157,14 +157,20 @@ def _write(
         if merges:
             student.module = student.module.merge_and_unload(safe_merge=True)
             merged = _change(trained, _logprobs(student.module, rows))
-            if merged.most > MERGE_BOUND:
+            if not merged.most <= MERGE_BOUND:  # also what is no number
                 raise UserError(
                     f"merging the adapter moved a log-prob by {merged.most:.2g} nats, over {MERGE_BOUND:g}; export the "
                     "adapter alone (--adapter), and report this as a bug"
                 )
-        for tensor in student.module.state_dict().values():
+        for name, tensor in student.module.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(getattr(torch, dtype)))
+                rounded = tensor.to(getattr(torch, dtype))
+                if bool((rounded.isinf() & tensor.isfinite()).any()):
+                    raise UserError(
+                        f"{name} holds numbers that {dtype} has no room for (up to {float(tensor.abs().max()):.3g}); "
+                        "export in bfloat16 or float32"
+                    )
+                tensor.copy_(rounded)
         written = _logprobs(student.module, rows)
         student.module.to(getattr(torch, dtype))
         checkpoint.save_model(student, out)
@@ -174,7 +180,7 @@ def _write(
                 str(out), dtype=torch.float32, trust_remote_code=trusted, attn_implementation=None, base=base
             )
         files = _change(written, _logprobs(again.eval(), rows))
-    if files.most > FILE_BOUND:
+    if not files.most <= FILE_BOUND:
         raise UserError(
             f"the files that were written give other log-probs than the model (by {files.most:.2g} nats), so nothing "
             "is exported; the model's class does not save what it loads: report this as a bug"

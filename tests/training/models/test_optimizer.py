@@ -108,11 +108,13 @@ def test_nothing_to_learn_from_moves_nothing() -> None:
 
 def test_the_norm_of_many_numbers() -> None:
     """5 million float32 numbers, whole or split anywhere: the norm is float64's to 1e-6 (torch's own: 1e-4 on a CPU).
-    What is not finite stays so."""
+    Of bfloat16 numbers it is as exact. What is not finite stays so."""
     grad = torch.randn(5_000_003, generator=torch.Generator().manual_seed(0)) * 1e-3
     exact = float(grad.double().norm())
     for split in ([len(grad)], [1, 4095, 4097, len(grad) - 8193]):
         assert float(total_norm(grad.split(split))) == pytest.approx(exact, rel=1e-6)
+    short = grad[:100_003].bfloat16()
+    assert float(total_norm(short.split(40_000))) == pytest.approx(float(short.double().norm()), rel=1e-6)
     assert not total_norm([grad, torch.tensor([torch.inf])]).isfinite()
     assert float(total_norm([])) == 0
 
