@@ -39,6 +39,7 @@ class Optimizer:
 
     def __init__(self, module: nn.Module, section: TrainSection, *, compute_dtype: torch.dtype, seed: int = 0) -> None:
         self._seed = seed
+        self._rounded = (-1, -1)  # (step, which update of it): the last time that weights were rounded at random
         self.section = section
         self.compute_dtype = compute_dtype
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -121,7 +122,9 @@ class Optimizer:
         return StepResult(grad_norm, skipped)
 
     def _step_rounded(self, step: int) -> None:
-        """Every bfloat16 weight is float32 while it is moved, alone, and then rounded at random by who it is."""
+        """Every bfloat16 weight is float32 while it is moved, alone, and then rounded at random by who it is, and by
+        which update of which step it is."""
+        self._rounded = (step, self._rounded[1] + 1 if self._rounded[0] == step else 0)
         gradients = {name: p.grad for name, p in self.weights.items()}
         self.zero_grad()
         for part, name, p in self._owned():
@@ -133,7 +136,7 @@ class Optimizer:
             del gradient
             part.step()
             generator = torch.Generator(p.device)
-            generator.manual_seed(seed_from(self._seed, step, "rounding", name) % 2**63)
+            generator.manual_seed(seed_from(self._seed, *self._rounded, "rounding", name) % 2**63)
             rounded.copy_(rounded_at_random(p.data, generator))
             p.grad = None
             p.data = rounded

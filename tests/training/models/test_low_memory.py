@@ -84,6 +84,20 @@ def test_steps_that_bfloat16_cannot_take_are_taken_on_average(name: str) -> None
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 
 
+def test_the_updates_of_a_step_are_rounded_by_draws_of_their_own() -> None:
+    """The same draws would round every weight up in all of them, or in none."""
+    module, moves = nn.Linear(64, 64, bias=False).bfloat16(), []
+    module.weight.data.fill_(1.0)
+    rule = rule_of(module, lr=2.0**-9, weight_decay=0.0, warmup_steps=0, schedule="constant")
+    for _ in range(2):
+        before = module.weight.detach().float().flatten()
+        module.weight.grad = -torch.ones_like(module.weight)
+        rule.step(0)
+        moves.append(module.weight.detach().float().flatten() - before)
+    assert 0 < float((moves[0] > 0).float().mean()) < 1
+    assert abs(float(torch.corrcoef(torch.stack(moves))[0, 1])) < 0.1
+
+
 def test_moments_in_8_bits() -> None:
     """Where torchao is not installed that is a sentence. Where it is: a block of 256 keeps its largest moment to half a
     code, so a step under one constant gradient is AdamW's; a saved state goes on to the same bits."""
