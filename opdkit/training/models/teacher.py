@@ -182,7 +182,7 @@ class InitialTeacher(ModelTeacher):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         check_tensors("teacher", state, _shapes(self._kept))
-        self._kept = {name: state[name].to(old.device) for name, old in self._kept.items()}
+        self._kept |= {name: tensor.to(self._kept[name].device) for name, tensor in state.items()}
 
 
 class EMATeacher(ModelTeacher):
@@ -217,7 +217,7 @@ class EMATeacher(ModelTeacher):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         check_tensors("teacher", state, _shapes(self.average))
-        self.average = {name: state[name].to(old.device) for name, old in self.average.items()}
+        self.average |= {name: tensor.to(self.average[name].device) for name, tensor in state.items()}
 
     def _as_computed(self, names: Collection[str] | None) -> Mapping[str, Tensor]:
         rule = self._optimizer
@@ -363,7 +363,8 @@ def _copy(head: Head) -> Head:
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
+    """Of several ranks, some may have no part of a weight, and a checkpoint gives them none."""
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight.numel()}
 
 
 def _live(optimizer: Optimizer) -> Weights:

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
 
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.scratch import char_tokenizer, make_model
 from opdkit.errors import UserError
-from opdkit.recipe import Recipe
+from opdkit.recipe import Recipe, TrainSection
+from opdkit.training.models.gathered import GatheredOptimizer
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student import load_student
-from opdkit.training.models.teacher import EMATeacher
+from opdkit.training.models.teacher import EMATeacher, InitialTeacher
 from opdkit.training.models.viewers import make_viewers
+from opdkit.training.saved.checkpoint import Saved
 from opdkit.types import Asked
 
 Make = Callable[..., Recipe]
@@ -106,3 +111,29 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe: Make, tmp_path: Pat
     )  # fmt: skip
     with pytest.raises(UserError, match=r"teacher\.path.*10 tokens have other ids.*same family"):
         parts(recipe("opd", f"teacher.path={tmp_path / 'other'}"))
+
+
+@pytest.mark.parametrize("kind", [InitialTeacher, EMATeacher])
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_rank_without_a_part_of_a_weight_goes_on(kind: Any, name: str, tmp_path: Path) -> None:
+    """Of two ranks, one has all of a matrix that Muon takes, or of a weight with one row; both read their states from
+    the checkpoint again."""
+    teachers = []
+    for rank in range(2):
+        module: Any = nn.Sequential(nn.Linear(4, 4 if name == "muon" else 1, bias=False))
+        module.device = torch.device("cpu")
+        section = TrainSection.model_validate({"steps": 1, "optimizer": name})
+        group: Any = SimpleNamespace(rank=rank, size=2, is_first=rank == 0)
+        rule = GatheredOptimizer(module, section, compute_dtype=torch.float32, group=group)
+        teacher = kind(module, None, rule, None, **({"rate": 0.1} if kind is EMATeacher else {}))
+        save_file(teacher.state(), tmp_path / f"teacher-{rank + 1:05d}-of-00002.safetensors")
+        teachers.append((rule, teacher))
+    saved = Saved(path=tmp_path, step=1, counters={}, pass_rates={}, files=("teacher",), damaged={})
+    for rule, teacher in teachers:
+        before = {key: tensor.clone() for key, tensor in teacher.state().items()}
+        for tensor in teacher.state().values():
+            tensor.zero_()
+        teacher.load_state(saved.tensors("teacher", rule.rows_of))
+        assert all(torch.equal(tensor, before[key]) for key, tensor in teacher.state().items())
+    with pytest.raises(UserError, match="0.weight is missing"):
+        teachers[0][1].load_state({})
