@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,10 +27,6 @@ def plan(
         typer.Option(help='A name (rtx4090, a100-80, h100, h200, ...) gives seconds too; or memory alone, "24GB".'),
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, max=4096, help="Of that kind, one process each.")] = 1,
-    strategy: Annotated[
-        Literal["gathered", "sharded"],
-        typer.Option(help="Several GPUs: whole weights on each, or every layer in parts."),
-    ] = "gathered",
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,21 +63,15 @@ def plan(
     device = None if gpu is None else device_named(gpu)
     sizes = Sizes(_given(config or []))
     lengths = Lengths(prompt=prompt_tokens, answer=answer_tokens, context=context_tokens)
-    found = make_plan(resolved, sizes, device=device, lengths=lengths, ranks=gpus, strategy=strategy)
+    found = make_plan(resolved, sizes, device=device, lengths=lengths, ranks=gpus)
     fits = fitting_gpus(resolved, sizes, lengths) if gpus == 1 else None
     worth = changes(found, sizes, lengths)
     shapes = {} if resolved.sampling.engine != "vllm" else engine_shapes(found, sizes, lengths)
     if as_json:
-        both = {how: {"peak": other.peak, "fits": other.fits} for how, other in shapes.items()}
-        say_json(
-            console,
-            {
-                **found.as_dict(),
-                **({"when_idle": both} if both else {}),
-                "fits_on": fits,
-                "changes": [change.as_dict() for change in worth],
-            },
-        )
+        said: dict[str, Any] = {"fits_on": fits, "changes": [change.as_dict() for change in worth]}
+        if shapes:
+            said["when_idle"] = {how: {"peak": other.peak, "fits": other.fits} for how, other in shapes.items()}
+        say_json(console, found.as_dict() | said)
         return
     _say_plan(found)
     for how, other in shapes.items():
@@ -109,10 +99,9 @@ def _given(config: list[str]) -> dict[str, str]:
 def _say_plan(found: Plan) -> None:
     work, device = found.work, found.device
     on = "" if device is None else f" on {work.ranks} x {device.name}" if work.ranks > 1 else f" on {device.name}"
-    how = f", weights {found.strategy}" if work.ranks > 1 else ""
     say(
         console,
-        f"{work.recipe.name}{on}{how}: estimate, not measured",
+        f"{work.recipe.name}{on}: estimate, not measured",
         f"{work.rows} rows a step{' on each' if work.ranks > 1 else ''}, prompts of {work.prompt:,.0f} tokens and "
         f"answers of {work.answer:,.0f} (--prompt-tokens, --answer-tokens); student {_count(work.student.parameters)} "
         f"parameters, {_count(work.trained)} of them trained",

@@ -67,7 +67,7 @@ def _planned(before: Plan, settings: dict[str, Any], size_of: SizeOf, lengths: L
     recipe = _changed(before.work.recipe, settings)
     if recipe is None:
         return None
-    how: dict[str, Any] = {"ranks": before.work.ranks, "strategy": before.strategy}
+    how: dict[str, Any] = {"ranks": before.work.ranks}
     return plan(recipe, size_of, device=before.device, lengths=lengths, **how)
 
 

@@ -33,13 +33,13 @@ BLOCKS, FEW_BLOCKS = 12, 2  # arrays of a block held at once: by a divergence of
 DRAWN = 3  # arrays of [rows, V] in float32 that drawing a token holds besides the logits
 
 
-def moments(work: Work, device: Device | None, strategy: str = "gathered") -> dict[str, Parts]:
+def moments(work: Work, device: Device | None) -> dict[str, Parts]:
     """{moment: {part: bytes}}, of one rank."""
-    resident = _resident(work, strategy)
+    resident = _resident(work)
     return {
         "sampling": _ordered(resident | _sampling(work, resident, device)),
         "scoring": _ordered(resident | {"engine": _idle_engine(work, device)} | _scoring(work, _kind(device))),
-        "update": _ordered(resident | {"engine": _idle_engine(work, device)} | _update(work, device, strategy)),
+        "update": _ordered(resident | {"engine": _idle_engine(work, device)} | _update(work, device)),
     }
 
 
@@ -51,16 +51,16 @@ def _kind(device: Device | None) -> str:
     return "cpu" if device is not None and device.is_cpu else "cuda"
 
 
-def _resident(work: Work, strategy: str) -> Parts:
+def _resident(work: Work) -> Parts:
     """What is there from the first step to the last. On several ranks the float32 weights, the optimizer and an
-    average are in shards; "gathered" has whole weights on every rank besides."""
+    average are in shards, and every rank has the whole weights besides."""
     ranks, trained, lora = work.ranks, work.trained, work.recipe.model.lora
     student, compute = work.student, BYTES[work.dtype]
     if lora is not None:
         weights = compute * (student.parameters + student.unread) + 4.0 * trained
     else:
         weights = 4 * student.parameters / ranks + 4 * student.unread
-        weights += 4 * student.parameters if ranks > 1 and strategy == "gathered" else 0
+        weights += 4 * student.parameters if ranks > 1 else 0
     return {
         "weights": weights,
         "optimizer": _optimizer(work) / ranks,
@@ -183,7 +183,7 @@ def _scored_by(work: Work, reader: Reader) -> Parts:
     }
 
 
-def _update(work: Work, device: Device | None, strategy: str) -> Parts:
+def _update(work: Work, device: Device | None) -> Parts:
     """The larger of the end of a forward pass, where the head is at work, and of a backward pass."""
     student, recipe, kind = work.student, work.recipe, _kind(device)
     compute = BYTES[work.dtype]
@@ -200,23 +200,22 @@ def _update(work: Work, device: Device | None, strategy: str) -> Parts:
         / work.row
     )
     on_cpu = payload(work) if kind == "cpu" else 0.0
-    copies = work.copies / (work.ranks if strategy == "sharded" and work.ranks > 1 else 1)
     grad_head = 0.0 if recipe.model.lora is not None else compute * student.head
     forward = {
         "gradients": gradients if has_more else 0.0,
-        "bfloat16 copy": copies,
+        "bfloat16 copy": work.copies,
         "activations": kept * tokens,
         "head": _head_at_work(work, kind),
         "hidden states": states + on_cpu,
     }
     backward = {
         "gradients": gradients + work.copies,  # those of the copies stay until the last of them is there
-        "bfloat16 copy": 0.0 if not has_more else copies,
+        "bfloat16 copy": 0.0 if not has_more else work.copies,
         "activations": (kept + beyond) * tokens if has_more else beyond * tokens,
         "head": grad_head,
         "hidden states": on_cpu,
     }
-    started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": copies}
+    started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": work.copies}
     return max(forward, backward, started, key=lambda parts: sum(parts.values()))
 
 

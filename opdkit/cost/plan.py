@@ -15,8 +15,6 @@ from opdkit.cost.work import Lengths, SizeOf, Work, work_of
 from opdkit.errors import UserError
 from opdkit.recipe.sections import Recipe
 
-STRATEGIES = ("gathered", "sharded")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -24,7 +22,6 @@ class Plan:
 
     work: Work
     device: Device | None
-    strategy: str
     moments: Mapping[str, Parts]
     seconds: Mapping[str, float] | None
 
@@ -66,7 +63,6 @@ class Plan:
             "recipe": work.recipe.name,
             "device": device and {"name": device.name, "capacity": device.capacity, "usable": device.usable},
             "gpus": work.ranks,
-            "strategy": self.strategy if work.ranks > 1 else None,
             "estimate": True,
             "tokens": {"prompt": work.prompt, "answer": work.answer, "rows": work.rows},
             "parameters": {"student": work.student.parameters, "trained": work.trained},
@@ -134,16 +130,15 @@ def plan(
     device: Device | None = None,
     lengths: Lengths | None = None,
     ranks: int = 1,
-    strategy: str = "gathered",
 ) -> Plan:
     """Raises UserError for a model whose size is not known."""
     work = work_of(recipe, size_of, lengths or Lengths(), ranks)
-    found = moments(work, device, strategy)
+    found = moments(work, device)
     took = None
     if device is not None and device.flops is not None:
         resident = sum(found["scoring"].get(part, 0.0) for part in ("weights", "optimizer", "teacher", "other views"))
         took = seconds(work, device, resident)
-    return Plan(work=work, device=device, strategy=strategy, moments=found, seconds=took)
+    return Plan(work=work, device=device, moments=found, seconds=took)
 
 
 def fitting_gpus(recipe: Recipe, size_of: SizeOf, lengths: Lengths | None = None) -> list[str]:

@@ -62,11 +62,10 @@ def test_bytes_of_a_parameter_by_hand() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    """Bytes of a parameter on each of 4: gathered 4 + 12/4 + 4/4 of an average, in parts (4 + 8 + 4) / 4."""
-    for strategy, weights in (("gathered", 4 + 4 / 4), ("sharded", 4 / 4)):
-        update = planned(ranks=4, strategy=strategy).moments["update"]
-        assert update["weights"] == weights * P
-        assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
+    """Bytes of a parameter on each of 4: whole weights 4, and in parts weights 4/4, moments 8/4, an average 4/4."""
+    update = planned(ranks=4).moments["update"]
+    assert update["weights"] == (4 + 4 / 4) * P
+    assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
     assert planned(ranks=4).work.rows == planned().work.rows / 4
 
 
