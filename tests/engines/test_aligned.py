@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from opdkit.engines.scratch import CHATML_END, bpe_tokenizer
+from opdkit.engines.scratch import CHATML_END, bpe_tokenizer, char_tokenizer
 from opdkit.engines.tokens.aligned import Alignment, Reading, Span, cut, valid_text
 from opdkit.engines.tokens.token_bytes import TokenBytes, encode_plainly, token_bytes
 from opdkit.errors import UserError
@@ -217,6 +217,22 @@ def test_white_space_that_was_added_by_name_is_text_and_tags_are_not() -> None:
     assert found.bytes_V[vocab["\u2581\u2581"]] == b"  " and vocab["\u2581\u2581"] not in found.markup
     assert found.bytes_V[vocab["<table>"]] == b"<table>" and vocab["<table>"] in found.markup
     assert found.id_of[b"\n"] == vocab["\n"] != vocab["<0x0A>"]  # of two tokens of one byte, what encoding writes
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_a_small_alphabet_is_proven_by_its_own_text(swaps: bool) -> None:
+    """None of the usual texts can be written with two letters. One whose normaliser writes b for a is seen all the
+    same, and one that can write nothing is not trusted."""
+    alphabet = char_tokenizer("ab")
+    if swaps:
+        alphabet.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+        with pytest.raises(UserError, match="comes back as"):
+            token_bytes(alphabet, "it")
+        alphabet.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "?")
+        with pytest.raises(UserError, match="none of the texts that would prove them"):
+            token_bytes(alphabet, "it")
+    else:
+        assert {b"a", b"b"} <= {*token_bytes(alphabet, "it").id_of}
 
 
 def test_tokenizers_whose_bytes_are_not_known_are_refused() -> None:

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from opdkit.errors import UserError
@@ -139,8 +140,10 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def _prove(found: TokenBytes, tokenizer: Any, name: str) -> None:
-    """Texts must come back; those with characters that the tokenizer does not know prove nothing."""
-    for text in _PROBES:
+    """Texts must come back; those with characters that the tokenizer does not know prove nothing. One at least must:
+    the last is made of the tokenizer's own tokens."""
+    is_proven = False
+    for text in (*_PROBES, _own_text(found)):
         try:
             ids = encode_plainly(tokenizer, text)
         except Exception:  # tokenizers raises plain Exception for an unknown character
@@ -151,6 +154,15 @@ def _prove(found: TokenBytes, tokenizer: Any, name: str) -> None:
         joined = b"".join(piece for piece in pieces if piece is not None)
         if text.encode() not in (joined, joined.removeprefix(b" ")):  # some put a space in front of every text
             raise _unknown(name, f"{text!r} comes back as {joined!r}")
+        is_proven |= bool(text)
+    if not is_proven:
+        raise _unknown(name, "it reads none of the texts that would prove them, not even one of its own tokens")
+
+
+def _own_text(found: TokenBytes) -> str:
+    """Of the first tokens that are whole characters; "" where there are none."""
+    texts = (piece.decode(errors="ignore") for piece in found.id_of)
+    return "".join(islice((text for text in texts if text.strip() and text.encode() in found.id_of), 32))
 
 
 def _unknown(name: str, why: str) -> UserError:
