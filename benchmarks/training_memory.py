@@ -39,6 +39,27 @@ def forget() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def make_student(folder: Path, layers: int) -> int:
+    """SmolLM2-135M's shape with so many layers and random weights; returns its parameters."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    module = LlamaForCausalLM(config)
+    module.save_pretrained(folder)
+    bpe_tokenizer(["0123456789+=; "], 300).save_pretrained(folder)
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=30)
@@ -57,30 +78,12 @@ def main() -> None:
         return call
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        tokenizer = bpe_tokenizer(["0123456789+=; "], 300)
-        config = LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=asked.layers,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            tie_word_embeddings=True,
-            max_position_embeddings=2048,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=0,
-        )
-        module = LlamaForCausalLM(config)
-        size = sum(parameter.numel() for parameter in module.parameters())
-        module.save_pretrained(folder / "student")
-        tokenizer.save_pretrained(folder / "student")
-        del module
+        folder = Path(name) / "student"
+        size = make_student(folder, asked.layers)
         raw = {
             "name": "memory",
             "runs_dir": name,
-            "model": {"path": str(folder / "student"), "dtype": "float32", "device": "cpu"},
+            "model": {"path": str(folder), "dtype": "float32", "device": "cpu"},
             "teacher": {
                 "kind": "self",
                 "weights": asked.teacher,

@@ -54,12 +54,7 @@ def evaluate(
     """
     from opdkit.data.suites import find_sets
 
-    if not data and not suite:
-        raise UserError("nothing to evaluate on: give --data with --task, or --suite")
-    if data and task is None:
-        raise UserError("--data needs --task, which says who grades; see `opdkit tasks`")
-    if task is not None and not data:
-        raise UserError("--task says who grades --data, and a suite knows its own graders: leave --task out")
+    _check_asked(data, task, suite)
     say_on = errors if as_json else console
     found = find_sets(suite or [], data_dir, lambda line: say(say_on, line))
     if found.missing and not skip_missing:
@@ -94,6 +89,15 @@ def evaluate(
     if at_least is not None and (below := _below(results, at_least)):
         say(errors, *below)
         raise typer.Exit(1)
+
+
+def _check_asked(data: list[str] | None, task: str | None, suite: list[str] | None) -> None:
+    if not data and not suite:
+        raise UserError("nothing to evaluate on: give --data with --task, or --suite")
+    if data and task is None:
+        raise UserError("--data needs --task, which says who grades; see `opdkit tasks`")
+    if task is not None and not data:
+        raise UserError("--task says who grades --data, and a suite knows its own graders: leave --task out")
 
 
 @app.command()
