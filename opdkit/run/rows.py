@@ -37,107 +37,47 @@ before a cut (`rollout/sampler_gap_...`), and what a view showed (`context/...`)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opdkit.errors import UserError
 from opdkit.run.folder import atomic_path
-from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
-
-VERSION = 3
-_VERSION_KEY = b"opdkit_rows_version"
-_TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
-_IDS, _FLOATS, _FLAGS = pa.large_list(pa.int32()), pa.large_list(pa.float32()), pa.large_list(pa.bool_())
-_SOURCE = pa.struct([("problem_id", pa.string()), ("sample_id", pa.int64())])
-_MESSAGE = pa.map_(pa.string(), pa.string())
-_INT32S, _FLOAT32S = pa.list_(pa.int32()), pa.list_(pa.float32())
-_VIEW = pa.struct(
-    [
-        ("name", pa.string()),
-        ("context_ids", _INT32S),
-        ("sources", pa.list_(_SOURCE)),
-        ("num_truncated_tokens", pa.int64()),
-        ("has_signal", pa.bool_()),
-        ("sampled_logprob", _FLOAT32S),
-        ("entropy", _FLOAT32S),
-        ("topk_ids", _INT32S),
-        ("topk_logprob", _FLOAT32S),
-        ("topk_k", pa.int64()),
-    ]
+from opdkit.run.row_columns import (
+    COLUMNS,
+    FLAGS,
+    FLOAT32S,
+    FLOATS,
+    IDS,
+    INT32S,
+    READABLE,
+    SCHEMA,
+    VERSION,
+    VERSION_KEY,
+    VIEW,
+    Ids,
+    flat,
 )
-
-Ids = Sequence[int] | npt.NDArray[Any]
-
-# Column -> (type, how to get it from an Example). Arrays are flattened; the order here is the order in the file.
-_COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
-    "problem_id": (pa.string(), lambda row: _shared_id(row)),
-    "task": (pa.string(), lambda row: row.problem.task),
-    "messages": (pa.list_(_MESSAGE), lambda row: [list(turn.items()) for turn in row.problem.messages]),
-    "gold": (pa.string(), lambda row: row.problem.gold),
-    "solution": (pa.string(), lambda row: row.problem.solution),
-    "meta": (pa.string(), lambda row: _meta_text(row.problem)),
-    "sample_id": (pa.int64(), lambda row: row.rollout.sample_id),
-    "policy_version": (pa.int64(), lambda row: row.rollout.policy_version),
-    "prompt_ids": (_IDS, lambda row: row.rollout.prompt_ids),
-    "answer_ids": (_IDS, lambda row: row.rollout.answer_ids),
-    "answer_logprobs": (_FLOATS, lambda row: row.rollout.answer_logprobs),
-    "answer_mask": (_FLAGS, lambda row: row.rollout.answer_mask),
-    "finish": (pa.string(), lambda row: row.rollout.finish),
-    "reward": (pa.float64(), lambda row: row.rollout.reward),
-    "parsed": (pa.string(), lambda row: row.rollout.parsed),
-    "feedback": (pa.string(), lambda row: row.rollout.feedback),
-    "view_context_ids": (_IDS, lambda row: row.view and row.view.context_ids),
-    "view_sources": (pa.list_(_SOURCE), lambda row: row.view and [_source(*peer) for peer in row.view.sources]),
-    "view_num_truncated_tokens": (pa.int64(), lambda row: row.view and row.view.num_truncated_tokens),
-    "has_signal": (pa.bool_(), lambda row: row.signal is not None),
-    "sampled_logprob": (_FLOATS, lambda row: row.signal and row.signal.sampled_logprob_T),
-    "teacher_entropy": (_FLOATS, lambda row: row.signal and row.signal.entropy_T),
-    "topk_ids": (_IDS, lambda row: row.signal and row.signal.topk_ids_TK),
-    "topk_logprob": (_FLOATS, lambda row: row.signal and row.signal.topk_logprob_TK),
-    "topk_k": (pa.int64(), lambda row: row.signal and _width(row.signal)),
-    "taught_terms": (pa.list_(pa.string()), lambda row: row.taught and list(row.taught.terms)),
-    "taught_coef": (_FLOATS, lambda row: row.taught and row.taught.coef_ST),
-    "taught_loss": (_FLOATS, lambda row: row.taught and row.taught.loss_ST),
-    "taught_clipped": (_FLAGS, lambda row: row.taught and row.taught.clipped_T),
-    "student_logprob": (_FLOATS, lambda row: row.taught and row.taught.student_logprob_T),
-    "student_entropy": (_FLOATS, lambda row: row.taught and row.taught.student_entropy_T),
-    "columns": (_MESSAGE, lambda row: list(row.problem.columns.items())),
-    "view_by": (pa.string(), lambda row: row.view and row.view.by),
-    "turn": (_IDS, lambda row: row.rollout.turn),
-    "author": (_IDS, lambda row: row.rollout.author),
-    "views": (pa.list_(_VIEW), lambda row: [_other_view(row, name) for name in _other_views(row)]),
-}
-_SINCE_3 = ("columns", "view_by", "turn", "author", "views")
-_SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
+from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
 
 
 def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_large_list(field.type) else field.name
 
 
-def _schema(version: int, without: Sequence[str] = ()) -> pa.Schema:
-    fields = [(name, type_) for name, (type_, _) in _COLUMNS.items() if name not in without]
-    return pa.schema(fields, {_VERSION_KEY: str(version).encode()})
-
-
-SCHEMA = _schema(VERSION)
-_READABLE = {b"1": _schema(1, without=_SINCE_2 + _SINCE_3), b"2": _schema(2, without=_SINCE_3), b"3": SCHEMA}
-
-
+_TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
 # Dictionaries pay for texts and token ids, and cost half of the time for log-probs and top-k ids, where they never fit.
 # Floats split into byte planes compress a tenth better.
-_NO_DICTIONARY = {name for name, (type_, _) in _COLUMNS.items() if type_ == _FLOATS} | {"topk_ids"}
+_NO_DICTIONARY = {name for name, (type_, _) in COLUMNS.items() if type_ == FLOATS} | {"topk_ids"}
 _WRITER_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "write_page_checksum": True,
     "use_dictionary": [_leaf(field) for field in SCHEMA if field.name not in _NO_DICTIONARY],
-    "column_encoding": {_leaf(field): "BYTE_STREAM_SPLIT" for field in SCHEMA if field.type == _FLOATS},
+    "column_encoding": {_leaf(field): "BYTE_STREAM_SPLIT" for field in SCHEMA if field.type == FLOATS},
 }
 
 
@@ -149,7 +89,7 @@ def save_rows(path: Path, examples: Sequence[Example]) -> None:
     """
     with atomic_path(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, **_WRITER_OPTIONS) as writer:
         for group in _row_groups(examples):
-            arrays = [_column(name, [get(row) for row in group]) for name, (_, get) in _COLUMNS.items()]
+            arrays = [_column(name, [get(row) for row in group]) for name, (_, get) in COLUMNS.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
 
 
@@ -175,7 +115,7 @@ def load_rows(path: Path) -> list[Example]:
 
 def column_values(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """The columns by name, for data frames: turns and meta as dicts, arrays in their shapes, [T], [T, K], [S, T]."""
-    found = {name: [get(row) for row in examples] for name, (_, get) in _COLUMNS.items()}
+    found = {name: [get(row) for row in examples] for name, (_, get) in COLUMNS.items()}
     problems = [row.problem for row in examples]
     turns = [[dict(turn) for turn in problem.messages] for problem in problems]
     return {**found, "messages": turns, "meta": [dict(problem.meta) for problem in problems]}
@@ -200,7 +140,7 @@ def _row_groups(examples: Sequence[Example]) -> Iterator[list[Example]]:
 def _column(name: str, values: list[Any]) -> pa.Array:
     type_ = SCHEMA.field(name).type
     try:
-        if type_ in (_IDS, _FLOATS, _FLAGS):
+        if type_ in (IDS, FLOATS, FLAGS):
             return _list_column(values, type_)
         return pa.array(values, type_)
     except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
@@ -209,7 +149,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
 
 def _list_column(values: list[Ids | None], type_: pa.DataType) -> pa.Array:
     """list<number> out of tuples and arrays, without a Python object per number."""
-    parts = [None if value is None else _flat(value, type_) for value in values]
+    parts = [None if value is None else flat(value, type_) for value in values]
     lengths = np.array([0 if part is None else len(part) for part in parts], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     known = [part for part in parts if part is not None]
@@ -218,74 +158,14 @@ def _list_column(values: list[Ids | None], type_: pa.DataType) -> pa.Array:
     return pa.LargeListArray.from_arrays(offsets, pa.array(numbers, type_.value_type), mask=missing)
 
 
-def _flat(value: Ids, type_: pa.DataType) -> npt.NDArray[Any]:
-    array = np.asarray(value).reshape(-1) if len(value) else np.zeros(0, dtype=type_.value_type.to_pandas_dtype())
-    if type_ == _IDS:
-        narrow = array.astype(np.int32)
-        if array.dtype.kind not in "iu" or not np.array_equal(narrow, array):
-            raise ValueError(f"token ids are {array.dtype}, or too large for 32 bits")
-        return narrow
-    expected = np.dtype(type_.value_type.to_pandas_dtype())
-    if array.dtype != expected:
-        raise ValueError(f"an array is {array.dtype}, not {expected}; it would come back changed")
-    return array
-
-
-def _shared_id(row: Example) -> str:
-    if row.problem.id != row.rollout.problem_id:
-        raise ValueError(f"the answer to {row.rollout.problem_id!r} stands beside the problem {row.problem.id!r}")
-    return row.problem.id
-
-
-def _source(problem_id: str, sample_id: int) -> dict[str, Any]:
-    return {"problem_id": problem_id, "sample_id": sample_id}
-
-
-def _other_views(row: Example) -> list[str]:
-    return sorted((row.views.keys() | row.signals.keys()) - {"teacher"})
-
-
-def _other_view(row: Example, name: str) -> dict[str, Any]:
-    view, signal = row.views.get(name), row.signals.get(name)
-    said = signal or Signal()
-
-    def flat(value: Ids | None, type_: pa.DataType) -> npt.NDArray[Any] | None:
-        return None if value is None else _flat(value, type_)
-
-    return {
-        "name": name,
-        "context_ids": view and _flat(view.context_ids, _IDS),
-        "sources": view and [_source(*peer) for peer in view.sources],
-        "num_truncated_tokens": view and view.num_truncated_tokens,
-        "has_signal": signal is not None,
-        "sampled_logprob": flat(said.sampled_logprob_T, _FLOATS),
-        "entropy": flat(said.entropy_T, _FLOATS),
-        "topk_ids": flat(said.topk_ids_TK, _IDS),
-        "topk_logprob": flat(said.topk_logprob_TK, _FLOATS),
-        "topk_k": _width(said),
-    }
-
-
-def _width(signal: Signal) -> int | None:
-    return None if signal.topk_ids_TK is None else signal.topk_ids_TK.shape[1]
-
-
-def _meta_text(problem: Problem) -> str:
-    meta = dict(problem.meta)
-    text = json.dumps(meta)
-    if json.loads(text) != meta:
-        raise ValueError(f"rows cannot be saved: meta of problem {problem.id!r} is not plain JSON: {meta}")
-    return text
-
-
 def _check_schema(path: Path, schema: pa.Schema) -> None:
-    version = (schema.metadata or {}).get(_VERSION_KEY)
+    version = (schema.metadata or {}).get(VERSION_KEY)
     if version is None:
         raise UserError(f"{path} holds no opdkit rows; rows are in the rows/ folder of a run")
-    if version not in _READABLE:
+    if version not in READABLE:
         found = version.decode(errors="replace")
         raise UserError(f"{path} is of rows version {found} and this opdkit reads up to {VERSION}: update opdkit")
-    if not schema.equals(_READABLE[version]):
+    if not schema.equals(READABLE[version]):
         raise UserError(
             f"{path} has other columns than opdkit rows of version {version.decode()}: another tool has changed it"
         )
@@ -306,7 +186,7 @@ def _python_column(array: pa.Array) -> list[Any]:
     """One entry per row: arrays for lists of numbers (copies, so that one row does not keep the file in memory)."""
     if array.type == SCHEMA.field("views").type:
         return _spans(array, _structs(array.values))
-    if array.type not in (_IDS, _FLOATS, _FLAGS, _INT32S, _FLOAT32S):
+    if array.type not in (IDS, FLOATS, FLAGS, INT32S, FLOAT32S):
         return list(array.to_pylist())
     numbers = array.values.to_numpy(zero_copy_only=False)
     return [None if span is None else span.copy() for span in _spans(array, numbers)]
@@ -314,7 +194,7 @@ def _python_column(array: pa.Array) -> list[Any]:
 
 def _structs(array: pa.StructArray) -> list[dict[str, Any]]:
     fields = [_python_column(array.field(index)) for index in range(array.type.num_fields)]
-    return [dict(zip(_VIEW.names, entries, strict=True)) for entries in zip(*fields, strict=True)]
+    return [dict(zip(VIEW.names, entries, strict=True)) for entries in zip(*fields, strict=True)]
 
 
 def _spans(array: pa.ListArray | pa.LargeListArray, entries: Any) -> list[Any]:
