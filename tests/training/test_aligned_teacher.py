@@ -317,7 +317,11 @@ def test_sides_are_refused_where_one_thinks_and_more_candidates_are_asked_than_t
 ) -> None:
     """And what `check --models` says where all is well."""
     chosen = ("opd", *LISTS, ALIGN, f"teacher.path={pairs_digits}")
-    (said,) = [sentence for sentence in read_sides(recipe(*chosen)).warnings if "another tokenizer" in sentence]
+    warned = read_sides(recipe(*chosen)).warnings
+    (said,) = [sentence for sentence in warned if ": another tokenizer." in sentence]
+    assert any("cut numbers at other places" in sentence for sentence in warned)
+    by_spans = read_sides(recipe("opd", SAMPLED, *chosen[-2:], "teacher.span=even")).warnings
+    assert not any("cut numbers" in sentence for sentence in by_spans)
     assert "4 of the 10 tokens of '12+345=357' are one token on both sides" in said
     thinking = tmp_path / "thinking.jinja"
     thinking.write_text(

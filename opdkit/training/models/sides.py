@@ -149,6 +149,13 @@ def _read_teacher(
         alignment = align(*ours_theirs, pair_stops=section.pair_stops)
         check_lists(recipe, alignment, label)
         said = [_aligned_sentence(pupil, tutor, alignment)]
+        if section.span == "exact" and _merges_digits(pupil, alignment):
+            said.append(
+                f'{label}.span = "exact": the two tokenizers cut numbers at other places, and what this teacher says '
+                "of the digits that are left alone is about other numbers; a tiny student became worse by it. Use "
+                'method.support = "sampled" with span = "even", "macro" or "proportional" '
+                "(docs/guides/another_tokenizer.md)"
+            )
     else:
         said = _pair_warnings(pupil, tutor, section)
     if section.is_other_model or section.close_thinking:
@@ -274,6 +281,15 @@ def check_lists(recipe: Recipe, alignment: Alignment, label: str) -> None:
                 f'{key} = {longest}, but with {label}.tokens = "align" only the {len(alignment.teacher_id)} tokens of '
                 "the same bytes on both sides are candidates; set it to that or less"
             )
+
+
+def _merges_digits(student: Side, alignment: Alignment) -> bool:
+    """Whether a number is other tokens on the two sides."""
+    try:
+        ids = encode_plainly(student.renderer.tokenizer, "1234567")
+    except Exception:  # tokenizers raises plain Exception for a character it does not know: then it writes no numbers
+        return False
+    return any(span.sizes != (1, 1) for span in alignment.read(ids).spans)
 
 
 def _aligned_sentence(student: Side, teacher: Side, alignment: Alignment) -> str:
