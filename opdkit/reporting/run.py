@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.run.rows import load_rows
 from opdkit.types import Example
 

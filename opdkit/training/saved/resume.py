@@ -10,7 +10,7 @@ from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
 from opdkit.run.folder import RunFolder
