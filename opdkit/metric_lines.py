@@ -17,6 +17,8 @@ from opdkit.errors import UserError
 
 EVALUATIONS = ("eval", "eval_teacher")  # areas of the lines that are evaluations, and not steps
 
+SENTINELS = "sentinels/"  # with its name behind it: 1 in a step in which one found something
+
 Line = Mapping[str, Any]
 
 
@@ -26,6 +28,7 @@ class WentBack(NamedTuple):
     attempt: int
     from_step: int
     to_step: int
+    found_by: tuple[str, ...] = ()  # sentinels
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -54,12 +57,18 @@ def _attempts(lines: Iterable[Line]) -> tuple[list[Line], list[WentBack]]:
     newest = 1
     for line in lines:
         if (attempt := attempt_of(line)) > newest:
-            newest, last = attempt, kept[-1]["step"] if kept else 0
+            newest, last = attempt, kept[-1] if kept else {"step": 0}
             while kept and kept[-1]["step"] >= line["step"]:
                 kept.pop()
-            back.append(WentBack(attempt, last, line["step"] - 1))
+            back.append(WentBack(attempt, last["step"], line["step"] - 1, found(last)))
         kept.append(line)
     return kept, back
+
+
+def found(line: Line) -> tuple[str, ...]:
+    """The sentinels that found something in a step (`run/sentinels.py`)."""
+    names = (name.removeprefix(SENTINELS) for name in line if name.startswith(SENTINELS) and line[name])
+    return tuple(name for name in names if name != "num_found")
 
 
 def attempt_of(line: Line) -> int:

@@ -138,14 +138,14 @@ def test_steps_that_are_taken_again_replace_those_before(tmp_path: Path) -> None
 
     write(range(1, 5), 1, evaluated=4)
     write(range(3, 4), 2)
-    assert went_back(lines(path)) == [(2, 4, 2)]
+    assert went_back(lines(path)) == [(2, 4, 2, ())]
     write(range(2, 6), 3, evaluated=4)
     write(range(4, 5), 3)  # killed behind step 3, whose checkpoint was the last
     found = read_metrics(path)
     assert [line["step"] for line in found] == [1, 2, 3, 4, 4, 3, 2, 3, 4]
     assert [line.get("attempt") for line in found] == [None] * 5 + [2, 3, 3, 3]
     assert [(line["step"], line["a/b"]) for line in of_steps(found)] == [(1, 11), (2, 32), (3, 33), (4, 34)]
-    assert went_back(found) == [(2, 4, 2), (3, 3, 1)]
+    assert went_back(found) == [(2, 4, 2, ()), (3, 3, 1, ())]
     write(range(3, 3), 1)  # killed before the first checkpoint of the second try: that of the first is the newest
     assert [(line["step"], line["a/b"]) for line in read_metrics(path)] == [(1, 11), (2, 12)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from opdkit.errors import UserError
-from opdkit.metric_lines import of_steps, read_metrics
+from opdkit.metric_lines import WentBack, of_steps, read_metrics, went_back
 from opdkit.run.rows import load_rows
 from opdkit.types import Example
 
@@ -61,6 +61,7 @@ class RunContents:
     recipe: Mapping[str, Any]  # empty when recipe.toml is missing
     environment: Mapping[str, Any] | None
     metrics: Sequence[Mapping[str, Any]]  # the steps' lines of metrics.jsonl; its evaluations are read from eval/
+    went_back: Sequence[WentBack]  # to checkpoints; of the steps taken again, `metrics` has the last try
     summary: Mapping[str, Any] | None
     headline: Mapping[str, Sequence[Entry]]  # dataset -> entries
     history: Mapping[str, Sequence[tuple[int, Measured]]]  # dataset -> (step, student), oldest first
@@ -120,6 +121,7 @@ def _read(
         recipe=recipe,
         environment=environment,
         metrics=of_steps(metrics),
+        went_back=went_back(metrics),
         summary=summary,
         headline=headline,
         history=_history(evaluations),

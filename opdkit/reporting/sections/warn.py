@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opdkit.metric_lines import found
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
 from opdkit.reporting.run import RunContents
-from opdkit.run.alarms import GAP_LIMITS, wide_gap
+from opdkit.run.sentinels import GAP_LIMITS, wide_gap
 
 # Metric -> what its sum over the run counts. Shares are of all sampled answers, where that is what is counted.
 _OF_ANSWERS: Mapping[str, str] = {
@@ -38,7 +39,31 @@ _EVALUATED: Mapping[str, str] = {
 def warnings(run: RunContents) -> list[str]:
     """One sentence for each fault that occurred; empty when nothing did."""
     said = [str(sentence) for sentence in (run.summary or {}).get("warnings", ())]
-    return [*said, *_training(run), *_evaluation(run)]
+    return [*_ended(run), *said, *_sentinels(run), *_training(run), *_evaluation(run)]
+
+
+def _ended(run: RunContents) -> Iterator[str]:
+    ended = (run.summary or {}).get("ended")
+    if isinstance(ended, Mapping):
+        planned = run.setting("train", "steps")
+        yield f"The run ended after step {ended.get('step')} of {planned}: {ended.get('why')}."
+
+
+def _sentinels(run: RunContents) -> Iterator[str]:
+    """Every time that the run went back, and how often each found something in the steps that count."""
+    for back in run.went_back:
+        why = ", ".join(f"sentinels.{name}" for name in back.found_by)
+        yield (
+            f"The run went back from step {back.from_step} to step {back.to_step} ({why}; attempt {back.attempt}): the "
+            "curves show the steps that were taken last, metrics.jsonl has them all."
+        )
+    steps: dict[str, list[Any]] = {}
+    for line in run.metrics:
+        for name in found(line):
+            steps.setdefault(name, []).append(line["step"])
+    for name, own in steps.items():
+        if name != "sampler_gap":  # said below, also of runs that were made before there were sentinels
+            yield f"sentinels.{name} found something in {len(own):,} steps, first in step {own[0]}."
 
 
 def _training(run: RunContents) -> Iterator[str]:
@@ -50,7 +75,7 @@ def _training(run: RunContents) -> Iterator[str]:
         if count := _total(run, name):
             yield f"{what}: {count:,.0f}."
     dtype = run.setting("model", "dtype")
-    if dtype in GAP_LIMITS and (wide := sum(any(wide_gap(_gap(line), dtype)) for line in run.metrics)):
+    if dtype in GAP_LIMITS and (wide := sum(wide_gap(_gap(line), dtype) is not None for line in run.metrics)):
         yield f"Steps in which sampler and trainer disagreed on log-probs by more than rounding: {wide:,}."
     unsolved = [line for line in run.metrics if line.get("context/share_of_groups_with_success") == 0]
     if unsolved:

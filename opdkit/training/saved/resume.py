@@ -13,6 +13,7 @@ from opdkit.errors import UserError
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
+from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.run.folder import RunFolder
 from opdkit.training.saved import checkpoint
 
@@ -51,6 +52,8 @@ CHANGEABLE = (
     "diagnostics.rows",
     "diagnostics.k",
     "diagnostics.bucket_tokens",
+    # Whoever is told that a run goes wrong may want something else to be done from here on.
+    *(f"sentinels.{key}" for key in SentinelsSection.model_fields),
 )
 
 
