@@ -264,6 +264,9 @@ class LogSection(Section):
 class ParallelSection(Section):
     """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
 
+    # How they keep the student. "gathered": each has all weights while a step is made. "sharded": a layer while a pass
+    # is in it. "auto": gathered where that takes at most half of a GPU's memory, by the model's size.
+    strategy: Literal["auto", "gathered", "sharded"] = "auto"
     # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
     # beside the shortest.
     timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0

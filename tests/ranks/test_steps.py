@@ -70,6 +70,7 @@ def compared(recipe: Make, settings: dict[str, tuple[str, ...]], on_ranks: Any, 
     for name, raw in recipes.items():
         alone, together = step(parse_recipe(raw), ALONE, 2), several[name]
         first, second = alone["steps"][0], together["steps"][0]
+        assert bool(together["in_parts"]) == (parse_recipe(raw).parallel.strategy == "sharded")
         assert first["answers"] == second["answers"], name
         assert first["metrics"].keys() == second["metrics"].keys(), name
         for metric, value in first["metrics"].items():
@@ -89,16 +90,20 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 def test_a_step_on_two_ranks(recipe: Make, on_ranks: Any) -> None:
     """Rows equal, metrics to 1e-5, gradients to 2e-6 (rounding): full weights in two updates, adapters and a moving
-    average, peers read across ranks. Tiny models in float32 on gloo; NCCL is not seen."""
-    compared(recipe, SHORT, on_ranks, 2)
+    average, peers read across ranks; the adapters' model, and one of full weights, also with layers in parts. Tiny
+    models in float32 on gloo; NCCL is not seen."""
+    in_parts = {f"{name}, in parts": (*SHORT[name], "parallel.strategy=sharded") for name in list(SHORT)[:2]}
+    compared(recipe, SHORT | in_parts, on_ranks, 2)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_every_setting(recipe: Make, on_ranks: Any, num_ranks: int) -> None:
+@pytest.mark.parametrize("strategy", ["gathered", "sharded"])
+def test_every_setting(strategy: str, recipe: Make, on_ranks: Any, num_ranks: int) -> None:
     """The same for every kind of term, weight and optimizer, with ranks that have no row of an update, or count no
-    token of theirs."""
-    compared(recipe, SETTINGS, on_ranks, num_ranks)
+    token of theirs; and in parts with ranks that make fewer passes, and views of other weights."""
+    chosen = (f"parallel.strategy={strategy}",)
+    compared(recipe, {name: (*setting, *chosen) for name, setting in SETTINGS.items()}, on_ranks, num_ranks)
 
 
 def test_rows_are_dealt_evenly() -> None:
