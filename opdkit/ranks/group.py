@@ -58,6 +58,15 @@ class Group(Ranks):
         with _answering():
             dist.barrier()
 
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL")):
+                raise
+            raise _lost(error) from error
+
     # Tensors, in place. Every rank's shard of a matrix is equally large: the last rows may be padding.
 
     def gather_rows(self, whole: Tensor, own: Tensor) -> None:
@@ -91,4 +100,8 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL: a closed connection, or no answer within the group's timeout
-        raise RankLost(" ".join(str(error).split())[:500]) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    return RankLost(" ".join(str(error).split())[:500])
