@@ -135,6 +135,7 @@ def shard_layers(model: CausalModel, group: Group, *, device: torch.device, read
         read = {n: p if reads is None else p.to(reads) for n, p in outside.items()}
         with model.using(read):
             after_NH = proof_hidden(model)
+    model.positions.clear()
     is_exact = before_NH.dtype == after_NH.dtype and after_NH.dtype in (torch.float32, torch.float64)
     if not close(after_NH, before_NH.to(after_NH.device), EXACT if is_exact else LOW_OTHER_PASS):
         raise UserError(
