@@ -12,22 +12,22 @@ torch would read its own parts all the same, and say nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from opdkit.engines.model import LanguageModel
 from opdkit.engines.prove import EXACT, LOW_OTHER_PASS, close, proof_hidden
 from opdkit.errors import UserError
 from opdkit.ranks.group import Group
 
-if TYPE_CHECKING:
-    from opdkit.engines.causal import CausalModel
+M = TypeVar("M", bound=LanguageModel)
 
 
 class Shards:
@@ -39,14 +39,13 @@ class Shards:
         layers: Mapping[str, nn.Module],
         group: Group,
         *,
-        device: torch.device,
+        mesh: DeviceMesh,
         reads: torch.dtype | None,
     ) -> None:
-        """layers: by their names in the whole module. device: where they go, one at a time. reads: what a layer is
-        gathered as; None: as it is kept."""
+        """layers: by their names in the whole module; they go to the mesh's device one at a time. reads: what a layer
+        is gathered as; None: as it is kept."""
         self._group, self._layers = group, list(layers.values())
         own = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
-        mesh = init_device_mesh(device.type, (group.size,))
         policy = MixedPrecisionPolicy(
             param_dtype=reads, reduce_dtype=None if reads is None else torch.float32, cast_forward_inputs=False
         )
@@ -104,46 +103,67 @@ class Shards:
         """Inside the block every layer is whole on every rank, for passes that each makes as many of as it likes: a
         token of each row at a time, say. Begun by all ranks; without gradients."""
         for layer in self._layers:
-            layer.unshard()  # type: ignore[operator]
+            layer.unshard()
         self._root.set_reshard_after_forward(False)
         try:
             yield
         finally:
             self._root.set_reshard_after_forward(True)
             for layer in self._layers:
-                layer.reshard()  # type: ignore[operator]
+                layer.reshard()
 
 
-def shard_layers(model: CausalModel, group: Group, *, device: torch.device, reads: torch.dtype | None) -> None:
-    """Keep the model's layers in parts from now on, and all of it on the device; proved by a pass.
+def load_in_parts(
+    load: Callable[[], M], group: Group, *, device: torch.device, reads: Callable[[M], torch.dtype | None]
+) -> M:
+    """What `load` gives in host memory, with its layers in parts from now on, and all of it on the device; proved by a
+    pass. The ranks of a machine load one after another: there is one whole model in its memory.
 
     reads: what layers are gathered as, where that is not what they are kept in. Raises UserError for a model whose
     layers cannot be told apart, or that is read otherwise in parts.
     """
-    if model.switch_length is not None:
-        raise UserError(
-            f'{model.name} has other position factors from {model.switch_length} tokens on, so a row may take two '
-            'passes, and with parallel.strategy = "sharded" all ranks make equally many; use strategy = "gathered"'
-        )
-    layers = _layers_of(model)
-    with torch.no_grad():
-        before_NH = proof_hidden(model)
-        model.shards = Shards(model.body, layers, group, device=device, reads=reads)
-        outside = {n: p for n, p in model.module.named_parameters() if n not in model.shards}
-        for parameter in outside.values():
-            parameter.data = parameter.data.to(device)
-        read = {n: p if reads is None else p.to(reads) for n, p in outside.items()}
-        with model.using(read):
-            after_NH = proof_hidden(model)
+    mesh = init_device_mesh(device.type, (group.size,))
+    model: M | None = None
+    for turn in range(group.local_size):
+        if turn == group.local_rank:
+            model = load()
+            as_read, before_NH = reads(model), _sharded(model, group, mesh, device, reads(model))
+        group.wait()
+    assert model is not None
+    outside = {n: p for n, p in model.module.named_parameters() if model.shards is not None and n not in model.shards}
+    with torch.no_grad(), model.using({n: p if as_read is None else p.to(as_read) for n, p in outside.items()}):
+        after_NH = proof_hidden(model).to(before_NH.device)
     model.positions.clear()
     is_exact = before_NH.dtype == after_NH.dtype and after_NH.dtype in (torch.float32, torch.float64)
-    if not close(after_NH, before_NH.to(after_NH.device), EXACT if is_exact else LOW_OTHER_PASS):
+    if not close(after_NH, before_NH, EXACT if is_exact else LOW_OTHER_PASS):
         raise UserError(
-            f'{model.name} gives other states when its layers are kept in parts; use parallel.strategy = "gathered"'
+            f'{model.name} gives other states when its layers are kept in parts; use parallel.strategy = "gathered", '
+            'and for a teacher placement = "resident"'
         )
+    return model
 
 
-def _layers_of(model: CausalModel) -> dict[str, nn.Module]:
+@torch.no_grad()
+def _sharded(
+    model: LanguageModel, group: Group, mesh: DeviceMesh, device: torch.device, reads: torch.dtype | None
+) -> Tensor:
+    """Cut here, without any other rank; returns the states of the proof before, [N, H]."""
+    if model.switch_length is not None:
+        raise UserError(
+            f"{model.name} has other position factors from {model.switch_length} tokens on, so a row may take two "
+            'passes, and ranks that keep layers in parts make equally many; use parallel.strategy = "gathered", and '
+            'for a teacher placement = "resident"'
+        )
+    model.prove_packed()
+    layers, before_NH = _layers_of(model), proof_hidden(model)
+    model.shards = Shards(model.body, layers, group, mesh=mesh, reads=reads)
+    for name, parameter in model.module.named_parameters():
+        if name not in model.shards:
+            parameter.data = parameter.data.to(device)
+    return before_NH
+
+
+def _layers_of(model: LanguageModel) -> dict[str, nn.Module]:
     """The decoder layers by their names in the whole module."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -160,8 +180,8 @@ def _layers_of(model: CausalModel) -> dict[str, nn.Module]:
             shared = shared or places.setdefault(id(parameter), name) != name
     if shared:
         raise UserError(
-            f'{model.name} has no decoder layers of their own that ranks could keep in parts; use parallel.strategy = '
-            '"gathered"'
+            f"{model.name} has no decoder layers of their own that ranks could keep in parts; use parallel.strategy = "
+            '"gathered", and for a teacher placement = "resident"'
         )
     return found
 

@@ -5,6 +5,7 @@ Objects are pickled by torch, between processes of one run and nobody else's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ class Group(Ranks):
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # Of this machine; torchrun sets both, and so does the launcher.
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     def gather(self, mine: T) -> list[T]:
         found: list[Any] = [None] * self.size

@@ -106,9 +106,9 @@ class TeacherSection(Section):
     # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
     # how far such a teacher is from the whole one.
     quantization: Literal["int8", "fp8", "nf4"] | None = None
-    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; or loaded
-    # anew for every step and dropped behind it.
-    placement: Literal["resident", "cpu", "reload"] = "resident"
+    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; loaded
+    # anew for every step and dropped behind it; or of several ranks each keeps a part of every layer.
+    placement: Literal["resident", "cpu", "reload", "sharded"] = "resident"
     chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None

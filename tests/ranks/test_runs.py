@@ -248,6 +248,32 @@ def test_a_pipeline_trains_on_ranks(recipe: Make, tmp_path: Path, models: dict[s
     assert apart(weights(ours, 2), weights(tmp_path / "runs/pipe/opd", 2)) == 0
 
 
+def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, models: dict[str, Path]) -> None:
+    """Its last sentence and status are the command's; run again, it samples nothing anew."""
+    line = [sys.executable, "-m", "opdkit", "evaluate", "--model", str(models["student"]), "--task", "arithmetic"]
+    line += [
+        "--data",
+        "arithmetic:add-3:test",
+        "--limit",
+        "5",
+        "-n",
+        "3",
+        "--max-answer-tokens",
+        "8",
+        "--at-least",
+        "2",
+    ]
+    answers = {}
+    for name, more in {"alone": (), "together": ("--ranks", "2"), "again": ("--ranks=2", "-n", "4")}.items():
+        out = tmp_path / ("alone" if name == "alone" else "together")
+        done = subprocess.run([*line, *more, "--out", str(out)], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count("below --at-least") == 1, done.stderr[-3000:]
+        header, *rows = (out / "arithmetic_add-3_test.jsonl").read_text().splitlines()
+        answers[name] = {(row["problem_id"], row["sample_id"]): row for row in map(json.loads, rows)}
+        assert len(rows) == len(answers[name]) == (20 if name == "again" else 15)
+    assert answers["together"] == answers["alone"] == {key: answers["again"][key] for key in answers["alone"]}
+
+
 def test_torchrun(recipe: Make) -> None:
     """Its own output stands around ours; the run is the same."""
     chosen = recipe("opd", "train.steps=2", "name=torchrun")

@@ -1,5 +1,5 @@
-"""The optimizer of a student whose layers are in parts (`engines/shards.py`): what is outside the layers is gathered once
-an update, as `gathered.py` does it, and the layers' gradients come summed.
+"""The optimizer of a student whose layers are in parts (`engines/shards.py`): what is outside the layers is gathered
+once an update, as `gathered.py` does it, and the layers' gradients come summed.
 
 What is kept, and so every checkpoint, is as there: a run may go on with the other strategy.
 """

@@ -9,14 +9,13 @@ import torch
 
 from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
-from opdkit.engines.shards import shard_layers
 from opdkit.errors import UserError
 from opdkit.ranks.base import Ranks
 from opdkit.ranks.group import Group
 from opdkit.recipe import Recipe
 from opdkit.training.models.gathered import GatheredOptimizer
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.sharded import ShardedOptimizer
+from opdkit.training.models.student import load_student
 
 Strategy = Literal["gathered", "sharded"]
 GATHERED_SHARE = 0.5  # of a device's memory, that weights and gradients may take where they are gathered
@@ -42,21 +41,41 @@ def strategy_of(recipe: Recipe, ranks: Ranks) -> Strategy:
     return "sharded" if size.parameters * a_parameter > GATHERED_SHARE * memory else "gathered"
 
 
+def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
+    """See `load_student`; with its layers in parts, where the recipe's ranks keep them so."""
+    if not isinstance(ranks, Group) or strategy_of(recipe, ranks) == "gathered":
+        return load_student(recipe, resume_from=resume_from)
+    if recipe.model.activation_offload:
+        raise UserError(
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
+        )
+    from opdkit.engines.shards import load_in_parts
+
+    dtype = getattr(torch, recipe.model.dtype)
+
+    def as_read(student: LanguageModel) -> torch.dtype | None:
+        """Adapters compute in their own type."""
+        is_adapter = hasattr(student.module, "peft_config")
+        return None if is_adapter or {p.dtype for p in student.module.parameters()} == {dtype} else dtype
+
+    return load_in_parts(
+        lambda: load_student(recipe, resume_from=resume_from, on_host=True),
+        ranks,
+        device=pick_device(recipe.model.device),
+        reads=as_read,
+    )
+
+
 def make_optimizer(student: LanguageModel, recipe: Recipe, ranks: Ranks) -> Optimizer:
-    """Of one process, or of several ranks; a student that is sharded is so from now on."""
+    """Of one process, or of several ranks."""
     dtype = getattr(torch, recipe.model.dtype)
     if not isinstance(ranks, Group):
         return Optimizer(student.module, recipe.train, compute_dtype=dtype, seed=recipe.seed)
     for key, value in (("optimizer", "adamw_8bit"), ("master_dtype", "bfloat16")):
         if getattr(recipe.train, key) == value:
             raise UserError(f'train.{key} = "{value}" is of one process, and this run has {ranks.size}; remove it')
-    if strategy_of(recipe, ranks) == "gathered":
-        return GatheredOptimizer(student.module, recipe.train, compute_dtype=dtype, group=ranks)
-    if recipe.model.activation_offload:
-        raise UserError(
-            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
-        )
-    kept = {parameter.dtype for parameter in student.module.parameters()}
-    reads = None if recipe.model.lora is not None or kept == {dtype} else dtype  # an adapter computes in its own dtype
-    shard_layers(student, ranks, device=pick_device(recipe.model.device), reads=reads)
-    return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks)
+    if student.shards is not None:
+        from opdkit.training.models.sharded import ShardedOptimizer
+
+        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks)
+    return GatheredOptimizer(student.module, recipe.train, compute_dtype=dtype, group=ranks)
