@@ -268,7 +268,7 @@ def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, m
         out = tmp_path / ("alone" if name == "alone" else "together")
         done = subprocess.run([*line, *more, "--out", str(out)], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.count("below --at-least") == 1, done.stderr[-3000:]
-        header, *rows = (out / "arithmetic_add-3_test.jsonl").read_text().splitlines()
+        _, *rows = (out / "arithmetic_add-3_test.jsonl").read_text().splitlines()
         answers[name] = {(row["problem_id"], row["sample_id"]): row for row in map(json.loads, rows)}
         assert len(rows) == len(answers[name]) == (20 if name == "again" else 15)
     assert answers["together"] == answers["alone"] == {key: answers["again"][key] for key in answers["alone"]}
