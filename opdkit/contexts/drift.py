@@ -60,8 +60,8 @@ def drift_warnings(suffixes: Suffixes, tools: Sequence[Mapping[str, Any]] = ()) 
     return [
         f'episode.history = "keep": the model reads its own turns as it wrote them, and the chat template of '
         f"{suffixes.renderer.name} would show them otherwise ({listed}); a server that uses the template asks the "
-        "model something else than it was trained on. Train and serve with a template that appends (model.chat_template), or "
-        'set episode.history = "rerender"'
+        "model something else than it was trained on. Train and serve with a template that appends "
+        '(model.chat_template), or set episode.history = "rerender"'
     ]
 
 
