@@ -226,12 +226,7 @@ def _last_rows(folder: Path, missing: list[str]) -> tuple[int | None, Sequence[E
     if not steps:
         missing.append("No rows were saved, so there are no answers to show; set train.save_rows_every in the recipe.")
         return None, ()
-    rows = _piece(
-        steps[max(steps)],
-        lambda path: load_rows(checked(path, MOST_ROW_BYTES)),
-        missing,
-        "there are no answers to show",
-    )
+    rows = _piece(steps[max(steps)], _rows, missing, "there are no answers to show")
     return (None, ()) if rows is None else (max(steps), rows)
 
 

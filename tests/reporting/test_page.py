@@ -236,8 +236,8 @@ def test_warnings_are_sorted_by_weight_and_never_twice(run_folder: Path) -> None
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 31, "train/num_steps_without_gradient": 1.0}) + "\n")
     text = read(run_folder).text
-    order = ["Steps that changed nothing", "nothing counted): 1. First, step 4: the step taught nothing", "answers were "
-             "cut at the length limit", "2 rows cannot be used", "Steps that a metrics service"]  # fmt: skip
+    order = ["Steps that changed nothing", "counted): 1. First, step 4: the step taught nothing", "answers were cut "
+             "at the length limit", "2 rows cannot be used", "Steps that a metrics service"]  # fmt: skip
     assert [text.count(words) for words in order] == [1, 1, 2, 1, 1]  # cut answers: in training, and in an evaluation
     assert sorted(map(text.index, order)) == [text.index(words) for words in order]
     assert "ran into sampling" not in text
