@@ -4,6 +4,7 @@ Triton finds it there by the digest of its source, whatever the folder of the dr
 uv.lock pins). The driver's own library comes with the host, so a stub stands in while it is linked.
 """
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -16,9 +17,7 @@ with tempfile.TemporaryDirectory() as folder:
     command = ["gcc", "-shared", "-x", "c", "/dev/null", "-Wl,-soname,libcuda.so.1", "-o", str(stub)]
     subprocess.run(command, check=True)
     os.environ["TRITON_LIBCUDA_PATH"] = folder
-    try:
+    with contextlib.suppress(ImportError):  # it is compiled and kept; to load it takes the driver
         driver.CudaUtils()
-    except ImportError:
-        pass  # it is compiled and kept; to load it takes the driver
 (made,) = Path(os.environ["TRITON_CACHE_DIR"]).rglob("cuda_utils*.so")
 os.write(1, f"{made}\n".encode())
