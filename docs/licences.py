@@ -25,7 +25,8 @@ def name_of(requirement: str) -> str:
 
 def licence_of(package: Distribution) -> str:
     """The expression (PEP 639), else the old field, else the classifiers."""
-    said = package.metadata.get("License-Expression") or package.metadata.get("License") or ""
+    fields = [line for field in ("License-Expression", "License") for line in package.metadata.get_all(field) or ()]
+    said = next(filter(None, fields), "")
     if said and len(said) <= MOST and "\n" not in said and said.lower() not in ("unknown", "dual license"):
         return said
     kinds = [line for line in package.metadata.get_all("Classifier") or () if line.startswith("License ::")]
