@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role and content; in episodes also tool_calls, name, tool_call_id
 Finish = Literal["stop", "length"]
 # What is told of a span of several tokens: nothing; the whole advantage to each; or a share to each (see [teacher]).
 SpanSpread = Literal["exact", "macro", "even", "proportional"]
@@ -39,6 +39,7 @@ class Problem:
     gold: str | None = None  # None: unknown, or the task has none (code is graded by `meta["tests"]`)
     solution: str | None = None  # a full worked answer, for privileged teachers and for `sft`
     columns: Mapping[str, str] = field(default_factory=dict)  # of the data, those that a recipe names; "" is missing
+    tools: tuple[Mapping[str, Any], ...] = ()  # that the prompt offers, each as OpenAI's schema of a function
     meta: Mapping[str, Any] = field(default_factory=dict)
     row: Mapping[str, Any] = field(
         default_factory=dict

@@ -177,7 +177,10 @@ def _recipes(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
 
 
 def _warnings(runs: Sequence[RunContents], labels: Sequence[str]) -> Html | None:
-    said = [
-        f"{label}: {each}" for run, label in zip(runs, labels, strict=True) for each in (*run.missing, *warnings(run))
-    ]
+    """Each once, with the runs that it is true of."""
+    whose: dict[str, list[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        for sentence in warnings(run, run.missing):
+            whose.setdefault(sentence, []).append(label)
+    said = [f"{', '.join(names)}: {sentence}" for sentence, names in whose.items()]
     return tag("ul", *(tag("li", each) for each in said), class_="notes") if said else None

@@ -159,7 +159,7 @@ def _results(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
 
 
 def _warnings(run: RunContents, unread: Sequence[str]) -> Html:
-    found = [*run.missing, *unread, *warnings(run)]
+    found = warnings(run, [*run.missing, *unread])
     if not found:
         return small("In training nothing was cut, left out, ungraded or skipped.")
     return tag("ul", *(tag("li", sentence) for sentence in found), class_="notes")

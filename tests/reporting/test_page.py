@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -203,6 +205,42 @@ def test_a_damaged_piece_is_a_sentence(run_folder: Path, piece: str, content: st
     """Half-written and foreign files; the page names the file or shows nothing of it, and is well formed."""
     (run_folder / piece).write_text(content)
     assert DATASET in read(run_folder).text
+
+
+def test_damaged_metrics_are_counted_and_the_rest_is_drawn(run_folder: Path) -> None:
+    """Two foreign lines and half a last one, which nobody is writing: said, with a number; the curves are there."""
+    path = run_folder / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(f'[]\n{whole}{{"step": NaN}}\n{{"step": 31, "train/lo')
+    text = read(run_folder).text
+    assert "2 lines of metrics.jsonl are not metrics and are left out (the first is line 1)" in text
+    assert "metrics.jsonl ends in the middle of a line, which is left out." in text and "Loss" in text
+    path.write_text(whole + '{"step": 31')
+    (run_folder / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()} since now\n")
+    assert "middle of a line" not in read(run_folder).text, "its writer lives: the rest will come"
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(run_folder: Path) -> None:
+    for name in ("metrics.jsonl", "recipe.toml"):
+        (run_folder / name).unlink()
+        os.mkfifo(run_folder / name)
+    assert "recipe.toml is no file" in read(run_folder).text
+
+
+def test_warnings_are_sorted_by_weight_and_never_twice(run_folder: Path) -> None:
+    """Skipped steps come before cut answers before a metrics service; what the run said of the same faults is joined to
+    the counts, its shares are not repeated; what it said of others stands alone."""
+    said = ["5% of the answers ran into sampling.max_answer_tokens", "step 4: the step taught nothing and changed "
+            "nothing: no answer could be graded", "2 rows cannot be used", "2 rows cannot be used"]  # fmt: skip
+    (run_folder / "summary.json").write_text(json.dumps(make_summary(warnings=said)))
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 31, "train/num_steps_without_gradient": 1.0}) + "\n")
+    text = read(run_folder).text
+    order = ["Steps that changed nothing", "counted): 1. First, step 4: the step taught nothing", "answers were cut "
+             "at the length limit", "2 rows cannot be used", "Steps that a metrics service"]  # fmt: skip
+    assert [text.count(words) for words in order] == [1, 1, 2, 1, 1]  # cut answers: in training, and in an evaluation
+    assert sorted(map(text.index, order)) == [text.index(words) for words in order]
+    assert "ran into sampling" not in text
 
 
 def test_damaged_rows_and_evaluations_are_sentences(run_folder: Path) -> None:

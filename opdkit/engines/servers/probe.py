@@ -4,6 +4,7 @@ the model's name      it serves it                        tokenizer   its ids me
 off by one            the log-prob of a token that it has just written, read again as a prompt's, is the same: so a
                       number belongs to its token, and is of the whole distribution at temperature 1
 length, top-k cap     what the run will ask for is answered
+chosen ids            where the server answers for them, it says what its prompt log-probs say
 hidden states         norm and head of `path`, applied to them, give the server's own prompt log-probs
 """
 
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from opdkit.engines.model import Ids
-from opdkit.engines.servers.http import Client, Refused
+from opdkit.engines.servers import chosen_ids
+from opdkit.engines.servers.http import Client, HalfError, Refused
 from opdkit.engines.servers.prompt_logprobs import Loaded, read_any, signal_of
 from opdkit.engines.servers.scorer import COMPLETIONS, ServerScorer
 from opdkit.errors import UserError
@@ -73,6 +75,8 @@ def _probe(scorer: ServerScorer, client: Client, tokenizer: Any, num_ids: int, a
     _check_alignment(client, scorer, prompt)
     if scorer.payload == "hidden":
         _check_states(client, scorer, prompt)
+    if scorer.payload == "sampled":
+        _try_chosen_ids(client, scorer, prompt)
     for one in asked:
         if scorer.payload == "topk" and one.answer == "topk":
             _check_cap(client, scorer, prompt, one.k or 1)
@@ -174,6 +178,28 @@ def _check_states(client: Client, scorer: ServerScorer, prompt: Ids) -> None:
             "another model than teacher.path, or hands out another layer (eagle_aux_hidden_state_layer_ids must be "
             f"[{output.num_layers}])"
         )
+
+
+def _try_chosen_ids(client: Client, scorer: ServerScorer, prompt: Ids) -> None:
+    """Ask by them from now on, if the server can; that it cannot is no fault."""
+    context, answer = prompt[:2], prompt[2:]
+    try:
+        said = client.json(chosen_ids.PATH, chosen_ids.body(scorer.model, context, answer))
+    except Refused:
+        return
+    if not chosen_ids.offered(said):
+        return
+    try:
+        found_T = chosen_ids.read(said, len(answer))
+    except HalfError as error:
+        raise UserError(f'{client.url} answers for chosen ids, but {error}; use payload = "topk"') from None
+    mean, most = _gap(found_T.tolist(), _own_logprobs(client, scorer, prompt)[1:])
+    if _is_wide(mean, most, scorer):
+        raise UserError(
+            f"{client.url} says other log-probs of chosen ids (prompt_logprob_token_ids) than of its prompts (off by "
+            f"{mean:.3g} nats in the mean): is --kv-sharing-fast-prefill on?"
+        )
+    scorer.by_ids.add(client.url)
 
 
 def _check_cap(client: Client, scorer: ServerScorer, prompt: Ids, k: int) -> None:

@@ -22,13 +22,14 @@ import torch
 from opdkit.engines.base import Progress
 from opdkit.engines.model import Ids
 from opdkit.engines.output_head import OutputHead
+from opdkit.engines.servers import chosen_ids
 from opdkit.engines.servers.hidden_files import SharedFolder
 from opdkit.engines.servers.http import Client, HalfError, Unreachable, as_answered
 from opdkit.engines.servers.prompt_logprobs import Entries, Scan, signal_of
 from opdkit.engines.states import answered
 from opdkit.errors import UserError
 from opdkit.losses import Head
-from opdkit.types import Asked, Signal
+from opdkit.types import Asked, FloatArray, Signal
 
 Payload = Literal["hidden", "topk", "sampled"]
 COMPLETIONS = "/v1/completions"
@@ -62,6 +63,7 @@ class ServerScorer:
     num_rows: int | None = None  # ids that the server's model has
     max_positions: int | None = None
     entries: Any = Scan
+    by_ids: set[str] = field(default_factory=set)  # addresses that answer for chosen ids, of payload "sampled"
     cost: Cost = field(default_factory=Cost)
 
     def limit_to(self, end: int, absent: Sequence[int] = ()) -> None:
@@ -141,6 +143,8 @@ class ServerScorer:
     def row_of(self, client: Client, context: Ids, answer: Ids, asked: Asked) -> Signal:
         if self.payload == "hidden":
             return self._hidden(client, context, answer)
+        if client.url in self.by_ids and answer:
+            return Signal(sampled_logprob_T=self.ask_ids(client, context, answer))
         prompt, k = [*context, *answer], asked.k if asked.answer == "topk" else None
         k = None if k is None else min(k, self.end or k)
         taken = self.ask_lists(client, prompt, self.num_listed(k))
@@ -165,6 +169,13 @@ class ServerScorer:
         taken = client.stream(COMPLETIONS, body, lambda: _Lists(self.entries(), prompt))
         self.cost.bytes += taken.num_bytes
         return taken
+
+    def ask_ids(self, client: Client, context: Ids, answer: Ids) -> FloatArray:
+        """[T] of the answer's own tokens."""
+        body = chosen_ids.body(self.model, context, answer)
+        logprob_T = client.read(chosen_ids.PATH, body, lambda said: chosen_ids.read(said, len(answer)))
+        self.cost.bytes += logprob_T.nbytes
+        return logprob_T
 
     def body(self, prompt: Ids) -> dict[str, Any]:
         """One token is written, since none cannot be asked for; every field is sent, since a server's generation config

@@ -5,7 +5,7 @@ Across, a panel is drawn in thousandths of its width, so it fits any column. Unk
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -217,7 +217,7 @@ def curve_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point | No
 def number(line: Mapping[str, Any], name: str) -> float | None:
     """None for what is absent, null or no finite number."""
     value = line.get(name)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None
 
 
 def _point(step: int, avg: Interval) -> Point | None:

@@ -12,8 +12,10 @@ name cannot be used twice. It does not show that a real server behaves so; `make
 
 from __future__ import annotations
 
+import base64
 import copy
 import fcntl
+import io
 import json
 import threading
 import time
@@ -60,7 +62,9 @@ class FakeServer:
         self.raw_logprobs = raw_logprobs  # as without --logprobs-mode processed_logprobs
         self.spool = spool  # where hidden states are written; None: they are not extracted
         self.most_logprobs = 20  # --max-logprobs
+        self.scores_ids: str | None = None  # prompt_logprob_token_ids, "right" as on a GPU, "shifted"; None: 400
         self.decode: Callable[[list[int]], str] = AutoTokenizer.from_pretrained(folder).decode
+        self.worker: Any = None  # an `in_vllm.opdkit_worker.Worker` that /collective_rpc calls
         self.faults: list[str] = []
         self.before_answer: Callable[[], object] | None = None  # called before every answer, e.g. to stop the server
         self.requests: list[tuple[str, Any]] = []
@@ -159,6 +163,8 @@ class FakeServer:
         return does(body) if does else (404, {"detail": "Not Found"})
 
     def _collective_rpc(self, body: Any) -> tuple[int, Any]:
+        if self.worker is not None:
+            return 200, {"results": [getattr(self.worker, body["method"])(*body.get("args", ()))]}
         if body["method"] != "opdkit_load":
             return 400, {"error": {"message": "no such method", "code": 400}}
         weights = load_file(Path(body["args"][0]) / "model.safetensors")
@@ -217,6 +223,9 @@ class FakeServer:
         model = self._model(body.get("model"))
         if fault := self._refusal(model, body.get("model"), prompt, params.get("max_tokens", 16)):
             return fault
+        if (wanted := params.get("prompt_logprob_token_ids")) is not None and self.scores_ids is None:
+            words = "prompt_logprob_token_ids requires the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=1)."
+            return 400, {"error": {"message": words, "code": 400}}
         answer, finish, reason = self._answer(model, body.get("model"), prompt, params, params.get("max_tokens", 16))
         count = params.get("logprobs")
         prompts = params.get("prompt_logprobs")
@@ -233,9 +242,19 @@ class FakeServer:
             "request_id": "r",
             "choices": [choice],
             "prompt_logprobs": None if prompts is None else self._prompt_logprobs(model, prompt, prompts),
+            "prompt_token_id_logprobs": None if wanted is None else self._of_ids(model, prompt, params),
             "kv_transfer_params": None,
             "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(answer)},
         }
+
+    def _of_ids(self, model: Any, prompt: list[int], params: Mapping[str, Any]) -> str:
+        start = params["prompt_logprob_start"] - (self.scores_ids == "shifted")
+        ids = torch.tensor(params["prompt_logprob_token_ids"])
+        with torch.no_grad():
+            logprob_TV = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        file = io.BytesIO()
+        np.save(file, logprob_TV[start : start + len(ids)].gather(-1, ids).numpy(), allow_pickle=False)
+        return base64.b64encode(file.getvalue()).decode()
 
     def _completions(self, body: Any) -> tuple[int, Any]:
         """Ids in, ids out; `prompt` is one list of ids or several."""

@@ -3,6 +3,8 @@
 Not that a real vLLM behaves like the fake: `make test-vllm` shows that.
 """
 
+import base64
+import io
 import json
 import os
 import sys
@@ -16,7 +18,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from opdkit.engines.servers import chosen_ids
 from opdkit.engines.servers.hidden_files import SharedFolder
+from opdkit.engines.servers.http import HalfError
 from opdkit.engines.servers.prompt_logprobs import Loaded, Scan, read_any, signal_of
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
@@ -87,6 +91,44 @@ def test_gradients_are_those_of_a_teacher_in_this_process(
     here, _ = stepped(start(recipe("opd", *overrides, "train.problems_per_step=3")), monkeypatch)
     assert float((there - here).norm() / here.norm()) < 1e-5
     assert metrics["teacher/server_bytes"] and metrics["teacher/server_num_retries"] == 0
+
+
+def test_own_tokens_come_as_numbers_where_the_server_has_that(
+    served: Make, recipe: Make, server: FakeServer, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `prompt_logprob_token_ids`: the same gradient from far fewer bytes, and wrong numbers are refused."""
+    own = ("method.support=sampled",)
+    _, lists = stepped(start(served("sampled", *own)), monkeypatch)
+    server.scores_ids = "right"
+    there, metrics = stepped(start(served("sampled", *own)), monkeypatch)
+    here, _ = stepped(start(recipe("opd", *own, "train.problems_per_step=3")), monkeypatch)
+    assert float((there - here).norm() / here.norm()) < 1e-5
+    sent, before = metrics["teacher/server_bytes"], lists["teacher/server_bytes"]
+    assert sent and before and sent < before / 10
+    server.scores_ids = "shifted"
+    with pytest.raises(UserError, match="other log-probs of chosen ids"):
+        start(served("sampled", *own))
+
+
+@pytest.mark.parametrize("said", ["no base64", "", "AAAA", [1], 3])
+def test_numbers_of_chosen_ids_that_are_none_are_refused(said: Any) -> None:
+    with pytest.raises(HalfError):
+        chosen_ids.read({chosen_ids.FIELD: said}, 2)
+
+
+@pytest.mark.parametrize("values", [[[0.5], [-1.0]], [[np.nan], [-1.0]], [[-1.0]], [[1], [2]]])
+def test_numbers_of_another_form_are_refused(values: Any) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array(values))
+    with pytest.raises(HalfError):
+        chosen_ids.read({chosen_ids.FIELD: base64.b64encode(file.getvalue()).decode()}, 2)
+
+
+def test_a_pickle_among_chosen_ids_is_not_opened() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(HalfError):
+        chosen_ids.read({chosen_ids.FIELD: base64.b64encode(file.getvalue()).decode()}, 1)
 
 
 def test_a_view_of_its_own_and_two_servers(
