@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.transcript import last_turn
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import check_model_path, model_digest
@@ -84,7 +85,7 @@ def sample_answers(
         kept.update(((answer.problem_id, answer.sample_id), answer) for answer in answers)
 
     def keep(rollouts: list[Rollout]) -> None:
-        fresh = [stored_answer(rollout, renderer.answer_text(rollout.answer_ids)) for rollout in rollouts]
+        fresh = [stored_answer(rollout, renderer.answer_text(last_turn(rollout))) for rollout in rollouts]
         own.extend(fresh)
         put(fresh)
 

@@ -137,7 +137,7 @@ class ViewSection(Section):
 class VllmSection(Section):
     """How sampling.engine = "vllm" is started."""
 
-    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    python: Words | None = None  # of the environment that has vLLM; default: $OPDKIT_VLLM_PYTHON, or ours
     # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
     # room for a trainer beside it.
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
