@@ -82,7 +82,7 @@ class OtherModel:
             return model
 
         if isinstance(self._ranks, Group) and in_parts:
-            from opdkit.engines.shards import load_in_parts
+            from opdkit.engines.load_in_parts import load_in_parts
 
             return load_in_parts(load, self._ranks, device=self._device, reads=lambda model: None)
         return load()

@@ -49,7 +49,7 @@ def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = 
         raise UserError(
             'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
         )
-    from opdkit.engines.shards import load_in_parts
+    from opdkit.engines.load_in_parts import load_in_parts
 
     dtype = getattr(torch, recipe.model.dtype)
 
