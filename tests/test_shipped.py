@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from opdkit import __version__
 from opdkit.errors import UserError
@@ -83,3 +90,52 @@ def test_shipped_recipes_go_by_their_names(tmp_path: Path, monkeypatch: pytest.M
 def test_every_recipe_says_what_it_is() -> None:
     said = {name: about(file) for name, file in shipped_recipes().items()}
     assert len(said) > 50 and all(4 <= len(words) < 120 for words in said.values()), said
+
+
+def lock() -> dict[str, Any]:
+    return tomllib.loads((REPO / "uv.lock").read_text(encoding="utf-8"))
+
+
+def test_the_lock_names_public_indexes_alone_and_every_file_by_hash() -> None:
+    """No mirror of wherever it was made. Not that the files are there: `uv sync --frozen` says so."""
+    files = [file for one in lock()["package"] for file in [*one.get("wheels", []), *filter(None, [one.get("sdist")])]]
+    hosts = {urlsplit(address).netloc for address in re.findall(r'"(\w+://[^"]+)"', (REPO / "uv.lock").read_text())}
+    assert hosts == {"pypi.org", "files.pythonhosted.org", "download.pytorch.org"}
+    assert len(files) > 1000 and all(re.fullmatch("sha256:[0-9a-f]{64}", file["hash"]) for file in files)
+    assert {one["source"].get("registry") for one in lock()["package"]} == {
+        None, "https://pypi.org/simple", "https://download.pytorch.org/whl/cpu"
+    }  # fmt: skip
+
+
+def test_the_lock_is_of_this_pyproject_and_has_the_tested_versions() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    packages = lock()["package"]
+    (own,) = (one for one in packages if one["name"] == "opdkit")
+    extras = project["project"]["optional-dependencies"]
+    wanted = [Requirement(line) for lines in (project["project"]["dependencies"], *extras.values()) for line in lines]
+    locked = {(need["name"], need.get("specifier", "")) for need in own["metadata"]["requires-dist"]}
+    assert locked == {(canonicalize_name(need.name), str(need.specifier)) for need in wanted}, "run `make lock`"
+    assert set(own["metadata"]["provides-extras"]) == set(extras)
+    assert project["tool"]["uv"]["conflicts"] == [[{"extra": name} for name in ("cpu", "cu13", "vllm")]]
+    versions = {(one["name"], one.get("version", "").split("+")[0]) for one in packages}
+    pins = [line.split("==") for line in (REPO / "constraints.txt").read_text().split() if "==" in line]
+    assert len(pins) > 90 and not [pin for pin in pins if (canonicalize_name(pin[0]), pin[1]) not in versions]
+    page = (REPO / "docs/reference/licences.md").read_text()
+    said = re.findall(r"^\| (\S+) \| \S+ \| (.+?) \|", page, re.MULTILINE)
+    assert {canonicalize_name(name) for name, _ in pins} <= {name for name, _ in said}
+    assert "not stated" not in page
+
+
+def test_the_image_has_no_compiler_and_no_root_and_the_compose_file_opens_nothing() -> None:
+    """As the files say it; CI builds them and looks (images.yml)."""
+    last = (REPO / "docker/Dockerfile").read_text().split("\nFROM ")[-1]
+    assert not re.search(r"apt-get|pip|gcc|build-essential|\buv\b", last.replace("/opt/", ""))
+    assert re.search(r"^USER [1-9]\d*$", last, re.MULTILINE)
+    # Triton 3.7 keeps its module by its source alone; a later one also by the folder of the driver's library.
+    assert all(one["version"].startswith("3.7.") for one in lock()["package"] if one["name"] == "triton")
+    compose = yaml.safe_load((REPO / "docker/compose.yaml").read_text())
+    assert compose["networks"] == {"inside": {"internal": True}}
+    for service in compose["services"].values():
+        assert service["networks"] == ["inside"] and "ports" not in service
+        assert service["environment"]["VLLM_API_KEY"].startswith("${VLLM_API_KEY:?")
+        assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]

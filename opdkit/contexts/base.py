@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from opdkit.types import Group, Message, Rollout, View
+from opdkit.types import Group, Message, Problem, Rollout, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,13 @@ class Reader(Protocol):
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
 
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> Reader: ...
+
     def cut(self, text: str, max_tokens: int) -> tuple[str, int]: ...
 
     def answer_text(self, answer_ids: Sequence[int]) -> str: ...
+
+    def torn(self, text: str) -> str: ...
 
 
 class Context(BaseModel, ABC):
@@ -104,18 +108,24 @@ def build_views(
 ) -> list[View | None]:
     """One view per rollout, in the order of the groups. `reader` is the teacher's own; see `Context.read_groups`."""
 
-    @cache  # siblings often read the same
-    def context_ids(turns: tuple[tuple[tuple[str, str], ...], ...]) -> tuple[int, ...]:
-        return tuple(reader.prompt_ids([dict(turn) for turn in turns]))
+    known: dict[str, tuple[int, ...]] = {}  # siblings often read the same
 
+    def context_ids(problem: Problem, shown: Reading) -> tuple[int, ...]:
+        key = json.dumps([problem.tools, shown.messages], default=dict)
+        if key not in known:
+            offering = reader.with_tools(problem.tools) if problem.tools else reader
+            known[key] = tuple(offering.prompt_ids([dict(turn) for turn in shown.messages]))
+        return known[key]
+
+    problems = [group.problem for group in groups for _ in group.rollouts]
     return [
         None
         if shown is None
         else View(
-            context_ids=context_ids(tuple(tuple(message.items()) for message in shown.messages)),
+            context_ids=context_ids(problem, shown),
             sources=shown.sources,
             num_truncated_tokens=shown.num_truncated_tokens,
             shown=shown.shown,
         )
-        for shown in context.read_groups(groups, reader, identity, reading)
+        for problem, shown in zip(problems, context.read_groups(groups, reader, identity, reading), strict=True)
     ]

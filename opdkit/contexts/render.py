@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -114,9 +114,26 @@ class Renderer:
             return self.encode(self.beginning_of(text, limit))
         return self.prompt_ids(messages)
 
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> Renderer:
+        """The same, whose prompts offer these tools (schemas of functions). Raises UserError if the chat template has
+        no place for any, so that no model would know of them."""
+        if not tools:
+            return self
+        offered = {**self.template_kwargs, "tools": [*tools]}
+        if "tools" not in read_kwargs(replace(self, template_kwargs={}), offered):
+            raise UserError(
+                f"the chat template of {self.name} reads no tools, so the model would not hear of any; set "
+                'chat_template to one that does, or episode.show_tools = "no" where the prompt itself tells of them'
+            )
+        return replace(self, template_kwargs=offered)
+
     def prompt_text(self, messages: Sequence[Message]) -> str:
         text = self._rendered(self._turns(messages), add_generation_prompt=True)
         return f"{text}</think>\n\n" if self.close_thinking and OPENED_THINKING.search(text) else text
+
+    def history_text(self, messages: Sequence[Message]) -> str:
+        """The messages with nothing behind them."""
+        return self._rendered(self._turns(messages), add_generation_prompt=False)
 
     def end_of_turn(self) -> int | None:
         """The id that the chat template writes behind an assistant's words, read off a rendered turn.
@@ -127,7 +144,7 @@ class Renderer:
             return None
         turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
         try:
-            rendered = self._rendered(turns, add_generation_prompt=False)
+            rendered = self.history_text(turns)
         except UserError:
             return None  # a template without assistant turns says nothing of their end
         behind = rendered.rpartition(_SAID)[2] if _SAID in rendered else ""
@@ -139,7 +156,7 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.get(token)
         return added is not None and bool(added.content.strip())
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         turns = [dict(message) for message in messages]
         if not self.system:
             return turns
@@ -219,6 +236,12 @@ class Renderer:
         end = encoded["offset_mapping"][max_tokens][0]  # where the first dropped token begins: half a character is none
         return text[:end], num_cut
 
+    def torn(self, text: str) -> str:
+        """The text, in which what spells a token that was added by name has a space behind its first character: what a
+        model or a tool wrote is shown in a prompt, and ends no turn of it."""
+        added = added_tokens(self.tokenizer)
+        return text if added is None else added.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up.
 
@@ -231,6 +254,12 @@ class Renderer:
             if HARMONY_CHANNEL in text:  # not another token of a tokenizer that does not know it
                 return final_channel(text)
         return str(decode(ids, skip_special_tokens=True, **plain))
+
+
+def added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Spellings of the tokens that were added by name; white space and single characters end no turn."""
+    names = {token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1}
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
 def read_kwargs(renderer: Renderer, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from opdkit.errors import UserError
-from opdkit.metric_lines import WentBack, of_steps, read_metrics, went_back
+from opdkit.metric_lines import WentBack, of_steps, went_back
+from opdkit.reporting.files import MetricLines, checked, writer_lives
 from opdkit.run.rows import load_rows
 from opdkit.types import Example
 
 T = TypeVar("T")
+MOST_BYTES = 64 << 20  # of a recipe, a summary, an evaluation
+MOST_ROW_BYTES = 8 << 30
 Kind = Literal["before", "after", "arm", "teacher"]
 
 
@@ -78,8 +81,8 @@ class RunContents:
 def read_run(folder: Path) -> RunContents:
     """Raises UserError only if `folder` holds nothing of a run."""
     missing: list[str] = []
-    metrics = _piece(folder / "metrics.jsonl", read_metrics, missing, "there are no curves") or []
-    run = _read(folder, metrics, *_last_rows(folder / "rows", missing), missing)
+    metrics = _piece(folder / "metrics.jsonl", lambda path: _metrics(path, missing), missing, "there are no curves")
+    run = _read(folder, metrics or [], *_last_rows(folder / "rows", missing), missing)
     if not (run.recipe_text or metrics or run.summary or run.history or run.rows_step is not None):
         why = (
             "it holds no recipe.toml, metrics.jsonl, summary.json, eval/ or rows/"
@@ -88,6 +91,15 @@ def read_run(folder: Path) -> RunContents:
         )
         raise UserError(f"{folder} is not a run folder: {why}")
     return run
+
+
+def _metrics(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The lines that can be read; of others, that they are there."""
+    found = MetricLines(checked(path))
+    found.read()
+    if damage := found.damage(ended=not writer_lives(path.parent)):
+        missing.append(damage)
+    return found.lines
 
 
 def read_progress(folder: Path, metrics: Sequence[Mapping[str, Any]]) -> RunContents:
@@ -216,8 +228,12 @@ def _last_rows(folder: Path, missing: list[str]) -> tuple[int | None, Sequence[E
     if not steps:
         missing.append("No rows were saved, so there are no answers to show; set train.save_rows_every in the recipe.")
         return None, ()
-    rows = _piece(steps[max(steps)], load_rows, missing, "there are no answers to show")
+    rows = _piece(steps[max(steps)], _rows, missing, "there are no answers to show")
     return (None, ()) if rows is None else (max(steps), rows)
+
+
+def _rows(path: Path) -> list[Example]:
+    return load_rows(checked(path, MOST_ROW_BYTES))
 
 
 def _piece(path: Path, read: Callable[[Path], T], missing: list[str], so: str) -> T | None:
@@ -234,7 +250,7 @@ def _piece(path: Path, read: Callable[[Path], T], missing: list[str], so: str) -
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    return checked(path, MOST_BYTES).read_text(encoding="utf-8")
 
 
 def _toml(path: Path) -> dict[str, Any]:

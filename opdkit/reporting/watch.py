@@ -96,9 +96,7 @@ def view(seen: Followed, answers: Answers) -> list[Line | Table]:
         parts += [Line(), _numbers(seen.run.metrics)]
     if evaluations := list(_evaluations(seen.run)):
         parts += [Line(), *map(Line, evaluations)]
-    found = warnings(seen.run)
-    if seen.num_broken:
-        found.append(f"{seen.num_broken} lines of metrics.jsonl are not metrics and are left out.")
+    found = warnings(seen.run, [seen.damage] if seen.damage else [])
     if found:
         more = [f"and {len(found) - MAX_WARNINGS} more"] if len(found) > MAX_WARNINGS else []
         parts += [Line(), *(Line((f"! {each}", "yellow")) for each in found[:MAX_WARNINGS] + more)]

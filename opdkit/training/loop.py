@@ -102,7 +102,8 @@ def train(
                 else:  # the page says so by metrics.jsonl, also of a run that was resumed since
                     say(console, back.sentence(saved.step if saved else 0), mark="warning")
                 try:
-                    return run.go(folder, saved, changed if back is None else None, back)
+                    with ranks.hearing():
+                        return run.go(folder, saved, changed if back is None else None, back)
                 except GoBack as wanted:
                     return wanted.with_traceback(None)
 

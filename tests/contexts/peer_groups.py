@@ -31,6 +31,12 @@ class Words:
         words = text.split(" ")
         return (text, 0) if len(words) <= max_tokens else (" ".join(words[:max_tokens]), len(words) - max_tokens)
 
+    def with_tools(self, tools: Sequence[object]) -> "Words":
+        return self
+
+    def torn(self, text: str) -> str:
+        return text
+
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         return "".join(map(chr, answer_ids))
 

@@ -24,6 +24,17 @@ def test_markup_escapes_every_plain_string() -> None:
     escape("\ud800").encode("utf-8")
 
 
+def test_what_cannot_be_seen_is_named_and_scripts_that_need_joiners_keep_them() -> None:
+    """Bidi controls, zero-width characters and blanks that pass for letters; an emoji and a Persian word stay whole."""
+    for code in (0x200E, 0x200F, 0x061C, 0x202E, 0x2066, 0x200B, 0x2060, 0xFEFF, 0x00AD, 0x3164, 0x2028, 0xE0041):
+        assert escape(f"a{chr(code)}b") == f"a[U+{code:04X}]b"
+    assert escape("a\u200db x\ufe0f") == "a[U+200D]b x[U+FE0F]"
+    persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    for text in ("👩\u200d👧 ❤\ufe0f\u200d🔥 1\ufe0f\u20e3", persian, "é ü 日本"):
+        assert escape(text) == text
+    assert escape("👩\u200d\u200dx") == "👩[U+200D][U+200D]x"
+
+
 def test_numbers_by_hand() -> None:
     shown = {0.0: "0", 12.0: "12", 12345.0: "12,345", 0.5: "0.5", 0.12345: "0.1235", 1234.56: "1,235", 0.0004: "4e-4"}
     assert {value: compact(value) for value in shown} == shown

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from opdkit.errors import UserError
 from opdkit.reporting import watch as module
-from opdkit.reporting.follow import Follower, MetricLines, seconds_left, writer_lives
+from opdkit.reporting.files import MetricLines, writer_lives
+from opdkit.reporting.follow import Follower, seconds_left
 from opdkit.reporting.watch import sparkline, watch
 from opdkit.run.console import Terminal
 

@@ -9,11 +9,20 @@ import html
 import re
 
 # Control characters are shown as their pictures (U+2400 ...): they are invalid in XML and invisible in HTML. Tab and
-# newline stay. Bidirectional overrides could show a text in another order than it has.
+# newline stay.
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 _CONTROL |= {code: f"[U+{code:04X}]" for code in range(0x80, 0xA0)}  # terminals take some as commands too
-_BIDI = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-_UNPRINTABLE = str.maketrans({**_CONTROL, **_BIDI})
+# What is not seen, or turns the order of what is seen round, is named. These are the characters that Unicode lets a
+# reader ignore (Default_Ignorable_Code_Point), other marks without a form, line breaks that are none in a terminal, and
+# blanks that pass for letters.
+_UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Joiners between letters of scripts that need them, and the one that makes a sign a coloured picture, stay.
+_LETTER = f"[^\\x00-\u02ff{_UNSEEN}]"
+_KEPT = f"(?<={_LETTER})\ufe0f?[\u200c\u200d](?={_LETTER})|(?<={_LETTER})\ufe0f|(?<=[0-9#*])\ufe0f(?=\u20e3)"
+_NAMED = re.compile(f"{_KEPT}|([{_UNSEEN}])")
 _SURROGATE = re.compile("[\ud800-\udfff\ufffe\uffff]")  # cannot be written as UTF-8 or XML
 
 
@@ -24,8 +33,14 @@ class Html(str):
 
 
 def printable(text: str) -> str:
-    """Without what could command a terminal, break XML or turn the order of the letters round: it is shown instead."""
-    return _SURROGATE.sub("\ufffd", text.translate(_UNPRINTABLE))
+    """Without what could command a terminal, break XML, hide, or turn letters' order round: it is shown instead."""
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", _NAMED.sub(_name, text))
+    return text if text.isprintable() else text.translate(_CONTROL)
+
+
+def _name(found: re.Match[str]) -> str:
+    return f"[U+{ord(found[1]):04X}]" if found[1] else found[0]
 
 
 def escape(text: str) -> Html:

@@ -1,17 +1,35 @@
-"""What a reader must know before believing the numbers: everything cut, left out, ungraded or skipped, counted."""
+"""What a reader must know before believing the numbers: everything cut, left out, ungraded or skipped, counted.
+
+The weightiest first, and nothing twice: what a run said while it trained stands with the count of the same fault.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from opdkit.metric_lines import found
+from opdkit.metric_lines import SENTINELS, found
+from opdkit.recipe.sentinels import SENTINELS as NAMES
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
 from opdkit.reporting.run import RunContents
 from opdkit.run.sentinels import GAP_LIMITS, wide_gap
 
-# Metric -> what its sum over the run counts. Shares are of all sampled answers, where that is what is counted.
+WRONG, LOST, NOTE = 3.0, 2.0, 1.0  # weights: numbers may be wrong; something is missing from them; good to know
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """weight: one of the three, and below 1 more by the share that is concerned. about: the metric, if there is one."""
+
+    weight: float
+    sentence: str
+    about: str = ""
+
+
+# Metric -> what its sum over the run counts, as a share of all sampled answers.
 _OF_ANSWERS: Mapping[str, str] = {
     "rollout/num_truncated": "training answers were cut at the length limit",
     "rollout/num_ungraded": "training answers could not be graded; they have no reward, not a reward of 0",
@@ -20,12 +38,28 @@ _OF_ANSWERS: Mapping[str, str] = {
     "teacher/num_rows_too_long": "training answers were longer, with their context, than the teacher's positions: its "
     "part of the loss lacks them",
 }
-_COUNTED: Mapping[str, str] = {
-    "train/num_skipped_steps": "Steps that changed nothing: the gradient was not finite, or nothing was counted",
-    "train/num_steps_without_gradient": "Steps that taught nothing: every gradient was zero (equal rewards, nothing to "
-    "read, nothing counted)",
-    "teacher/num_truncated_tokens": "Tokens of teacher contexts cut to fit",
-    "metrics/num_non_finite": "Metric values that were not finite, and are gaps in the curves",
+_COUNTED: Mapping[str, tuple[float, str]] = {
+    "train/num_skipped_steps": (
+        WRONG,
+        "Steps that changed nothing: the gradient was not finite, or nothing was counted",
+    ),
+    "train/num_steps_without_gradient": (
+        WRONG,
+        "Steps that taught nothing: every gradient was zero (equal rewards, nothing to read, nothing counted)",
+    ),
+    "teacher/num_truncated_tokens": (NOTE, "Tokens of teacher contexts cut to fit"),
+    "metrics/num_non_finite": (WRONG, "Metric values that were not finite, and are gaps in the curves"),
+}
+# What the run itself says of the same faults; a step's alarm knows why, the metrics how often.
+_SAID: Mapping[str, str] = {
+    "rollout/num_truncated": r"% of the answers ran into sampling\.max_answer_tokens",
+    "rollout/num_ungraded": r"% of the answers could not be graded",
+    "teacher/num_rows_without_view": r"% of the answers gave the teacher nothing to read",
+    "teacher/num_rows_too_long": r"% of the answers were longer, with their context",
+    "train/num_steps_without_gradient": r"the step taught nothing and changed nothing",
+    "rollout/sampler_gap_bias": r"the sampler's log-probs are not the trainer's",
+    "context/share_of_groups_with_success": r"no group has a success",
+    **{f"{SENTINELS}{name}": rf"\(sentinels\.{name}\)" for name in NAMES},
 }
 # Evaluations: every count stands in the table of results; a sentence from this share of the answers on.
 _NOTABLE = {"num_truncated": 0.02, "num_no_answer": 0.1, "num_ungraded": 0.0}
@@ -36,63 +70,87 @@ _EVALUATED: Mapping[str, str] = {
 }
 
 
-def warnings(run: RunContents) -> list[str]:
-    """One sentence for each fault that occurred; empty when nothing did."""
-    said = [str(sentence) for sentence in (run.summary or {}).get("warnings", ())]
-    return [*_ended(run), *said, *_sentinels(run), *_training(run), *_evaluation(run)]
+def warnings(run: RunContents, unread: Iterable[str] = ()) -> list[str]:
+    """One sentence for each fault that occurred; empty when nothing did. unread: what of the files could not be."""
+    files = [Warned(LOST + 0.99, sentence) for sentence in unread]
+    counted = [*_ended(run), *_sentinels(run), *_training(run), *_evaluation(run)]
+    told = (run.summary or {}).get("warnings", ())
+    said = [_said(str(sentence)) for sentence in (told if isinstance(told, list) else ())]
+    alone = [each for each in said if not any(each.about and each.about == other.about for other in counted)]
+    merged = [_with_reason(each, said) for each in counted]
+    ordered = sorted([*files, *alone, *merged], key=lambda each: -each.weight)
+    return list(dict.fromkeys(each.sentence for each in ordered))
 
 
-def _ended(run: RunContents) -> Iterator[str]:
+def _ended(run: RunContents) -> Iterator[Warned]:
     ended = (run.summary or {}).get("ended")
     if isinstance(ended, Mapping):
         planned = run.setting("train", "steps")
-        yield f"The run ended after step {ended.get('step')} of {planned}: {ended.get('why')}."
+        yield Warned(NOTE, f"The run ended after step {ended.get('step')} of {planned}: {ended.get('why')}.")
 
 
-def _sentinels(run: RunContents) -> Iterator[str]:
+def _sentinels(run: RunContents) -> Iterator[Warned]:
     """Every time that the run went back, and how often each found something in the steps that count."""
     for back in run.went_back:
         why = ", ".join(f"sentinels.{name}" for name in back.found_by)
-        yield (
+        sentence = (
             f"The run went back from step {back.from_step} to step {back.to_step} ({why}; attempt {back.attempt}): the "
             "curves show the steps that were taken last, metrics.jsonl has them all."
         )
+        yield Warned(LOST, sentence)
     steps: dict[str, list[Any]] = {}
     for line in run.metrics:
         for name in found(line):
             steps.setdefault(name, []).append(line["step"])
     for name, own in steps.items():
         if name != "sampler_gap":  # said below, also of runs that were made before there were sentinels
-            yield f"sentinels.{name} found something in {len(own):,} steps, first in step {own[0]}."
+            sentence = f"sentinels.{name} found something in {len(own):,} steps, first in step {own[0]}."
+            yield Warned(WRONG, sentence, f"{SENTINELS}{name}")
 
 
-def _training(run: RunContents) -> Iterator[str]:
+def _said(sentence: str) -> Warned:
+    about = next((name for name, words in _SAID.items() if re.search(words, sentence)), "")
+    return Warned(LOST, sentence, about)
+
+
+def _with_reason(counted: Warned, said: Sequence[Warned]) -> Warned:
+    """With what a step's alarm said of it; a share that the count says too is left out."""
+    for each in said:
+        if counted.about == each.about and counted.about and not _SAID[each.about].startswith("%"):
+            return replace(counted, sentence=f"{counted.sentence} First, {each.sentence}.")
+    return counted
+
+
+def _training(run: RunContents) -> Iterator[Warned]:
     num_answers = _total(run, "rollout/num_rows")
     for name, what in _OF_ANSWERS.items():
         if count := _total(run, name):
-            yield f"{share(count, num_answers) if num_answers else f'{count:,.0f}'} {what}."
-    for name, what in _COUNTED.items():
+            part = min(0.9, count / num_answers) if num_answers else 0.9
+            yield Warned(LOST + part, f"{share(count, num_answers) if num_answers else f'{count:,.0f}'} {what}.", name)
+    for name, (weight, what) in _COUNTED.items():
         if count := _total(run, name):
-            yield f"{what}: {count:,.0f}."
+            yield Warned(weight, f"{what}: {count:,.0f}.", name)
     dtype = run.setting("model", "dtype")
     if dtype in GAP_LIMITS and (wide := sum(wide_gap(_gap(line), dtype) is not None for line in run.metrics)):
-        yield f"Steps in which sampler and trainer disagreed on log-probs by more than rounding: {wide:,}."
-    unsolved = [line for line in run.metrics if line.get("context/share_of_groups_with_success") == 0]
-    if unsolved:
-        yield f"Steps in which no group had a success to show the teacher: {len(unsolved):,}."
+        sentence = f"Steps in which sampler and trainer disagreed on log-probs by more than rounding: {wide:,}."
+        yield Warned(WRONG + 0.5, sentence, "rollout/sampler_gap_bias")
+    about = "context/share_of_groups_with_success"
+    if unsolved := sum(line.get(about) == 0 for line in run.metrics):
+        yield Warned(LOST, f"Steps in which no group had a success to show the teacher: {unsolved:,}.", about)
     failures = max((number(line, "metrics/num_sink_failures") or 0.0 for line in run.metrics), default=0.0)
     if failures:  # counted since the run began, not in each step
-        yield f"Steps that a metrics service beside metrics.jsonl did not take: {failures:,.0f}."
+        yield Warned(NOTE, f"Steps that a metrics service beside metrics.jsonl did not take: {failures:,.0f}.")
 
 
-def _evaluation(run: RunContents) -> Iterator[str]:
+def _evaluation(run: RunContents) -> Iterator[Warned]:
     for dataset, entries in run.headline.items():
         for entry in entries:
             counts = entry.measured.counts
             for name, what in _EVALUATED.items():
                 count, of = counts.get(name, 0), counts.get("num_answers", 0)
                 if count > _NOTABLE[name] * of:
-                    yield f"{entry.label}, {dataset}: {share(count, of)} {what}."
+                    part = min(0.9, count / of) if of else 0.9
+                    yield Warned(LOST + part, f"{entry.label}, {dataset}: {share(count, of)} {what}.")
 
 
 def _gap(line: Mapping[str, Any]) -> Mapping[str, float | None]:
@@ -100,5 +158,4 @@ def _gap(line: Mapping[str, Any]) -> Mapping[str, float | None]:
 
 
 def _total(run: RunContents, name: str) -> float:
-    values: list[Any] = [line.get(name) for line in run.metrics]
-    return float(sum(value for value in values if isinstance(value, (int, float))))
+    return sum(number(line, name) or 0.0 for line in run.metrics)

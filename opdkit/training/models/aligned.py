@@ -9,7 +9,7 @@ Letters: T tokens of the student's answer, K likeliest ids, W ids of the student
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -43,11 +43,17 @@ class StudentsWords:
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return self.teacher.prompt_ids(messages)
 
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> StudentsWords:
+        return replace(self, teacher=self.teacher.with_tools(tools))
+
     def cut(self, text: str, max_tokens: int) -> tuple[str, int]:
         return self.teacher.cut(text, max_tokens)
 
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         return self.student.answer_text(answer_ids)
+
+    def torn(self, text: str) -> str:
+        return self.teacher.torn(text)
 
 
 class AlignedTeacher(ModelTeacher):
