@@ -49,7 +49,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_flash_faults(recipe),
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
         *engine_faults(recipe),
-        *sentinel_faults(recipe),
+        *sentinel_faults(recipe.sentinels, recipe.train.save_every),
     ]
     if is_adapter and recipe.model.lora:
         said.append(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from opdkit.recipe.fields import Count, PositiveInt, Section, exists_in
-
-if TYPE_CHECKING:
-    from opdkit.recipe.sections import Recipe
 
 Above = Annotated[float, Field(gt=0)] | Literal[False]
 Share = Annotated[float, Field(gt=0, le=1)] | Literal[False]
@@ -90,9 +87,8 @@ class SentinelsSection(Section):
         return frozenset(name for name, is_mended in SENTINELS.items() if is_mended or self.action != "rollback")
 
 
-def sentinel_faults(recipe: Recipe) -> Iterator[str]:
+def sentinel_faults(section: SentinelsSection, save_every: int) -> Iterator[str]:
     """What the section asks for and the run cannot do."""
-    section, train = recipe.sentinels, recipe.train
     if section.action != "rollback":
         return
     if hopeless := [name for name in section.acting or () if not SENTINELS[name]]:
@@ -100,7 +96,7 @@ def sentinel_faults(recipe: Recipe) -> Iterator[str]:
             f'sentinels.action = "rollback" lowers the learning rate, which does not mend {", ".join(hopeless)} of '
             'sentinels.acting; leave it out, or use action = "pause" or "stop"'
         )
-    if not train.save_every:
+    if not save_every:
         yield (
             'sentinels.action = "rollback" goes back to a checkpoint, and train.save_every = 0 writes none before the '
             "end; set it, e.g. to 50"
