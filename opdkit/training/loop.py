@@ -21,6 +21,7 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
+from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -28,6 +29,7 @@ from opdkit.run.rows import save_rows
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
+from opdkit.training.episodes import make_stage
 from opdkit.training.evaluations import Evaluations, teachers_of_sets
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
@@ -138,6 +140,7 @@ class TrainingRun:
         self.answers = Answers(
             recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
         )
+        self.answers.stage = self._stage()
         self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -158,9 +161,16 @@ class TrainingRun:
             replays=parts.run is not None,
         )
 
+    def _stage(self) -> Stage | None:
+        """An engine beside this process, or a card, gives other last bits in any case: there nobody waits for all."""
+        parts, asks_all = self.parts, self.recipe.sampling.engine == "hf" and self.parts.student.device.type == "cpu"
+        return make_stage(self.recipe, parts.renderer, parts.student.stop_ids, parts.room, go_ahead=not asks_all)
+
     def close(self) -> None:
         if self.answers.ahead is not None:
             self.answers.ahead.close()
+        if self.answers.stage is not None:
+            self.answers.stage.pool.close()
         self.task.close()
         self.parts.close()
 
@@ -178,7 +188,7 @@ class TrainingRun:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
-            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
+            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks, self.answers.stage)
             self.evaluations = Evaluations(recipe, folder, log, *asked)
             opened.enter_context(self.interrupt.listening())
             try:
