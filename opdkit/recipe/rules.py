@@ -28,6 +28,7 @@ from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import Recipe, TrainSection
+from opdkit.recipe.sentinels import sentinel_faults
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
@@ -50,6 +51,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
         *engine_faults(recipe),
         *episode_faults(recipe),
+        *sentinel_faults(recipe.sentinels, recipe.train.save_every),
     ]
     if is_adapter and recipe.model.lora:
         said.append(

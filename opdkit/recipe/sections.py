@@ -31,6 +31,7 @@ from opdkit.recipe.fields import (
     exists_in,
 )
 from opdkit.recipe.points import Points
+from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
@@ -293,6 +294,7 @@ class Recipe(Section):
     spool: SpoolSection | None = None  # whether what teachers say is kept
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
+    sentinels: SentinelsSection = SentinelsSection()  # what is done when a run goes wrong
     log: LogSection = LogSection()  # where metrics go
     parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
@@ -55,7 +54,9 @@ def rows_of(recipe: Recipe) -> list[Any]:
 
 
 def test_a_run_of_episodes(episodes: Callable[..., Recipe], console: Any) -> None:
-    chosen = episodes("opd", "eval.data=arithmetic:merge-3:test", "eval.limit=3", "eval.samples=1", "eval.teacher=false")
+    chosen = episodes(
+        "opd", "eval.data=arithmetic:merge-3:test", "eval.limit=3", "eval.samples=1", "eval.teacher=false"
+    )
     train(chosen, console=console)
     rows = rows_of(chosen)
     assert len(rows) == 16
