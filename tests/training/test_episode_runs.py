@@ -1,4 +1,4 @@
-"""Runs of episodes, trained, evaluated, stopped and resumed. The model is random and speaks digits; nothing is learned."""
+"""Runs of episodes, trained, evaluated and resumed. The model is random and speaks digits; nothing is learned."""
 
 from __future__ import annotations
 
