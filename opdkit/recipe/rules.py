@@ -21,7 +21,7 @@ from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
 from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
-from opdkit.recipe.episode import episode_faults, episode_warnings
+from opdkit.recipe.episode_rules import episode_faults, episode_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
