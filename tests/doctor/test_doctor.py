@@ -60,9 +60,7 @@ def test_what_cannot_be_made_fails_once(copied: Callable[..., Patient], monkeypa
     assert levels["templates"].level == "passed"
 
 
-def test_the_command(
-    raw: dict[str, Any], clean: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(raw: dict[str, Any], clean: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON on standard output, status 0; a model that is not there is a failed check and status 1; nothing is left."""
     monkeypatch.setattr("opdkit.doctor.patient.Sizes", lambda: clean.sizes)  # to build the models once is enough
     file = tmp_path / "recipe.toml"
