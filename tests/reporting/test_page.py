@@ -102,7 +102,7 @@ def test_hostile_text_stays_text(run_folder: Path) -> None:
     assert {target[1:] for target in page.targets} <= set(page.ids)
     assert page.text.count("<script>alert(1)</script>") > 20
     shown = EVIL.replace("\x00", "\u2400").replace("\u202e", "[U+202E]")
-    for word in ("answer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
+    for word in ("nswer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
         assert f"{word} {shown}" in page.text
     assert "custom/<script>" in page.text
 
@@ -141,8 +141,8 @@ def test_says_what_happened(run_folder: Path) -> None:
     for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Recipe, resolved"):
         assert title in text
     assert "6 answers to 3 problems were saved at step 30." in text
-    for number in range(6):  # a card's label is followed by its answer
-        assert f"answeranswer {number} " in text
+    for number in range(6):  # the first token of each is not the model's, and stands by itself
+        assert f"the student, {len(f'answer {number} {EVIL}') - 1} tokensnswer {number} " in text
     read_before = f"({len('context ' + EVIL)} tokens, the student 2, 4 cut to fit)context "
     for said in ("the teacher was shown answer 1", read_before):
         assert said in text
