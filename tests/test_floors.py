@@ -30,6 +30,7 @@ SIDEWAYS = {
     ("metrics", "errors"): "a sink that is not there is the user's to hear of",
     ("hub", "errors"): "so is a name that is not on the hub",
     ("contexts", "tasks"): "what a reader is shown of an answer is what a grader reads of it",
+    ("rollouts", "data"): "the collection that a search tool reads is a data file",
     ("recipe", "data"): "a recipe names columns by the data's roles, and files by their formats",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
