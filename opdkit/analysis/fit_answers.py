@@ -130,6 +130,7 @@ class Asker:
                 answer_ids=(*ids, *answer.answer_ids),
                 answer_logprobs=None,  # of the prefix nobody knows what the teacher would have said
                 answer_mask=np.arange(prefix + len(answer.answer_ids)) >= prefix,
+                author=(np.arange(prefix + len(answer.answer_ids)) >= prefix).astype(np.uint8),  # student, then teacher
                 finish=answer.finish,
             )
             for row, ids, answer in zip(rows, begun, sampled, strict=True)

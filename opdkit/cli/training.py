@@ -9,13 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from opdkit.cli.base import MANY, MOST, AsJson, Seed, Set, app, console, errors
+from opdkit.cli.base import MANY, MOST, AsJson, Ranks, Seed, Set, app, console, errors
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
-
-Ranks = Annotated[
-    int, typer.Option(min=1, max=MANY, help="Processes that train together on this machine; one for each GPU.")
-]
 
 
 @app.command()
@@ -64,11 +60,11 @@ def train(
     if ranks > 1:
         if is_rank():
             raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
-        from opdkit.launch import launch
+        from opdkit.launch import launch_training
 
         check_num_ranks(resolved, ranks)
         how = [word for word, is_set in (("--resume", resume), ("--overwrite", overwrite)) if is_set]
-        raise typer.Exit(launch([*command, *how], ranks, resolved, again=again, errors=errors))
+        raise typer.Exit(launch_training([*command, *how], ranks, resolved, again=again, errors=errors))
     group = join(device=resolved.model.device, timeout_minutes=resolved.parallel.timeout_minutes)
     if not group.is_first and not is_launched():
         console.quiet = True

@@ -32,7 +32,7 @@ def masks_and_turns(patient: Patient) -> Finding:
                       lines)  # fmt: skip
     counted = sum(int(row.rollout.answer_mask.sum()) for row in rows)
     total = sum(len(row.rollout.answer_ids) for row in rows)
-    turns = max((int(row.rollout.turns.max(initial=0)) + 1 for row in rows), default=0)
+    turns = max((int(row.rollout.turn_numbers.max(initial=0)) + 1 for row in rows), default=0)
     by = Counter(AUTHORS[author] for row in rows for author in row.rollout.authors)
     written = ", ".join(f"{num} by the {author}" for author, num in by.items())
     return passed(f"{counted} of {total} tokens are counted ({written}), in up to {turns} turns")
@@ -41,7 +41,7 @@ def masks_and_turns(patient: Patient) -> Finding:
 def faults_of(rollout: Rollout, stop_ids: Collection[int], num_tokens: int) -> Iterator[str]:
     """What is wrong with an answer, in words."""
     ids, mask_T, authors_T = rollout.answer_ids, rollout.answer_mask, rollout.authors
-    turns_T = rollout.turns.astype(np.int64)
+    turns_T = rollout.turn_numbers.astype(np.int64)
     if not ids:
         yield "the answer is empty"
         return
@@ -56,9 +56,10 @@ def faults_of(rollout: Rollout, stop_ids: Collection[int], num_tokens: int) -> I
     own_T = authors_T != TOOL
     if turns_T[0] != 0 or (np.diff(turns_T) < 0).any() or (np.diff(turns_T) > 1).any():
         yield "turns that do not count up from 0"
-    if rollout.finish == "stop" and not (ids[-1] in stop_ids and own_T[-1] and mask_T[-1]):
+    last = int(np.flatnonzero(own_T)[-1]) if own_T.any() else -1  # what an environment says may follow
+    if rollout.finish == "stop" and not (ids[last] in stop_ids and own_T[last] and mask_T[last]):
         yield "an answer that ended by itself, whose stop token is not learned"
-    if rollout.finish == "length" and own_T[-1] and ids[-1] in stop_ids:
+    if rollout.finish == "length" and own_T[last] and ids[last] in stop_ids:
         yield "an answer that was cut, and ends with a stop token"
     for turn in np.unique(turns_T[own_T]):
         places = np.flatnonzero((turns_T == turn) & own_T)

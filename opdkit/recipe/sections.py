@@ -106,9 +106,9 @@ class TeacherSection(Section):
     # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
     # how far such a teacher is from the whole one.
     quantization: Literal["int8", "fp8", "nf4"] | None = None
-    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; or loaded
-    # anew for every step and dropped behind it.
-    placement: Literal["resident", "cpu", "reload"] = "resident"
+    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; loaded
+    # anew for every step and dropped behind it; or of several ranks each keeps a part of every layer.
+    placement: Literal["resident", "cpu", "reload", "sharded"] = "resident"
     chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None
@@ -137,7 +137,7 @@ class ViewSection(Section):
 class VllmSection(Section):
     """How sampling.engine = "vllm" is started."""
 
-    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    python: Words | None = None  # of the environment that has vLLM; default: $OPDKIT_VLLM_PYTHON, or ours
     # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
     # room for a trainer beside it.
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -264,6 +264,9 @@ class LogSection(Section):
 class ParallelSection(Section):
     """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
 
+    # How they keep the student. "gathered": each has all weights while a step is made. "sharded": a layer while a pass
+    # is in it. "auto": gathered where that takes at most half of a GPU's memory, by the model's size.
+    strategy: Literal["auto", "gathered", "sharded"] = "auto"
     # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
     # beside the shortest.
     timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from opdkit.contexts.render import Renderer
+from opdkit.contexts.transcript import last_turn
 from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
@@ -106,7 +107,7 @@ def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Re
     """The rollouts with their rewards. The grader is not asked of problems that it cannot grade (no gold answer, no
     task): their rewards stay unknown."""
     items = [
-        (problem, renderer.answer_text(rollout.answer_ids))
+        (problem, renderer.answer_text(last_turn(rollout)))
         for problem, rollout in zip(problems, rollouts, strict=True)
         if can_grade(task, problem)
     ]

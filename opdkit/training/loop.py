@@ -97,7 +97,8 @@ def train(
             for sentence in said:
                 run.warn(sentence)
             ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
-            return run.go(folder, saved, changed)
+            with ranks.hearing():
+                return run.go(folder, saved, changed)
 
 
 class TrainingRun:

@@ -9,7 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from opdkit.run.rows import save_rows
 from opdkit.types import Example
 
 ALLOWED = {
-    *("i", "g"),
+    *("i", "g", "nav", "ol", "a", "script"),
     *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "footer", "article", "div", "p"),
     *(
         "dl",
@@ -55,6 +58,8 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.targets: list[str] = []  # of links
+        self.ids: list[str] = []
         self.text = ""
         self.open: list[str] = []
         self.feed(html)
@@ -64,6 +69,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.targets += [value or "" for name, value in attrs if name == "href"]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -71,7 +78,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
 
@@ -84,12 +91,15 @@ def read(folder: Path) -> Page:
 def test_hostile_text_stays_text(run_folder: Path) -> None:
     """Names, prompts, answers, parsed answers, feedback, labels, warnings and metric names are shown, never parsed.
 
-    Only elements of our own appear, no event handlers, no links, no inline styles. Does not prove what a browser does;
-    the policy below is the second fence.
+    Only elements of our own appear, no event handlers, no inline styles, one script, and links within the page alone.
+    Does not prove what a browser does; the policy below is the second fence.
     """
     page = read(run_folder)
     assert page.tags <= ALLOWED, page.tags - ALLOWED
-    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "href", "style")}
+    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "style")}
+    assert (run_folder / "report.html").read_text().count("<script") == 1
+    assert len(set(page.ids)) == len(page.ids) and {target[:1] for target in page.targets} == {"#"}
+    assert {target[1:] for target in page.targets} <= set(page.ids)
     assert page.text.count("<script>alert(1)</script>") > 20
     shown = EVIL.replace("\x00", "\u2400").replace("\u202e", "[U+202E]")
     for word in ("answer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
@@ -97,16 +107,20 @@ def test_hostile_text_stays_text(run_folder: Path) -> None:
     assert "custom/<script>" in page.text
 
 
-def test_policy_allows_nothing_but_our_style_sheet(run_folder: Path) -> None:
-    """One Content-Security-Policy, before anything else; no address of anything outside the file."""
+def test_policy_allows_nothing_but_our_style_sheet_and_script(run_folder: Path) -> None:
+    """One Content-Security-Policy, before anything else, with the digests of what is in the page; no address of what is
+    outside the file."""
     html = write_report(run_folder, decode).read_text(encoding="utf-8")
     policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', html)
     assert policy and html.index("Content-Security-Policy") < html.index("<title>") < html.index("<style>")
-    assert re.fullmatch(
-        r"default-src &#x27;none&#x27;; style-src &#x27;sha256-[A-Za-z0-9+/=]{44}&#x27;; base-uri &#x27;none&#x27;; "
-        r"form-action &#x27;none&#x27;",
-        policy[1],
+    style, script = (re.findall(rf"<{name}>(.*?)</{name}>", html, re.DOTALL) for name in ("style", "script"))
+    assert len(style) == len(script) == 1
+    digests = [b64encode(sha256(text.encode()).digest()).decode() for text in (style[0], script[0])]
+    assert unescape(policy[1]) == (
+        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; base-uri 'none'; "
+        "form-action 'none'"
     )
+    assert "innerHTML" not in script[0] and "eval" not in script[0] and "fetch" not in script[0]
     assert not re.search(r"https?://|url\(|@import", html)
 
 
@@ -127,7 +141,7 @@ def test_says_what_happened(run_folder: Path) -> None:
     for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Best", "Worst", "Recipe, resolved"):
         assert title in text
     assert "6 answers were saved at step 30" in text
-    best, worst = text[text.index("Sampled answers") : text.index("problems have several")].split("Worst")
+    best, worst = text[text.index("6 answers were saved") : text.index("problems have several")].split("Worst")
     for number in range(6):  # a card's label is followed by its answer
         assert (f"answeranswer {number} " in best) == (number < 3)
         assert (f"answeranswer {number} " in worst) == (number >= 3)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from opdkit.reporting.html.answer_style import LEVELS
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, shortened
-from opdkit.reporting.html.style import LEVELS
 from opdkit.types import Example
 
 Decode = Callable[[Sequence[int]], str]

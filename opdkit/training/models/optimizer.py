@@ -53,11 +53,16 @@ class Optimizer:
         hidden = {n for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings}
         self._is_adapter = all(".lora_" in name for name in trained)  # peft computes adapters in their own dtype
         self.weights = self._masters(trained, hidden)
-        self._parts = _optimizers(self.weights, hidden, section)
+        self._moved = self._movable(hidden)
+        self._parts = _optimizers(self._moved, hidden, section)
 
     def _masters(self, trained: Mapping[str, nn.Parameter], hidden: Collection[str]) -> dict[str, nn.Parameter]:
         """What is trained, of the module's parameters. hidden: the names of the matrices that Muon takes."""
         return dict(trained)
+
+    def _movable(self, hidden: Collection[str]) -> Mapping[str, nn.Parameter]:
+        """What torch's optimizers are given: `weights`, or what stands for some of them while they are moved."""
+        return self.weights
 
     def reserve(self) -> None:
         """Make what torch makes at the first step, so that a device without memory for it says so before anything else.
@@ -79,7 +84,11 @@ class Optimizer:
         return weight if self._is_adapter else weight.to(self.compute_dtype)
 
     def whole(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Tensors that are kept as `weights` are, as the module has them."""
+        """Tensors that are kept as `weights` are, of the module's own shapes."""
+        return kept
+
+    def stand_ins(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same as `LanguageModel.using` takes them."""
         return kept
 
     def make_ready(self) -> None:
@@ -116,10 +125,13 @@ class Optimizer:
             if self.section.master_dtype == "bfloat16":
                 self._step_rounded(step)
             else:
-                for part in self._parts:
-                    part.step()
+                self._move()
         self.zero_grad()
         return StepResult(grad_norm, skipped)
+
+    def _move(self) -> None:
+        for part in self._parts:
+            part.step()
 
     def _step_rounded(self, step: int) -> None:
         """Every bfloat16 weight is float32 while it is moved, alone, and then rounded at random by who it is, and by
@@ -188,7 +200,7 @@ class Optimizer:
         return found
 
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
-        names = {id(p): n for n, p in self.weights.items()}
+        names = {id(p): n for n, p in self._moved.items()}
         return [(part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]]
 
 

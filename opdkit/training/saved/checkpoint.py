@@ -31,6 +31,7 @@ from torch import Tensor
 
 from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.stand_ins import slots, swapped
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
@@ -150,7 +151,8 @@ def save(
             on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(on_host, unfinished / f"{name}{part}.safetensors")
         if ranks.is_first:
-            with model.using(weights):
+            # Whole ones, also of layers that are in parts.
+            with swapped(slots(model.module, weights or {})):
                 save_model(model, unfinished / "model")
 
     def finish() -> None:

@@ -29,6 +29,7 @@ LAST_BITS = (
     "teacher.device",
     "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
+    "parallel.strategy",
 )
 # Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (
