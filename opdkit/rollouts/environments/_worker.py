@@ -87,7 +87,8 @@ class _Served:
         return reply
 
     async def _import(self, reference: str, path: str | None, content: str | None) -> dict[str, Any]:
-        module, chosen, found = import_named(reference, path, content, _default_name, "one class of an environment, nor TOOLS")
+        wanted = "one class of an environment, nor TOOLS"
+        module, chosen, found = import_named(reference, path, content, _default_name, wanted)
         self._maker = maker_of(found, chosen)
         return {
             "arguments": [argument_as_json(argument) for argument in option_arguments(self._maker.make)],
