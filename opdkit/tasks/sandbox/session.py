@@ -25,6 +25,7 @@ from opdkit.tasks.sandbox.zygote_client import Flight, ZygoteClient, ZygoteDied,
 _MAX_REPLY_BYTES = 64  # {"done": true}
 _LOOK_S = 0.2
 _END_LIMIT_S = 10.0
+_GRACE_S = 1.0  # for one that has closed its link and is about to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,10 @@ class Interpreters:
         with self._lock:
             self._forget()
 
-    def end_of(self, zygote: ZygoteClient, number: int) -> Done | None:
+    def end_of(self, zygote: ZygoteClient, number: int, *, is_ending: bool) -> Done | None:
         """How an interpreter ended, which is ended where it has not. None: its fork server is gone, and it too."""
         until_s = time.monotonic() + _END_LIMIT_S
+        stop_s = time.monotonic() + (_GRACE_S if is_ending else 0.0)
         while True:
             with self._lock:
                 if zygote is not self._zygote:
@@ -84,7 +86,8 @@ class Interpreters:
                 self._collect(zygote)
                 if number in self._ended:
                     return self._ended.pop(number)
-                zygote.stop(number)
+                if time.monotonic() >= stop_s:
+                    zygote.stop(number)
                 if time.monotonic() > until_s:
                     self._forget()
                     return None
@@ -133,14 +136,18 @@ class Interpreter:
         written = self._written(max_bytes)
         return Ran(*written, *self._over(why))
 
-    def close(self) -> Done | None:
+    def close(self) -> None:
         """Ends it. Safe to call twice."""
+        self.end()
+
+    def end(self, *, is_ending: bool = False) -> Done | None:
+        """Ends it, and says how it ended. is_ending: by itself, it seems."""
         if self.is_over:
             return None
         self.is_over = True
         self._link.close()
         os.close(self._stdout)
-        return self._owner.end_of(self._zygote, self._number)
+        return self._owner.end_of(self._zygote, self._number, is_ending=is_ending)
 
     def _is_done(self, until_s: float) -> bool:
         """False: not in time. Raises EOFError, OSError or ValueError where it will not be."""
@@ -170,7 +177,7 @@ class Interpreter:
         return head + b"\n...\n" + tail, size
 
     def _over(self, why: str) -> tuple[str, Done | None]:
-        done = self.close()
+        done = self.end(is_ending=not why)
         if done is None or not done.ends:
             return why or "the sandbox lost it", done
         end = done.ends[0]
