@@ -99,14 +99,14 @@ def test_a_run_on_two_ranks_is_that_of_one_process(name: str, strategy: str, rec
 
 
 @pytest.mark.parametrize(
-    ("saved_on", "goes_on_with"),
+    ("saved_on", "goes_on_with", "optimizer"),
     [
-        ((2, GATHERED), ((2, GATHERED), (1, GATHERED), (4, GATHERED))),
-        ((1, GATHERED), ((2, GATHERED), (2, SHARDED))),
-        ((2, SHARDED), ((2, SHARDED), (1, GATHERED), (4, SHARDED), (2, GATHERED))),
+        ((2, GATHERED), ((2, GATHERED), (1, GATHERED), (4, GATHERED)), "adamw"),
+        ((1, GATHERED), ((2, GATHERED), (2, SHARDED)), "adamw"),
+        ((2, SHARDED), ((2, SHARDED), (1, GATHERED), (4, SHARDED), (2, GATHERED)), "muon"),
     ],
+    ids=["of two", "of one", "in parts"],
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_checkpoint_goes_on_with_other_ranks(
     saved_on: tuple[int, str], goes_on_with: tuple[tuple[int, str], ...], optimizer: str, recipe: Make
 ) -> None:
