@@ -11,7 +11,7 @@ from opdkit.doctor.findings import Finding, failed, not_checked, passed
 from opdkit.doctor.patient import PROBE_TEMPERATURE, Patient
 from opdkit.doctor.trainer import Floats, trainer_says
 from opdkit.metrics import reduce_metrics
-from opdkit.run.alarms import GAP_LIMITS, wide_gap
+from opdkit.run.sentinels import GAP_LIMITS, wide_gap
 from opdkit.training.batch import Batch
 from opdkit.training.metrics.sampler_gap import sampler_gap
 
@@ -117,8 +117,8 @@ def sampler_and_trainer(patient: Patient) -> Finding:
     seen = reduce_metrics(sampler_gap(at_one, batch, logprob_N, first=True))
     if seen["rollout/sampler_gap_mean"] is None:
         return not_checked("the engine does not say what its log-probs were before top-k, top-p and min-p cut them")
-    if said := [*wide_gap(seen, patient.recipe.model.dtype)]:
-        return failed(said[0], _ENGINE)
+    if said := wide_gap(seen, patient.recipe.model.dtype):
+        return failed(said, _ENGINE)
     return passed(
         f"{batch.num_tokens} tokens: off by {seen['rollout/sampler_gap_mean']:.1e} nats in the mean, "
         f"{seen['rollout/sampler_gap_p999']:.1e} at the 99.9th percentile"

@@ -41,6 +41,7 @@ class Optimizer:
         self._seed = seed
         self._rounded = (-1, -1)  # (step, which update of it): the last time that weights were rounded at random
         self.section = section
+        self.lr_factor = 1.0  # of the whole schedule: less in a run that went back to a checkpoint
         self.compute_dtype = compute_dtype
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert trained, "nothing to train"
@@ -106,10 +107,10 @@ class Optimizer:
         """Learning rate of the step after `step` steps: linear warm-up, then the schedule down to 0 at the last."""
         s = self.section
         if step < s.warmup_steps:
-            return s.lr * (step + 1) / (s.warmup_steps + 1)
+            return s.lr * (step + 1) / (s.warmup_steps + 1) * self.lr_factor
         done = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[s.schedule]
-        return s.lr * factor
+        return s.lr * factor * self.lr_factor
 
     def step(self, step: int) -> StepResult:
         """Clip and apply the gathered gradients, then clear them. None at all, or one not finite, changes nothing."""

@@ -10,9 +10,10 @@ from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
+from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.run.folder import RunFolder
 from opdkit.training.saved import checkpoint
 
@@ -52,6 +53,8 @@ CHANGEABLE = (
     "diagnostics.rows",
     "diagnostics.k",
     "diagnostics.bucket_tokens",
+    # Whoever is told that a run goes wrong may want something else to be done from here on.
+    *(f"sentinels.{key}" for key in SentinelsSection.model_fields),
 )
 
 
