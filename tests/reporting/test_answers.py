@@ -20,7 +20,7 @@ from opdkit.types import Example, View
 
 def run_of(rows: list[Example]) -> RunContents:
     return RunContents(
-        folder=Path("run"), name="run", recipe_text=None, recipe={}, environment=None, metrics=[], summary=None,
+        folder=Path("run"), name="run", recipe_text=None, recipe={}, environment=None, metrics=[], went_back=(), summary=None,
         headline={}, history={}, rows_step=3, rows=rows, missing=[],
     )  # fmt: skip
 
