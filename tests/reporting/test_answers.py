@@ -20,8 +20,8 @@ from opdkit.types import Example, View
 
 def run_of(rows: list[Example]) -> RunContents:
     return RunContents(
-        folder=Path("run"), name="run", recipe_text=None, recipe={}, environment=None, metrics=[], went_back=(), summary=None,
-        headline={}, history={}, rows_step=3, rows=rows, missing=[],
+        folder=Path("run"), name="run", recipe_text=None, recipe={}, environment=None, metrics=[],
+        went_back=(), summary=None, headline={}, history={}, rows_step=3, rows=rows, missing=[],
     )  # fmt: skip
 
 
