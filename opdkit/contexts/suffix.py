@@ -195,7 +195,7 @@ class Suffixes:
             return [text]
         places = [0, *(match.start() + 1 for match in self._added.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(places)]
-        if any(self._added_ids.intersection(self.renderer.encode(piece)) for piece in pieces if piece):
+        if any(self._added_ids.intersection(self.renderer.encode(self._known(piece)[0])) for piece in pieces):
             return list(text)  # it is spelled in other characters, which the tokenizer takes for the same
         return pieces
 

@@ -30,6 +30,7 @@ from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe.rules import number_faults
+from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
@@ -67,11 +68,13 @@ def sample_answers(
     store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
+    stage: Stage | None = None,
 ) -> list[StoredAnswer]:
     """`num_samples` graded answers to every problem, in their order; what `store` already holds is not sampled again.
 
     progress is called after every token with (answers finished, answers), and may raise Interrupted: `store` has what
-    was finished then. ranks: each samples its share, and the first one has the store.
+    was finished then. ranks: each samples its share, and the first one has the store. stage: where answers are
+    episodes, of which the last turn is stored.
     """
     kept = ranks.from_first(lambda: {(a.problem_id, a.sample_id): a for a in store.answers} if store else {})
     pairs = [(problem, sample_id) for problem in problems for sample_id in range(num_samples)]
@@ -108,6 +111,7 @@ def sample_answers(
                 policy_version=0,
                 progress=heard,
                 kept=keep,
+                stage=stage,
             )
     return [kept[problem.id, sample_id] for problem, sample_id in pairs]
 

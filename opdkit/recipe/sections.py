@@ -17,6 +17,7 @@ from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
 from opdkit.recipe.data import DataSection, EvalSection, RouteSection
+from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.fields import (
     MANY,
     Answers,
@@ -295,6 +296,7 @@ class Recipe(Section):
     views: Mapping[str, ViewSection] = {}  # further views, by name
     data: DataSection  # the problems, and who grades
     sampling: SamplingSection = SamplingSection()  # how the student answers
+    episode: EpisodeSection | None = None  # several turns in an environment, in place of one answer
     method: Method  # the loss: a published method, or its keys changed
     weights: Weights = Weights()  # which tokens count and how much
     route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
@@ -344,6 +346,9 @@ class Recipe(Section):
             **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
         }
         found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
+        if self.episode is not None:
+            files = self.episode.environment.user_files
+            found |= {f"environment {name}": digest for name, digest in files.items()}
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
@@ -394,11 +399,17 @@ class Recipe(Section):
         return {key: path for key, path in read.items() if path}
 
     @property
-    def longest_answer(self) -> int:
-        """sampling.max_answer_tokens, or the most that the schedule makes of it."""
+    def longest_turn(self) -> int:
+        """Tokens that are sampled at once: sampling.max_answer_tokens, or the most that the schedule makes of it."""
         points = self.schedule.get("sampling.max_answer_tokens")
         scheduled = [] if points is None else [value for _, value in points.points]
-        return max([self.sampling.max_answer_tokens, *scheduled])
+        most = max([self.sampling.max_answer_tokens, *scheduled])
+        return most if self.episode is None else self.episode.turn_tokens(most)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens behind a prompt: of an episode all its turns, and what is said between them."""
+        return self.longest_turn if self.episode is None else self.episode.episode_tokens(self.longest_turn)
 
     @property
     def all_views(self) -> dict[str, ViewSection]:

@@ -20,6 +20,7 @@ from opdkit.errors import Interrupted, Paused
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
+from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
@@ -29,6 +30,7 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.decisions import Decisions
+from opdkit.training.episodes import make_stage
 from opdkit.training.evaluations import Evaluations
 from opdkit.training.going_back import GoBack
 from opdkit.training.measuring import Measuring
@@ -154,6 +156,7 @@ class TrainingRun:
         self.answers = Answers(
             recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
         )
+        self.answers.stage = self._stage()
         self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -174,9 +177,16 @@ class TrainingRun:
             replays=parts.run is not None,
         )
 
+    def _stage(self) -> Stage | None:
+        """An engine beside this process, or a card, gives other last bits in any case: there nobody waits for all."""
+        parts, asks_all = self.parts, self.recipe.sampling.engine == "hf" and self.parts.student.device.type == "cpu"
+        return make_stage(self.recipe, parts.renderer, parts.student.stop_ids, parts.room, go_ahead=not asks_all)
+
     def close(self) -> None:
         if self.answers.ahead is not None:
             self.answers.ahead.close()
+        if self.answers.stage is not None:
+            self.answers.stage.pool.close()
         self.task.close()
         self.parts.close()
 
@@ -198,8 +208,7 @@ class TrainingRun:
             done = " (all its steps are taken)" if saved.step >= recipe.train.steps else ""
             say(self.console, f"going on from {saved.path}{done}")
         if back:
-            state.attempt, self.parts.optimizer.lr_factor = back.attempt, back.lr_factor
-            state.counters = back.counted(state.step)
+            back.begin(state)
         for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
         self.folder = folder
@@ -207,7 +216,7 @@ class TrainingRun:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
-            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
+            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks, self.answers.stage)
             evaluations = Evaluations(recipe, folder, log, *asked)
             known = (evaluations, self.decisions, self.keeper, self.warn)
             self.measuring = Measuring(recipe, self.parts, state, self.answers, *known)
@@ -333,15 +342,7 @@ class TrainingRun:
             self.ended = verdict.why
             say(self.console, f"step {self.state.step}: {verdict.why}: the run ends here", mark="warning")
         if verdict.action == "rollback":
-            state, factor = self.state, self.recipe.sentinels.lr_factor
-            raise GoBack(
-                step=state.step,
-                before=min(one.since for one in verdict.because),
-                why=verdict.why,
-                attempt=state.attempt + 1,
-                lr_factor=self.parts.optimizer.lr_factor * factor,
-                counters=dict(state.counters),
-            )
+            raise GoBack.of(verdict, self.state, self.recipe.sentinels.lr_factor)
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""

@@ -22,10 +22,10 @@ Make = Callable[..., Recipe]
 TEST, DEV = "arithmetic:merge-3:test", "arithmetic:merge-2:test"
 NAME = "eval/arithmetic_merge-2_test/avg_at_n"
 KEYS = (
-    "train.steps=6", "train.save_every=2", "train.keep_checkpoints=2", "train.average_last=2", "train.schedule=constant",
-    "train.problems_per_step=2", f"train.keep_best={NAME}", f'eval.data="{TEST}"', f'eval.select_on="{DEV}"',
-    "eval.limit=2", "eval.samples=2", "eval.every=1",
-)  # fmt: skip
+    *("train.steps=6", "train.save_every=2", "train.keep_checkpoints=2", "train.average_last=2"),
+    *("train.schedule=constant", "train.problems_per_step=2", f"train.keep_best={NAME}"),
+    *(f'eval.data="{TEST}"', f'eval.select_on="{DEV}"', "eval.limit=2", "eval.samples=2", "eval.every=1"),
+)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import ModelSection
+from opdkit.training.episodes import check_stage
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
@@ -147,6 +148,14 @@ def compare_sides(recipe: Recipe, *, student: str | Path | None = None, now: dat
         sides[view], wrong, doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
         faults += wrong
         said += [] if wrong else doubts
+    if recipe.episode is not None:
+        reading = {view: (side.renderer, side.stops.ids) for view, side in sides.items()}
+        teachers = {"teacher" if view == "teacher" else f"views.{view}.teacher": own for view, own in reading.items()}
+        try:
+            told = check_stage(recipe.episode, (pupil.renderer, stops.ids), teachers)
+            said += [Doubt("templates", sentence) for sentence in told]
+        except UserError as error:
+            faults += [Doubt("templates", sentence) for sentence in error.sentences]
     found = tuple(dict.fromkeys(faults)), tuple(dict.fromkeys(said))
     return Sides(student=pupil, teachers=sides, faults=found[0], doubts=found[1])
 
