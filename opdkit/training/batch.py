@@ -134,7 +134,7 @@ class Batch:
         rollouts = [e.rollout for e in self.examples]
         if not any(rollout.turns for rollout in rollouts):
             return None
-        left, last = {}, {}
+        left, last = dict[tuple[str, int], float](), dict[tuple[str, int], int]()
         for row, rollout in enumerate(rollouts):
             key = (rollout.problem_id, rollout.episode_id)
             left[key] = left.get(key, rollout.reward or 0.0) - sum(turn.reward or 0.0 for turn in rollout.turns)

@@ -1,4 +1,4 @@
-"""Credit of an episode's turns, by hand: means by turn, GRPO by turn, weights of turns, and episodes in several rows."""
+"""Credit of an episode's turns, by hand: means by turn, GRPO by turn, weights of turns, episodes in several rows."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_turn_weights() -> None:
 
 
 def test_rewards_of_turns_reach_the_batch() -> None:
-    """The verdict, what is left of an episode's reward, is earned by the last turn; also where that is in another row."""
+    """The verdict, what is left of an episode's reward, is earned by the last turn, also in another row."""
 
     def row(sample_id: int, turns: list[int], rewards: list[float], reward: float, episode: int | None) -> Example:
         problem = Problem(id="p", task="none", messages=())

@@ -43,8 +43,13 @@ class Weights(BaseModel):
     prefix: Prefix | None = None  # early tokens count more
 
     @property
+    def chosen(self) -> tuple[Named, ...]:
+        """Those that a name chooses."""
+        return tuple(part for part in (self.tokens, self.problems, self.turns) if part is not None)
+
+    @property
     def parts(self) -> tuple[Weighting, ...]:
-        return tuple(p for p in (self.tokens, self.problems, self.turns, self.importance, self.prefix) if p is not None)
+        return (*self.chosen, *(part for part in (self.importance, self.prefix) if part is not None))
 
     @property
     def needs(self) -> Needs:
