@@ -85,7 +85,10 @@ def nothing_to_learn(patient: Patient) -> Finding:
     finally:
         state.optimizer.zero_grad()
     limit = SAME[patient.recipe.model.dtype]
-    sizes = {term.name: float(learned.tokens[term.name].abs().nanmean()) for term in terms}
+    counted = [term.name for term in terms if term.name in learned.tokens]
+    if not counted:
+        return not_checked(f"{state.method.name} asks no view of these answers")
+    sizes = {name: float(learned.tokens[name].abs().nanmean()) for name in counted}
     said = ", ".join(f"{name} {size:.1e}" for name, size in sizes.items())
     if not all(size <= limit for size in sizes.values()):
         return failed(

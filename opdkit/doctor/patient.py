@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 import torch
 from torch import Tensor
 
+from opdkit.cost.plan import Sizes
 from opdkit.data.readers import Dataset
 from opdkit.doctor.findings import Unavailable
 from opdkit.doctor.learning import Gradients, gradients_of
@@ -61,12 +62,12 @@ class Dose:
 QUICK = Dose(answers=4, answer_tokens=16, probe_tokens=8, learned_rows=2)
 
 
-class once(Generic[T]):
-    """Made at the first call and kept. Where making it raises, the one who asked first hears why, all others that it is
-    not there."""
+class Made(Generic[T]):
+    """Made at the first call and kept. Where making it raises, the one who asked first hears why, all others that
+    `what` is not there."""
 
-    def __init__(self, make: Callable[[Any], T]) -> None:
-        self._make = make
+    def __init__(self, what: str, make: Callable[[Any], T]) -> None:
+        self._what, self._make = what, make
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -84,10 +85,15 @@ class once(Generic[T]):
             try:
                 patient.made[self._name] = self._make(patient)
             except Exception:
-                patient.lacking[self._name] = self._name.replace("_", " ")
+                patient.lacking[self._name] = self._what
                 raise
         found: T = patient.made[self._name]
         return found
+
+
+def once(what: str) -> Callable[[Callable[[Any], T]], Made[T]]:
+    """what: for sentences."""
+    return lambda make: Made(what, make)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,24 +137,24 @@ class Patient:
         self._opened.callback(lambda: shutil.rmtree(folder, ignore_errors=True))
         return folder
 
-    @once
+    @once("the recipe's parts")
     def recipe(self) -> Recipe:
         check_installed(self.given)
         for path in self.given.model_paths.values():
             check_model_path(path)
         return self.given.on_device(pick_device(self.given.model.device).type)
 
-    @once
+    @once("both tokenizers")
     def sides(self) -> Sides:
         return compare_sides(self.recipe)
 
-    @once
+    @once("the data")
     def data(self) -> Dataset:
         data = training_data(self.recipe, None)
         check_readable(self.recipe, data)
         return data
 
-    @once
+    @once("the models")
     def run(self) -> TrainingRun:
         """As `train` makes it, up to its first step."""
         recipe, data = self.recipe, self.data
@@ -173,7 +179,7 @@ class Patient:
         """By view."""
         return {name: viewer.teacher for name, viewer in self.run.parts.viewers.items()}
 
-    @once
+    @once("the problems")
     def problems(self) -> list[Problem]:
         """Of the first step, and of every domain at least one."""
         run, recipe = self.run, self.recipe
@@ -199,7 +205,7 @@ class Patient:
         """Whether answers are shorter here than in the run."""
         return self.dose.answer_tokens < self.recipe.sampling.max_answer_tokens and not self.recipe.saved_run
 
-    @once
+    @once("the engine that samples")
     def engine(self) -> Sampler:
         """The student's, as the recipe has it; one in another process is started, given the weights and proved."""
         run = self.run
@@ -209,7 +215,7 @@ class Patient:
             run.answers.server = self._opened.enter_context(engine_beside(*asked))
         return run.answers.student_engine(0)
 
-    @once
+    @once("the answers")
     def groups(self) -> list[Group]:
         """Graded answers to the problems, fewer and shorter than the run's."""
         assert self.engine is not None
@@ -224,7 +230,7 @@ class Patient:
         self.seconds["sample"] = time.monotonic() - started
         return groups[: self.dose.answers] if recipe.saved_run else groups
 
-    @once
+    @once("what the views read and say")
     def heard(self) -> tuple[list[Example], dict[tuple[str, int], tuple[Teacher, Signal]]]:
         """(the rows with what every view read and said; by rollout, who read the view "teacher", and what he says of
         whole distributions where he can)."""
@@ -255,7 +261,7 @@ class Patient:
     def rows(self) -> list[Example]:
         return self.heard[0]
 
-    @once
+    @once("the student's hidden states")
     def states(self) -> list[Tensor]:
         """[T, H] the student's behind each row's answer, on its prompt."""
         return self.read_by_student([row.rollout.prompt_ids for row in self.rows], self.answer_ids)
@@ -278,7 +284,7 @@ class Patient:
     def head(self) -> Head:
         return self.state.student.head(self.weights)
 
-    @once
+    @once("the gradients")
     def gradients(self) -> Gradients:
         rows = self.rows[: self.dose.learned_rows]
         started = time.monotonic()
@@ -286,7 +292,12 @@ class Patient:
         self.seconds["learn"] = time.monotonic() - started
         return found
 
-    @once
+    @once("the models' sizes")
+    def sizes(self) -> Sizes:
+        """Of the models, by their configs; what is built is kept."""
+        return Sizes()
+
+    @once("both sides' distributions")
     def table(self) -> TokenTable | None:
         """Both sides of every token that the view "teacher" says something of, `row_N` counting `rows`; None: no
         teacher that gives whole distributions has read any."""
@@ -321,11 +332,11 @@ class Patient:
         params = SamplingParams(temperature=temperature, max_answer_tokens=self.dose.probe_tokens)
         return Spoken(prompts=prompts, sampled=self.engine.sample(prompts, seeds, params), params=params)
 
-    @once
+    @once("greedy answers")
     def greedy(self) -> Spoken:
-        return self.speak(0.0, min(2, self.dose.answers))
+        return self.speak(0.0, min(4, self.dose.answers))
 
-    @once
+    @once("drawn answers")
     def drawn(self) -> Spoken:
         return self.speak(PROBE_TEMPERATURE, self.dose.answers)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from opdkit.cost.devices import Device, device_named
-from opdkit.cost.plan import Sizes
 from opdkit.cost.plan import plan as make_plan
 from opdkit.cost.work import Lengths
 from opdkit.doctor.findings import Finding, failed, not_checked, passed, warned
@@ -82,7 +81,7 @@ def memory(patient: Patient) -> Finding:
     prompts = [len(row.rollout.prompt_ids) for row in patient.rows]
     lengths = Lengths(prompt=sum(prompts) // max(1, len(prompts)))
     try:
-        found = make_plan(recipe, Sizes(), device=device, lengths=lengths)
+        found = make_plan(recipe, patient.sizes, device=device, lengths=lengths)
     except UserError as error:
         return not_checked(f"opdkit plan cannot say: {error}")
     said = (

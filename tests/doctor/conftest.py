@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from opdkit.doctor.checks import examine
 from opdkit.doctor.patient import Dose, Patient
 from opdkit.recipe import Recipe, parse_recipe
 
 # What a fault does not change is taken from a patient that was examined before.
-SHARED = ("recipe", "sides", "data", "run", "problems", "engine")
+SHARED = ("recipe", "sides", "data", "run", "problems", "engine", "sizes")
 DOSE = Dose(answers=8, answer_tokens=16, probe_tokens=16, learned_rows=4)
 
 
@@ -47,7 +48,9 @@ def admitted() -> Iterator[Callable[..., Patient]]:
 @pytest.fixture(scope="module")
 def clean(raw: dict[str, Any], admitted: Callable[..., Patient]) -> Patient:
     """Healthy: a tiny student and a tiny teacher of one tokenizer."""
-    return admitted(parse_recipe(raw))
+    patient: Patient = admitted(parse_recipe(raw))
+    patient.made["examined"] = [*examine(patient)]
+    return patient
 
 
 @pytest.fixture
@@ -56,8 +59,7 @@ def copied(clean: Patient, admitted: Callable[..., Patient]) -> Callable[..., Pa
 
     def copy(*anew: str) -> Patient:
         patient = admitted(clean.given)
-        for name in SHARED:
-            getattr(clean, name)
+        patient.seconds = dict(clean.seconds)
         patient.made = {n: made for n, made in clean.made.items() if n not in anew and (anew or n in SHARED)}
         return patient
 
