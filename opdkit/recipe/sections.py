@@ -343,7 +343,7 @@ class Recipe(Section):
             f"method {self.method.name}": self.method,
             f"context {self.context.kind}": self.context,
             **{f"context {view.context.kind}": view.context for view in self.views.values()},
-            **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
+            **{f"weight {part.name}": part for part in self.weights.chosen},
         }
         found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
         if self.episode is not None:
