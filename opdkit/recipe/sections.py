@@ -211,6 +211,8 @@ class TrainSection(Section):
     share_prefixes: Literal["auto", False] | PositiveInt = "auto"
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
+    # Checkpoints are completed while the next steps are taken, from copies of optimizer and teacher in host memory.
+    save_in_background: bool = False
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
 
     def passes(self, device: str, *, learning: bool) -> Passes:

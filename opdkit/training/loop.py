@@ -230,8 +230,12 @@ class TrainingRun:
                     self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
-            except Interrupted:
-                self.keeper.save_what_is_new()
+                self.keeper.wait()
+            except BaseException as stop:
+                if isinstance(stop, Interrupted):
+                    self.keeper.save_what_is_new()
+                if self.ranks.size == 1 or isinstance(stop, Interrupted | GoBack):  # else the others may not be there
+                    self.keeper.wait()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)

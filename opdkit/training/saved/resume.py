@@ -43,6 +43,7 @@ CHANGEABLE = (
     "sampling.vllm.gpu_memory_utilization",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.save_in_background",
     "train.save_rows_every",
     "spool.max_gib",
     "eval.every",
