@@ -5,6 +5,7 @@
     spool/             what teachers said, if asked    eval/step_000100.json
     checkpoints/step_000100/
     summary.json       before / after / teacher        report.html
+    sums.txt           checksums of these (sums.py)
 
 It is a public contract: other tools read it. Every file but metrics.jsonl appears whole or not at all (temporary file,
 fsync, rename). One process writes a run at a time (`.lock`).
@@ -26,10 +27,11 @@ from typing import Any, Self
 from opdkit import toml
 from opdkit.data.files.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
+from opdkit.run import sums
 from opdkit.run.environment import changes, describe_environment
 from opdkit.run.lock import NAME_BYTES, Lock
 
-_FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
+_FILES = (sums.SUMS, "environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
 _FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
 _CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
 _OURS = {"recipe.toml", ".lock", "ranks", *_FILES, *_FOLDERS}
@@ -105,6 +107,8 @@ class RunFolder:
         try:
             if overwrite:
                 self._delete_run()
+            if not self.recipe.exists():
+                sums.begin(self.path)
             for name in ("rows", "checkpoints", "eval"):
                 (self.path / name).mkdir(exist_ok=True)
             self._delete_unfinished()
@@ -319,6 +323,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
+        sums.note(path, unfinished)
         os.replace(unfinished, path)
         sync_folder(path.parent)
     except OSError as error:

@@ -62,6 +62,7 @@ from opdkit.run.row_columns import (
     Ids,
     flat,
 )
+from opdkit.run.sums import is_changed
 from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
 
 
@@ -100,6 +101,8 @@ def load_rows(path: Path) -> list[Example]:
     """
     examples: list[Example] = []
     problems: dict[str, Problem] = {}
+    if is_changed(path):
+        raise UserError(f"{path} is not what the run wrote (its checksum is another one): restore it from a copy")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_schema(path, file.schema_arrow)

@@ -25,6 +25,7 @@ from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
+from opdkit.run.sums import note_so_far
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
@@ -178,6 +179,8 @@ class TrainingRun:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
+            if log is not None:
+                note_so_far(folder.metrics)
             asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
             self.evaluations = Evaluations(recipe, folder, log, *asked)
             opened.enter_context(self.interrupt.listening())
@@ -193,6 +196,7 @@ class TrainingRun:
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
         summary = summary_of(recipe, state, before, after, teacher, self.warnings)
+        self.ranks.from_first(lambda: note_so_far(folder.metrics))
         self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
 
@@ -283,6 +287,7 @@ class TrainingRun:
         parts, state = self.parts, self.state
         with enough_memory("writing a checkpoint", LESS_TO_KEEP):
             self._write_checkpoint(parts, state)
+        self.ranks.from_first(lambda: note_so_far(self.folder.metrics))
         self.saved_step = state.step
 
     def _write_checkpoint(self, parts: Parts, state: State) -> None:

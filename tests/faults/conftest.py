@@ -29,6 +29,7 @@ class Done:
     status: int  # -9: killed
     said: str
     orphans: int
+    seconds: float  # of processors
 
 
 class Warm:
@@ -54,7 +55,7 @@ class Warm:
         answer = self._answer()
         said = output.read_text(errors="replace")
         output.unlink()
-        return Done(answer["status"], said, answer["orphans"])
+        return Done(answer["status"], said, answer["orphans"], answer["seconds"])
 
     def events(self, *argv: str | Path, cwd: Path, below: Path) -> list[str]:
         """What a command that is left alone does to files below a folder: "operation path", in order."""
@@ -128,12 +129,12 @@ CLOCKS = ("time", "memory")
 
 
 def numbers(run: Path) -> dict[str, Any]:
-    """What a run must have whatever happened to it: every file, the bits of the checkpoints and rows and evaluations, the
-    metrics without clocks."""
+    """What a run must have whatever happened to it: every file, the bits of checkpoints, rows and evaluations, the metrics
+    without clocks."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_dir() or name in (".lock", "environment.json", "report.html"):
+        if path.is_dir() or name in (".lock", "environment.json", "report.html", "sums.txt"):
             continue
         if path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,7 +1,7 @@
 """A process that has everything imported and runs `opdkit` command lines, each in a fork of its own.
 
-What a fork does is what `opdkit ...` does, from the reading of its arguments on; only the start of an interpreter and the
-imports are not repeated. Jobs come on standard input as lines of JSON, and so does what became of them on standard
+What a fork does is what `opdkit ...` does, from the reading of its arguments on; only the start of an interpreter and
+the imports are not repeated. Jobs come on standard input as lines of JSON, and so does what became of them on standard
 output. `file_events.c` is preloaded and armed in the fork alone.
 """
 
@@ -42,8 +42,9 @@ def main() -> None:
         if job.get("kill_after") is not None:
             time.sleep(job["kill_after"])
             os.kill(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"status": status, "orphans": orphans()}), file=answers, flush=True)
+        _, ended, used = os.wait4(child, 0)
+        told = {"status": os.waitstatus_to_exitcode(ended), "orphans": orphans()}
+        print(json.dumps(told | {"seconds": used.ru_utime + used.ru_stime}), file=answers, flush=True)
 
 
 def run(job: dict[str, Any], arm: Any) -> int:

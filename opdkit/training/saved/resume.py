@@ -14,6 +14,7 @@ from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
 from opdkit.run.folder import RunFolder
+from opdkit.run.sums import changed as changed_files
 from opdkit.training.saved import checkpoint
 
 # Memory and place: the same numbers, but for what another order of additions does to them.
@@ -112,7 +113,7 @@ def going_on(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None
     models = {key: path for key, path in recipe.model_paths.items() if _same_files(folder, key, path)}
     began = _with_todays_keys(folder.read_recipe())
     changed = check_same_recipe(began, recipe.as_dict(), steps_taken=step, same_models=models)
-    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
+    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed), *changed_files(folder.path)]
     lines = of_steps(read_metrics(folder.metrics)) if folder.metrics.exists() else []
     kept = sum(line["step"] <= step for line in lines)
     if kept < step:
