@@ -185,13 +185,14 @@ class RunFolder:
         task: Mapping[str, Any] | None = None,
         clock: datetime | None = None,
         models: Mapping[str, str | None] | None = None,
+        commits: Mapping[str, str] | None = None,
         changed: Mapping[str, Any] | None = None,
         devices: Sequence[str] = (),
         ranks: int = 1,
     ) -> list[str]:
         """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades,
-        and the digests of its models (recipe key -> digest; None: a hub's). clock: what its prompts say the date is,
-        where a chat template prints it; ranks: how many processes.
+        and the digests of its models (recipe key -> digest; None: a hub's, which `commits` has by its
+        name). clock: what its prompts say the date is, where a chat template prints it; ranks: how many processes.
 
         A resumed run keeps the first record and appends what it resumes on, and the recipe keys that were `changed`;
         returns in what its libraries and its machine are not those of the call before, a sentence each. Raises
@@ -202,6 +203,7 @@ class RunFolder:
         if not self.environment.exists():
             now |= {} if clock is None else {"clock": clock.isoformat()}
             content = {**now, "data": dict(fingerprints), "models": dict(models or {}), "resumed": []}
+            content |= {"commits": dict(commits)} if commits else {}
             _write_json(self.environment, content)
             return []
         first = self.read_environment()
@@ -216,13 +218,15 @@ class RunFolder:
         resumed = [*first["resumed"], now | ({"changed": dict(changed)} if changed else {})]
         data = {**first["data"], **fingerprints}
         known = {**(models or {}), **first.get("models", {})}
-        _write_json(self.environment, {**first, "data": data, "models": known, "resumed": resumed})
+        content = {**first, "data": data, "models": known, "resumed": resumed}
+        content |= {"commits": {**(commits or {}), **first.get("commits", {})}} if commits else {}
+        _write_json(self.environment, content)
         return said
 
     def read_environment(self) -> dict[str, Any]:
         """Raises UserError for a file that is not one of `write_environment`."""
         found = self._read_object(self.environment)
-        parts = {"data": dict, "resumed": list, "models": dict}
+        parts = {"data": dict, "resumed": list, "models": dict, "commits": dict}
         if not all(isinstance(found.get(key, kind()), kind) for key, kind in parts.items()) or "data" not in found:
             raise _damaged(self.environment, "it has no data and resumed")
         return {"resumed": [], **found}

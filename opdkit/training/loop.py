@@ -17,6 +17,7 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted
+from opdkit.hub import pinned
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
@@ -46,7 +47,7 @@ from opdkit.training.problems.data import (
 )
 from opdkit.training.problems.pass_rates import measure_pass_rates
 from opdkit.training.saved import checkpoint
-from opdkit.training.saved.resume import fingerprints, going_on
+from opdkit.training.saved.resume import commits_of, fingerprints, going_on
 from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
@@ -91,14 +92,18 @@ def train(
     with locked_by_first(ranks, recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
         saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
         now = ranks.from_first(lambda: folder.clock(anew=overwrite))
-        sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
-        parts = Parts(recipe, saved, now=now, ranks=ranks)
-        with closing(TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings, ranks=ranks)) as run:
-            run.on_step = on_step
-            for sentence in said:
-                run.warn(sentence)
-            ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
-            return run.go(folder, saved, changed)
+        commits = ranks.from_first(lambda: commits_of(folder, recipe, is_resumed=resume))
+        with pinned(commits):
+            sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
+            parts = Parts(recipe, saved, now=now, ranks=ranks)
+            with closing(
+                TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings, ranks=ranks)
+            ) as run:
+                run.on_step, run.commits = on_step, commits
+                for sentence in said:
+                    run.warn(sentence)
+                ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
+                return run.go(folder, saved, changed)
 
 
 class TrainingRun:
@@ -118,6 +123,7 @@ class TrainingRun:
         recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
+        self.commits: Mapping[str, str] = {}  # of models from a hub
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
@@ -210,6 +216,7 @@ class TrainingRun:
             task=self.task.describe(),
             clock=self.parts.now,
             models=models,
+            commits=self.commits,
             changed=changed,
             devices=self.parts.devices(),
             ranks=self.ranks.size,

@@ -129,8 +129,8 @@ CLOCKS = ("time", "memory")
 
 
 def numbers(run: Path) -> dict[str, Any]:
-    """What a run must have whatever happened to it: every file, the bits of checkpoints, rows and evaluations, the metrics
-    without clocks."""
+    """What a run must have whatever happened to it: every file, the bits of checkpoints, rows and evaluations, and the
+    metrics without clocks."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()

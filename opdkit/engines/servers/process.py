@@ -24,6 +24,7 @@ from typing import NamedTuple
 from opdkit.engines.servers.base import numbers
 from opdkit.engines.servers.http import KEY_VARIABLE, Client, Refused, Unreachable
 from opdkit.errors import UserError
+from opdkit.hub import revision_of
 
 OLDEST = (0, 32)  # the first release whose interface was tried
 NAME = "student"  # as which the model is served
@@ -195,6 +196,8 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         args += ["--quantization", options.quantization]
     if options.trust_remote_code:
         args += ["--trust-remote-code"]
+    if revision := revision_of(options.model).get("revision"):
+        args += ["--revision", revision]
     if found.is_cpu:
         # A seed and a prompt that is read in two parts kill the engine on a CPU.
         longest = max(options.max_model_len or 8192, 4096)

@@ -10,6 +10,7 @@ from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
+from opdkit.hub import commit_of
 from opdkit.metrics import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
@@ -133,6 +134,15 @@ def _same_files(folder: RunFolder, key: str, path: str) -> bool:
     """Whether the model at `path` is the one the run began with, whatever its path was then."""
     began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
     return began is not None and began == model_digest(Path(path))
+
+
+def commits_of(folder: RunFolder, recipe: Recipe, *, is_resumed: bool) -> dict[str, str]:
+    """Of the recipe's models that come from a hub, by name: at which commit this run reads them, from its first load
+    to its last resumption. A model whose commit cannot be found out is left out."""
+    known = folder.read_environment().get("commits", {}) if is_resumed and folder.environment.exists() else {}
+    names = dict.fromkeys(path for path in recipe.model_paths.values() if not Path(path).is_dir())
+    found = {name: known.get(name) or commit_of(name) for name in names}
+    return {name: str(commit) for name, commit in found.items() if commit}
 
 
 def fingerprints(
