@@ -15,7 +15,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks check docs format bench bench-compare lock audit sbom licences clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks test-browser check docs format bench bench-compare lock audit sbom licences clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -40,6 +40,10 @@ test-gpu: $(READY)
 # Several processes on this machine's CPUs: every setting, whole runs, checkpoints, and ranks that are killed.
 test-ranks: $(READY)
 	$(BIN)/python -m pytest -m ranks -n 0 -s --timeout 600 tests/ranks
+
+# The pages in a real browser, on a desk and a phone, light and dark, and what the keyboard and a finger do there.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser -n 0 -rs tests/reporting
 
 # The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
 test-triton: $(BENCH_READY)

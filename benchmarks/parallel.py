@@ -31,9 +31,8 @@ from opdkit.ranks.base import ALONE
 from opdkit.ranks.join import NUM_RANKS, join, leave
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.run.console import Table, say
-from opdkit.training.models.gathered import make_optimizer
 from opdkit.training.models.optimizer import Optimizer
-from opdkit.training.models.student import load_student
+from opdkit.training.models.strategy import load_student_on, make_optimizer
 
 ROWS, TOKENS, STEPS = 16, 128, 3
 MOST_KEPT_ON_4 = 0.35  # of what one process keeps
@@ -68,8 +67,8 @@ def measure(model: str) -> dict[str, Any]:
     """On this rank: seconds of a step and of its parts (the fastest of the steps), and bytes kept after them."""
     ranks = ALONE if os.environ[NUM_RANKS] == "1" else join(device="cpu", timeout_minutes=5)
     recipe = recipe_of(model)
-    student = load_student(recipe)
-    optimizer = make_optimizer(student.module, recipe, ranks)
+    student = load_student_on(ranks, recipe)
+    optimizer = make_optimizer(student, recipe, ranks)
     ids = torch.randint(5, 15, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     times = []
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""What `opdkit plan` says beside what is measured, for six models and settings; writes docs/measurements/plan.md.
+"""What `opdkit plan` says beside what is measured, for seven models and settings; writes docs/measurements/plan.md.
 
     python benchmarks/plan_check.py            # about ten minutes on an idle core; what is measured already is kept
     python benchmarks/plan_check.py --again    # measure anew
@@ -86,6 +86,11 @@ SETTINGS = {
         WIDE, "opd", {"group_size": 2, "max_answer_tokens": 192},
         {"problems_per_step": 3, "max_tokens_per_micro_batch": 512, "optimizer": "muon"},
         teacher=SMALL, model={"dtype": "float32"},
+    ),
+    "bfloat16 masters, half the layers checkpointed": setting(
+        DEEP, "opd", {"group_size": 2, "max_answer_tokens": 64},
+        {"problems_per_step": 5, "max_tokens_per_micro_batch": 2048, "master_dtype": "bfloat16"},
+        teacher=SMALL, model={"dtype": "bfloat16", "gradient_checkpointing": 6},
     ),
 }  # fmt: skip
 
@@ -222,7 +227,7 @@ MOMENTS = ("sampling", "scoring", "update")
 LEAST_S = 0.02  # of a moment; there is nothing to compare below
 TEXT = """# `opdkit plan` beside measurements
 
-What [`opdkit plan`](../inside/performance.md) says from configs alone, beside one measured step of each of six
+What [`opdkit plan`](../inside/performance.md) says from configs alone, beside one measured step of each of seven
 settings on a CPU. Bytes are live tensors at the peak of each moment, of torch's allocator; in bold the moment of the
 highest peak. Seconds are of the processor. The machine's rates were measured first, and of seconds only ratios are
 compared: the planned ones are multiplied by one number for each moment and dtype, the median of measured over planned

@@ -21,3 +21,7 @@ class UserError(ValueError):
 
 class Interrupted(Exception):
     """Ctrl-C, heard at a place where nothing is half done."""
+
+
+class Paused(Interrupted):
+    """A run stopped by itself where nothing is half done, for somebody to look at it. The message says why."""

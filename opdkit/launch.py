@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -35,13 +35,21 @@ STOPPED = 130
 HOST = "127.0.0.1"
 
 
-def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str, errors: Console) -> int:
+def launch_training(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str, errors: Console) -> int:
+    """`opdkit train` on so many ranks, see `launch`. Raises UserError for a folder that cannot hold the run."""
+    folder = RunFolder.check(recipe.run_dir, resume="--resume" in command, overwrite="--overwrite" in command)
+    logs = Logs(folder.path, came_of_it=folder.recipe.exists, keep="--resume" in command)
+    minutes = recipe.parallel.timeout_minutes
+    return launch(command, num_ranks, logs, again=again, errors=errors, timeout_minutes=minutes)
+
+
+def launch(
+    command: Sequence[str], num_ranks: int, logs: Logs, *, again: str, errors: Console, timeout_minutes: float
+) -> int:
     """Run `opdkit <command>` on so many ranks; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C, else 1.
 
-    again: the command that goes on with the run. Raises UserError for a folder that cannot hold the run.
+    again: the command that goes on with it.
     """
-    folder = RunFolder.check(recipe.run_dir, resume="--resume" in command, overwrite="--overwrite" in command)
-    logs = _Logs(folder, keep="--resume" in command)
     try:
         ranks = _Ranks(command, num_ranks, logs)
         try:
@@ -57,7 +65,7 @@ def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str
             say(errors, "Stopped. What was saved is whole; go on with:", f"  {again}")
         if status in (2, STOPPED):
             return status
-        how = ranks.how_it_ended(culprit, recipe.parallel.timeout_minutes)
+        how = ranks.how_it_ended(culprit, timeout_minutes)
         said = "what it said is above" if culprit == 0 else f"its log is {logs.of(culprit)}"
         say(errors, f"rank {culprit} of {num_ranks} {how}, and the run has ended; {said}", mark="error")
         say(errors, "What was saved is whole; go on with:", f"  {again}")
@@ -66,12 +74,12 @@ def launch(command: Sequence[str], num_ranks: int, recipe: Recipe, *, again: str
         logs.close()
 
 
-class _Logs:
-    """ranks/ of a run's folder; gone again where no run came of it."""
+class Logs:
+    """ranks/ of a folder that ranks write to; gone again where nothing came of it."""
 
-    def __init__(self, folder: RunFolder, *, keep: bool) -> None:
-        """keep: what is there; new lines are put behind it."""
-        self._folder, self._path = folder, folder.path / "ranks"
+    def __init__(self, folder: Path, *, came_of_it: Callable[[], bool], keep: bool = False) -> None:
+        """keep: what is there; new lines are put behind it. Raises UserError for a place where it cannot be."""
+        self._came_of_it, self._path = came_of_it, folder / "ranks"
         self._made = [path for path in (self._path, *self._path.parents) if not path.exists()]
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +99,7 @@ class _Logs:
         return [line.removeprefix("error ") for line in lines if line.startswith("error ")][:SENTENCES]
 
     def close(self) -> None:
-        if self._folder.recipe.exists():
+        if self._came_of_it():
             return
         for log in self._path.glob("rank_*.log"):
             log.unlink()
@@ -105,7 +113,7 @@ class _Logs:
 class _Ranks:
     """The processes while they last."""
 
-    def __init__(self, command: Sequence[str], num_ranks: int, logs: _Logs) -> None:
+    def __init__(self, command: Sequence[str], num_ranks: int, logs: Logs) -> None:
         self._logs, self._num_signals, self._deadline = logs, 0, float("inf")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._old = {number: signal.signal(number, self._hear) for number in _to_pass_on()}

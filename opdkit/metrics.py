@@ -14,18 +14,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from opdkit.errors import UserError
+from opdkit.metric_lines import EVALUATIONS, cut_after
 from opdkit.printable import printable
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 Values = dict[str, float | None]
-EVALUATIONS = ("eval", "eval_teacher")  # areas of the lines that are evaluations, and not steps
 
 _NAME = re.compile(r"[\w.@+-]+(/[\w.@+-]+)+")
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
@@ -89,8 +89,9 @@ class MetricsLog:
 
     path: `metrics.jsonl`; the sinks put their files beside it.
     sinks: names from `SINKS`, beside the JSONL file that is always written.
-    resume_at: the step of the checkpoint the run goes on from, 0 for a new run. Lines of later steps, and a last line
-        that a crash cut short, are cut off (by one truncation, so a crash here loses nothing either).
+    resume_at: the step of the checkpoint the run goes on from, 0 for a new run; attempt: which try at the steps behind
+        it this is (`metric_lines`). Lines of that try and later steps, and a last line that a crash cut short, are cut
+        off (by one truncation, so a crash here loses nothing either).
     project: of W&B and Trackio; None: as the environment says, else "opdkit".
     config: shown by W&B and Trackio; values of keys that look like secrets are hidden.
 
@@ -105,6 +106,7 @@ class MetricsLog:
         *,
         sinks: Sequence[str] = (),
         resume_at: int = 0,
+        attempt: int = 1,
         run_name: str = "",
         project: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -115,7 +117,8 @@ class MetricsLog:
         self.path = path
         self.sink_failures: dict[str, int] = {}
         is_resumed = path.exists()
-        self._last_step, self._evaluated = _cut_after(path, resume_at)
+        self._attempt = {"attempt": attempt} if attempt > 1 else {}
+        self._last_step, self._evaluated = cut_after(path, resume_at, attempt)
         self._file = _open_lines(path)
         start = SinkStart(
             folder=path.parent,
@@ -169,7 +172,9 @@ class MetricsLog:
         self._evaluated.add((step, area))
 
     def _put(self, step: int, values: Values) -> None:
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}, allow_nan=False) + "\n"
+        line = (
+            json.dumps({"step": step, "time": round(time.time(), 3), **self._attempt, **values}, allow_nan=False) + "\n"
+        )
         try:
             rest = line.encode()
             while rest:
@@ -208,67 +213,12 @@ class MetricsLog:
         self.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`. A last line that is being written right now is left out."""
-    return [line for line, _ in _lines(path)]
-
-
-def of_steps(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without those of evaluations."""
-    return [line for line in lines if _area(line) not in EVALUATIONS]
-
-
-def _area(line: Mapping[str, Any]) -> str:
-    """Of the line's first metric: a line of an evaluation has no other."""
-    return next((name.partition("/")[0] for name in line if "/" in name), "")
-
-
 def _open_lines(path: Path) -> FileIO:
     """Unbuffered: a line is in the file when `write` returns, and a full disk is met once, not again at closing."""
     try:
         return path.open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"cannot open {path} for writing ({error.strerror})") from error
-
-
-def _cut_after(path: Path, step: int) -> tuple[int, set[tuple[int, str]]]:
-    """Cut off the lines after `step`; returns the last step left (-1: none), and (step, area) of every evaluation."""
-    end, last, evaluated = 0, -1, set()
-    if path.exists():
-        for line, line_end in _lines(path):
-            if line["step"] > step:
-                break
-            end, last = line_end, line["step"]
-            if (area := _area(line)) in EVALUATIONS:
-                evaluated.add((last, area))
-        with path.open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())
-    return last, evaluated
-
-
-def _lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each complete line with the offset of its end."""
-    end = 0
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it from a copy, or remove it") from None
-    with file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n"):
-                return  # cut short by a crash, or being written
-            end += len(raw)
-            try:
-                line = json.loads(raw)
-                line["step"] + 0
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(
-                    f"{path}:{number} is not a metrics line; it was changed by something else: delete that line"
-                ) from None
-            yield line, end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
-from opdkit.launch import STOPPED, launch
+from opdkit.launch import STOPPED, launch_training
 from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
@@ -220,7 +220,7 @@ def _train_on_ranks(stage: Stage, recipe: Recipe, console: Console, ranks: int) 
     file, folder = stage.folder.parent / f"{stage.name}.toml", RunFolder(recipe.run_dir)
     atomic_write(file, toml.dumps(recipe.as_dict()))
     command = ["train", str(file), *(["--resume"] if folder.recipe.exists() else [])]
-    status = launch(command, ranks, recipe, again="the same command", errors=console)
+    status = launch_training(command, ranks, recipe, again="the same command", errors=console)
     if status == STOPPED:
         raise Interrupted
     if status:

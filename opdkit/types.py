@@ -26,6 +26,9 @@ Message = Mapping[str, Any]  # role and content; in episodes also tool_calls, na
 Finish = Literal["stop", "length"]
 # What is told of a span of several tokens: nothing; the whole advantage to each; or a share to each (see [teacher]).
 SpanSpread = Literal["exact", "macro", "even", "proportional"]
+# How an episode ended: the model answered, or the environment was done; a limit was reached (turns, tokens, calls that
+# cannot be read, one call over and over); the environment failed, which says nothing of the model.
+Ended = Literal["answer", "done", "turn_limit", "token_limit", "invalid", "repeat", "failure"]
 AUTHORS = ("student", "teacher", "data", "tool")  # who wrote a token: the place in this tuple is its number
 
 
@@ -52,15 +55,33 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord:
+    """What became of one turn of the model in an episode."""
+
+    finish: Finish
+    num_calls: int = 0
+    reward: float | None = None  # of this turn; None: the environment gave none
+    failure: str | None = None  # the first of its calls': invalid_call, tool_error, timeout, crash
+    messages: tuple[Message, ...] = ()  # what the environment said, as the model was shown it
+    observation_tokens: int = 0  # of that, with what stands around it
+    cut_tokens: int = 0  # left out of the middle of it
+    env_seconds: float = field(default=0.0, compare=False)  # a clock's word, and no part of what was computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One answer to one problem, as token ids. T = len(answer_ids)."""
+    """One answer to one problem, as token ids. T = len(answer_ids).
+
+    An episode of several turns is one answer: the ids of the model's turns with what the environment said between them.
+    """
 
     problem_id: str
     sample_id: int  # 0 .. group_size - 1
     policy_version: int  # number of optimizer steps the sampling weights had seen
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop"
-    answer_logprobs: FloatArray | None  # [T] nats, under the distribution that was sampled; None: not sampled by us
+    # [T] nats, under the distribution that was sampled; NaN: of no token of the model; None: not sampled by us
+    answer_logprobs: FloatArray | None
     answer_mask: npt.NDArray[np.bool_]  # [T] True = it is trained on, False = tool or environment text
     finish: Finish
     reward: float | None = None  # None: not graded. Never 0.0 for "unknown"
@@ -68,8 +89,15 @@ class Rollout:
     feedback: str | None = None
     # [T] nats, from the same forward before top-k, top-p and min-p cut; None: none of them did. Not saved.
     uncut_logprobs: FloatArray | None = None
-    turn: npt.NDArray[np.int16] | None = None  # [T] of the model, from 0; None: all are of turn 0
+    # [T] from 0, of the model's turn and of what the environment says behind it; None: all are of turn 0
+    turn: npt.NDArray[np.int16] | None = None
     author: npt.NDArray[np.uint8] | None = None  # [T] places in AUTHORS; None: the student, and a tool where masked
+    turns: tuple[TurnRecord, ...] = ()  # of an episode
+    ended: Ended = "answer"
+    # An episode whose turns are shown as a server's template shows them may take several rows: which episode of its
+    # problem (None: sample_id), and what was said before this row's turns, in place of the problem's messages alone.
+    episode: int | None = None
+    history: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         num_tokens = len(self.answer_ids)
@@ -79,8 +107,8 @@ class Rollout:
                 raise ValueError(f"rollout {self.key}: {name} has {len(array)} entries, not {num_tokens}")
 
     @property
-    def turns(self) -> npt.NDArray[np.int16]:
-        """[T] which turn of the model each token belongs to."""
+    def turn_numbers(self) -> npt.NDArray[np.int16]:
+        """[T] which turn each token belongs to."""
         return np.zeros(len(self.answer_ids), dtype=np.int16) if self.turn is None else self.turn
 
     @property
@@ -93,6 +121,11 @@ class Rollout:
     @property
     def key(self) -> tuple[str, int]:
         return (self.problem_id, self.sample_id)
+
+    @property
+    def episode_id(self) -> int:
+        """Which of its problem's answers it is, or is a part of."""
+        return self.sample_id if self.episode is None else self.episode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "opdkit"
 FLOORS = [
     {"printable"},
-    {"types", "errors", "metrics", "toml", "hub", "installed", "__init__"},
+    {"types", "errors", "metrics", "metric_lines", "toml", "hub", "installed", "__init__"},
     {"ranks"},
     {"losses", "contexts", "tasks"},
     {"methods", "engines"},
@@ -19,7 +19,7 @@ FLOORS = [
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},
-    {"analysis", "pipeline", "quickstart"},
+    {"analysis", "doctor", "pipeline", "quickstart"},
     {"api"},
     {"cli"},
     {"__main__"},
@@ -28,9 +28,13 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # Imports between packages of one floor, each with its reason. Type-checking imports count.
 SIDEWAYS = {
     ("metrics", "errors"): "a sink that is not there is the user's to hear of",
+    ("metrics", "metric_lines"): "a log goes on behind the lines that it finds",
+    ("metric_lines", "errors"): "a file that is no metrics is the user's to hear of",
     ("hub", "errors"): "so is a name that is not on the hub",
     ("contexts", "tasks"): "what a reader is shown of an answer is what a grader reads of it",
+    ("rollouts", "data"): "the collection that a search tool reads is a data file",
     ("recipe", "data"): "a recipe names columns by the data's roles, and files by their formats",
+    ("recipe", "rollouts"): "and environments by theirs",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = PACKAGE / "__init__.py"  # names what is above, for type checkers; it loads on first use (see the last test)

@@ -14,7 +14,8 @@ import pytest
 
 from opdkit import metrics
 from opdkit.errors import UserError
-from opdkit.metrics import Metric, MetricsLog, SinkStart, of_steps, read_metrics, reduce_metrics
+from opdkit.metric_lines import of_steps, read_metrics, went_back
+from opdkit.metrics import Metric, MetricsLog, SinkStart, reduce_metrics
 
 
 class Recorder:
@@ -121,6 +122,32 @@ def test_an_evaluation_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest
         log.write_evaluation(0, score)
         log.write_evaluation(2, score)
     assert [line["step"] for line in lines(path)] == [1, 2, 2]
+
+
+def test_steps_that_are_taken_again_replace_those_before(tmp_path: Path) -> None:
+    """A run goes back from step 4 to 2 and again from 3 to 1: every line stays, and readers have each step once. A
+    killed run goes on within its try."""
+    path, score = tmp_path / "metrics.jsonl", [Metric("eval/d/avg_at_n", 0.5)]
+
+    def write(steps: range, attempt: int, evaluated: int | None = None) -> None:
+        with MetricsLog(path, resume_at=steps.start - 1, attempt=attempt) as log:
+            for step in steps:
+                log.write(step, [Metric("a/b", 10 * attempt + step)])
+                if step == evaluated:
+                    log.write_evaluation(step, score)
+
+    write(range(1, 5), 1, evaluated=4)
+    write(range(3, 4), 2)
+    assert went_back(lines(path)) == [(2, 4, 2, ())]
+    write(range(2, 6), 3, evaluated=4)
+    write(range(4, 5), 3)  # killed behind step 3, whose checkpoint was the last
+    found = read_metrics(path)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 4, 3, 2, 3, 4]
+    assert [line.get("attempt") for line in found] == [None] * 5 + [2, 3, 3, 3]
+    assert [(line["step"], line["a/b"]) for line in of_steps(found)] == [(1, 11), (2, 32), (3, 33), (4, 34)]
+    assert went_back(found) == [(2, 4, 2, ()), (3, 3, 1, ())]
+    write(range(3, 3), 1)  # killed before the first checkpoint of the second try: that of the first is the newest
+    assert [(line["step"], line["a/b"]) for line in read_metrics(path)] == [(1, 11), (2, 12)]
 
 
 def test_resume_without_a_file_starts_one(tmp_path: Path) -> None:

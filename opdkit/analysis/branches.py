@@ -263,5 +263,6 @@ def _rollout(fork: _Fork, more: Sequence[int], finish: Any) -> Rollout:
         answer_ids=answer_ids,
         answer_logprobs=None,
         answer_mask=np.arange(len(answer_ids)) > fork.branch.index,
+        author=np.zeros(len(answer_ids), dtype=np.uint8),
         finish=finish,
     )

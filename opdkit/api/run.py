@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class Run:
         return Student(module.eval(), tokenizer)
 
     def _texts(self, rows: Sequence[Example]) -> dict[str, list[Any]]:
+        from opdkit.reporting.decode import tokenizer_decode
         from opdkit.reporting.run import read_progress
-        from opdkit.reporting.sections.answers import tokenizer_decode
 
         decode: Callable[[Sequence[int]], str] | None = tokenizer_decode(read_progress(self.folder, []))
         rollouts = [row.rollout for row in rows]

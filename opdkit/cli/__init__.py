@@ -26,6 +26,7 @@ from opdkit.run.console import hear_logs, say
 # Each adds its commands to `app`; --help shows them in this order.
 import opdkit.cli.training  # isort: skip
 import opdkit.cli.plan  # isort: skip
+import opdkit.cli.doctor  # isort: skip
 import opdkit.cli.imports  # isort: skip
 import opdkit.cli.answers  # isort: skip
 import opdkit.cli.analysis  # isort: skip

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdkit.cli.base import MANY, AsJson, Model, Sampling, Task, app, console, errors, finite, with_sampling
+from opdkit.cli.base import (
+    MANY,
+    AsJson,
+    Model,
+    Ranks,
+    Sampling,
+    Task,
+    app,
+    console,
+    errors,
+    finite,
+    on_ranks,
+    with_sampling,
+)
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
 
@@ -16,6 +30,7 @@ if TYPE_CHECKING:
     from opdkit.evaluation.options import EvaluateOptions
     from opdkit.measure.accuracy import Accuracy
 
+TIMEOUT_MINUTES = 60.0  # how long a rank waits for another one's answers
 Published = Annotated[
     bool, typer.Option("--published", help="Also the estimators of published code, under their own names.")
 ]
@@ -45,6 +60,7 @@ def evaluate(
         float | None,
         typer.Option(callback=finite, help="End with status 1 if avg@n of any data set is below this."),
     ] = None,
+    ranks: Ranks = 1,
     as_json: AsJson = False,
 ) -> None:
     """Sample, grade, count; resumes.
@@ -64,22 +80,36 @@ def evaluate(
     from opdkit.evaluation.eval_sets import sets_of
 
     sets = sets_of(data or [], task, found.sources)
-    from opdkit.evaluation.evaluate import evaluate_model
+    from opdkit.evaluation.evaluate import evaluate_model, folder_of
+    from opdkit.ranks.join import is_launched, join
+    from opdkit.run.stored_answers import RESULT
 
     tasks = ", ".join(dict.fromkeys(set_.task for set_ in sets))
     options = _options(asked, model=model, data=[set_.source for set_ in sets], task=tasks, num_samples=n)
-    try:
-        results = evaluate_model(
-            options,
-            out=out,
-            console=say_on,
-            sets=sets,
-            missing=found.missing,
-            with_published=published,
-            verifier=verifier,
-        )
-    except Interrupted:
-        raise Interrupted("The answers so far are kept; run the same command to go on.") from None
+    if ranks > 1:
+        folder = folder_of(options, out)
+        on_ranks(ranks, folder, lambda: any(folder.glob("*.json*")), timeout_minutes=TIMEOUT_MINUTES)
+        results = json.loads((folder / RESULT).read_text(encoding="utf-8"))["eval"]
+    else:
+        group = join(device=options.device, timeout_minutes=TIMEOUT_MINUTES, key="--device")
+        say_on.quiet = not group.is_first and not is_launched()
+        try:
+            with group.hearing():
+                results = evaluate_model(
+                    options,
+                    out=out,
+                    console=say_on,
+                    sets=sets,
+                    missing=found.missing,
+                    with_published=published,
+                    verifier=verifier,
+                    ranks=group,
+                )
+        except Interrupted:
+            raise Interrupted("The answers so far are kept; run the same command to go on.") from None
+        if is_launched() or not group.is_first:
+            group.wait()
+            return  # whoever started it says the rest
     if as_json:
         say_json(console, {"eval": results, "missing": found.missing})
     elif len(results) > 1:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from opdkit.errors import UserError
 from opdkit.run.console import Terminal
 
 app = typer.Typer(
@@ -32,6 +36,10 @@ Set = Annotated[
 
 MANY = 2**16  # answers to one problem
 MOST = 2**31 - 1
+
+Ranks = Annotated[
+    int, typer.Option(min=1, max=MANY, help="Processes that share the work on this machine; one for each GPU.")
+]
 
 
 def finite(number: float | None) -> float | None:
@@ -106,6 +114,24 @@ class Sampling:
     system: System = None
     stop_token: StopToken = None
     trust_remote_code: TrustRemoteCode = False
+
+
+def on_ranks(num_ranks: int, folder: Path, came_of_it: Callable[[], bool], *, timeout_minutes: float) -> None:
+    """This very command in so many processes that share its work and write to the folder. Ends the command where they
+    fail, as they did."""
+    from opdkit.launch import Logs, launch
+    from opdkit.ranks.join import is_rank
+
+    if is_rank():
+        raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
+    words = sys.argv[1:]
+    place = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--ranks")
+    rest = [*words[:place], *words[place + (1 if "=" in words[place] else 2) :]]
+    again = shlex.join(["opdkit", *words])
+    logs = Logs(folder, came_of_it=came_of_it)
+    status = launch(rest, num_ranks, logs, again=again, errors=errors, timeout_minutes=timeout_minutes)
+    if status:
+        raise typer.Exit(status)
 
 
 def with_sampling(command: Callable[..., None]) -> Callable[..., None]:

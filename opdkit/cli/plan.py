@@ -108,7 +108,8 @@ def _say_plan(found: Plan) -> None:
         _memory_table(found),
     )
     if found.in_host_memory:
-        say(console, f"In host memory, besides: {_gib(found.in_host_memory)} GiB of teachers' hidden states")
+        parts = ", ".join(f"{_gib(size)} GiB of {what}" for what, size in found.in_host_memory.items())
+        say(console, f"In host memory, besides: {parts}")
     peak = f"Peak: {found.peak_moment}, {_gib(found.peak)} GiB"
     if device is None:
         say(console, f"{peak}; --gpu says whether that fits, and how long a step takes")

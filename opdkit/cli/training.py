@@ -9,13 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from opdkit.cli.base import MANY, MOST, AsJson, Seed, Set, app, console, errors
+from opdkit.cli.base import MANY, MOST, AsJson, Ranks, Seed, Set, app, console, errors, on_ranks
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
-
-Ranks = Annotated[
-    int, typer.Option(min=1, max=MANY, help="Processes that train together on this machine; one for each GPU.")
-]
 
 
 @app.command()
@@ -64,11 +60,11 @@ def train(
     if ranks > 1:
         if is_rank():
             raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
-        from opdkit.launch import launch
+        from opdkit.launch import launch_training
 
         check_num_ranks(resolved, ranks)
         how = [word for word, is_set in (("--resume", resume), ("--overwrite", overwrite)) if is_set]
-        raise typer.Exit(launch([*command, *how], ranks, resolved, again=again, errors=errors))
+        raise typer.Exit(launch_training([*command, *how], ranks, resolved, again=again, errors=errors))
     group = join(device=resolved.model.device, timeout_minutes=resolved.parallel.timeout_minutes)
     if not group.is_first and not is_launched():
         console.quiet = True
@@ -162,6 +158,7 @@ def fit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Move a limit; fit.json lists them.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/fit/<recipe's name>.")] = None,
+    ranks: Ranks = 1,
 ) -> None:
     """Will this teacher help? Measured before training; resumes.
 
@@ -172,14 +169,23 @@ def fit(
 
     resolved = load_recipe(recipe, set_ or [])
     limits = key_values(threshold or [], flag="--threshold")
-    from opdkit.analysis.fit import FitOptions
+    from opdkit.analysis.fit import FitOptions, folder_of
     from opdkit.analysis.fit import fit as measure_fit
+    from opdkit.ranks.join import is_launched, join
 
+    minutes = resolved.parallel.timeout_minutes
+    if ranks > 1:
+        folder = folder_of(resolved, out)
+        return on_ranks(ranks, folder, (folder / "asked.json").exists, timeout_minutes=minutes)
+    group = join(device=resolved.model.device, timeout_minutes=minutes)
+    console.quiet = not group.is_first and not is_launched()
     options = FitOptions(
         problems=problems, samples=samples, teacher_answers=teacher_answers, k=k, out=out, thresholds=limits
     )
     try:
-        measure_fit(resolved, options, console=console)
+        with group.hearing():
+            measure_fit(resolved, options, console=console, ranks=group)
+        group.wait()
     except Interrupted:
         raise Interrupted("The answers so far are kept; run the same command to go on.") from None
 

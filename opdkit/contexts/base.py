@@ -38,6 +38,8 @@ class Reader(Protocol):
 
     def answer_text(self, answer_ids: Sequence[int]) -> str: ...
 
+    def torn(self, text: str) -> str: ...
+
 
 class Context(BaseModel, ABC):
     """Base of every context. The fields of a subclass are its recipe keys.

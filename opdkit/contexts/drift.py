@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from opdkit.contexts.suffix import Suffixes
@@ -81,7 +82,7 @@ def _conversations(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, li
 
 
 def _both(suffixes: Suffixes, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(the stream, the template's rendering); None where the template refuses the conversation."""
+    """(the stream, the template's rendering); None where the template or the tokenizer refuses the conversation."""
     renderer = suffixes.renderer
     said = suffixes.as_role(messages[2:])
     try:
@@ -89,13 +90,9 @@ def _both(suffixes: Suffixes, messages: Sequence[Message]) -> tuple[tuple[int, .
         whole = renderer.history_text(messages[:2])
         rendered = renderer.prompt_ids([*messages[:2], *said])
         after, end = suffixes.after(None, messages[2:]), suffixes.end_behind(messages[2:])
-    except UserError:
+        common = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(prompt, whole, strict=False)))
+        words, _, rest = whole[common:].rpartition(_SAID)
+        turn = words + _SAID + (rest.partition(end)[0] if end and end in rest else rest.rstrip("\n"))
+        return (*renderer.encode(prompt), *renderer.encode(turn), *after.ids), rendered
+    except UserError:  # or a tokenizer of few characters cannot read these
         return None
-    common = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
-    )
-    written = whole[common:]
-    turn = written[: written.rfind(_SAID) + len(_SAID)]
-    rest = written[len(turn) :]
-    turn += rest.partition(end)[0] if end and end in rest else rest.rstrip("\n")
-    return (*renderer.encode(prompt), *renderer.encode(turn), *after.ids), rendered

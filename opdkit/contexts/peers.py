@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from opdkit.contexts.base import Context, Reader, Reading
 from opdkit.contexts.blocks import PLACES, WORDINGS, Block, BlockKind, Wording, summary_of, without_thinking
 from opdkit.contexts.controls import Control, PeerKind, Pick, Pool, control_picks
+from opdkit.contexts.transcript import transcript
 from opdkit.types import Group, Rollout, seed_from
 
 Slot = Literal["success", "failure", "hidden_success"]
@@ -210,33 +211,39 @@ class _Texts:
 
     def __init__(self, peers: Peers, reader: Reader) -> None:
         self._peers = peers
-        self._answer_text, self._cut = cache(reader.answer_text), cache(reader.cut)
+        self._reader, self._cut = reader, cache(reader.cut)
+        self._known: dict[tuple[tuple[str, int], bool], tuple[str, int]] = {}
 
     def demonstration(self, kind: PeerKind, peer: Rollout) -> Block:
-        text = self._said(peer, success=kind != "failure")
-        return self._block(kind, text, self._peers.max_tokens_per_peer, peer.key)
+        said = self._said(peer, success=kind != "failure")
+        return self._block(kind, said, self._peers.max_tokens_per_peer, peer.key)
 
     def summary(self, peer: Rollout) -> Block:
         assert self._peers.summaries is not None
         success = bool(self._peers.is_success(peer))
-        text = summary_of(self._said(peer, success=success), self._peers.summaries.tag)
-        return self._block("summary" if success else "failed_summary", text, self._peers.summaries.max_tokens, peer.key)
+        text, num_cut = self._said(peer, success=success)
+        said = summary_of(text, self._peers.summaries.tag), num_cut
+        return self._block("summary" if success else "failed_summary", said, self._peers.summaries.max_tokens, peer.key)
 
     def feedback(self, own: Rollout) -> Block:
         assert own.feedback is not None
-        return self._block("feedback", own.feedback, self._peers.max_feedback_tokens, None)
+        return self._block("feedback", (own.feedback, 0), self._peers.max_feedback_tokens, None)
 
     def num_tokens(self, kind: PeerKind, peer: Rollout) -> int:
         return self._cut(self.demonstration(kind, peer).text, 0)[1]
 
-    def _said(self, rollout: Rollout, *, success: bool) -> str:
-        text = self._answer_text(rollout.answer_ids)
+    def _said(self, rollout: Rollout, *, success: bool) -> tuple[str, int]:
+        """What it is shown to say, and how many tokens of it were cut already."""
         stripped = self._peers.remove_thinking == "always" or (success and self._peers.remove_thinking == "successes")
-        return without_thinking(text) if stripped else text
+        key = (rollout.key, stripped)
+        if key not in self._known:
+            said = without_thinking if stripped else str
+            self._known[key] = transcript(rollout, self._reader, said, self._cut)
+        return self._known[key]
 
-    def _block(self, kind: BlockKind, text: str, budget: int, source: tuple[str, int] | None) -> Block:
-        text, num_cut = self._cut(text, budget)
-        return Block(kind=kind, text=text, source=source, num_truncated_tokens=num_cut)
+    def _block(self, kind: BlockKind, said: tuple[str, int], budget: int, source: tuple[str, int] | None) -> Block:
+        text, num_cut = self._cut(said[0], budget)
+        return Block(kind=kind, text=text, source=source, num_truncated_tokens=num_cut + said[1])
 
 
 def _faults(peers: Peers) -> Iterator[str]:

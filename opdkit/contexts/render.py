@@ -236,6 +236,12 @@ class Renderer:
         end = encoded["offset_mapping"][max_tokens][0]  # where the first dropped token begins: half a character is none
         return text[:end], num_cut
 
+    def torn(self, text: str) -> str:
+        """The text, in which what spells a token that was added by name has a space behind its first character: what a
+        model or a tool wrote is shown in a prompt, and ends no turn of it."""
+        added = added_tokens(self.tokenizer)
+        return text if added is None else added.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         """The text a grader reads: special tokens (end of text, chat markup) are left out, nothing is tidied up.
 
@@ -248,6 +254,12 @@ class Renderer:
             if HARMONY_CHANNEL in text:  # not another token of a tokenizer that does not know it
                 return final_channel(text)
         return str(decode(ids, skip_special_tokens=True, **plain))
+
+
+def added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Spellings of the tokens that were added by name; white space and single characters end no turn."""
+    names = {token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1}
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
 def read_kwargs(renderer: Renderer, kwargs: Mapping[str, Any]) -> dict[str, Any]:

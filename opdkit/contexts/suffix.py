@@ -25,7 +25,7 @@ from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, Literal
 
-from opdkit.contexts.render import LONG_CHARACTERS, PLAIN, Renderer
+from opdkit.contexts.render import LONG_CHARACTERS, PLAIN, Renderer, added_tokens
 from opdkit.errors import UserError
 from opdkit.types import Message
 
@@ -80,10 +80,7 @@ class Suffixes:
 
     @cached_property
     def _added(self) -> re.Pattern[str] | None:
-        """Tokens that were added by name and are seen in a text; white space is none."""
-        names = [t.content for t in self.renderer.tokenizer.added_tokens_decoder.values() if t.content.strip()]
-        longest_first = sorted({name for name in names if len(name) > 1}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        return added_tokens(self.renderer.tokenizer)
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:
@@ -198,7 +195,7 @@ class Suffixes:
             return [text]
         places = [0, *(match.start() + 1 for match in self._added.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(places)]
-        if any(self._added_ids.intersection(self.renderer.encode(piece)) for piece in pieces if piece):
+        if any(self._added_ids.intersection(self.renderer.encode(self._known(piece)[0])) for piece in pieces):
             return list(text)  # it is spelled in other characters, which the tokenizer takes for the same
         return pieces
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from opdkit.cost.plan import Plan, plan
 from opdkit.cost.work import Lengths, SizeOf
 from opdkit.errors import UserError
 from opdkit.recipe.load import parse_recipe
-from opdkit.recipe.sections import Recipe, TrainSection
+from opdkit.recipe.sections import Recipe
 
 WORTH_BYTES, WORTH_SECONDS = 0.01, 0.03  # shares; changes of less are not shown
 LORA = {"model.lora.r": 64, "model.lora.alpha": 128}
@@ -95,8 +95,17 @@ def _candidates(before: Plan) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"model.dtype": "bfloat16"}, False
     if teacher.kind == "model" and (teacher.dtype or model.dtype) == "float32":
         yield {"teacher.dtype": "bfloat16"}, False
-    if "adamw_8bit" in get_args(TrainSection.model_fields["optimizer"].annotation):
+    if teacher.kind == "self" and teacher.weights in ("initial", "ema", "trust_region"):
+        yield {"teacher.weights_on": "host"}, False
+    if teacher.kind == "model":
+        yield {"teacher.placement": "cpu"}, False
+        yield {"teacher.quantization": "int8"}, True
+    if model.gradient_checkpointing and not model.activation_offload:
+        yield {"model.activation_offload": True}, False
+    if recipe.train.optimizer == "adamw":
         yield {"train.optimizer": "adamw_8bit"}, True
+    if model.lora is None and model.dtype == "bfloat16":
+        yield {"train.master_dtype": "bfloat16"}, True
     if recipe.sampling.engine == "hf" and before.device is not None and not before.device.is_cpu:
         resident = {"weights", "optimizer", "teacher", "other views", "bfloat16 copy"}
         left = before.device.usable - sum(before.moments["sampling"].get(part, 0.0) for part in resident)

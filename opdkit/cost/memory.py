@@ -5,7 +5,7 @@ Only tensors: what CUDA itself and a C library take is kept apart (`devices`). L
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from opdkit.cost.devices import Device
 from opdkit.cost.work import BYTES, TOKENS_PER_BATCH, Reader, Work
@@ -30,47 +30,77 @@ LOGIT_BYTES = 512 << 20  # as `engines.slots`
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 BLOCKS, FEW_BLOCKS = 12, 2  # arrays of a block held at once: by a divergence of two distributions, without a second one
+CODE_BYTES = 1 + 4 / 256  # of a number in 8 bits, with the scale of its block
+QUANTISED = {"int8": CODE_BYTES, "fp8": CODE_BYTES, "nf4": 0.5 + 4 / 64}  # of a number of a matrix
 DRAWN = 3  # arrays of [rows, V] in float32 that drawing a token holds besides the logits
 
 
 def moments(work: Work, device: Device | None) -> dict[str, Parts]:
     """{moment: {part: bytes}}, of one rank."""
-    resident = _resident(work)
+    resident, engine = _resident(work, _kind(device)), {"engine": _idle_engine(work, device)}
     return {
-        "sampling": _ordered(resident | _sampling(work, resident, device)),
-        "scoring": _ordered(resident | {"engine": _idle_engine(work, device)} | _scoring(work, _kind(device))),
-        "update": _ordered(resident | {"engine": _idle_engine(work, device)} | _update(work, device)),
+        "sampling": _together(resident, _sampling(work, resident, device)),
+        "scoring": _together(resident, engine, _scoring(work, _kind(device))),
+        "update": _together(resident, engine, _update(work, device)),
     }
 
 
-def _ordered(parts: Mapping[str, float]) -> Parts:
-    return {name: parts[name] for name in PARTS if parts.get(name)}
+def _together(*several: Mapping[str, float]) -> Parts:
+    sums = {name: sum(parts.get(name, 0.0) for parts in several) for name in PARTS}
+    return {name: size for name, size in sums.items() if size}
 
 
 def _kind(device: Device | None) -> str:
     return "cpu" if device is not None and device.is_cpu else "cuda"
 
 
-def _resident(work: Work) -> Parts:
+def _resident(work: Work, kind: str) -> Parts:
     """What is there from the first step to the last. On several ranks the float32 weights, the optimizer and an
     average are in shards, and every rank has the whole weights besides."""
+    on_host = hosted(work, kind)
     ranks, trained, lora = work.ranks, work.trained, work.recipe.model.lora
     student, compute = work.student, BYTES[work.dtype]
     if lora is not None:
         weights = compute * (student.parameters + student.unread) + 4.0 * trained
     else:
-        weights = 4 * student.parameters / ranks + 4 * student.unread
+        weights = work.master_bytes * (student.parameters / ranks + student.unread)
         weights += 4 * student.parameters if ranks > 1 else 0
     return {
         "weights": weights,
         "optimizer": _optimizer(work) / ranks,
-        "teacher": sum(_kept(work, reader) for reader in work.readers if "teacher" in reader.views),
-        "other views": sum(_kept(work, reader) for reader in work.readers if "teacher" not in reader.views),
+        "teacher": _kept_here(work, [r for r in work.readers if "teacher" in r.views], on_host),
+        "other views": _kept_here(work, [r for r in work.readers if "teacher" not in r.views], on_host),
     }
 
 
+def hosted(work: Work, kind: str) -> dict[str, float]:
+    """{what waits in host memory: bytes} on a GPU; on a CPU host memory is all there is."""
+    if kind == "cpu":
+        return {}
+    found = {"hidden states of teachers": payload(work)}
+    if kept := sum(_kept(work, reader) for reader in work.readers if _is_on_host(reader)):
+        found["weights of teachers"] = kept
+    if work.recipe.model.activation_offload:
+        found["activations"] = _kept_a_token(work) * work.learned_at_once
+    return {what: size for what, size in found.items() if size}
+
+
+def _is_on_host(reader: Reader) -> bool:
+    return reader.section.weights_on == "host" or reader.section.placement == "cpu"
+
+
+def _kept_here(work: Work, readers: Sequence[Reader], on_host: Mapping[str, float]) -> float:
+    return sum(
+        _kept(work, reader)
+        for reader in readers
+        if not ("weights of teachers" in on_host and _is_on_host(reader)) and reader.section.placement != "reload"
+    )
+
+
 def _optimizer(work: Work) -> float:
-    """AdamW has two moments in float32, Muon one of the matrices."""
+    """AdamW has two moments in float32, or in 8 bits; Muon has one of the matrices."""
+    if work.recipe.train.optimizer == "adamw_8bit":
+        return 2 * CODE_BYTES * work.trained
     if work.recipe.train.optimizer != "muon":
         return 8.0 * work.trained
     matrices = work.trained if work.recipe.model.lora is not None else work.student.matrices
@@ -80,8 +110,7 @@ def _optimizer(work: Work) -> float:
 def _kept(work: Work, reader: Reader) -> float:
     """What a teacher keeps from step to step."""
     if reader.is_model:
-        size = reader.size
-        return BYTES[reader.dtype] * (size.parameters + size.unread) if reader.is_loaded_first else 0.0
+        return _loaded(reader) if reader.is_loaded_first else 0.0
     if reader.is_elsewhere:  # of a server that sends hidden states, its head
         return float(BYTES[reader.dtype] * reader.size.head) if reader.section.payload == "hidden" else 0.0
     weights, lora = reader.section.weights, work.recipe.model.lora
@@ -90,6 +119,13 @@ def _kept(work: Work, reader: Reader) -> float:
     if weights in ("initial", "trust_region"):
         return (4.0 if lora is not None else BYTES[work.dtype]) * work.trained
     return 0.0
+
+
+def _loaded(reader: Reader) -> float:
+    """Weights of another model; quantised are its layers' matrices."""
+    size, kind = reader.size, reader.section.quantization
+    rest = size.parameters + size.unread - (size.matrices if kind else 0)
+    return BYTES[reader.dtype] * rest + (QUANTISED[kind] * size.matrices if kind else 0.0)
 
 
 def _sampling(work: Work, resident: Mapping[str, float], device: Device | None) -> Parts:
@@ -162,23 +198,32 @@ def payload(work: Work) -> float:
 def _scoring(work: Work, kind: str) -> Parts:
     most: Parts = {}
     for reader in work.readers:
-        own = {} if reader.is_elsewhere else _scored_by(work, reader)
+        own = {} if reader.is_elsewhere else _scored_by(work, reader, kind)
         own["hidden states"] = payload(work) if kind == "cpu" else 0.0
         if sum(own.values()) > sum(most.values()):
             most = own
     return most
 
 
-def _scored_by(work: Work, reader: Reader) -> Parts:
+def _moves_in(reader: Reader, kind: str) -> bool:
+    placement = reader.section.placement
+    return reader.is_model and (placement == "reload" or (placement == "cpu" and kind != "cpu"))
+
+
+def _scored_by(work: Work, reader: Reader, kind: str) -> Parts:
     size, compute = reader.size, BYTES[reader.dtype]
     name = reader.dtype if reader.is_model else work.pass_name
     tokens = max(
         (work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings),
         default=0,
     )
-    own_copy = work.copies if reader.section.weights in ("ema", "live", "trust_region") else 0.0
+    own_copy = float(work.copies) if reader.section.weights in ("ema", "live", "trust_region") else 0.0
+    if kind != "cpu" and reader.section.weights_on == "host":  # brought for the time that it reads
+        own_copy = float((4 if work.recipe.model.lora else BYTES[work.dtype]) * work.trained)
+    brought = _loaded(reader) if _moves_in(reader, kind) else 0.0
     return {
         "bfloat16 copy": own_copy,
+        "other views" if "teacher" not in reader.views else "teacher": brought,
         "activations": size.passes[name].read * tokens + size.hidden * compute * tokens,
     }
 
@@ -188,11 +233,13 @@ def _update(work: Work, device: Device | None) -> Parts:
     student, recipe, kind = work.student, work.recipe, _kind(device)
     compute = BYTES[work.dtype]
     one = student.passes[work.pass_name]
-    checkpointed = recipe.model.gradient_checkpointing
-    kept, beyond = (one.kept_checkpointed, one.beyond_checkpointed) if checkpointed else (one.kept, one.beyond)
+    beyond = {1.0: one.beyond_checkpointed, 0.0: one.beyond}.get(
+        work.checkpointed, max(one.beyond, one.beyond_checkpointed)
+    )
+    kept = _kept_a_token(work) if kind == "cpu" or not recipe.model.activation_offload else 0.0
     tokens = work.learned_at_once
     has_more = work.rows / recipe.train.updates_per_step * work.row > tokens * 1.01
-    gradients = 4.0 * work.trained
+    gradients = float(work.master_bytes * work.trained)
     states = (
         sum(reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers)
         * tokens
@@ -217,6 +264,12 @@ def _update(work: Work, device: Device | None) -> Parts:
     }
     started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": work.copies}
     return max(forward, backward, started, key=lambda parts: sum(parts.values()))
+
+
+def _kept_a_token(work: Work) -> float:
+    """Bytes from a token's forward pass to its backward pass."""
+    one, share = work.student.passes[work.pass_name], work.checkpointed
+    return share * one.kept_checkpointed + (1 - share) * one.kept
 
 
 def _head_at_work(work: Work, kind: str) -> float:

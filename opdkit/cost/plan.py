@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.cost.devices import FLOPS_REACHED, GPUS, Device
-from opdkit.cost.memory import Parts, moments, payload
+from opdkit.cost.memory import Parts, hosted, moments
 from opdkit.cost.seconds import seconds, update_flops
 from opdkit.cost.size import ModelSize, known_sizes
 from opdkit.cost.work import Lengths, SizeOf, Work, work_of
@@ -52,9 +52,9 @@ class Plan:
         return update_flops(self.work) / self.seconds["update"] / rate
 
     @property
-    def in_host_memory(self) -> float:
-        """Bytes of hidden states, on a GPU."""
-        return 0.0 if self.device is not None and self.device.is_cpu else payload(self.work)
+    def in_host_memory(self) -> dict[str, float]:
+        """{what: bytes} beside a GPU."""
+        return hosted(self.work, "cpu" if self.device is not None and self.device.is_cpu else "cuda")
 
     def as_dict(self) -> dict[str, Any]:
         """For other programs."""
@@ -68,7 +68,7 @@ class Plan:
             "parameters": {"student": work.student.parameters, "trained": work.trained},
             "bytes": {moment: dict(parts) for moment, parts in self.moments.items()},
             "peak": {"moment": self.peak_moment, "bytes": self.peak},
-            "host_bytes": self.in_host_memory,
+            "host_bytes": sum(self.in_host_memory.values()),
             "fits": self.fits,
             "mfu": self.mfu,
             "seconds": None if self.seconds is None else dict(self.seconds),

@@ -77,7 +77,7 @@ def _update(work: Work, device: Device) -> float:
     assert device.flops is not None and device.bandwidth is not None
     recipe, size, flops = work.recipe, work.student, device.flops[work.dtype]
     lora = recipe.model.lora is not None
-    passes = (2 if lora else 3) + (1 if recipe.model.gradient_checkpointing else 0)
+    passes = (2 if lora else 3) + work.checkpointed
     body = passes * work.rows * _pass_flops(size, work.row) / flops
     tokens = work.rows * work.answer
     head_flops = device.flops["float32"] if device.is_cpu else flops  # as `losses.logprobs.product_dtype`

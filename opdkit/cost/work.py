@@ -99,9 +99,21 @@ class Work:
         return self.student.parameters if lora is None else self.student.adapters(lora.r)
 
     @property
+    def master_bytes(self) -> int:
+        """Of a number that is trained, and of its gradient."""
+        return 4 if self.recipe.model.lora is not None else BYTES[self.recipe.train.master_dtype]
+
+    @property
     def copies(self) -> int:
         """Bytes of the computation's own copies of float32 weights."""
-        return 2 * self.trained if self.dtype == "bfloat16" and self.recipe.model.lora is None else 0
+        is_other = self.recipe.model.lora is None and self.master_bytes != BYTES[self.dtype]
+        return BYTES[self.dtype] * self.trained if is_other else 0
+
+    @property
+    def checkpointed(self) -> float:
+        """The share of the layers that are run again in the backward pass."""
+        some = self.recipe.model.gradient_checkpointing
+        return float(some) if isinstance(some, bool) else min(1.0, some / self.student.layers)
 
     @property
     def pass_name(self) -> str:

@@ -18,10 +18,10 @@ Letters: B rows, T positions, N answer tokens of all rows, H hidden width, V voc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -47,7 +47,11 @@ from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.losses import Head
 
+if TYPE_CHECKING:
+    from opdkit.engines.shards import Shards
+
 Ids = Sequence[int]
+T = TypeVar("T")
 
 
 class CausalModel:
@@ -93,6 +97,7 @@ class CausalModel:
         self.max_positions = max_length(self.config)
         self.switch_length = switch_length(self.config)
         self._stand_ins: tuple[Slot, ...] = ()
+        self.shards: Shards | None = None  # where several ranks keep the layers in parts
         self._checkpointed: tuple[nn.Module, ...] = ()
         self.passes = passes_on(self.device.type)
         self.packs: bool | None = False  # see `is_packed`; None: to be proved
@@ -145,6 +150,8 @@ class CausalModel:
         The weight is the live parameter (or its stand-in from `weights`), so gradients reach it.
         """
         scale, softcap = logit_transform(self.config)
+        if weights is not None and self.shards is not None:
+            weights = {name: weights[name] for name in self.head_names if name in weights}
         with self.using(weights):
             head = self._head_module
             bias_V = getattr(head, "bias", None)
@@ -269,17 +276,33 @@ class CausalModel:
 
         Not `torch.func.functional_call`: with activation checkpointing the layers run a second time in the backward
         pass, after functional_call has put the old tensors back; here the second run gets the same stand-ins.
-        Gradients flow into the stand-ins (for instance bf16 copies of fp32 master weights).
+        Gradients flow into the stand-ins (for instance bf16 copies of fp32 master weights). Of layers that are kept in
+        parts they are this rank's parts, and nothing flows into them.
         """
         if weights is None:
             yield
             return
-        before, self._stand_ins = self._stand_ins, slots(self.module, weights)
+        in_parts = {} if self.shards is None else {n: w for n, w in weights.items() if n in self.shards}
+        stand_ins = slots(self.module, {n: w for n, w in weights.items() if n not in in_parts})
+        before, self._stand_ins = self._stand_ins, stand_ins
         try:
-            with swapped(self._stand_ins):
+            with swapped(stand_ins), nullcontext() if self.shards is None else self.shards.holding(in_parts):
                 yield
         finally:
             self._stand_ins = before
+
+    def in_step(
+        self, plans: Sequence[T], weights: Callable[[], Mapping[str, Tensor] | None] = lambda: None
+    ) -> Iterator[T]:
+        """The plans of passes in turn. Of a model whose layers are in parts all ranks make equally many, so behind the
+        last one come passes over nothing, with a backward pass of zeros where gradients are on."""
+        missing = 0 if self.shards is None else self.shards.most(len(plans)) - len(plans)
+        yield from plans
+        for _ in range(missing):
+            with self.using(weights()), self.evaluating(checkpoint=torch.is_grad_enabled()):
+                hidden = self.body(input_ids=self.padded([[self.pad_id]], side="right"), use_cache=False)
+            if torch.is_grad_enabled():
+                (hidden.last_hidden_state.sum() * 0).backward()
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:

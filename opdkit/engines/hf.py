@@ -6,6 +6,7 @@ Letters: T answer positions of one row.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -110,8 +111,9 @@ class HFEngine:
 
         # Inference mode is a tenth faster here, and safe: only numbers leave the loop.
         with (
-            torch.inference_mode(),
             self.model.using(self.weights),
+            nullcontext() if self.model.shards is None else self.model.shards.whole(),
+            torch.inference_mode(),
             self.model.evaluating(),
             enough_memory("sampling", "lower max_tokens_per_batch (of [sampling]; --max-tokens-per-batch)"),
         ):

@@ -29,7 +29,7 @@ class Loaded:
 
     set: EvalSet
     data: Dataset
-    store: Store
+    store: Store | None  # None: another rank writes
 
 
 def sets_of(data: Sequence[str], task: str | None, suite: Mapping[str, Path]) -> list[EvalSet]:

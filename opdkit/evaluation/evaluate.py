@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.transcript import last_turn
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import check_model_path, model_digest
@@ -26,7 +27,9 @@ from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
+from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe.rules import number_faults
+from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
@@ -65,11 +68,13 @@ def sample_answers(
     store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
+    stage: Stage | None = None,
 ) -> list[StoredAnswer]:
     """`num_samples` graded answers to every problem, in their order; what `store` already holds is not sampled again.
 
     progress is called after every token with (answers finished, answers), and may raise Interrupted: `store` has what
-    was finished then. ranks: each samples its share, and the first one has the store.
+    was finished then. ranks: each samples its share, and the first one has the store. stage: where answers are
+    episodes, of which the last turn is stored.
     """
     kept = ranks.from_first(lambda: {(a.problem_id, a.sample_id): a for a in store.answers} if store else {})
     pairs = [(problem, sample_id) for problem in problems for sample_id in range(num_samples)]
@@ -83,7 +88,7 @@ def sample_answers(
         kept.update(((answer.problem_id, answer.sample_id), answer) for answer in answers)
 
     def keep(rollouts: list[Rollout]) -> None:
-        fresh = [stored_answer(rollout, renderer.answer_text(rollout.answer_ids)) for rollout in rollouts]
+        fresh = [stored_answer(rollout, renderer.answer_text(last_turn(rollout))) for rollout in rollouts]
         own.extend(fresh)
         put(fresh)
 
@@ -106,6 +111,7 @@ def sample_answers(
                 policy_version=0,
                 progress=heard,
                 kept=keep,
+                stage=stage,
             )
     return [kept[problem.id, sample_id] for problem, sample_id in pairs]
 
@@ -138,21 +144,33 @@ def evaluate_model(
     missing: Mapping[str, str] | None = None,
     with_published: bool = False,
     verifier: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Accuracy]:
     """`opdkit evaluate`: every data set, resumable; writes result.json. UserError for what cannot be evaluated.
 
     sets: default, `options.data`, all graded by `options.task`. Nothing is sampled before every one of them stands.
     missing: data sets that were asked for and left out, and why; written beside the numbers. verifier: a model that
-    judges what the rules reject; its numbers are written apart, under "verifier".
+    judges what the rules reject; its numbers are written apart, under "verifier". ranks: each samples its share, and
+    the first one writes.
     """
     if sets is None:
         sets = [EvalSet(name=source, source=source, task=options.task) for source in options.data]
     check_options(options, {set_.task for set_ in sets})
     if verifier is not None:
         check_verifier(verifier, {task_named(set_.task).main.name for set_ in sets})
-    folder = out or Path("runs") / "evaluate" / slug(options.model)
-    with Lock.on_folder(folder):
-        return _evaluate(options, sets, folder, console, missing or {}, with_published, verifier)
+    if ranks.size > 1 and (verifier is not None or options.engine != "hf"):
+        what = f"--engine {options.engine} answers for all of them" if verifier is None else "--verifier asks one model"
+        way = "use --engine hf" if verifier is None else "run the same command without --ranks then: answers are kept"
+        raise UserError(f"--ranks {ranks.size} starts so many processes, and {what}; {way}")
+    folder = folder_of(options, out)
+    with ExitStack() as held:
+        ranks.from_first(lambda: held.enter_context(Lock.on_folder(folder)) and None)
+        return _evaluate(options, sets, folder, console, missing or {}, with_published, verifier, ranks)
+
+
+def folder_of(options: EvaluateOptions, out: Path | None) -> Path:
+    """Where result.json and the answers go."""
+    return out or Path("runs") / "evaluate" / slug(options.model)
 
 
 def _evaluate(
@@ -163,21 +181,22 @@ def _evaluate(
     missing: Mapping[str, str],
     with_published: bool,
     verifier: str | None,
+    ranks: Ranks,
 ) -> dict[str, Accuracy]:
-    clock = _clock(sets, folder)
-    loaded = _load_all(options, sets, folder, clock)
+    clock = ranks.from_first(lambda: _clock(sets, folder))
+    loaded = _load_all(options, sets, folder, clock, ranks)
     result: dict[str, Any] = {"options": asdict(options), "sets": {}, "eval": {}, "missing": dict(missing)}
     answers: dict[str, list[StoredAnswer]] = {}
     interrupt = Interrupt(console)
     with _tasks({set_.task for set_ in sets}) as tasks, interrupt.listening():
-        _sample_all(loaded, options, folder, clock, tasks, result, answers, with_published, console, interrupt)
+        _sample_all(loaded, options, folder, clock, tasks, result, answers, with_published, console, interrupt, ranks)
         if verifier is not None:
             result["verifier"] = verify_sets(verifier, loaded, answers, options, folder, console, interrupt)
     if len(answers) > 1:
         result["mean_over_sets"] = mean_over_sets([e["avg_at_n"] for e in result["eval"].values()])
         words = f"mean over {len(answers)} data sets: avg@{options.num_samples} {interval(result['mean_over_sets'])}"
         say(console, words)
-    write_result(folder, result)
+    ranks.from_first(lambda: write_result(folder, result))
     say(console, f"wrote {folder / RESULT}")
     return dict(result["eval"])
 
@@ -193,6 +212,7 @@ def _sample_all(
     with_published: bool,
     console: Console,
     interrupt: Interrupt,
+    ranks: Ranks,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
     with answering(options, console, folder, clock) as who:
@@ -201,7 +221,7 @@ def _sample_all(
             tasks[one.set.task].try_out(one.data.problems[0])
         for one in loaded:
             name, task = one.set.name, tasks[one.set.task]
-            answers[name] = _sample_set(one, options, who, task, console, interrupt)
+            answers[name] = _sample_set(one, options, who, task, console, interrupt, ranks)
             for crash in task.new_crashes():
                 say(console, crash, mark="warning")
             ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
@@ -218,24 +238,30 @@ def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:
     return clock_of(next((rows[0].get("identity") for rows in begun if rows), None))
 
 
-def _load_all(options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path, clock: datetime) -> list[Loaded]:
-    """Raises UserError with a sentence for every data set that cannot be evaluated."""
-    loaded, faults = [], []
+def _load_all(
+    options: EvaluateOptions, sets: Sequence[EvalSet], folder: Path, clock: datetime, ranks: Ranks
+) -> list[Loaded]:
+    """Raises UserError with a sentence for every data set that cannot be evaluated, and for ranks that differ."""
+    loaded: list[Loaded] = []
+    faults: list[str] = []
     names = [slug(set_.name) for set_ in sets]
     for set_ in sets:
         if names.count(slug(set_.name)) > 1:
             faults.append(f"two data sets would be written to {slug(set_.name)}.jsonl; give {set_.name} another --out")
             continue
         try:
-            loaded.append(_load(options, set_, folder, clock))
+            loaded.append(_load(options, set_, folder, clock, keeps=ranks.is_first))
         except UserError as error:
             faults += error.sentences
-    if faults:
-        raise UserError(*faults)
+    told = ranks.gather(faults)
+    if any(told):
+        raise UserError(*next(sentences for sentences in told if sentences))
+    facts = {f"data of {one.set.name}": one.data.fingerprint for one in loaded}
+    check_alike(ranks, {**facts, "model": str(model_digest(Path(options.model))), "code": code_digest()})
     return loaded
 
 
-def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime) -> Loaded:
+def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime, *, keeps: bool) -> Loaded:
     task = task_named(set_.task).main
     data = load_problems(
         set_.source,
@@ -245,7 +271,8 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime
         require_gold=task.needs_gold_or_tests,
         asked=task.columns_asked,
     )
-    store = Store(folder / f"{slug(set_.name)}.jsonl", _identity(options, set_, data.fingerprint, clock))
+    identity = _identity(options, set_, data.fingerprint, clock)
+    store = Store(folder / f"{slug(set_.name)}.jsonl", identity) if keeps else None
     return Loaded(set=set_, data=data, store=store)
 
 
@@ -279,12 +306,14 @@ def _sample_set(
     task: Task,
     console: Console,
     interrupt: Interrupt,
+    ranks: Ranks,
 ) -> list[StoredAnswer]:
     problems, name = one.data.problems, one.set.name
     say_dropped(one, console)
-    path = problems_path(one.store.path.parent, name)
-    if not one.store.answers or not path.exists():
-        write_problems(path, problems)
+    if one.store is not None:
+        path = problems_path(one.store.path.parent, name)
+        if not one.store.answers or not path.exists():
+            write_problems(path, problems)
     with Bar(console, name, len(problems) * options.num_samples) as bar:
 
         def heard(done: int, total: int) -> None:
@@ -301,6 +330,7 @@ def _sample_set(
             seed=options.seed,
             store=one.store,
             progress=heard,
+            ranks=ranks,
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.transcript import last_turn
 from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
 from opdkit.engines.load import model_digest
@@ -135,7 +136,7 @@ def _attempt(
         kept_lines, rejected_lines = [], []
         for rollout in rollouts:
             problem, number = problems[rollout.problem_id], rollout.sample_id
-            text = who.renderer.answer_text(rollout.answer_ids)
+            text = who.renderer.answer_text(last_turn(rollout))
             reason = rejected_by(rollout, text, options.reject)
             done.attempts[problem.id, number] += 1
             counts[reason or "kept"] += 1

@@ -6,7 +6,8 @@ made by all ranks, in one order; what only some would make hangs the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -46,6 +47,11 @@ class Ranks:
 
     def wait(self) -> None:
         """Until all are here."""
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Around work in which torch itself asks other ranks: raises RankLost where one does not answer."""
+        yield
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's run of neighbours: equally many on all ranks, to within one."""

@@ -5,6 +5,7 @@ Objects are pickled by torch, between processes of one run and nobody else's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ class Group(Ranks):
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # Of this machine; torchrun sets both, and so does the launcher.
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     def gather(self, mine: T) -> list[T]:
         found: list[Any] = [None] * self.size
@@ -57,6 +61,15 @@ class Group(Ranks):
     def wait(self) -> None:
         with _answering():
             dist.barrier()
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not any(name in str(error) for name in ("gloo", "NCCL")):
+                raise
+            raise _lost(error) from error
 
     # Tensors, in place. Every rank's shard of a matrix is equally large: the last rows may be padding.
 
@@ -91,4 +104,8 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL: a closed connection, or no answer within the group's timeout
-        raise RankLost(" ".join(str(error).split())[:500]) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    return RankLost(" ".join(str(error).split())[:500])

@@ -35,8 +35,8 @@ def is_rank() -> bool:
     return os.environ.get(NUM_RANKS, "1") != "1" or is_launched()
 
 
-def join(*, device: str, timeout_minutes: float) -> Ranks:
-    """All ranks, once all are there; `ALONE` in a process that nobody made a rank.
+def join(*, device: str, timeout_minutes: float, key: str = "model.device") -> Ranks:
+    """All ranks, once all are there; `ALONE` in a process that nobody made a rank. key: what `device` is called.
 
     Raises UserError: the environment is not a rank's, a device that is not there for every rank, a port that is taken,
     ranks that did not come in time.
@@ -59,11 +59,11 @@ def join(*, device: str, timeout_minutes: float) -> Ranks:
     backend = "gloo"
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         if device not in ("auto", "cuda"):
-            raise UserError(f'model.device = "{device}" is one device, and there are {size} ranks; set it to "cuda"')
+            raise UserError(f'{key} = "{device}" is one device, and there are {size} ranks; set it to "cuda"')
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"rank {rank} is number {local + 1} of its machine, which has {torch.cuda.device_count()} GPUs; start "
-                'at most one rank a GPU, or set model.device = "cpu"'
+                f'at most one rank a GPU, or set {key} = "cpu"'
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
@@ -88,6 +88,8 @@ def join(*, device: str, timeout_minutes: float) -> Ranks:
 
 def check_alike(ranks: Ranks, facts: Mapping[str, str]) -> None:
     """Raises UserError on all ranks where one of them runs another recipe, code or version, or reads other data."""
+    if ranks.size == 1:
+        return
     first, *others = ranks.gather(dict(facts))
     for rank, theirs in enumerate(others, start=1):
         if differ := [what for what in first if theirs.get(what) != first[what]]:

@@ -34,10 +34,10 @@ def engine_faults(recipe: Recipe) -> Iterator[str]:
             "at every step; add [model] lora = {}, or remove it"
         )
     room = sampling.vllm.max_model_len
-    if own and room is not None and room <= recipe.longest_answer:
+    if own and room is not None and room <= recipe.longest_turn:
         yield (
             f"sampling.vllm.max_model_len = {room} leaves no room for a prompt beside sampling.max_answer_tokens = "
-            f"{recipe.longest_answer}; raise it"
+            f"{recipe.longest_turn}; raise it"
         )
     if sampling.lag and recipe.saved_run is not None:
         yield f"sampling.lag = {sampling.lag}: the answers of a saved run are read as they were; remove it"

@@ -22,6 +22,7 @@ from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
 from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
+from opdkit.recipe.episode_rules import episode_faults, episode_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
@@ -29,6 +30,7 @@ from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.secrets import secret_faults
 from opdkit.recipe.sections import Recipe, TrainSection
+from opdkit.recipe.sentinels import sentinel_faults
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
@@ -51,6 +53,8 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_flash_faults(recipe),
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
         *engine_faults(recipe),
+        *episode_faults(recipe),
+        *sentinel_faults(recipe.sentinels, recipe.train.save_every),
     ]
     if is_adapter and recipe.model.lora:
         said.append(
@@ -93,7 +97,15 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
-    return [*recipe.yielded, *told, *own, *saved_warnings(recipe), *server_warnings(recipe), *_trusted_code(recipe)]
+    return [
+        *recipe.yielded,
+        *told,
+        *own,
+        *saved_warnings(recipe),
+        *server_warnings(recipe),
+        *episode_warnings(recipe),
+        *_trusted_code(recipe),
+    ]
 
 
 def _trusted_code(recipe: Recipe) -> list[str]:

@@ -17,6 +17,7 @@ from opdkit.methods.weighting import Weights
 from opdkit.methods.weighting.base import Named
 from opdkit.metrics import SINKS
 from opdkit.recipe.data import DataSection, EvalSection, RouteSection
+from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.fields import (
     Answers,
     Count,
@@ -30,6 +31,7 @@ from opdkit.recipe.fields import (
     exists_in,
 )
 from opdkit.recipe.points import Points
+from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
@@ -106,9 +108,9 @@ class TeacherSection(Section):
     # kind = "model": the weights inside the layers in 8 or 4 bits; needs the extra opdkit[quantized]. `opdkit fit` says
     # how far such a teacher is from the whole one.
     quantization: Literal["int8", "fp8", "nf4"] | None = None
-    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; or loaded
-    # anew for every step and dropped behind it.
-    placement: Literal["resident", "cpu", "reload"] = "resident"
+    # kind = "model": on the student's device all the time; in host memory, and on the device while it scores; loaded
+    # anew for every step and dropped behind it; or of several ranks each keeps a part of every layer.
+    placement: Literal["resident", "cpu", "reload", "sharded"] = "resident"
     chat_template: str | None = None  # of another model: a jinja file, or "plain"; default: the model's own
     # Passed to the teacher's chat template. Default: the student's, as far as the teacher's template reads them.
     template_kwargs: Mapping[str, Any] | None = None
@@ -137,7 +139,7 @@ class ViewSection(Section):
 class VllmSection(Section):
     """How sampling.engine = "vllm" is started."""
 
-    python: Words | None = None  # of the environment that has vLLM; default: the one that runs opdkit
+    python: Words | None = None  # of the environment that has vLLM; default: $OPDKIT_VLLM_PYTHON, or ours
     # Share of the GPU's memory that the engine takes for weights and cache. Default: vLLM's own (0.9), which leaves no
     # room for a trainer beside it.
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -264,6 +266,9 @@ class LogSection(Section):
 class ParallelSection(Section):
     """Several processes (`opdkit train --ranks N`, or torchrun): docs/guides/parallel.md."""
 
+    # How they keep the student. "gathered": each has all weights while a step is made. "sharded": a layer while a pass
+    # is in it. "auto": gathered where that takes at most half of a GPU's memory, by the model's size.
+    strategy: Literal["auto", "gathered", "sharded"] = "auto"
     # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
     # beside the shortest.
     timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
@@ -280,6 +285,7 @@ class Recipe(Section):
     views: Mapping[str, ViewSection] = {}  # further views, by name
     data: DataSection  # the problems, and who grades
     sampling: SamplingSection = SamplingSection()  # how the student answers
+    episode: EpisodeSection | None = None  # several turns in an environment, in place of one answer
     method: Method  # the loss: a published method, or its keys changed
     weights: Weights = Weights()  # which tokens count and how much
     route: RouteSection | None = None  # each domain asks its own teacher, in place of [teacher] and [context]
@@ -288,6 +294,7 @@ class Recipe(Section):
     spool: SpoolSection | None = None  # whether what teachers say is kept
     eval: EvalSection = EvalSection()  # what is evaluated and when
     diagnostics: DiagnosticsSection = DiagnosticsSection()  # how far student and teacher agree
+    sentinels: SentinelsSection = SentinelsSection()  # what is done when a run goes wrong
     log: LogSection = LogSection()  # where metrics go
     parallel: ParallelSection = ParallelSection()  # where there are several processes
     # What a default of the method gave way to, in sentences: of this reading, and no part of the recipe.
@@ -328,6 +335,9 @@ class Recipe(Section):
             **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
         }
         found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
+        if self.episode is not None:
+            files = self.episode.environment.user_files
+            found |= {f"environment {name}": digest for name, digest in files.items()}
         return found | {
             f"{name}{part}": digest for name, model in chosen.items() for part, digest in digests_of(model).items()
         }
@@ -378,11 +388,17 @@ class Recipe(Section):
         return {key: path for key, path in read.items() if path}
 
     @property
-    def longest_answer(self) -> int:
-        """sampling.max_answer_tokens, or the most that the schedule makes of it."""
+    def longest_turn(self) -> int:
+        """Tokens that are sampled at once: sampling.max_answer_tokens, or the most that the schedule makes of it."""
         points = self.schedule.get("sampling.max_answer_tokens")
         scheduled = [] if points is None else [value for _, value in points.points]
-        return max([self.sampling.max_answer_tokens, *scheduled])
+        most = max([self.sampling.max_answer_tokens, *scheduled])
+        return most if self.episode is None else self.episode.turn_tokens(most)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens behind a prompt: of an episode all its turns, and what is said between them."""
+        return self.longest_turn if self.episode is None else self.episode.episode_tokens(self.longest_turn)
 
     @property
     def all_views(self) -> dict[str, ViewSection]:

@@ -110,6 +110,11 @@ def weights_faults(where: str, teacher: TeacherSection) -> Iterator[str]:
             f'{where}.placement = "{teacher.placement}" and {where}.tokens = "align": a teacher with another tokenizer '
             'stays where it is; use placement = "resident"'
         )
+    if teacher.placement == "sharded" and teacher.quantization is not None:
+        yield (
+            f'{where}.placement = "sharded" cuts layers into parts, and {where}.quantization = '
+            f'"{teacher.quantization}" packs them otherwise; use one of the two'
+        )
     if teacher.placement == "cpu" and teacher.quantization is not None:
         yield (
             f'{where}.quantization = "{teacher.quantization}" is bound to the device that it was made on; use '

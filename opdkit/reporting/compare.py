@@ -12,7 +12,7 @@ from opdkit.errors import UserError
 from opdkit.measure.intervals import Difference, side_of
 from opdkit.reporting.figures.curves import PANELS, Curve, curve_of, evaluation_curve, other_names, overlay
 from opdkit.reporting.figures.series import NUM_COLOURS, legend
-from opdkit.reporting.html.document import document, small, table, write_page
+from opdkit.reporting.html.document import Part, document, notes, part, small, table, write_page
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import UNKNOWN, compact, duration, score
 from opdkit.reporting.run import Entry, RunContents, flat, read_run
@@ -44,8 +44,8 @@ def comparison(runs: Sequence[RunContents]) -> str:
     labels = _labels(runs)
     title = " · ".join(labels)
     header = tag("header", tag("h1", title), legend(labels), _facts(runs, labels))
-    sections = [header, _results(runs, labels), _curves(runs, labels), _recipes(runs, labels), _warnings(runs, labels)]
-    return document(title, sections)
+    parts = [_results(runs, labels), _warnings(runs, labels), _curves(runs, labels), _recipes(runs, labels)]
+    return document(title, header, parts)
 
 
 def _labels(runs: Sequence[RunContents]) -> list[str]:
@@ -74,15 +74,15 @@ def _facts(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
     return table(["", "method", "steps", "training", "answer tokens", "teacher tokens"], rows)
 
 
-def _results(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
+def _results(runs: Sequence[RunContents], labels: Sequence[str]) -> Part:
     datasets = dict.fromkeys(dataset for run in runs for dataset in run.headline)
     if not datasets:
-        return tag("section", small("None of these runs was evaluated, so there is no accuracy to compare."))
+        return part("Results", small("None of these runs was evaluated, so there is no accuracy to compare."))
     parts: list[Html] = []
     for dataset in datasets:
         entries = _entries(runs, labels, dataset)
-        parts += [tag("h3", dataset), small(f"{explain(entries)}."), headline(entries), results_table(entries)]
-    return tag("section", *parts, *_paired(runs, labels))
+        parts += [tag("h3", dataset), small(f"{explain(entries)}."), headline(entries, labels), results_table(entries)]
+    return part("Results", *parts, *_paired(runs, labels))
 
 
 def _entries(runs: Sequence[RunContents], labels: Sequence[str], dataset: str) -> list[Entry]:
@@ -140,47 +140,49 @@ def _difference(found: Difference) -> list[str]:
     return [score(found["before"]), score(found["after"]), difference, interval, verdict]
 
 
-def _curves(runs: Sequence[RunContents], labels: Sequence[str]) -> Html | None:
+def _curves(runs: Sequence[RunContents], labels: Sequence[str]) -> Part | None:
     names = dict.fromkeys(name for run in runs for name in other_names(run.metrics))
     held_out = dict.fromkeys(dataset for run in runs for dataset in run.history)
     shown = [
-        *_overlays({f"Held-out: {d}": [evaluation_curve(run.history.get(d, ())) for run in runs] for d in held_out}),
-        *_overlays({title: [curve_of(run.metrics, name) for run in runs] for name, title in PANELS.items()}),
+        *_overlays(
+            labels, {f"Held-out: {d}": [evaluation_curve(run.history.get(d, ())) for run in runs] for d in held_out}
+        ),
+        *_overlays(labels, {title: [curve_of(run.metrics, name) for run in runs] for name, title in PANELS.items()}),
     ]
-    others = _overlays({name: [curve_of(run.metrics, name) for run in runs] for name in names})
+    others = _overlays(labels, {name: [curve_of(run.metrics, name) for run in runs] for name in names})
     if not shown and not others:
         return None
-    return tag(
-        "section",
-        tag("h2", "Training"),
-        legend(labels, "Thin: every step. Thick: running mean."),
+    return part(
+        "Training",
+        legend(labels, "Thin: every step. Thick: running mean. Shaded: 95 % intervals."),
         tag("div", *shown, class_="panels"),
         tag("details", tag("summary", "All other metrics"), tag("div", *others, class_="panels")) if others else None,
     )
 
 
-def _overlays(figures: Mapping[str, Sequence[Curve]]) -> list[Html]:
-    return [overlay(title, curves) for title, curves in figures.items() if any(any(curve) for curve in curves)]
+def _overlays(labels: Sequence[str], figures: Mapping[str, Sequence[Curve]]) -> list[Html]:
+    return [
+        overlay(title, curves, names=labels) for title, curves in figures.items() if any(any(curve) for curve in curves)
+    ]
 
 
-def _recipes(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
+def _recipes(runs: Sequence[RunContents], labels: Sequence[str]) -> Part:
     settings: list[dict[str, Any]] = [dict(flat(run.recipe)) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each if key not in _OWN_KEYS)
     differ = [key for key in keys if len({each.get(key, UNKNOWN) for each in settings}) > 1]
     rows = [[key, *(each.get(key, UNKNOWN) for each in settings)] for key in differ]
-    return tag(
-        "section",
-        tag("h2", "Recipes"),
+    return part(
+        "Recipes",
         small("What they do not share; everything else is the same.") if rows else small("The same, key by key."),
         table(["", *labels], rows) if rows else None,
     )
 
 
-def _warnings(runs: Sequence[RunContents], labels: Sequence[str]) -> Html | None:
+def _warnings(runs: Sequence[RunContents], labels: Sequence[str]) -> Part | None:
     """Each once, with the runs that it is true of."""
     whose: dict[str, list[str]] = {}
     for run, label in zip(runs, labels, strict=True):
         for sentence in warnings(run, run.missing):
             whose.setdefault(sentence, []).append(label)
     said = [f"{', '.join(names)}: {sentence}" for sentence, names in whose.items()]
-    return tag("ul", *(tag("li", each) for each in said), class_="notes") if said else None
+    return part("Warnings", notes(said), count=len(said)) if said else None

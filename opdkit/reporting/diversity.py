@@ -9,7 +9,7 @@ import numpy as np
 
 from opdkit.reporting.figures.curves import Curve, Point, overlay
 from opdkit.reporting.figures.series import legend
-from opdkit.reporting.html.document import document, small, table
+from opdkit.reporting.html.document import Part, document, part, small, table
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import score
 from opdkit.reporting.run import Entry, Interval, Measured
@@ -37,18 +37,16 @@ NUM_BINS = 8
 
 def diversity_page(results: Mapping[str, SetDiversity]) -> str:
     """results: data set -> what was measured."""
-    sections = [tag("header", tag("h1", "Diversity of answers"), tag("p", ", ".join(results), class_="quiet"))]
-    sections += [_section(name, found) for name, found in results.items()]
-    return document("Diversity of answers", sections)
+    header = tag("header", tag("h1", "Diversity of answers"), tag("p", ", ".join(results), class_="quiet"))
+    return document("Diversity of answers", header, [_section(name, found) for name, found in results.items()])
 
 
-def _section(name: str, found: SetDiversity) -> Html:
+def _section(name: str, found: SetDiversity) -> Part:
     runs = list(found["runs"])
     said = f"{found['problems']} problems, at most {found['answers_each']} answers each, the same number in every run."
     left = [f"{count} problems of {run} are not in all runs" for run, count in found["left_out"].items() if count]
-    return tag(
-        "section",
-        tag("h2", name),
+    return part(
+        name,
         small(" ".join([said, *(f"{words}." for words in left)])),
         legend(runs),
         tag("div", *_figures(found, runs), class_="panels"),
@@ -80,11 +78,11 @@ def _entry(name: str, estimate: Any, *, first: bool) -> Entry:
 def _figures(found: SetDiversity, runs: Sequence[str]) -> Iterator[Html]:
     passes = [_pass_curve(found, run) for run in runs]
     if any(any(curve) for curve in passes):
-        yield overlay("pass@k", passes, along="k =", smooth=False)
+        yield overlay("pass@k", passes, names=runs, along="k =", smooth=False)
     binned = [_binned(found, run) for run in runs]
     if any(any(curve) for curve in binned):
         title = f"pass@{found['answers_each']} of problems, by the distance of their answers"
-        yield overlay(title, binned, along="distance", smooth=False)
+        yield overlay(title, binned, names=runs, along="distance", smooth=False)
 
 
 def _pass_curve(found: SetDiversity, run: str) -> Curve:
@@ -103,8 +101,8 @@ def _binned(found: SetDiversity, run: str) -> Curve:
     pairs = sorted(
         (row["distance"], row[key]) for row in rows if row["distance"] is not None and row.get(key) is not None
     )
-    parts = [part for part in np.array_split(np.array(pairs, dtype=np.float64), NUM_BINS) if len(part)]
-    return [Point(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts] if pairs else []
+    bins = [each for each in np.array_split(np.array(pairs, dtype=np.float64), NUM_BINS) if len(each)]
+    return [Point(float(each[:, 0].mean()), float(each[:, 1].mean())) for each in bins] if pairs else []
 
 
 def _correlations(found: SetDiversity) -> Html:

@@ -54,7 +54,9 @@ class Follower:
         elif alive:
             state = "running"
         else:
-            state = "finished" if run.summary is not None and step >= (planned or 0) else "stopped"
+            summary = run.summary or {}
+            ended = isinstance(summary.get("ended"), Mapping) and summary.get("steps") == step
+            state = "finished" if summary and (step >= (planned or 0) or ended) else "stopped"
         left = seconds_left(run.metrics, planned) if state == "running" else None
         return Followed(state, run, step, planned, left, self._metrics.damage(ended=state != "running"))
 

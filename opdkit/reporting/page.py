@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.measure.intervals import FEW, Difference, side_of
-from opdkit.reporting.figures.heatmap import Decode
-from opdkit.reporting.html.document import document, facts, small, write_page
+from opdkit.reporting.decode import tokenizer_decode
+from opdkit.reporting.figures.tokens import Decode
+from opdkit.reporting.html.document import Part, document, facts, notes, part, small, write_page
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, duration, score
 from opdkit.reporting.run import Entry, RunContents, flat, read_run
-from opdkit.reporting.sections.answers import answers, tokenizer_decode
+from opdkit.reporting.sections.answers import answers
 from opdkit.reporting.sections.happened import what_happened
 from opdkit.reporting.sections.headline import explain, headline
 from opdkit.reporting.sections.held_out import Moved, held_out, moved
@@ -38,17 +39,15 @@ def write_report(run_folder: Path, decode: Decode | None = None, *, out: Path | 
 
 def page(run: RunContents, decode: Decode | None) -> str:
     by_problem, unread = moved(run)
-    sections = [
-        _header(run, by_problem),
+    parts = [
         _results(run, by_problem),
         _warnings(run, unread),
         training(run),
         _answers(run, decode),
         problems(run),
         _setting(run),
-        _footer(run),
     ]
-    return document(run.name, sections)
+    return document(run.name, _header(run, by_problem), parts, _footer(run))
 
 
 def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
@@ -145,7 +144,7 @@ def _beside(teacher: Entry | None) -> str:
     return "" if value is None else f" The teacher stands at {score(value)}."
 
 
-def _results(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
+def _results(run: RunContents, by_problem: Mapping[str, Moved]) -> Part | None:
     parts: list[Html] = []
     for dataset, entries in run.headline.items():
         parts += [
@@ -155,34 +154,27 @@ def _results(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
             results_table(entries),
             *([held_out(by_problem[dataset])] if dataset in by_problem else []),
         ]
-    return tag("section", *parts)
+    return part("Results", *parts) if parts else None
 
 
-def _warnings(run: RunContents, unread: Sequence[str]) -> Html:
+def _warnings(run: RunContents, unread: Sequence[str]) -> Part:
     found = warnings(run, [*run.missing, *unread])
     if not found:
-        return small("In training nothing was cut, left out, ungraded or skipped.")
-    return tag("ul", *(tag("li", sentence) for sentence in found), class_="notes")
+        return part("Warnings", small("In training nothing was cut, left out, ungraded or skipped."))
+    return part("Warnings", notes(found), count=len(found))
 
 
-def _answers(run: RunContents, decode: Decode | None) -> Html | None:
-    if not run.rows:
-        return None
-    text = f"{len(run.rows):,} answers were saved at step {run.rows_step}; these are some of them, one per problem."
-    if decode is None:
-        text += (
-            " They are shown as token ids: no tokenizer.json was found in the run, at model.path or in the hub's cache."
-        )
-    return tag("section", tag("h2", "Sampled answers"), small(text), answers(run, decode))
+def _answers(run: RunContents, decode: Decode | None) -> Part | None:
+    return part("Answers", answers(run, decode)) if run.rows else None
 
 
-def _setting(run: RunContents) -> Html | None:
+def _setting(run: RunContents) -> Part | None:
     parts = []
     if run.recipe_text:
         parts.append(tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe_text)))
     if run.environment:
         parts.append(tag("details", tag("summary", "Environment and data"), facts(dict(flat(run.environment)))))
-    return tag("section", tag("h2", "Setting"), *parts) if parts else None
+    return part("Setting", *parts) if parts else None
 
 
 def _footer(run: RunContents) -> Html:

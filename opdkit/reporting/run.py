@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps
+from opdkit.metric_lines import WentBack, of_steps, went_back
 from opdkit.reporting.files import MetricLines, checked, writer_lives
 from opdkit.run.rows import load_rows
 from opdkit.run.sums import changed
@@ -65,6 +65,7 @@ class RunContents:
     recipe: Mapping[str, Any]  # empty when recipe.toml is missing
     environment: Mapping[str, Any] | None
     metrics: Sequence[Mapping[str, Any]]  # the steps' lines of metrics.jsonl; its evaluations are read from eval/
+    went_back: Sequence[WentBack]  # to checkpoints; of the steps taken again, `metrics` has the last try
     summary: Mapping[str, Any] | None
     headline: Mapping[str, Sequence[Entry]]  # dataset -> entries
     history: Mapping[str, Sequence[tuple[int, Measured]]]  # dataset -> (step, student), oldest first
@@ -134,6 +135,7 @@ def _read(
         recipe=recipe,
         environment=environment,
         metrics=of_steps(metrics),
+        went_back=went_back(metrics),
         summary=summary,
         headline=headline,
         history=_history(evaluations),

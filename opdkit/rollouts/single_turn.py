@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from opdkit.contexts.render import Renderer
+from opdkit.contexts.transcript import last_turn
 from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
+from opdkit.rollouts.episodes import Played, Stage, play
 from opdkit.tasks.base import Task, can_grade
 from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
 
@@ -28,9 +30,28 @@ def sample_groups(
     progress: Progress | None = None,
     read: Mapping[str, Sequence[int]] | None = None,
     ranks: Ranks = ALONE,
+    stage: Stage | None = None,
 ) -> list[Group]:
-    """`group_size` graded answers to every problem. read: as in `sample_rollouts`; ranks: each samples its share."""
+    """`group_size` graded answers to every problem. read: as in `sample_rollouts`; ranks: each samples its share;
+    stage: where answers are episodes of several turns."""
     asked = [(problem, sample_id) for problem in problems for sample_id in range(group_size)]
+    if stage is not None:
+        own_episodes = play(
+            ranks.share(asked),
+            stage=stage,
+            sampler=sampler,
+            renderer=renderer,
+            task=task,
+            params=params,
+            identity=identity,
+            policy_version=policy_version,
+            group_size=group_size,
+            progress=progress,
+        )
+        played = ranks.joined(own_episodes)
+        return [
+            _played_group(problem, played[i * group_size : (i + 1) * group_size]) for i, problem in enumerate(problems)
+        ]
     own = sample_rollouts(
         ranks.share(asked),
         sampler=sampler,
@@ -49,6 +70,12 @@ def sample_groups(
     ]
 
 
+def _played_group(problem: Problem, played: Sequence[Played]) -> Group:
+    """The problem is asked as its episodes began; one whose environment did not begin says nothing of that."""
+    began = next((one for one in played if one.why is None), played[0])
+    return Group(problem=began.asked(problem), rollouts=tuple(r for one in played for r in one.rollouts))
+
+
 def sample_rollouts(
     asked: Sequence[tuple[Problem, int]],
     *,
@@ -61,14 +88,31 @@ def sample_rollouts(
     progress: Progress | None = None,
     read: Mapping[str, Sequence[int]] | None = None,
     kept: Callable[[list[Rollout]], None] | None = None,
+    stage: Stage | None = None,
 ) -> list[Rollout]:
     """A graded answer to every (problem, sample id).
 
     read: problem id -> what the sampler reads in place of the problem's own prompt, which the rollout keeps.
     kept: gets every rollout once, graded, a few at a time as they are finished; also those before an `Interrupted`.
     The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
-    resume. `identity` says which run, which step and what for.
+    resume. `identity` says which run, which step and what for. stage: as in `sample_groups`; of an episode in several
+    rows the last one comes back.
     """
+    if stage is not None:
+        played = play(
+            asked,
+            stage=stage,
+            sampler=sampler,
+            renderer=renderer,
+            task=task,
+            params=params,
+            identity=identity,
+            policy_version=policy_version,
+            group_size=1 + max((sample_id for _, sample_id in asked), default=0),
+            progress=progress,
+            kept=kept,
+        )
+        return [one.rollouts[-1] for one in played]
     prompts = {problem.id: renderer.prompt_ids(problem.messages) for problem, _ in asked}
     graded: dict[int, Rollout] = {}
 
@@ -106,7 +150,7 @@ def grade(problems: Sequence[Problem], rollouts: Sequence[Rollout], renderer: Re
     """The rollouts with their rewards. The grader is not asked of problems that it cannot grade (no gold answer, no
     task): their rewards stay unknown."""
     items = [
-        (problem, renderer.answer_text(rollout.answer_ids))
+        (problem, renderer.answer_text(last_turn(rollout)))
         for problem, rollout in zip(problems, rollouts, strict=True)
         if can_grade(task, problem)
     ]

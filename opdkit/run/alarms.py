@@ -1,4 +1,4 @@
-"""What the metrics of one step say that its user must hear at once, and not only find on a page afterwards."""
+"""What one step could not do, that its user must hear at once. What goes wrong over steps: `sentinels.py`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from opdkit.recipe import Recipe
 
 Seen = Mapping[str, float | None]
 
-# Nats: of the mean and of the 99.9th percentile. A sampler whose gap is wider computes something else than the trainer.
-GAP_LIMITS = {"float32": (0.001, 0.05), "bfloat16": (0.02, 0.5)}
-
 
 def alarms(seen: Seen, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(kind, sentence); whoever prints says each kind once a run. `recipe`: of this step, if it has a schedule."""
-    for sentence in wide_gap(seen, recipe.model.dtype):
-        yield "wide gap", sentence
     if seen.get("train/num_steps_without_gradient"):
         yield "no gradient", f"the step taught nothing and changed nothing: {_why_no_gradient(seen, recipe)}"
     elif recipe.method.compares_rewards and seen.get("rollout/share_of_groups_with_one_reward", 1) == 1:
@@ -33,20 +28,6 @@ def alarms(seen: Seen, recipe: Recipe) -> Iterator[tuple[str, str]]:
             "no group has a success, so no teacher read a right answer: the best reward is "
             f"{_number(seen.get('rollout/max_reward'))}, and context.success_threshold is "
             f"{_number(getattr(recipe.context, 'success_threshold', None))}",
-        )
-
-
-def wide_gap(seen: Seen, dtype: str) -> Iterator[str]:
-    """A sentence if the metrics of a step are over the limits of this dtype."""
-    bias, p999 = seen.get("rollout/sampler_gap_bias"), seen.get("rollout/sampler_gap_p999")
-    most_bias, most_p999 = GAP_LIMITS[dtype]
-    # Written so that a number that is not finite is over every limit.
-    if bias is not None and p999 is not None and not (abs(bias) <= most_bias and p999 <= most_p999):
-        yield (
-            f"the sampler's log-probs are not the trainer's: they differ by {bias:+.2g} nats in the mean and by "
-            f"{p999:.2g} at the 99.9th percentile, where rounding in {dtype} stays within {most_bias} and {most_p999}; "
-            "ratios to the sampler, and estimates from sampled tokens, are off by as much "
-            "(rollout/sampler_gap_bias, _mean, _p999)"
         )
 
 

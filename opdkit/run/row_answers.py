@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.transcript import last_turn
 from opdkit.errors import UserError
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import load_rows
@@ -29,7 +30,7 @@ def row_answers(run: Path, step: int | None) -> dict[str, AnswerSet]:
     tokenizer = _tokenizer(run, recipe)
     examples = load_rows(folder.rows(chosen))
     answers = [
-        stored_answer(row.rollout, tokenizer.decode(list(row.rollout.answer_ids), skip_special_tokens=True))
+        stored_answer(row.rollout, tokenizer.decode(list(last_turn(row.rollout)), skip_special_tokens=True))
         for row in examples
     ]
     name = str(recipe["data"]["train"])

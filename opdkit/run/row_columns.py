@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from opdkit.types import Example, Problem, Signal
+from opdkit.types import Example, Problem, Signal, TurnRecord
 
 VERSION = 3
 VERSION_KEY = b"opdkit_rows_version"
@@ -33,6 +33,19 @@ VIEW = pa.struct(
         ("topk_ids", INT32S),
         ("topk_logprob", FLOAT32S),
         ("topk_k", pa.int64()),
+    ]
+)
+
+TURN = pa.struct(
+    [
+        ("finish", pa.string()),
+        ("num_calls", pa.int64()),
+        ("reward", pa.float64()),
+        ("failure", pa.string()),
+        ("messages", pa.string()),
+        ("observation_tokens", pa.int64()),
+        ("cut_tokens", pa.int64()),
+        ("env_seconds", pa.float64()),
     ]
 )
 
@@ -76,8 +89,14 @@ COLUMNS: dict[str, tuple[pa.DataType, Callable[[Example], Any]]] = {
     "turn": (IDS, lambda row: row.rollout.turn),
     "author": (IDS, lambda row: row.rollout.author),
     "views": (pa.list_(VIEW), lambda row: [_other_view(row, name) for name in _other_views(row)]),
+    "turns": (pa.list_(TURN), lambda row: [_turn(turn) for turn in row.rollout.turns]),
+    "ended": (pa.string(), lambda row: row.rollout.ended),
+    "tools": (pa.string(), lambda row: _json(row.problem.tools) if row.problem.tools else None),
+    "episode": (pa.int64(), lambda row: row.rollout.episode),
+    "history": (pa.string(), lambda row: _json(row.rollout.history) if row.rollout.history else None),
 }
-_SINCE_3 = ("columns", "view_by", "turn", "author", "views")
+OF_EPISODES = ("turns", "ended", "tools", "episode", "history")  # the first files of version 3 lack them
+_SINCE_3 = ("columns", "view_by", "turn", "author", "views", *OF_EPISODES)
 _SINCE_2 = ("taught_terms", "taught_coef", "taught_loss", "taught_clipped", "student_logprob", "student_entropy")
 
 
@@ -87,7 +106,19 @@ def _schema(version: int, without: Sequence[str] = ()) -> pa.Schema:
 
 
 SCHEMA = _schema(VERSION)
-READABLE = {b"1": _schema(1, without=_SINCE_2 + _SINCE_3), b"2": _schema(2, without=_SINCE_3), b"3": SCHEMA}
+# What a file of each version holds at least.
+READABLE = {
+    b"1": _schema(1, without=_SINCE_2 + _SINCE_3),
+    b"2": _schema(2, without=_SINCE_3),
+    b"3": _schema(3, without=OF_EPISODES),
+}
+
+
+def is_of(schema: pa.Schema, version: bytes) -> bool:
+    """Whether a file's columns are those of that version; it may have some that later ones added."""
+    found, least = ({field.name: field.type for field in one} for one in (schema, READABLE[version]))
+    known = {field.name: field.type for field in SCHEMA}
+    return least.items() <= found.items() and found.items() <= known.items()
 
 
 def flat(value: Ids, type_: pa.DataType) -> npt.NDArray[Any]:
@@ -137,6 +168,14 @@ def _other_view(row: Example, name: str) -> dict[str, Any]:
         "topk_logprob": maybe(said.topk_logprob_TK, FLOATS),
         "topk_k": _width(said),
     }
+
+
+def _turn(turn: TurnRecord) -> dict[str, Any]:
+    return {**{name: getattr(turn, name) for name in TURN.names}, "messages": _json(turn.messages)}
+
+
+def _json(messages: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps([dict(one) for one in messages])
 
 
 def _width(signal: Signal) -> int | None:

@@ -1,8 +1,8 @@
 """Every Example of a step, to and from one Parquet file. A saved run is re-scored from it without a model.
 
 Public schema, version 3 (in the file's metadata as `opdkit_rows_version`), one row per answer. T = answer tokens, S =
-terms of the loss. Version 2 lacks `columns`, `view_by`, `turn`, `author` and `views`, version 1 also what begins at
-`taught_terms`; both are still read:
+terms of the loss. Version 2 lacks `columns` and all that follows it here, version 1 also what begins at `taught_terms`;
+both are still read, and so are files of version 3 from before there were episodes, without `turns` and what follows:
 
     problem_id, task     string              messages      list<map<string, string>>, the chat turns the student read
     gold, solution       string or null      meta          string, a JSON object
@@ -20,12 +20,22 @@ terms of the loss. Version 2 lacks `columns`, `view_by`, `turn`, `author` and `v
     taught_clipped       list<bool> [T]          student_logprob, student_entropy  list<float> [T], NaN: not computed
     columns              map<string, string>: columns of the data that the recipe names
     view_by              string or null: the view that a [route] had the answer read by; null: none, or no view
-    turn                 list<int32> [T] or null: the model's turn each token belongs to, from 0; null: all of turn 0
+    turn                 list<int32> [T] or null: which turn each token belongs to, from 0: one of the model, with what
+                         the environment says behind it; null: all of turn 0
     author               list<int32> [T] or null: who wrote each token, 0 student, 1 teacher, 2 data, 3 tool; null: the
                          student, and a tool where the mask is false
     views                list<struct>: what the views besides the teacher's read and said, in the order of their names;
                          each has `name`, and the teacher's columns as context_ids, sources, num_truncated_tokens,
                          has_signal, sampled_logprob, entropy, topk_ids, topk_logprob, topk_k
+    turns                list<struct>: of an episode, what became of each turn of the model: finish, num_calls, reward
+                         and failure (or null), messages (a JSON list: what the environment said, as it was shown),
+                         observation_tokens, cut_tokens (left out of them), env_seconds
+    ended                string: how the episode ended; "answer" for answers of one turn
+    tools                string or null: the tools that the prompt offers, a JSON list of function schemas
+    episode, history     int64, string (a JSON list of messages), or null: of an episode that takes several rows, which
+                         of its problem's episodes this is a part of, and what was said between the prompt and its turns
+
+The log-probs of tokens that the model did not write (`author`) are NaN.
 
 What was taught costs about 10 bytes a token (4 more for each further term), the rest about 8.
 
@@ -61,9 +71,10 @@ from opdkit.run.row_columns import (
     VIEW,
     Ids,
     flat,
+    is_of,
 )
 from opdkit.run.sums import is_changed
-from opdkit.types import Example, Problem, Rollout, Signal, Taught, View
+from opdkit.types import Example, Problem, Rollout, Signal, Taught, TurnRecord, View
 
 
 def _leaf(field: pa.Field) -> str:
@@ -177,7 +188,7 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
     if version not in READABLE:
         found = version.decode(errors="replace")
         raise UserError(f"{path} is of rows version {found} and this opdkit reads up to {VERSION}: update opdkit")
-    if not schema.equals(READABLE[version]):
+    if not is_of(schema, version):
         raise UserError(
             f"{path} has other columns than opdkit rows of version {version.decode()}: another tool has changed it"
         )
@@ -224,6 +235,7 @@ def _problem(row: dict[str, Any]) -> Problem:
         gold=row["gold"],
         solution=row["solution"],
         columns=dict(row.get("columns") or ()),
+        tools=tuple(json.loads(row.get("tools") or "[]")),
         meta=json.loads(row["meta"]),
     )
 
@@ -243,7 +255,15 @@ def _rollout(row: dict[str, Any]) -> Rollout:
         feedback=row["feedback"],
         turn=None if row.get("turn") is None else row["turn"].astype(np.int16),
         author=None if row.get("author") is None else row["author"].astype(np.uint8),
+        turns=tuple(_turn(turn) for turn in row.get("turns") or ()),
+        ended=row.get("ended") or "answer",
+        episode=row.get("episode"),
+        history=tuple(json.loads(row.get("history") or "[]")),
     )
+
+
+def _turn(columns: dict[str, Any]) -> TurnRecord:
+    return TurnRecord(**{**columns, "messages": tuple(json.loads(columns["messages"]))})
 
 
 def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:

@@ -165,7 +165,7 @@ def resolve_task(value: Any) -> TaskOptions:
     try:
         chosen = model.model_validate(dict(value))
     except ValidationError as error:
-        raise ValueError("; ".join(_sentence(fault, model) for fault in error.errors())) from None
+        raise ValueError("; ".join(option_sentence(fault, model) for fault in error.errors())) from None
     faults = getattr(model.factory, "faults", None)
     if faults is not None and (said := faults(chosen.options)):
         raise ValueError("; ".join(said))
@@ -253,13 +253,14 @@ def _is_terms(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(term, Term) for term in value.values())
 
 
-def _sentence(fault: Mapping[str, Any], model: type[TaskOptions]) -> str:
+def option_sentence(fault: Mapping[str, Any], model: type[BaseModel], kind: str = "task") -> str:
+    """What pydantic found wrong with the options of a task (or of whatever else `kind` is)."""
     key = ".".join(str(part) for part in fault["loc"])
     known = [field for field in model.model_fields if field != "name"]
     if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f'; did you mean "{near[0]}"?' if near else f" (options: {', '.join(known) or 'none'})"
-        return f"{key} is not an option of this task{hint}"
+        return f"{key} is not an option of this {kind}{hint}"
     if fault["type"] == "missing":
         return f"{key} is missing; add it"
     reason = fault["msg"].removeprefix("Value error, ")

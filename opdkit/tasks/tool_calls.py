@@ -35,17 +35,20 @@ _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _INLINE_FENCE = re.compile(r"```[\w-]*\s*")
 _JSON_START = re.compile(r"^[ \t]*(?=[{\[])|(?=\{\s*\"(?:name|function)\"\s*:)", re.MULTILINE)
 _SPACE = re.compile(r"\s*")
+_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME_MARKS = "`*\"' \t\r"
 _NAMES, _ARGUMENTS = ("name", "Action", "action"), ("arguments", "Action_Input", "Action Input", "parameters", "args")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call. `fault`: why its arguments cannot be read; a tool would refuse it."""
+    """One call. `fault`: why its arguments cannot be read; a tool would refuse it. `id`: by which its result is
+    named, in episodes."""
 
     name: str
     arguments: dict[str, Any] | None
     fault: str | None = None
+    id: str = ""
 
 
 class Unreadable(ValueError):
@@ -61,7 +64,7 @@ def calls_in(text: str) -> list[Call]:
 
 def gold_calls(text: str) -> list[Call]:
     """The calls of a gold answer, a JSON list of them. Raises Unreadable."""
-    calls = _calls_of(_decode_all(text.strip()))
+    calls = calls_of(decode_all(text.strip()))
     if calls is None:
         raise Unreadable("it is no list of objects with a name and arguments")
     for call in calls:
@@ -86,7 +89,7 @@ def same(value: Any, *, tolerant: bool) -> Hashable:
     text = value.strip() if tolerant else value
     if tolerant and len(text) <= _MAX_DIGITS and not text.startswith(("{", "[", '"')):
         try:
-            return same(_decode_all(text), tolerant=True)
+            return same(decode_all(text), tolerant=True)
         except Unreadable:
             pass
     return ("text", text)
@@ -120,7 +123,7 @@ def _before(text: str, position: int) -> str:
 
 def _block_calls(block: str) -> list[Call]:
     try:
-        calls = _calls_of(_decode_all(block.strip()))
+        calls = calls_of(decode_all(block.strip()))
     except Unreadable as error:
         return [Call("", None, str(error))]
     return [Call("", None, "it has no name and arguments")] if calls is None else calls
@@ -169,7 +172,7 @@ def _with_input(name: str, text: str, start: int) -> tuple[Call, int]:
         is_empty = not line or line in ("None", "null")
         return (Call(name, {}) if is_empty else Call(name, None, "it is not a JSON object")), start
     try:
-        value, end = _decode(text, position)
+        value, end = decode(text, position)
     except Unreadable as error:
         newline = text.find("\n", position)
         return Call(name, None, str(error)), len(text) if newline < 0 else newline
@@ -193,24 +196,25 @@ def _values_calls(text: str) -> list[Call]:
     while attempts < _MAX_ATTEMPTS and len(calls) < MAX_CALLS and (line := _JSON_START.search(text, position)):
         attempts += 1
         try:
-            value, position = _decode(text, line.end())
+            value, position = decode(text, line.end())
         except Unreadable:
             newline = text.find("\n", line.end())
             position = len(text) if newline < 0 else newline
         else:
-            calls += _calls_of(value) or []
+            calls += calls_of(value) or []
     return calls
 
 
-def _calls_of(value: Any) -> list[Call] | None:
+def calls_of(value: Any) -> list[Call] | None:
     """The calls that a JSON value is; None if it is none."""
     if isinstance(value, list):
-        found = [_calls_of(item) for item in value]
+        found = [calls_of(item) for item in value]
         return None if any(calls is None for calls in found) else [call for calls in found for call in calls or []]
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("tool_calls"), list):  # an OpenAI message
-        return _calls_of(value["tool_calls"])
+        return calls_of(value["tool_calls"])
+    call_id = value.get("id")
     if isinstance(value.get("function"), dict):  # and one of its calls
         value = value["function"]
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
@@ -219,22 +223,25 @@ def _calls_of(value: Any) -> list[Call] | None:
     arguments: Any = next((value[key] for key in _ARGUMENTS if key in value), {})
     if isinstance(arguments, str):
         try:
-            arguments = _decode_all(arguments.strip() or "{}")
+            arguments = decode_all(arguments.strip() or "{}")
         except Unreadable as error:
             return [Call(name, None, str(error))]
     if arguments is None:
         arguments = {}
-    return [Call(name, arguments) if isinstance(arguments, dict) else Call(name, None, "they are not a JSON object")]
+    fault = None if isinstance(arguments, dict) else "they are not a JSON object"
+    named = call_id if isinstance(call_id, str) and _CALL_ID.fullmatch(call_id) else ""
+    return [Call(name, arguments if fault is None else None, fault, named)]
 
 
-def _decode_all(text: str) -> Any:
-    value, end = _decode(text, 0)
+def decode_all(text: str) -> Any:
+    """The one JSON value of a text. Raises Unreadable: also for what is too deep, too large or said twice."""
+    value, end = decode(text, 0)
     if text[end:].strip():
         raise Unreadable("something follows the JSON")
     return value
 
 
-def _decode(text: str, start: int) -> tuple[Any, int]:
+def decode(text: str, start: int) -> tuple[Any, int]:
     """The JSON value at `start`, and where it ends. Raises Unreadable."""
     try:
         value, end = _DECODER.raw_decode(text, start)

@@ -17,6 +17,7 @@ from opdkit.engines.sampling.slots import Counts
 from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
+from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
@@ -42,6 +43,7 @@ class Answers:
     progress: Progress | None = None  # hears of answers as they are finished
     server: StudentServer | None = None  # who samples for the student; None: this process
     ahead: Ahead | None = None  # who asks for answers before their step (sampling.lag)
+    stage: Stage | None = None  # where the student plays episodes; None: answers have one turn
     _counts: Counts = field(default_factory=Counts)  # of the step
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
@@ -138,19 +140,22 @@ class Answers:
         recipe: Recipe | None = None,
         version: int | None = None,
     ) -> list[Group]:
-        sampling = (recipe or self.recipe).sampling
+        sampling, params = (recipe or self.recipe).sampling, (recipe or self.recipe).sampling.params
+        if self.recipe.episode is not None:
+            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
         groups = sample_groups(
             problems,
             sampler=sampler,
             renderer=renderer,
             task=self.task,
-            params=sampling.params,
+            params=params,
             group_size=sampling.group_size,
             identity=(self.recipe.seed, step, "sample"),
             policy_version=step if version is None else version,
             progress=self.progress,
             read=read,
             ranks=self.ranks,
+            stage=self.stage,
         )
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts

@@ -69,7 +69,8 @@ def backward(
     what the student read on the way."""
     learned = Learned()
     state.optimizer.make_ready()
-    for part, of_part in parts_of_terms(state, batch, terms):
+    parts = [*parts_of_terms(state, batch, terms)]
+    for part, of_part in state.student.in_step(parts, state.optimizer.compute_weights):
         out = read(state, batch, part, of_part, state.optimizer.compute_weights(), saw)
         out.loss.backward()
         learned.add(out, part.tokens_n, batch.num_tokens)

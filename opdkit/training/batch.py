@@ -111,7 +111,7 @@ class Batch:
             progress=progress,
             has_view=has_view,
             required_views=required_views,
-            turn_N=self._counted_ints([e.rollout.turns for e in self.examples]),
+            turn_N=self._counted_ints([e.rollout.turn_numbers for e in self.examples]),
             author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
             domain_N=None if domain_of is None else self._per_row([domain_of(e.problem) for e in self.examples]),
             num_domains=num_domains,

@@ -19,6 +19,7 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
+from opdkit.rollouts.episodes import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
@@ -40,6 +41,7 @@ class Evaluations:
     console: Console
     interrupt: Interrupt
     ranks: Ranks = ALONE
+    stage: Stage | None = None  # where answers are episodes
 
     def measure(
         self, which: int | Literal["teacher"], label: str, readers: Mapping[str, Reader]
@@ -88,12 +90,13 @@ class Evaluations:
                     sampler=sampler,
                     renderer=renderer,
                     task=self.task.main,
-                    params=section.params(self.recipe.longest_answer),
+                    params=section.params(self.recipe.longest_turn),
                     num_samples=section.samples,
                     seed=self.recipe.seed,
                     store=stores[-1] if stores else None,
                     progress=heard,
                     ranks=self.ranks,
+                    stage=self.stage,
                 )
             results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
@@ -112,7 +115,8 @@ class Evaluations:
             for source, data in self.sets.items()
             if source in sources
         }
-        return {**asdict(self.recipe.eval.params(self.recipe.longest_answer)), "seed": seed, "sets": sets}
+        played = {} if self.recipe.episode is None else {"episode": self.recipe.episode.model_dump(mode="json")}
+        return {**asdict(self.recipe.eval.params(self.recipe.longest_turn)), "seed": seed, "sets": sets, **played}
 
 
 def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str, Reader]:

@@ -16,24 +16,28 @@ from typing import Any
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
-from opdkit.errors import Interrupted
+from opdkit.errors import Interrupted, Paused
 from opdkit.hub import pinned
 from opdkit.measure.accuracy import Accuracy
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
+from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
+from opdkit.run.sentinels import Verdict
 from opdkit.run.sums import note_so_far
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
-from opdkit.training.evaluations import Evaluations, teachers_of_sets
+from opdkit.training.decisions import Decisions
+from opdkit.training.episodes import make_stage
+from opdkit.training.evaluations import Evaluations, as_metrics, teachers_of_sets
+from opdkit.training.going_back import GoBack
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
-from opdkit.training.models.viewers import state_of
 from opdkit.training.parts import Parts
 from opdkit.training.problems.data import (
     TrainProblems,
@@ -47,6 +51,7 @@ from opdkit.training.problems.data import (
 )
 from opdkit.training.problems.pass_rates import measure_pass_rates
 from opdkit.training.saved import checkpoint
+from opdkit.training.saved.keeper import LESS_TO_KEEP, Keeper
 from opdkit.training.saved.resume import commits_of, fingerprints, going_on
 from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
@@ -55,11 +60,6 @@ from opdkit.training.step import train_step
 from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
 from opdkit.types import Problem
-
-LESS_TO_KEEP = (
-    "lower train.problems_per_step, sampling.group_size or sampling.max_answer_tokens, and see docs/start/gpu.md for "
-    "what each setting keeps"
-)
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
 
@@ -93,17 +93,31 @@ def train(
         saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
         now = ranks.from_first(lambda: folder.clock(anew=overwrite))
         commits = ranks.from_first(lambda: commits_of(folder, recipe, is_resumed=resume))
-        with pinned(commits):
+
+        def attempt(saved: checkpoint.Saved | None, back: GoBack | None) -> dict[str, Any] | GoBack:
+            """All that a try has loaded is gone when it is over."""
             sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
             parts = Parts(recipe, saved, now=now, ranks=ranks)
-            with closing(
-                TrainingRun(recipe, parts, data, eval_sets, console, doubts=sides.warnings, ranks=ranks)
-            ) as run:
+            with closing(TrainingRun(recipe, parts, data, eval_sets, console, sides.warnings, ranks)) as run:
                 run.on_step, run.commits = on_step, commits
-                for sentence in said:
-                    run.warn(sentence)
-                ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
-                return run.go(folder, saved, changed)
+                if back is None:
+                    for sentence in said:
+                        run.warn(sentence)
+                    ranks.from_first(lambda: folder.prepare(overwrite=overwrite))
+                else:  # the page says so by metrics.jsonl, also of a run that was resumed since
+                    say(console, back.sentence(saved.step if saved else 0), mark="warning")
+                try:
+                    with ranks.hearing():
+                        return run.go(folder, saved, changed if back is None else None, back)
+                except GoBack as wanted:
+                    return wanted.with_traceback(None)
+
+        with pinned(commits):
+            done = attempt(saved, None)
+            while isinstance(done, GoBack):
+                back = done
+                done = attempt(ranks.from_first(lambda back=back: back.saved(folder)), back)  # type: ignore[misc]
+            return done
 
 
 class TrainingRun:
@@ -128,6 +142,8 @@ class TrainingRun:
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
         self.alarmed: set[str] = set()
+        self.decisions = Decisions(recipe, ranks)
+        self.ended: str | None = None  # why no further step is taken, although some are left
         for sentence in [*warnings(recipe), *doubts]:
             self.warn(sentence)
         self._warn_of_models()
@@ -145,6 +161,7 @@ class TrainingRun:
         self.answers = Answers(
             recipe, parts.student, parts.renderer, parts.optimizer, parts.viewers, self.task, parts.run, ranks
         )
+        self.answers.stage = self._stage()
         self.answers.ahead = look_ahead(recipe, self.answers, self.drawn.of_step)
         self.stages = Stages(recipe, console)
         self.state = State(
@@ -165,43 +182,67 @@ class TrainingRun:
             replays=parts.run is not None,
         )
 
+    def _stage(self) -> Stage | None:
+        """An engine beside this process, or a card, gives other last bits in any case: there nobody waits for all."""
+        parts, asks_all = self.parts, self.recipe.sampling.engine == "hf" and self.parts.student.device.type == "cpu"
+        return make_stage(self.recipe, parts.renderer, parts.student.stop_ids, parts.room, go_ahead=not asks_all)
+
     def close(self) -> None:
         if self.answers.ahead is not None:
             self.answers.ahead.close()
+        if self.answers.stage is not None:
+            self.answers.stage.pool.close()
         self.task.close()
         self.parts.close()
 
     def go(
-        self, folder: RunFolder, saved: checkpoint.Saved | None, changed: Mapping[str, Any] | None = None
+        self,
+        folder: RunFolder,
+        saved: checkpoint.Saved | None,
+        changed: Mapping[str, Any] | None = None,
+        back: GoBack | None = None,
     ) -> dict[str, Any]:
-        """Write the run to `folder`, from the checkpoint it goes on from, with the recipe's keys that were changed."""
+        """Write the run to `folder`, from the checkpoint it goes on from, with the recipe's keys that were changed.
+
+        back: why it goes on from there although it was further. Raises GoBack where it has to.
+        """
         recipe, state = self.recipe, self.state
+        self.keeper = Keeper(recipe, self.parts, state, folder, self.answers.ahead, self.ranks)
         if saved:
-            self._restore(saved)
+            self.keeper.restore(saved)
+            done = " (all its steps are taken)" if saved.step >= recipe.train.steps else ""
+            say(self.console, f"going on from {saved.path}{done}")
+        if back:
+            state.attempt, self.parts.optimizer.lr_factor = back.attempt, back.lr_factor
+            state.counters = back.counted(state.step)
         for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
-        self.folder, self.saved_step = folder, state.step
+        self.folder = folder
         if recipe.spool is not None:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
             if log is not None:
                 note_so_far(folder.metrics)
-            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks)
+            asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks, self.answers.stage)
             self.evaluations = Evaluations(recipe, folder, log, *asked)
+            self.decisions.go_on(folder, state.step)
+            self.ended = self.decisions.has_stopped()
             opened.enter_context(self.interrupt.listening())
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
                 beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                if back:
+                    self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
                     before, after, teacher = self._train(log)
             except Interrupted:
-                self._save_what_is_new()
+                self.keeper.save_what_is_new()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
-        summary = summary_of(recipe, state, before, after, teacher, self.warnings)
+        summary = summary_of(recipe, state, before, after, teacher, self.warnings, self.ended)
         self.ranks.from_first(lambda: note_so_far(folder.metrics))
         self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
@@ -228,6 +269,7 @@ class TrainingRun:
             folder.metrics,
             sinks=recipe.log.sinks,
             resume_at=self.state.step,
+            attempt=self.state.attempt,
             run_name=recipe.name,
             project=recipe.log.project,
             config=recipe.as_dict(),
@@ -247,12 +289,16 @@ class TrainingRun:
                 due = recipe.eval.every and 0 < state.step < recipe.train.steps and state.step % recipe.eval.every == 0
                 if due:  # at the top, so that a resumed run makes up an evaluation it was stopped in
                     self._evaluate_student(state.step, f"student after {state.step} steps")
-                if state.step >= recipe.train.steps:
+                if state.step >= recipe.train.steps or self.ended is not None:
+                    self.keeper.save_what_is_new()
                     break
                 self.answers.progress = bar.activity
                 self._one_step(bar, log)
                 self.interrupt.check(self.ranks)
-        return before, self._evaluate_student(state.step, "student after"), teacher
+        after = self._evaluate_student(state.step, "student after")
+        for sentence in self.decisions.last_words():
+            self.warn(sentence)
+        return before, after, teacher
 
     def _one_step(self, bar: Bar, log: MetricsLog | None) -> None:
         train, state = self.recipe.train, self.state
@@ -269,57 +315,48 @@ class TrainingRun:
         count(state.counters, seen, seconds)
         speed = (seen["rollout/tokens"] or 0.0) / seconds
         metrics += [*drawn, *scheduled, Metric("time/step_s", seconds), Metric("time/tokens_per_s", speed)]
+        now = reduce_metrics(metrics)
+        verdict = self.decisions.after_step(state.step, now, self.answers.recipe, state.attempt)
+        metrics += verdict.metrics()
         if log is not None:
             if train.save_rows_every and state.step % train.save_rows_every == 0:
                 save_rows(self.folder.rows(state.step), rows)
             log.write(state.step, metrics)
+        self._hear(seen, verdict)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
-            self._save()
+            self.keeper.save()
         self._warn_of_crashes()
         self._warn_of_models()
-        self._raise_alarms(seen)
         bar.update(state.step, note=note_of(seen, speed))
         if self.on_step is not None:
             try:
-                self.on_step(state.step, reduce_metrics(metrics))
+                self.on_step(state.step, {**now, **reduce_metrics(verdict.metrics())})
             except BaseException:
-                self._save_what_is_new()
+                self.keeper.save_what_is_new()
                 raise
+        if verdict.action == "pause":
+            raise Paused(f"step {state.step}: {verdict.why}")
 
-    def _save_what_is_new(self) -> None:
-        if self.state.step > self.saved_step:
-            self._save()
-
-    def _save(self) -> None:
-        parts, state = self.parts, self.state
-        with enough_memory("writing a checkpoint", LESS_TO_KEEP):
-            self._write_checkpoint(parts, state)
-        self.ranks.from_first(lambda: note_so_far(self.folder.metrics))
-        self.saved_step = state.step
-
-    def _write_checkpoint(self, parts: Parts, state: State) -> None:
-        checkpoint.save(
-            self.folder.checkpoints,
-            step=state.step,
-            model=parts.student,
-            weights=parts.optimizer.for_saving(),
-            optimizer=parts.optimizer.state(),
-            teacher=state_of(parts.viewers),
-            counters=state.counters,
-            pass_rates=state.pass_rates,
-            keep=self.recipe.train.keep_checkpoints,
-            ranks=self.ranks,
-            queue=None if self.answers.ahead is None else self.answers.ahead.waiting(state.step),
-        )
-
-    def _restore(self, saved: checkpoint.Saved) -> None:
-        self.state.step = saved.step
-        self.state.counters.update(saved.counters)
-        self.state.pass_rates.update(saved.pass_rates)
-        if self.answers.ahead is not None:
-            self.answers.ahead.restore(saved.queue())
-        done = " (all its steps are taken)" if saved.step >= self.recipe.train.steps else ""
-        say(self.console, f"going on from {saved.path}{done}")
+    def _hear(self, seen: Mapping[str, float | None], verdict: Verdict) -> None:
+        """What the step shows to be wrong, each kind once; how often it happened is in the metrics, and on the page."""
+        new = [(one.name, one.named) for one in verdict.new if one not in verdict.because]
+        for kind, sentence in [*alarms(seen, self.answers.recipe), *new]:
+            if kind not in self.alarmed:
+                self.alarmed.add(kind)
+                self.warn(f"step {self.state.step}: {sentence}")
+        if verdict.action == "stop":
+            self.ended = verdict.why
+            say(self.console, f"step {self.state.step}: {verdict.why}: the run ends here", mark="warning")
+        if verdict.action == "rollback":
+            state, factor = self.state, self.recipe.sentinels.lr_factor
+            raise GoBack(
+                step=state.step,
+                before=min(one.since for one in verdict.because),
+                why=verdict.why,
+                attempt=state.attempt + 1,
+                lr_factor=self.parts.optimizer.lr_factor * factor,
+                counters=dict(state.counters),
+            )
 
     def _evaluate_before(self) -> dict[str, Accuracy]:
         began = self.ranks.from_first(lambda: self.folder.evaluation(0).exists())
@@ -333,7 +370,9 @@ class TrainingRun:
             return {}
         try:
             reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
-            return self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
+            found = self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
+            self.decisions.after_evaluation(step, as_metrics("eval", found))
+            return found
         finally:
             self._warn_of_crashes()
 
@@ -365,13 +404,6 @@ class TrainingRun:
         for sentence in self.parts.warnings():
             if sentence not in self.warnings:
                 self.warn(sentence)
-
-    def _raise_alarms(self, seen: Mapping[str, float | None]) -> None:
-        """Each kind once; how often it happened is in the metrics, and on the page."""
-        for kind, sentence in alarms(seen, self.answers.recipe):
-            if kind not in self.alarmed:
-                self.alarmed.add(kind)
-                self.warn(f"step {self.state.step}: {sentence}")
 
     def _warn_of_rows(self, data: Dataset) -> None:
         for sentence in row_doubts(self.recipe, data):

@@ -8,9 +8,8 @@ from opdkit.engines.load import pick_device
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.training.models.base_teacher import Teacher
-from opdkit.training.models.gathered import make_optimizer
 from opdkit.training.models.sides import student_reading
-from opdkit.training.models.student import load_student
+from opdkit.training.models.strategy import load_student_on, make_optimizer
 from opdkit.training.models.viewers import load_state, make_viewers
 from opdkit.training.saved import checkpoint
 from opdkit.training.saved.saved_run import SavedRun
@@ -24,11 +23,11 @@ class Parts:
     ) -> None:
         """ranks: that keep what is trained together. now: the date for templates that print it; None: today's."""
         self.now, self._recipe = now, recipe
-        self.student = load_student(recipe, resume_from=saved.model_path if saved else None)
+        self.student = load_student_on(ranks, recipe, resume_from=saved.model_path if saved else None)
         self.renderer = self.student.renderer(**student_reading(recipe, now))
-        self.optimizer = make_optimizer(self.student.module, recipe, ranks)
+        self.optimizer = make_optimizer(self.student, recipe, ranks)
         self.run = None if recipe.saved_run is None else SavedRun(recipe.saved_run, self.student)
-        self.viewers = make_viewers(recipe, self.student, self.optimizer, now, self.run)
+        self.viewers = make_viewers(recipe, self.student, self.optimizer, now, self.run, ranks)
         if saved:
             rows_of = self.optimizer.rows_of
             self.optimizer.load_state(saved.tensors("optimizer", rows_of))

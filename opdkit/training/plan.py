@@ -55,7 +55,7 @@ def ask_student(state: State, batch: Batch, inputs: PlanInputs) -> PlanInputs:
         terms.append(losses.Term(name=name, loss=loss, coef_N=known_N.to(weight_N.dtype), target=target))
     seen = Learned()
     state.optimizer.make_ready()
-    for part, of_part in parts_of_terms(state, batch, terms):
+    for part, of_part in state.student.in_step([*parts_of_terms(state, batch, terms)], lambda: weights):
         seen.add(read(state, batch, part, of_part, weights), part.tokens_n, batch.num_tokens)
     seen = seen.of_all_ranks(state.ranks, batch)
     unknown_N = batch.new_per_token()

@@ -51,6 +51,7 @@ class State:
     spool: Spool | None = None  # where what the views say is kept; None: nowhere
     route: RouteSection | None = None  # who reads the view "teacher", problem by problem
     step: int = 0  # steps taken
+    attempt: int = 1  # the try at the steps to come: more in a run that went back to a checkpoint
     # Since the run began, saved in checkpoints:
     counters: dict[str, float] = field(default_factory=dict)
     pass_rates: dict[str, float] = field(default_factory=dict)  # of problems whose first one is kept

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from opdkit.cli import app
 from opdkit.cost.changes import changes
-from opdkit.cost.devices import GPUS, device_named
+from opdkit.cost.devices import GPUS, Device, device_named
 from opdkit.cost.plan import Plan, Sizes, plan
 from opdkit.cost.size import known_sizes
 from opdkit.cost.work import Lengths
@@ -21,6 +21,7 @@ from opdkit.recipe import parse_recipe
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = "Qwen/Qwen3-1.7B"
 P = known_sizes()[SIZE].parameters
+CPU = Device(name="cpu", capacity=64 << 30, is_cpu=True)
 
 
 @pytest.fixture
@@ -80,7 +81,32 @@ def test_what_each_setting_moves() -> None:
     other = planned(("method.name=opd", "teacher={kind='model', path='Qwen/Qwen3-8B'}"))
     big = known_sizes()["Qwen/Qwen3-8B"]
     assert all(parts["teacher"] == 2 * big.parameters for parts in other.moments.values())
-    assert other.in_host_memory == other.work.rows * 2048 * big.hidden * 2
+    assert other.in_host_memory == {"hidden states of teachers": other.work.rows * 2048 * big.hidden * 2}
+
+
+def test_settings_for_little_memory_by_hand() -> None:
+    """8-bit moments with a scale for 256 of them; bfloat16 masters, whose gradients are as wide and which need no
+    copies; what waits on the host is not on the card, but for the time of its use."""
+    assert planned(("train.optimizer=adamw_8bit",)).moments["update"]["optimizer"] == 2 * (1 + 4 / 256) * P
+    low = planned(("train.master_dtype=bfloat16",))
+    assert low.moments["update"]["weights"] == 2 * P and low.moments["update"]["gradients"] == 2 * P
+    assert "bfloat16 copy" not in low.moments["sampling"]
+    host = planned(("teacher.weights_on=host",), device=GPUS["h200"])
+    assert "teacher" not in host.moments["update"] and host.in_host_memory["weights of teachers"] == 4 * P
+    assert host.moments["scoring"]["bfloat16 copy"] == 2 * P
+    assert planned(("teacher.weights_on=host",), device=CPU).moments["update"]["teacher"] == 4 * P
+    model = ("method.name=opd", "teacher={kind='model', path='Qwen/Qwen3-8B'}")
+    big = known_sizes()["Qwen/Qwen3-8B"]
+    away = planned((*model, "teacher.placement=cpu"), device=GPUS["h200"])
+    assert "teacher" not in away.moments["update"] and away.moments["scoring"]["teacher"] == 2 * big.parameters
+    coded = planned((*model, "teacher.quantization=int8"), device=GPUS["h200"]).moments["update"]["teacher"]
+    assert coded == 2 * (big.parameters - big.matrices) + (1 + 4 / 256) * big.matrices
+    some = planned(("model.gradient_checkpointing=14",)).moments["update"]["activations"]
+    none, all_ = planned(), planned(("model.gradient_checkpointing=true",))
+    assert all_.moments["update"]["activations"] < some < none.moments["update"]["activations"]
+    plain = planned(("model.gradient_checkpointing=true",), device=GPUS["h200"])
+    moved = planned(("model.gradient_checkpointing=true", "model.activation_offload=true"), device=GPUS["h200"])
+    assert moved.in_host_memory["activations"] > 0 and moved.totals["update"] < plain.totals["update"]
 
 
 def test_a_gpu_gives_seconds_and_a_capacity_only_bytes() -> None:

@@ -57,7 +57,8 @@ def step(recipe: Recipe, ranks: Ranks, num_steps: int) -> dict[str, Any]:
     for number, teacher in enumerate(run.state.teachers):
         averages |= {f"{number}/{name}": whole for name, whole in optimizer.whole(teacher.state()).items()}
     run.close()
-    return {"steps": seen, "gradients": gradients, "after": after, "averages": averages}
+    in_parts = 0 if parts.student.shards is None else sum(name in parts.student.shards for name in optimizer.weights)
+    return {"steps": seen, "gradients": gradients, "after": after, "averages": averages, "in_parts": in_parts}
 
 
 if __name__ == "__main__":

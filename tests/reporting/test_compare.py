@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile_run import DATASET, make_summary, result, write_answers, write_run
+from hostile_run import DATASET, EVIL, make_summary, result, write_answers, write_run
 from test_page import ALLOWED, Page
 
 from opdkit.errors import UserError
 from opdkit.reporting import write_comparison
+from opdkit.reporting.html.markup import escape
 
 
 @pytest.fixture
@@ -51,8 +52,14 @@ def test_curves_lie_over_each_other(two: list[Path], tmp_path: Path) -> None:
     read(two, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     (panel,) = re.findall(r"<figure><figcaption>Loss</figcaption>.*?</figure>", html)
-    assert re.findall(r'<g class="(s\d)"><polyline', panel) == ["s0", "s1"]
-    assert html.count(f"Held-out: {DATASET}") == 1
+    assert re.findall(
+        r'<g class="(s\d)" data-x="1 2 3 [^"]*" data-y="2;1;[^"]*" data-n="([^"]*)"><polyline', panel
+    ) == [
+        ("s0", escape(f"run {EVIL}")),
+        ("s1", "other"),
+    ]
+    (held_out,) = re.findall(rf"<figure><figcaption>Held-out: {DATASET}</figcaption>.*?</figure>", html)
+    assert held_out.count('class="band"') == 2 and "0.2 [0.18, 0.22];0.4 [0.38, 0.42];0.8 [0.78, 0.82]" in held_out
 
 
 def test_paired_differences(two: list[Path], tmp_path: Path) -> None:

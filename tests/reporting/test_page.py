@@ -9,7 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from opdkit.run.rows import save_rows
 from opdkit.types import Example
 
 ALLOWED = {
-    *("i", "g"),
+    *("i", "g", "nav", "ol", "a", "script", "select", "option", "input", "output"),
     *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "footer", "article", "div", "p"),
     *(
         "dl",
@@ -45,7 +48,7 @@ ALLOWED = {
     ),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "text", "line", "circle", "rect", "polygon", "polyline"),
 }
-VOID = {"meta"}
+VOID = {"meta", "input"}
 
 
 class Page(HTMLParser):
@@ -55,6 +58,8 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.targets: list[str] = []  # of links
+        self.ids: list[str] = []
         self.text = ""
         self.open: list[str] = []
         self.feed(html)
@@ -64,6 +69,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.targets += [value or "" for name, value in attrs if name == "href"]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -71,7 +78,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
 
@@ -84,29 +91,36 @@ def read(folder: Path) -> Page:
 def test_hostile_text_stays_text(run_folder: Path) -> None:
     """Names, prompts, answers, parsed answers, feedback, labels, warnings and metric names are shown, never parsed.
 
-    Only elements of our own appear, no event handlers, no links, no inline styles. Does not prove what a browser does;
-    the policy below is the second fence.
+    Only elements of our own appear, no event handlers, no inline styles, one script, and links within the page alone.
+    Does not prove what a browser does; the policy below is the second fence.
     """
     page = read(run_folder)
     assert page.tags <= ALLOWED, page.tags - ALLOWED
-    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "href", "style")}
+    assert not {name for name in page.attributes if name.startswith("on") or name in ("src", "style")}
+    assert (run_folder / "report.html").read_text().count("<script") == 1
+    assert len(set(page.ids)) == len(page.ids) and {target[:1] for target in page.targets} == {"#"}
+    assert {target[1:] for target in page.targets} <= set(page.ids)
     assert page.text.count("<script>alert(1)</script>") > 20
     shown = EVIL.replace("\x00", "\u2400").replace("\u202e", "[U+202E]")
-    for word in ("answer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
+    for word in ("nswer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
         assert f"{word} {shown}" in page.text
     assert "custom/<script>" in page.text
 
 
-def test_policy_allows_nothing_but_our_style_sheet(run_folder: Path) -> None:
-    """One Content-Security-Policy, before anything else; no address of anything outside the file."""
+def test_policy_allows_nothing_but_our_style_sheet_and_script(run_folder: Path) -> None:
+    """One Content-Security-Policy, before anything else, with the digests of what is in the page; no address of what is
+    outside the file."""
     html = write_report(run_folder, decode).read_text(encoding="utf-8")
     policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', html)
     assert policy and html.index("Content-Security-Policy") < html.index("<title>") < html.index("<style>")
-    assert re.fullmatch(
-        r"default-src &#x27;none&#x27;; style-src &#x27;sha256-[A-Za-z0-9+/=]{44}&#x27;; base-uri &#x27;none&#x27;; "
-        r"form-action &#x27;none&#x27;",
-        policy[1],
+    style, script = (re.findall(rf"<{name}>(.*?)</{name}>", html, re.DOTALL) for name in ("style", "script"))
+    assert len(style) == len(script) == 1
+    digests = [b64encode(sha256(text.encode()).digest()).decode() for text in (style[0], script[0])]
+    assert unescape(policy[1]) == (
+        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; base-uri 'none'; "
+        "form-action 'none'"
     )
+    assert "innerHTML" not in script[0] and "eval" not in script[0] and "fetch" not in script[0]
     assert not re.search(r"https?://|url\(|@import", html)
 
 
@@ -124,16 +138,14 @@ def test_says_what_happened(run_folder: Path) -> None:
         f"Student after opd, {DATASET}: 240 of 2,048 (12 %) answers were cut at the length limit.",
     ):
         assert warning in text
-    for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Best", "Worst", "Recipe, resolved"):
+    for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Recipe, resolved"):
         assert title in text
-    assert "6 answers were saved at step 30" in text
-    best, worst = text[text.index("Sampled answers") : text.index("problems have several")].split("Worst")
-    for number in range(6):  # a card's label is followed by its answer
-        assert (f"answeranswer {number} " in best) == (number < 3)
-        assert (f"answeranswer {number} " in worst) == (number >= 3)
-    read_before = f"({len('context ' + EVIL)} tokens, 4 cut to fit)context "
-    for said in ("shown to the teacher: answer 1, reward 0answer 5 ", read_before):
-        assert said in best
+    assert "6 answers to 3 problems were saved at step 30." in text
+    for number in range(6):  # the first token of each is not the model's, and stands by itself
+        assert f"the student, {len(f'answer {number} {EVIL}') - 1} tokensnswer {number} " in text
+    read_before = f"({len('context ' + EVIL)} tokens, the student 2, 4 cut to fit)context "
+    for said in ("the teacher was shown answer 1", read_before):
+        assert said in text
     for title in ("Along the answer", "by position in the answer", "KL(student || teacher), nats", "Token loss"):
         assert title in text
 
@@ -294,8 +306,8 @@ def test_answers_of_a_megabyte_do_not_fill_the_page(run_folder: Path) -> None:
     rows = [big, *(replace(other, rollout=replace(other.rollout, reward=0.0)) for other in others)]
     save_rows(run_folder / "rows" / "step_000030.parquet", rows)
     page = write_report(run_folder, decode).read_text()
-    assert page.count("[950,000 more characters are not shown]") == 4  # also as the peer of another answer
-    assert page.count("[948,500 more characters are not shown]") == 1 and len(page) < 1_500_000
+    assert page.count("[950,000 more characters are not shown]") == 3  # question, feedback, what was read of it
+    assert page.count("[944,000 more characters are not shown]") == 1 and len(page) < 3_000_000
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

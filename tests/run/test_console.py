@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from opdkit.errors import Interrupted
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe
 from opdkit.run.console import Bar, Interrupt, Terminal
 from opdkit.training.loop import train

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from opdkit.errors import UserError
 from opdkit.run import rows
 from opdkit.run.rows import load_rows, save_rows
-from opdkit.types import AUTHORS, Example, Problem, Rollout, Signal, Taught, View
+from opdkit.types import AUTHORS, Ended, Example, Problem, Rollout, Signal, Taught, TurnRecord, View
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 view_names = st.lists(st.sampled_from(["teacher", "reference", "hint.0", "hint.1"]), unique=True)
@@ -48,7 +48,17 @@ def example_rows(draw: st.DrawFn) -> Example:
         messages=tuple(draw(st.lists(st.dictionaries(text, text, max_size=3), max_size=2))),
         gold=maybe(draw(text)),
         solution=maybe(draw(text)),
+        tools=tuple(draw(st.lists(st.dictionaries(text, json_values, max_size=2), max_size=2))),
         meta=draw(st.dictionaries(text, json_values, max_size=2)),
+    )
+    turn = TurnRecord(
+        finish="length",
+        num_calls=draw(st.integers(0, 9)),
+        reward=maybe(draw(st.floats(allow_nan=False))),
+        failure=maybe("tool_error"),
+        messages=tuple(draw(st.lists(st.dictionaries(text, text, max_size=2), max_size=2))),
+        observation_tokens=draw(st.integers(0, 9)),
+        env_seconds=draw(st.floats(0, 9)),
     )
     rollout = Rollout(
         problem_id=problem.id,
@@ -64,6 +74,10 @@ def example_rows(draw: st.DrawFn) -> Example:
         feedback=maybe(draw(text)),
         turn=maybe(np.array([draw(st.integers(0, 999)) for _ in range(num_tokens)], dtype=np.int16)),
         author=maybe(np.array([draw(st.integers(0, len(AUTHORS) - 1)) for _ in range(num_tokens)], dtype=np.uint8)),
+        turns=tuple(draw(st.lists(st.just(turn), max_size=2))),
+        ended=draw(st.sampled_from(get_args(Ended))),
+        episode=maybe(3),
+        history=tuple(draw(st.lists(st.dictionaries(text, text, max_size=2), max_size=2))),
     )
 
     def view() -> View:
@@ -235,19 +249,22 @@ def test_broken_files(tmp_path: Path) -> None:
         load_rows(path)
 
 
-SINCE_3 = ("columns", "view_by", "turn", "author", "views")
+OF_EPISODES = ("turns", "ended", "tools", "episode", "history")
+SINCE_3 = ("columns", "view_by", "turn", "author", "views", *OF_EPISODES)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_rows_of_older_versions_are_still_read(version: int, tmp_path: Path) -> None:
     """Files without the columns that versions 2 and 3 added: every row comes back, was taught nothing we know of, and
     is the student's of one turn."""
     path = tmp_path / "r.parquet"
     save_rows(path, [simple(signals={"teacher": Signal(sampled_logprob_T=np.zeros(3, dtype=np.float32))})])
     table = pq.read_table(path)
-    lacks = SINCE_3 + (("taught_", "student_") if version == 1 else ())
-    old = table.select([name for name in table.column_names if not name.startswith(lacks)])
+    lacks = OF_EPISODES if version == 3 else SINCE_3
+    since_2 = ("taught_", "student_") if version == 1 else ("none",)
+    old = table.select([name for name in table.column_names if name not in lacks and not name.startswith(since_2)])
     pq.write_table(old.replace_schema_metadata({"opdkit_rows_version": str(version)}), path)
     (row,) = load_rows(path)
     assert row.taught is None and row.signal is not None and row.rollout.answer_ids == (0, 1, 2)
-    assert row.rollout.turns.tolist() == [0, 0, 0] and row.rollout.authors.tolist() == [0, 0, 0]
+    assert (row.rollout.turns, row.rollout.ended, row.rollout.episode_id, row.problem.tools) == ((), "answer", 0, ())
+    assert row.rollout.turn_numbers.tolist() == [0, 0, 0] and row.rollout.authors.tolist() == [0, 0, 0]

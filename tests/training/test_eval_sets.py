@@ -12,7 +12,7 @@ from rich.console import Console
 
 from opdkit.errors import UserError
 from opdkit.evaluation.compare_runs import compare_runs
-from opdkit.metrics import of_steps
+from opdkit.metric_lines import of_steps
 from opdkit.recipe import Recipe, parse_recipe, warnings
 from opdkit.training.loop import train
 

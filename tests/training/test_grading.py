@@ -13,7 +13,7 @@ from rich.console import Console
 
 from opdkit.contexts.peers import Peers
 from opdkit.errors import UserError
-from opdkit.metrics import of_steps
+from opdkit.metric_lines import of_steps
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from opdkit.errors import Interrupted
-from opdkit.metrics import Metric, MetricsLog, read_metrics
+from opdkit.metric_lines import read_metrics
+from opdkit.metrics import Metric, MetricsLog
 from opdkit.recipe import Recipe
 from opdkit.reporting.run import read_run
 from opdkit.training import evaluations

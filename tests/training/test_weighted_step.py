@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from opdkit import losses
+from opdkit.ranks.base import ALONE
 from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
 from opdkit.training import plan
@@ -22,6 +23,7 @@ from opdkit.training.loop import TrainingRun
 from opdkit.training.models.optimizer import StepResult
 from opdkit.training.parts import Parts
 from opdkit.training.saved import checkpoint
+from opdkit.training.saved.keeper import Keeper
 from opdkit.training.step import train_step
 
 Make = Callable[..., Recipe]
@@ -161,12 +163,12 @@ def test_first_pass_rates_survive_a_resume(recipe: Make, start: Any, console: Co
     rewarded(run, 1.0, 0.0)
     train_step(run.state, run.problems[:5])
     assert run.state.pass_rates == {problem.id: 0.5 for problem in run.problems[:5]}
-    run.folder = RunFolder(run.recipe.run_dir)
-    run._save()
-    saved = checkpoint.latest(run.folder.checkpoints)
+    folder = RunFolder(run.recipe.run_dir)
+    Keeper(run.recipe, run.parts, run.state, folder, None, ALONE).save()
+    saved = checkpoint.latest(folder.checkpoints)
     assert saved is not None
     again = TrainingRun(run.recipe, Parts(run.recipe, saved), run.data, {}, console)
-    again._restore(saved)
+    Keeper(again.recipe, again.parts, again.state, folder, None, ALONE).restore(saved)
     assert again.state.step == 1 and again.state.pass_rates == run.state.pass_rates
 
 

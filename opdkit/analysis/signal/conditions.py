@@ -372,5 +372,6 @@ class _Cached:
     def __init__(self, reader: Reader) -> None:
         self.prompt_ids: Callable[[Sequence[Message]], tuple[int, ...]] = reader.prompt_ids
         self.with_tools: Callable[[Sequence[Mapping[str, Any]]], Reader] = reader.with_tools
+        self.torn: Callable[[str], str] = reader.torn
         self.answer_text: Callable[[Sequence[int]], str] = cache(reader.answer_text)
         self.cut: Callable[[str, int], tuple[str, int]] = cache(reader.cut)

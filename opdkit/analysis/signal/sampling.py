@@ -9,6 +9,7 @@ from typing import Any
 
 from opdkit.analysis.signal.answers import line_of, row_of
 from opdkit.contexts.render import Renderer
+from opdkit.contexts.transcript import last_turn
 from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.errors import UserError
@@ -71,7 +72,7 @@ def sample_into(
 
             def keep(rollouts: list[Rollout]) -> None:
                 lines = [
-                    line_of(problems[rollout.problem_id], row_of(rollout, renderer.answer_text(rollout.answer_ids)))
+                    line_of(problems[rollout.problem_id], row_of(rollout, renderer.answer_text(last_turn(rollout))))
                     for rollout in rollouts
                 ]
                 append_lines(path, lines if path.exists() else [header, *lines])

@@ -41,10 +41,10 @@ def score(
     model.check_fits(lengths, what="context and answer")
     results: dict[int, Signal] = {}
     # Not inference mode: the hidden states go into a loss, and autograd refuses inference tensors.
-    with torch.no_grad(), enough_memory("scoring", LESS_AT_ONCE):
-        for rows in model.planned(contexts, answers, passes):
+    with torch.no_grad(), model.using(weights), enough_memory("scoring", LESS_AT_ONCE):
+        for rows in model.in_step(model.planned(contexts, answers, passes)):
             said = [answers[row] for row in rows]
-            hidden_NH = model.hidden([contexts[row] for row in rows], said, weights=weights, passes=passes)
+            hidden_NH = model.hidden([contexts[row] for row in rows], said, passes=passes)
             results.update(zip(rows, signals_of(hidden_NH, head, said, asked, temperature), strict=True))
             if wanted := states_of and asked.answer != "distribution" and {*states_of}.intersection(rows):
                 parts = hidden_NH.split([len(answer) for answer in said])

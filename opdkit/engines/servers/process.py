@@ -31,6 +31,7 @@ NAME = "student"  # as which the model is served
 TAIL_BYTES = 200_000
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 HERE = Path(__file__).parent
+PYTHON_VARIABLE = "OPDKIT_VLLM_PYTHON"
 _FOUND = (
     "import json, importlib.metadata as m\n"
     "v = {}\n"
@@ -45,7 +46,7 @@ Waiting = Callable[[float], object]  # hears how many seconds a start has taken;
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
-    """What the engine is started with. `python` None: this one."""
+    """What the engine is started with. python: whose vLLM; None: see `vllm_python`."""
 
     model: str
     dtype: str
@@ -65,20 +66,26 @@ class Found(NamedTuple):
     is_cpu: bool
 
 
+def vllm_python(named: str | None) -> str:
+    """The Python that runs the engine: the one that is named, that of the environment variable, or this one."""
+    return named or os.environ.get(PYTHON_VARIABLE) or sys.executable
+
+
 def find_vllm(python: str | None) -> Found:
     """Which vLLM a Python has. Raises UserError if none, or one that is too old."""
-    where = python or sys.executable
+    where = vllm_python(python)
     try:
         done = subprocess.run([where, "-c", _FOUND], capture_output=True, text=True, timeout=120)
         versions = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         raise UserError(
-            f"sampling.vllm.python = {where} cannot be run ({error}); name an environment's python"
+            f"{where} cannot be run ({error}); name the python of an environment with vLLM as sampling.vllm.python, or "
+            f"in the environment variable {PYTHON_VARIABLE}"
         ) from None
     if not versions:
         raise UserError(
             f"{where} has no vLLM; pip install 'opdkit[vllm]' there, or name the python of an environment that has it "
-            'as sampling.vllm.python (--set sampling.vllm.python=...), or use sampling.engine = "hf"'
+            f"as sampling.vllm.python or in the environment variable {PYTHON_VARIABLE}, or sample with the engine hf"
         )
     name, version = next(iter(versions.items()))
     if numbers(version) < OLDEST:
@@ -180,7 +187,7 @@ class VllmProcess:
 def command(options: VllmOptions, found: Found, port: int) -> list[str]:
     """How it is started. The user's extra_args come last, so they win."""
     args = [
-        options.python or sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        vllm_python(options.python), "-m", "vllm.entrypoints.openai.api_server",
         "--host", "127.0.0.1", "--port", str(port),
         "--model", options.model, "--served-model-name", NAME, "--dtype", options.dtype,
         "--tensor-parallel-size", str(options.tensor_parallel_size),
@@ -237,7 +244,7 @@ def why(said: str, log: Path, options: VllmOptions) -> str:
         r"out of memory|No available memory for the cache|less than desired GPU memory|MemoryError", said
     )
     if re.search(r"No module named '?vllm", said):
-        return f"{options.python or sys.executable} has no vLLM that can be imported; {told}"
+        return f"{vllm_python(options.python)} has no vLLM that can be imported; {told}"
     if memory:
         return (
             "vLLM ran out of memory as it started: lower sampling.vllm.gpu_memory_utilization if the trainer needs the "

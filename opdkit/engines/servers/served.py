@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -21,11 +22,13 @@ PATIENCE_S = 600.0  # for a server of somebody else's to come back
 
 
 class Weights(NamedTuple):
-    """What was published last. folder: a checkpoint, or an adapter of this name."""
+    """What was published last: a checkpoint in `folder`, or an adapter of this name there; or, in the trainer's own
+    memory on the engine's GPU, what `layout` describes while its block lasts."""
 
     version: str
-    folder: str
-    adapter: str | None
+    folder: str = ""
+    adapter: str | None = None
+    layout: Callable[[], AbstractContextManager[str]] | None = None
 
 
 @dataclass(slots=True)
@@ -123,6 +126,9 @@ class Served:
     def _load(self, weights: Weights) -> None:
         if weights.adapter is not None:
             self._load_adapter(weights.adapter, weights.folder)
+        elif weights.layout is not None:
+            with weights.layout() as layout:
+                self.api.load_shared(layout, weights.version)
         else:
             self.api.load_weights(weights.folder, weights.version)
 

@@ -83,6 +83,12 @@ class Sglang:
         if not said.get("success"):
             raise UserError(f"SGLang refuses the new weights: {str(said.get('message', ''))[:300]}")
 
+    def gpu(self) -> str:
+        return ""
+
+    def load_shared(self, layout: str, version: str) -> None:
+        raise AssertionError("SGLang reads weights from files")
+
     def load_adapter(self, name: str, folder: str) -> None:
         try:
             body = {"lora_name": name, "lora_path": folder}

@@ -96,6 +96,19 @@ class Vllm:
                 f"the engine could not load the weights in {folder} ({error}); does it see this folder, and was it "
                 "started with --worker-extension-cls opdkit_worker.Worker?"
             ) from None
+        self._loaded(said, version)
+
+    def gpu(self) -> str:
+        said = self._dev("/collective_rpc", {"method": "opdkit_device"})
+        names = said.get("results") if isinstance(said, dict) else None
+        return str(names[0]) if isinstance(names, list) and len(names) == 1 else ""
+
+    def load_shared(self, layout: str, version: str) -> None:
+        self._loaded(
+            self._dev("/collective_rpc", {"method": "opdkit_load_shared", "args": [layout]}, UPDATE_S), version
+        )
+
+    def _loaded(self, said: Any, version: str) -> None:
         if not isinstance(said, dict) or not said.get("results"):
             raise UserError(f"{self.client.url} did not say that it has loaded the new weights")
         self.forget(version)

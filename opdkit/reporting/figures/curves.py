@@ -75,10 +75,19 @@ def panel(title: str, curve: Curve) -> Html:
     return overlay(title, [curve], _first_and_last([point for point in _binned(curve)[0] if point]))
 
 
-def overlay(title: str, curves: Sequence[Curve], said: str = "", *, along: str = "step", smooth: bool = True) -> Html:
+def overlay(
+    title: str,
+    curves: Sequence[Curve],
+    said: str = "",
+    *,
+    names: Sequence[str] = (),
+    along: str = "step",
+    smooth: bool = True,
+) -> Html:
     """One figure of several curves, in the colours of `series`; those without a known point are not drawn.
 
-    said: beside the title. along: what is counted across. smooth: long curves get a running mean.
+    said: beside the title. names: of the curves, for the values that are shown where somebody points, or moves with the
+    arrow keys. along: what is counted across. smooth: long curves get a running mean.
     """
     drawn = [_Drawn(index, *_binned(curve)) for index, curve in enumerate(curves) if any(curve)]
     known = [point for each in drawn for point in each.curve if point]
@@ -93,15 +102,40 @@ def overlay(title: str, curves: Sequence[Curve], said: str = "", *, along: str =
     for each in drawn:
         mean = _running_mean(each.curve) if smooth else []
         raw = _lines(each.curve, place, "raw" if mean else "mean")
-        lines.append(tag("g", *raw, *(_lines(mean, place, "mean") if mean else ()), class_=series(each.index)))
-        marks.append(tag("g", *_marks(each.curve, place, along), class_=series(each.index)))
+        shapes = [*_bands(each.curve, place), *raw, *_lines(mean, place, "mean")]
+        lines.append(tag("g", *shapes, class_=series(each.index), **_values(each, names)))
+        marks.append(tag("g", *_marks(each.curve, place), class_=series(each.index)))
     note = next((each.note for each in drawn if each.note), None)
+    drawing = _drawing(grid, lines, marks, place, along)
+    reader: dict[str, str | float | None] = {
+        "role": "slider",
+        "tabindex": 0,
+        "aria_label": f"{title}, by {along}",
+        "aria_valuemin": place.first,
+        "aria_valuemax": place.last,
+        "aria_valuenow": place.last,
+        "aria_valuetext": said or None,
+        "data_along": along,
+    }
     return tag(
         "figure",
         tag("figcaption", title, tag("span", said) if said else None),
-        tag("div", _tick_labels(axis, place), _drawing(grid, lines, marks, place, along), class_="curve"),
+        tag("div", _tick_labels(axis, place), drawing, class_="curve", **reader),
         tag("p", note, class_="quiet small") if note else None,
     )
+
+
+def _values(drawn: _Drawn, names: Sequence[str]) -> dict[str, str | None]:
+    """What the page's script reads out: known steps, and the value of each with its interval."""
+    known = [point for point in drawn.curve if point]
+    texts = [
+        compact(p.value)
+        if p.low is None or p.high is None
+        else f"{compact(p.value)} [{compact(p.low)}, {compact(p.high)}]"
+        for p in known
+    ]
+    return {"data_x": " ".join(f"{p.step:.10g}" for p in known), "data_y": ";".join(texts),
+            "data_n": names[drawn.index] if names else None}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +189,26 @@ def _lines(curve: Curve, place: _Place, class_: str) -> list[Html]:
     ]
 
 
-def _marks(curve: Curve, place: _Place, along: str) -> list[Html]:
+def _bands(curve: Curve, place: _Place) -> list[Html]:
+    """The intervals of each stretch of points that have one."""
+    with_interval = [p if p and p.low is not None and p.high is not None else None for p in curve]
+    bands = []
+    for stretch in _stretches(with_interval):
+        upper = [f"{place.x(p.step):.0f},{place.y(p.high or 0.0):.1f}" for p in stretch]
+        lower = [f"{place.x(p.step):.0f},{place.y(p.low or 0.0):.1f}" for p in reversed(stretch)]
+        bands.append(tag("polygon", class_="band", points=" ".join(upper + lower)))
+    return bands if len(with_interval) > 1 else []
+
+
+def _marks(curve: Curve, place: _Place) -> list[Html]:
     """Points that stand alone, and points that have an interval."""
     alone = [stretch[0] for stretch in _stretches(curve) if len(stretch) == 1]
     marks: list[Html] = []
     for p in [point for point in curve if point and (point in alone or point.low is not None)]:
         x = f"{place.x(p.step) / 10:.2f}%"
-        if p.low is not None and p.high is not None:
+        if p in alone and p.low is not None and p.high is not None:
             marks.append(tag("line", class_="whisker", x1=x, x2=x, y1=place.y(p.low), y2=place.y(p.high)))
-        marks.append(tag("circle", tag("title", f"{along} {compact(p.step)}: {compact(p.value)}"), class_="point", cx=x,
-                         cy=place.y(p.value), r=3))  # fmt: skip
+        marks.append(tag("circle", class_="point", cx=x, cy=place.y(p.value), r=3))
     return marks
 
 

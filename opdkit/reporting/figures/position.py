@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from opdkit.errors import UserError
 from opdkit.reporting.figures.curves import Curve, Point, overlay
-from opdkit.reporting.figures.heatmap import loss_parts
 from opdkit.reporting.figures.series import legend
+from opdkit.reporting.figures.tokens import loss_parts
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.run import RunContents, row_files
 from opdkit.run.rows import load_rows
@@ -36,16 +36,16 @@ def position_panels(run: RunContents) -> Html | None:
         except UserError as error:
             words += f" {error}."
     width = max((len(row.rollout.answer_ids) for rows in steps.values() for row in rows), default=0)
-    figures = []
+    figures, names = [], [f"step {step}" for step in reversed(steps)]
     for title, values in QUANTITIES.items():
         curves = [_curve(rows, values, width) for rows in reversed(steps.values())]
         if any(any(curve) for curve in curves):
-            figures.append(overlay(title, curves, along="token", smooth=False))
+            figures.append(overlay(title, curves, names=names, along="token", smooth=False))
     if not figures:
         return None
     return join(
         tag("h3", "Along the answer"),
-        legend([f"step {step}" for step in reversed(steps)], words),
+        legend(names, words),
         tag("div", *figures, class_="panels"),
     )
 

@@ -15,6 +15,10 @@ def series(index: int) -> str:
 
 
 def legend(labels: Sequence[str], words: str = "") -> Html:
-    """A line of `words`, then each curve's colour and name."""
-    names = [tag("span", tag("b", "—", class_=series(index)), f" {label}") for index, label in enumerate(labels)]
+    """A line of `words`, then each curve's line, as it is drawn, and its name."""
+    names = [tag("span", _sample(series(index)), label) for index, label in enumerate(labels)]
     return tag("p", f"{words} " if words else None, *names, class_="legend quiet small")
+
+
+def _sample(class_: str) -> Html:
+    return tag("svg", tag("line", x1=0, x2=22, y1=2, y2=2), width=22, height=4, class_=class_, aria_hidden="true")

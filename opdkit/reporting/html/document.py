@@ -1,7 +1,7 @@
-"""The shell of a page: one self-contained file, no script, no network.
+"""The shell of a page: one self-contained file, no network.
 
-The Content-Security-Policy allows one style sheet, by its digest, and nothing else: even text that escaped `markup.py`
-could neither run nor load nor restyle anything.
+The Content-Security-Policy allows one style sheet and one script, by their digests, and nothing else: even text that
+escaped `markup.py` could neither run nor load nor restyle anything.
 """
 
 from __future__ import annotations
@@ -9,35 +9,77 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from opdkit.data.files.write import file_to_write
 from opdkit.errors import UserError
+from opdkit.reporting.html import script, style
+from opdkit.reporting.html.answer_style import ANSWERS
 from opdkit.reporting.html.markup import Html, join, tag
-from opdkit.reporting.html.style import COLOURS, FIGURE, PAGE
 from opdkit.run.folder import atomic_write
 
 _TITLE = " · opdkit"
 _OURS = f"{_TITLE}</title>".encode()
+STYLE = style.COLOURS + style.FIGURE + style.PAGE + ANSWERS + style.PAPER
 
 
-def document(title: str, sections: Sequence[Html | None]) -> str:
-    style = COLOURS + FIGURE + PAGE
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a page that stands in its contents."""
+
+    title: str
+    body: Html
+    count: int | None = None  # of what is in it, said in the contents
+
+    @property
+    def anchor(self) -> str:
+        return "".join(char if char.isalnum() else "-" for char in self.title.lower())
+
+
+def part(title: str, *children: str | None, count: int | None = None) -> Part:
+    return Part(title, join(*children), count)
+
+
+def document(title: str, header: Html, parts: Sequence[Part | None], footer: Html | None = None) -> str:
+    """The whole page: the header, the contents, the parts in order."""
+    there = [each for each in parts if each is not None]
+    sections = [tag("section", tag("h2", each.title), each.body, id=each.anchor) for each in there]
+    return shell(title, tag("main", header, _contents(there), *sections, footer), script.PAGE)
+
+
+def shell(title: str, main: Html, code: str, *, connect: str = "") -> str:
+    """connect: a source of the policy's `connect-src`, for pages that a server of ours gives."""
+    allowed = f"style-src {_digest(STYLE)}; script-src {_digest(code)}"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag(
-            "meta",
-            http_equiv="Content-Security-Policy",
-            content=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+            "meta", http_equiv="Content-Security-Policy", content=policy + (f"; connect-src {connect}" * bool(connect))
         ),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", f"{title}{_TITLE}"),
-        tag("style", Html(style)),
+        tag("style", Html(STYLE)),
     )
-    return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", *sections)), lang="en") + "\n"
+    body = tag("body", main, tag("script", Html(code)))
+    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _contents(parts: Sequence[Part]) -> Html | None:
+    if len(parts) < 2:
+        return None
+    counts = [None if each.count is None else f" ({each.count:,})" for each in parts]
+    links = [
+        tag("li", tag("a", each.title, count, href=f"#{each.anchor}"))
+        for each, count in zip(parts, counts, strict=True)
+    ]
+    return tag("nav", tag("ol", *links), aria_label="Contents")
 
 
 def write_page(path: Path, text: str) -> None:
@@ -58,12 +100,17 @@ def facts(known: Mapping[str, str]) -> Html:
     return tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in known.items()), class_="facts")
 
 
+def notes(sentences: Sequence[str]) -> Html:
+    """What a reader must know before believing the numbers."""
+    return tag("ul", *(tag("li", sentence) for sentence in sentences), class_="notes")
+
+
 def small(text: str) -> Html:
     return tag("p", text, class_="quiet small")
 
 
 def table(head: Sequence[str | None], rows: Sequence[Sequence[str]]) -> Html:
-    """Scrolls sideways where it does not fit."""
-    titles = tag("thead", tag("tr", *(tag("th", title) for title in head)))
+    """Scrolls sideways where it does not fit, by finger and by the arrow keys; its edges show that there is more."""
+    titles = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in head)))
     cells = [tag("tr", *(tag("td", cell) for cell in row)) for row in rows]
     return tag("div", tag("table", titles, tag("tbody", *cells)), class_="scroll")

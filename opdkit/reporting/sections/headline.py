@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
+from opdkit.reporting.figures.series import series
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, score, ticks
 from opdkit.reporting.html.style import FIGURE, STANDALONE
@@ -28,8 +29,11 @@ WIDTH, EDGE, NUMBERS, LABEL_LENGTH = (
 CAP = 6  # half the height of a whisker's ends, so that an interval narrower than its dot is still seen
 
 
-def headline(entries: Sequence[Entry]) -> Html:
-    """The figure inside the page: labels and numbers are HTML and wrap, the marks are SVG."""
+def headline(entries: Sequence[Entry], runs: Sequence[str] = ()) -> Html:
+    """The figure inside the page: labels and numbers are HTML and wrap, the marks are SVG.
+
+    runs: labels of entries that have a colour of `series`, as their curves.
+    """
     axis = axis_ticks(entries)
     bars = [
         tag(
@@ -37,7 +41,7 @@ def headline(entries: Sequence[Entry]) -> Html:
             tag("span", entry.label, class_="label"),
             tag("span", tag("b", score(avg.value)), tag("span", _range(avg), class_="quiet"), class_="value"),
             tag("div", track(entry, axis), class_="track"),
-            class_=f"bar {entry.kind}",
+            class_=f"bar {entry.kind}" + (f" {series(runs.index(entry.label))}" if entry.label in runs else ""),
         )
         for entry, avg in ((entry, entry.measured.avg) for entry in entries)
     ]

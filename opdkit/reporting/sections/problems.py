@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opdkit.reporting.html.document import small, table
+from opdkit.reporting.html.document import Part, part, small, table
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import compact, score
 from opdkit.reporting.run import RunContents, row_files
@@ -39,7 +39,7 @@ class Seen:
         return sum(newest) / len(newest)
 
 
-def problems(run: RunContents) -> Html | None:
+def problems(run: RunContents) -> Part | None:
     """Two tables. None where fewer than two problems have two graded answers: there would be no best and no worst."""
     files = dict(sorted(row_files(run.folder).items())[-MAX_FILES:])
     found, unreadable = outcomes(files)
@@ -56,7 +56,7 @@ def problems(run: RunContents) -> Html | None:
         told += f" {len(unreadable)} files could not be read ({unreadable[0].name} is the first)."
     questions = _questions({each.problem_id: files[each.steps[-1]] for each in (*best, *worst)})
     tables = [_table("Best", best, questions), _table("Worst", worst, questions)]
-    return tag("section", tag("h2", "Problems"), small(told), tag("div", *tables, class_="columns"))
+    return part("Problems", small(told), tag("div", *tables, class_="columns"))
 
 
 def outcomes(files: Mapping[int, Path]) -> tuple[list[Seen], list[Path]]:

@@ -9,7 +9,7 @@ from typing import Any
 from opdkit.reporting.figures.curves import Curve, Point, evaluation_panel, main_panels, number, other_panels, overlay
 from opdkit.reporting.figures.position import position_panels
 from opdkit.reporting.figures.series import legend
-from opdkit.reporting.html.document import small
+from opdkit.reporting.html.document import Part, part, small
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.run import RunContents
 
@@ -27,7 +27,7 @@ BY_BUCKET: Mapping[str, str] = {
 }
 
 
-def training(run: RunContents) -> Html | None:
+def training(run: RunContents) -> Part | None:
     evaluated = [evaluation_panel(f"Held-out: {dataset}", history) for dataset, history in run.history.items()]
     shown = [figure for figure in evaluated if figure] + main_panels(run.metrics)
     others = other_panels(run.metrics)
@@ -37,9 +37,8 @@ def training(run: RunContents) -> Html | None:
     if others:
         more = tag("details", tag("summary", "All other metrics"), tag("div", *others, class_="panels"))
     thick = " Thin: every step. Thick: running mean." if len(run.metrics) > 1 else ""
-    return tag(
-        "section",
-        tag("h2", "Training"),
+    return part(
+        "Training",
         small(WORDS + thick),
         tag("div", *shown, class_="panels"),
         _bucket_panels(run.metrics),
@@ -52,17 +51,17 @@ def _bucket_panels(metrics: Sequence[Mapping[str, Any]]) -> Html | None:
     """The metrics that are measured by position in the answer, first and last time. None for a single bucket."""
     measured = [line for line in metrics if any(_BUCKET.fullmatch(name) for name in line)]
     steps = [measured[0], measured[-1]][-len(measured) :] if measured else []
-    figures = []
+    figures, names = [], [f"step {line['step']}" for line in reversed(steps)]
     for name, title in BY_BUCKET.items():
         curves = [_by_bucket(line, name) for line in reversed(steps)]
         if any(len(curve) > 1 and any(curve) for curve in curves):
-            figures.append(overlay(title, curves, along="token", smooth=False))
+            figures.append(overlay(title, curves, names=names, along="token", smooth=False))
     if not figures:
         return None
     words = "Whole distributions of student and teacher, compared at the tokens of some answers."
     return join(
         tag("h3", "Student and teacher, by position in the answer"),
-        legend([f"step {line['step']}" for line in reversed(steps)], words),
+        legend(names, words),
         tag("div", *figures, class_="panels"),
     )
 

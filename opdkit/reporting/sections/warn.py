@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from opdkit.metric_lines import SENTINELS, found
+from opdkit.recipe.sentinels import SENTINELS as NAMES
 from opdkit.reporting.figures.curves import number
 from opdkit.reporting.html.numbers import share
 from opdkit.reporting.run import RunContents
-from opdkit.run.alarms import GAP_LIMITS, wide_gap
+from opdkit.run.sentinels import GAP_LIMITS, wide_gap
 
 WRONG, LOST, NOTE = 3.0, 2.0, 1.0  # weights: numbers may be wrong; something is missing from them; good to know
 
@@ -57,6 +59,7 @@ _SAID: Mapping[str, str] = {
     "train/num_steps_without_gradient": r"the step taught nothing and changed nothing",
     "rollout/sampler_gap_bias": r"the sampler's log-probs are not the trainer's",
     "context/share_of_groups_with_success": r"no group has a success",
+    **{f"{SENTINELS}{name}": rf"\(sentinels\.{name}\)" for name in NAMES},
 }
 # Evaluations: every count stands in the table of results; a sentence from this share of the answers on.
 _NOTABLE = {"num_truncated": 0.02, "num_no_answer": 0.1, "num_ungraded": 0.0}
@@ -70,13 +73,39 @@ _EVALUATED: Mapping[str, str] = {
 def warnings(run: RunContents, unread: Iterable[str] = ()) -> list[str]:
     """One sentence for each fault that occurred; empty when nothing did. unread: what of the files could not be."""
     files = [Warned(LOST + 0.99, sentence) for sentence in unread]
-    counted = [*_training(run), *_evaluation(run)]
+    counted = [*_ended(run), *_sentinels(run), *_training(run), *_evaluation(run)]
     told = (run.summary or {}).get("warnings", ())
     said = [_said(str(sentence)) for sentence in (told if isinstance(told, list) else ())]
     alone = [each for each in said if not any(each.about and each.about == other.about for other in counted)]
     merged = [_with_reason(each, said) for each in counted]
     ordered = sorted([*files, *alone, *merged], key=lambda each: -each.weight)
     return list(dict.fromkeys(each.sentence for each in ordered))
+
+
+def _ended(run: RunContents) -> Iterator[Warned]:
+    ended = (run.summary or {}).get("ended")
+    if isinstance(ended, Mapping):
+        planned = run.setting("train", "steps")
+        yield Warned(NOTE, f"The run ended after step {ended.get('step')} of {planned}: {ended.get('why')}.")
+
+
+def _sentinels(run: RunContents) -> Iterator[Warned]:
+    """Every time that the run went back, and how often each found something in the steps that count."""
+    for back in run.went_back:
+        why = ", ".join(f"sentinels.{name}" for name in back.found_by)
+        sentence = (
+            f"The run went back from step {back.from_step} to step {back.to_step} ({why}; attempt {back.attempt}): the "
+            "curves show the steps that were taken last, metrics.jsonl has them all."
+        )
+        yield Warned(LOST, sentence)
+    steps: dict[str, list[Any]] = {}
+    for line in run.metrics:
+        for name in found(line):
+            steps.setdefault(name, []).append(line["step"])
+    for name, own in steps.items():
+        if name != "sampler_gap":  # said below, also of runs that were made before there were sentinels
+            sentence = f"sentinels.{name} found something in {len(own):,} steps, first in step {own[0]}."
+            yield Warned(WRONG, sentence, f"{SENTINELS}{name}")
 
 
 def _said(sentence: str) -> Warned:
@@ -102,7 +131,7 @@ def _training(run: RunContents) -> Iterator[Warned]:
         if count := _total(run, name):
             yield Warned(weight, f"{what}: {count:,.0f}.", name)
     dtype = run.setting("model", "dtype")
-    if dtype in GAP_LIMITS and (wide := sum(any(wide_gap(_gap(line), dtype)) for line in run.metrics)):
+    if dtype in GAP_LIMITS and (wide := sum(wide_gap(_gap(line), dtype) is not None for line in run.metrics)):
         sentence = f"Steps in which sampler and trainer disagreed on log-probs by more than rounding: {wide:,}."
         yield Warned(WRONG + 0.5, sentence, "rollout/sampler_gap_bias")
     about = "context/share_of_groups_with_success"

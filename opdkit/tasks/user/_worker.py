@@ -46,7 +46,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 def serve(descriptor: int) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")  # when memory runs out, this process goes before the trainer
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     channel, own_pid, served = socket.socket(fileno=descriptor), os.getpid(), _Served()
     while True:
         try:
@@ -80,17 +80,7 @@ class _Served:
 
     def _import(self, reference: str, path: str | None, content: str | None) -> dict[str, Any]:
         """content: of the file, in base64. It is what runs, whatever the file holds by now."""
-        module_name, _, name = reference.partition(":")
-        if path is not None and content is not None:
-            module, shown = _from_file(Path(path), base64.b64decode(content)), module_name
-        else:
-            module, name = _from_module(module_name, name)
-            shown = module.__name__
-        chosen = name or next((default for default in DEFAULT_NAMES if hasattr(module, default)), "")
-        found: Any = getattr(module, chosen, None) if chosen else None
-        if found is None:
-            has = ", ".join(_public(module)) or "nothing"
-            raise UserError(f"{shown} has no {name or ' or '.join(DEFAULT_NAMES)}; it defines {has}")
+        module, chosen, found = import_named(reference, path, content, _default_name, " or ".join(DEFAULT_NAMES))
         if inspect.isclass(found):
             if not callable(getattr(found, "grade", None)):
                 raise UserError(f"the class {chosen} has no method grade(self, items)")
@@ -109,7 +99,7 @@ class _Served:
             "needs_gold": bool(getattr(found, "needs_gold", False)),
             "takes_batches": inspect.isclass(found) or rewards,
             "time_limit_s": float(limit),
-            "files": _files(module, None if path is None else Path(path)),
+            "files": files_of(module, None if path is None else Path(path)),
         }
 
     def _make(self, options: Any) -> dict[str, Any]:
@@ -127,7 +117,7 @@ class _Served:
         grades = list(task.grade([(known[place], text) for place, text in items]))
         if len(grades) != len(items):
             raise ValueError(f"{len(grades)} grades for {len(items)} answers")
-        return {"grades": [_grade_as_json(checked(grade)) for grade in grades], "stats": numbers_of(self.task)}
+        return {"grades": [grade_as_json(checked(grade)) for grade in grades], "stats": numbers_of(self.task)}
 
     def _describe(self) -> dict[str, Any]:
         return {"said": json.loads(json.dumps(self.task.describe(), default=str))}
@@ -159,7 +149,8 @@ def _as_grade(said: Any, text: str) -> Grade:
     return Grade(score=score, verdict="correct" if score >= 1 else "wrong", parsed=text.strip())
 
 
-def _grade_as_json(grade: Grade) -> dict[str, Any]:
+def grade_as_json(grade: Grade) -> dict[str, Any]:
+    """As `grade_from_json` reads it."""
     return {
         "score": None if grade.score is None else float(grade.score),
         "verdict": grade.verdict,
@@ -170,7 +161,31 @@ def _grade_as_json(grade: Grade) -> dict[str, Any]:
     }
 
 
-def _from_file(path: Path, content: bytes) -> ModuleType:
+def import_named(
+    reference: str, path: str | None, content: str | None, default: Callable[[ModuleType], str], wanted: str
+) -> tuple[ModuleType, str, Any]:
+    """The module, a name in it and what has that name. default: the name where the reference has none ("": nothing
+    fits); wanted: what it is then called in the sentence of the UserError. content: of the file, in base64."""
+    module_name, _, name = reference.partition(":")
+    if path is not None and content is not None:
+        module, shown = from_file(Path(path), base64.b64decode(content)), module_name
+    else:
+        module, name = from_module(module_name, name)
+        shown = module.__name__
+    chosen = name or default(module)
+    found: Any = getattr(module, chosen, None) if chosen else None
+    if found is None:
+        has = ", ".join(public_names(module)) or "nothing"
+        raise UserError(f"{shown} has no {name or wanted}; it defines {has}")
+    return module, chosen, found
+
+
+def _default_name(module: ModuleType) -> str:
+    return next((name for name in DEFAULT_NAMES if hasattr(module, name)), "")
+
+
+def from_file(path: Path, content: bytes) -> ModuleType:
+    """The module that the content is, as of this path. Raises UserError where it cannot be imported."""
     spec = importlib.util.spec_from_file_location(f"opdkit_user_task_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -183,7 +198,7 @@ def _from_file(path: Path, content: bytes) -> ModuleType:
     return module
 
 
-def _from_module(module_name: str, name: str) -> tuple[ModuleType, str]:
+def from_module(module_name: str, name: str) -> tuple[ModuleType, str]:
     """The module and the name in it; "package.thing" is a module, or the name of something in a package."""
     _also_look_in(Path.cwd())
     try:
@@ -194,7 +209,7 @@ def _from_module(module_name: str, name: str) -> tuple[ModuleType, str]:
             raise UserError(f"{module_name} cannot be imported: {place_and_fault(error)}") from error
         if name or not parent or error.name != module_name:
             raise UserError(f"there is no module {error.name} (looked up in {Path.cwd()} as well)") from None
-        return _from_module(parent, "grade")[0], last
+        return from_module(parent, "grade")[0], last
     except _FAILURES as error:
         raise UserError(f"{module_name} cannot be imported: {place_and_fault(error)}") from error
 
@@ -205,7 +220,7 @@ def _also_look_in(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _files(module: ModuleType, path: Path | None) -> dict[str, list[str]]:
+def files_of(module: ModuleType, path: Path | None) -> dict[str, list[str]]:
     """{"": of the task, " imports NAME": of what it imports from its own folder or package}: path, and sha256."""
     own = Path(getattr(module, "__file__", None) or "") if path is None else path
     package = module.__name__.partition(".")[0] if path is None else ""
@@ -230,12 +245,12 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _public(module: ModuleType) -> list[str]:
+def public_names(module: ModuleType) -> list[str]:
     names = [name for name in vars(module) if not name.startswith("_")]
     return [name for name in names if getattr(vars(module)[name], "__module__", "") == module.__name__][:8]
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """The trainer may be killed in the middle of a grade; nothing outlives it."""
     while os.getppid() == parent:
         time.sleep(_ORPHAN_CHECK_S)

@@ -1,4 +1,5 @@
-"""The trainer's end of a user's task: one process of `_user_worker.py`, asked over a channel, always with a limit."""
+"""The trainer's end of a process that runs a user's code (a task, an environment), asked over a channel, always with a
+limit."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _LOOK_S = 0.2  # a process that has ended may have left the channel open in one 
 _MAX_REPLY_BYTES = 1 << 28
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from opdkit.tasks.user._worker import serve; serve(int(sys.argv[2]))"
+    "import importlib; importlib.import_module(sys.argv[3]).serve(int(sys.argv[2]))"
 )
 
 
@@ -40,14 +41,14 @@ class TooLong(Lost):
 
 
 class UserProcess:
-    """One process of `_user_worker.py` and the channel to it."""
+    """One process and the channel to it. module: whose `serve(descriptor)` runs there."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "opdkit.tasks.user._worker") -> None:
         ours, theirs = socket.socketpair()
         paths = json.dumps([os.path.abspath(path) for path in sys.path])  # "" is the folder we are in
         # No preexec_fn: that would run Python between fork and exec, in a copy of a multi-threaded trainer.
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-P", "-c", _BOOT, paths, str(theirs.fileno())],
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-P", "-c", _BOOT, paths, str(theirs.fileno()), module],
             stdin=subprocess.DEVNULL,
             stdout=2,  # the trainer's own standard output may be read by a program
             pass_fds=(theirs.fileno(),),
@@ -55,8 +56,8 @@ class UserProcess:
         )
         theirs.close()
         ours.setblocking(False)
-        self._channel, self._owner_pid, self._num_asked = ours, os.getpid(), 0
-        self.end = weakref.finalize(self, _end, self._process, ours, self._owner_pid)
+        self.channel, self._owner_pid, self._num_asked = ours, os.getpid(), 0
+        self.end = weakref.finalize(self, _end, self.process, ours, self._owner_pid)
 
     @property
     def is_ours(self) -> bool:
@@ -73,8 +74,8 @@ class UserProcess:
         except (TypeError, ValueError) as error:
             raise Failed(f"the problem cannot be handed to its process: {error}") from None
         try:
-            self._channel.settimeout(limit_s)
-            send_frame(self._channel, payload)
+            self.channel.settimeout(limit_s)
+            send_frame(self.channel, payload)
             reply = json.loads(self._frame(until_s))
             fault, said = reply.get("fault"), str(reply.get("said"))
             if reply.get("number") != self._num_asked:
@@ -83,7 +84,7 @@ class UserProcess:
             self.end()
             raise TooLong(f"there was no answer within {limit_s:g} s, so its process was ended") from None
         except (EOFError, OSError):
-            raise Lost(self._how_it_ended()) from None
+            raise Lost(self.how_it_ended()) from None
         except (ValueError, AttributeError, RecursionError):
             self.end()
             raise Lost("its process sent something else than an answer, and was ended") from None
@@ -100,19 +101,20 @@ class UserProcess:
             if len(received) > _MAX_REPLY_BYTES:
                 raise ValueError("an endless reply")
             poll = select.poll()
-            poll.register(self._channel, select.POLLIN)
+            poll.register(self.channel, select.POLLIN)
             if poll.poll(min(left_s, _LOOK_S) * 1000):
-                data = self._channel.recv(1 << 20)
+                data = self.channel.recv(1 << 20)
                 if not data:
                     raise EOFError
                 received += data
-            elif self._process.poll() is not None:
+            elif self.process.poll() is not None:
                 raise EOFError
         return frame
 
-    def _how_it_ended(self) -> str:
+    def how_it_ended(self) -> str:
+        """Of a process that is gone, or is now ended: one line."""
         self.end()
-        code = self._process.returncode
+        code = self.process.returncode
         if code >= 0:
             return f"its process ended with status {code}, as by os._exit"
         name = signal.Signals(-code).name

@@ -88,7 +88,7 @@ def load_user_task(reference: str, known: Sequence[str]) -> UserTask:
     if path is not None and not path.is_file():
         raise ValueError(f"there is no file {path} (looked up from {Path.cwd()})")
     found = _known.get((reference, Path.cwd()))
-    if found is None or any(_sha256(Path(file)) != digest for file, digest in found.files.values()):
+    if found is None or any(file_digest(Path(file)) != digest for file, digest in found.files.values()):
         path = None if path is None else path.resolve()
         found = _describe(reference, path, None if path is None else path.read_bytes())
         _known[reference, Path.cwd()] = found
@@ -98,7 +98,7 @@ def load_user_task(reference: str, known: Sequence[str]) -> UserTask:
 def _describe(reference: str, path: Path | None, content: bytes | None) -> UserTask:
     process = UserProcess()
     try:
-        said = process.ask(_import_request(reference, path, content), START_LIMIT_S)
+        said = process.ask(import_request(reference, path, content), START_LIMIT_S)
         return UserTask(
             reference=reference,
             path=path,
@@ -202,13 +202,13 @@ class WorkerTask:
         places = {key: place for place, key in enumerate(problems)}
         request = {
             "do": "grade",
-            "problems": [_problem_as_json(problem) for problem in problems.values()],
+            "problems": [problem_as_json(problem) for problem in problems.values()],
             "items": [(places[id(problem)], text) for problem, text in items],
             "main": main,
         }
         reply = self._ask(request, self._user_task.time_limit_s * min(len(items), _MAX_BATCH_TIMES))
         try:
-            grades = [_grade_from_json(said) for said in reply["grades"]]
+            grades = [grade_from_json(said) for said in reply["grades"]]
             self._stats = {str(name): float(number) for name, number in reply["stats"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._forget()
@@ -245,7 +245,7 @@ class WorkerTask:
             return self._process
         task, process = self._user_task, UserProcess()
         try:
-            said = process.ask(_import_request(task.reference, task.path, task.content), START_LIMIT_S)
+            said = process.ask(import_request(task.reference, task.path, task.content), START_LIMIT_S)
             for part, (file, digest) in task.files.items():
                 if said["files"].get(part) != [file, digest] and not (part == "" and task.content is not None):
                     raise UserError(
@@ -283,12 +283,14 @@ class _Main:
         self._task.close()
 
 
-def _import_request(reference: str, path: Path | None, content: bytes | None) -> dict[str, Any]:
+def import_request(reference: str, path: Path | None, content: bytes | None) -> dict[str, Any]:
+    """What tells the other side which code to import: of a file, the bytes that were read first."""
     encoded = None if content is None else base64.b64encode(content).decode()
     return {"do": "import", "reference": reference, "path": None if path is None else str(path), "content": encoded}
 
 
-def _grade_from_json(said: Mapping[str, Any]) -> Grade:
+def grade_from_json(said: Mapping[str, Any]) -> Grade:
+    """A grade as another process sent it. Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
     accuracy, numbers = said["said_accuracy"], said["said_numbers"]
     return checked(
         WorkerGrade(
@@ -302,7 +304,8 @@ def _grade_from_json(said: Mapping[str, Any]) -> Grade:
     )
 
 
-def _problem_as_json(problem: Problem) -> dict[str, Any]:
+def problem_as_json(problem: Problem) -> dict[str, Any]:
+    """`Problem(**said)` with a tuple of messages is the problem again."""
     return {
         "id": problem.id,
         "task": problem.task,
@@ -315,7 +318,8 @@ def _problem_as_json(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _sha256(file: Path) -> str | None:
+def file_digest(file: Path) -> str | None:
+    """None: it cannot be read."""
     with contextlib.suppress(OSError):
         return hashlib.sha256(file.read_bytes()).hexdigest()
     return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opdkit import losses
+from opdkit.measure.repetition import ends_in_a_loop
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
@@ -29,6 +30,7 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
         Metric("rollout/tokens", float(sum(lengths)), "sum"),
         Metric("rollout/num_rows", float(len(rollouts)), "sum"),
         Metric("rollout/num_truncated", float(sum(r.finish == "length" for r in rollouts)), "sum"),
+        Metric("rollout/num_looping", float(sum(ends_in_a_loop(r.answer_ids) for r in rollouts)), "sum"),
         # A data set's own solution is not an answer that anybody was asked to grade.
         Metric(
             "rollout/num_ungraded",

@@ -74,14 +74,16 @@ class Diagnosis:
     @torch.no_grad()
     def compare(self, rows: Sequence[Example]) -> None:
         """Those of the chosen that are among `rows`, which the student is about to learn from."""
-        chosen = self.chosen
+        chosen, state = self.chosen, self._state
         some = [row for row in rows if row.rollout.key in chosen]
-        if not some or self._section is None:
+        in_parts = state.student.shards is not None  # then a pass is made by all ranks, or by none
+        if self._section is None or not (some or (in_parts and self._due)):
             return
-        started, state = time.monotonic(), self._state
+        started = time.monotonic()
         weights = state.optimizer.compute_weights()
         head = state.student.head(weights)
-        if unread := [row for row in some if row.rollout.key not in self._states]:
+        unread = [row for row in some if row.rollout.key not in self._states]
+        if unread or in_parts:
             engine = HFEngine(state.student, weights=weights)
             for row, hidden_TH in zip(unread, student_side(engine.score, head).hidden(unread), strict=True):
                 self._states[row.rollout.key] = hidden_TH

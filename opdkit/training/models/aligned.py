@@ -52,6 +52,9 @@ class StudentsWords:
     def answer_text(self, answer_ids: Sequence[int]) -> str:
         return self.student.answer_text(answer_ids)
 
+    def torn(self, text: str) -> str:
+        return self.teacher.torn(text)
+
 
 class AlignedTeacher(ModelTeacher):
     """Another model with `tokens = "align"`. It samples in its own tokens, as any teacher does."""

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opdkit.errors import UserError
-from opdkit.ranks.base import Ranks, dealt
+from opdkit.ranks.base import dealt
 from opdkit.ranks.group import Group
-from opdkit.recipe import Recipe, TrainSection
+from opdkit.recipe import TrainSection
 from opdkit.training.models.optimizer import Optimizer, StepResult, sum_of_squares
 
 
@@ -59,7 +58,7 @@ class GatheredOptimizer(Optimizer):
     def compute_weights(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """All weights as the computation reads them, gathered once after each movement; each is a leaf of the graph."""
         if self._gathered is None:
-            read = {name: self.as_read(weight.detach()) for name, weight in self.weights.items()}
+            read = {name: self.as_read(self.weights[name].detach()) for name in self._gathered_names}
             self._gathered = {name: whole.requires_grad_() for name, whole in self.whole(read).items()}
             for name, leaf in self._gathered.items():
                 if leaf.dtype != self.weights[name].dtype:
@@ -69,20 +68,25 @@ class GatheredOptimizer(Optimizer):
     def whole(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._whole(self.cuts[name], part) for name, part in kept.items()}
 
+    def stand_ins(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.whole(kept)
+
     def make_ready(self) -> None:
         self.compute_weights()
 
     def collect(self) -> bool:
-        leaves = self.compute_weights()
+        leaves, summed = self.compute_weights(), self._summed()
         grads = {name: self._sums.pop(name, leaf.grad) for name, leaf in leaves.items()}
-        reached = [name for name, grad in grads.items() if grad is not None]
-        told = self._group.gather((reached, any(bool(grads[name].any()) for name in reached)))
+        reached = {name: grad for name, grad in grads.items() if grad is not None}
+        told = self._group.gather((list(reached), any(bool(g.any()) for g in (*reached.values(), *summed.values()))))
         self._has_gradient = any(learns for _, learns in told)
         somewhere = {name for names, _ in told for name in names}  # what no pass reached has no gradient, not zeros
-        for name in self.weights if self._has_gradient else ():
+        for name in leaves if self._has_gradient else ():
             if name in somewhere:
                 self.weights[name].grad = self._part_of_sum(name, grads.pop(name))
             leaves[name].grad = None
+        for name, grad in summed.items() if self._has_gradient else ():
+            self.weights[name].grad = grad
         if not self._has_gradient:
             self.zero_grad()
         return self._has_gradient
@@ -111,6 +115,15 @@ class GatheredOptimizer(Optimizer):
         """Of a tensor in a checkpoint, whose key holds a parameter's name; None: all of them."""
         cut = next((self.cuts[name] for name in key.split("/") if name in self.cuts), None)
         return None if cut is None else cut.rows(self._group.rank)
+
+    @property
+    def _gathered_names(self) -> Collection[str]:
+        """Of the weights that are gathered once an update."""
+        return self.weights
+
+    def _summed(self) -> dict[str, Tensor]:
+        """Parts of gradients that the passes themselves have summed."""
+        return {}
 
     def _masters(self, trained: Mapping[str, nn.Parameter], hidden: Collection[str]) -> dict[str, nn.Parameter]:
         muon = [name for name in trained if self.section.optimizer == "muon" and name in hidden]
@@ -162,17 +175,6 @@ class GatheredOptimizer(Optimizer):
         device = next(iter(self.weights.values())).device
         own = float(sum_of_squares(grads)) if grads else 0.0
         return torch.tensor(math.sqrt(self._group.total([own], device)[0]), device=device)
-
-
-def make_optimizer(module: nn.Module, recipe: Recipe, ranks: Ranks) -> Optimizer:
-    """Of one process, or of several ranks."""
-    dtype = getattr(torch, recipe.model.dtype)
-    if isinstance(ranks, Group):
-        for key, value in (("optimizer", "adamw_8bit"), ("master_dtype", "bfloat16")):
-            if getattr(recipe.train, key) == value:
-                raise UserError(f'train.{key} = "{value}" is of one process, and this run has {ranks.size}; remove it')
-        return GatheredOptimizer(module, recipe.train, compute_dtype=dtype, group=ranks)
-    return Optimizer(module, recipe.train, compute_dtype=dtype, seed=recipe.seed)
 
 
 def _filled_up(part: Tensor, num_rows: int) -> Tensor:

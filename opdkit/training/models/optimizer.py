@@ -41,6 +41,7 @@ class Optimizer:
         self._seed = seed
         self._rounded = (-1, -1)  # (step, which update of it): the last time that weights were rounded at random
         self.section = section
+        self.lr_factor = 1.0  # of the whole schedule: less in a run that went back to a checkpoint
         self.compute_dtype = compute_dtype
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         assert trained, "nothing to train"
@@ -53,11 +54,16 @@ class Optimizer:
         hidden = {n for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings}
         self._is_adapter = all(".lora_" in name for name in trained)  # peft computes adapters in their own dtype
         self.weights = self._masters(trained, hidden)
-        self._parts = _optimizers(self.weights, hidden, section)
+        self._moved = self._movable(hidden)
+        self._parts = _optimizers(self._moved, hidden, section)
 
     def _masters(self, trained: Mapping[str, nn.Parameter], hidden: Collection[str]) -> dict[str, nn.Parameter]:
         """What is trained, of the module's parameters. hidden: the names of the matrices that Muon takes."""
         return dict(trained)
+
+    def _movable(self, hidden: Collection[str]) -> Mapping[str, nn.Parameter]:
+        """What torch's optimizers are given: `weights`, or what stands for some of them while they are moved."""
+        return self.weights
 
     def reserve(self) -> None:
         """Make what torch makes at the first step, so that a device without memory for it says so before anything else.
@@ -79,7 +85,11 @@ class Optimizer:
         return weight if self._is_adapter else weight.to(self.compute_dtype)
 
     def whole(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Tensors that are kept as `weights` are, as the module has them."""
+        """Tensors that are kept as `weights` are, of the module's own shapes."""
+        return kept
+
+    def stand_ins(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same as `LanguageModel.using` takes them."""
         return kept
 
     def make_ready(self) -> None:
@@ -97,10 +107,10 @@ class Optimizer:
         """Learning rate of the step after `step` steps: linear warm-up, then the schedule down to 0 at the last."""
         s = self.section
         if step < s.warmup_steps:
-            return s.lr * (step + 1) / (s.warmup_steps + 1)
+            return s.lr * (step + 1) / (s.warmup_steps + 1) * self.lr_factor
         done = (step - s.warmup_steps) / max(1, s.steps - s.warmup_steps)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[s.schedule]
-        return s.lr * factor
+        return s.lr * factor * self.lr_factor
 
     def step(self, step: int) -> StepResult:
         """Clip and apply the gathered gradients, then clear them. None at all, or one not finite, changes nothing."""
@@ -116,10 +126,13 @@ class Optimizer:
             if self.section.master_dtype == "bfloat16":
                 self._step_rounded(step)
             else:
-                for part in self._parts:
-                    part.step()
+                self._move()
         self.zero_grad()
         return StepResult(grad_norm, skipped)
+
+    def _move(self) -> None:
+        for part in self._parts:
+            part.step()
 
     def _step_rounded(self, step: int) -> None:
         """Every bfloat16 weight is float32 while it is moved, alone, and then rounded at random by who it is, and by
@@ -188,7 +201,7 @@ class Optimizer:
         return found
 
     def _owned(self) -> list[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
-        names = {id(p): n for n, p in self.weights.items()}
+        names = {id(p): n for n, p in self._moved.items()}
         return [(part, names[id(p)], p) for part in self._parts for group in part.param_groups for p in group["params"]]
 
 

@@ -19,6 +19,8 @@ from opdkit.engines.model import LanguageModel
 from opdkit.engines.tokens.stops import Stops, find_stops
 from opdkit.engines.tokens.vocabulary import common_ids, num_tokens
 from opdkit.errors import UserError
+from opdkit.ranks.base import ALONE, Ranks
+from opdkit.ranks.group import Group
 from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.sides import read_words
 
@@ -28,8 +30,9 @@ Readable = tuple[str, Renderer, int]  # a model's name, how it reads, and how ma
 class OtherModel:
     """The model that a section names. Call it to have it loaded."""
 
-    def __init__(self, recipe: Recipe, section: TeacherSection, student: LanguageModel) -> None:
+    def __init__(self, recipe: Recipe, section: TeacherSection, student: LanguageModel, ranks: Ranks = ALONE) -> None:
         assert section.path is not None
+        self._ranks = ranks
         self.path, self._section = section.path, section
         self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
         self.home = self._device = student.device
@@ -54,16 +57,7 @@ class OtherModel:
     def __call__(self) -> LanguageModel:
         """Raises UserError for one that cannot be loaded, or is not what its config says."""
         if self.loaded is None:
-            model = LanguageModel.load(
-                self.path,
-                dtype=self._dtype,
-                device=self._device,
-                trust_remote_code=self._section.trust_remote_code,
-                chat_template=self._section.chat_template,
-                attn_implementation=self._attention,
-                quantization=self._section.quantization,
-            )
-            model.module.requires_grad_(False)
+            model = self._load()
             model.passes = self._passes
             if self._limit is not None:
                 _limit(model, *self._limit)
@@ -71,10 +65,32 @@ class OtherModel:
             self.max_positions, self.warnings, self.was_loaded = model.max_positions, list(model.warnings), True
         return self.loaded
 
+    def _load(self) -> LanguageModel:
+        in_parts = self._section.placement == "sharded" and isinstance(self._ranks, Group)
+
+        def load() -> LanguageModel:
+            model = LanguageModel.load(
+                self.path,
+                dtype=self._dtype,
+                device="cpu" if in_parts else self._device,
+                trust_remote_code=self._section.trust_remote_code,
+                chat_template=self._section.chat_template,
+                attn_implementation=self._attention,
+                quantization=self._section.quantization,
+            )
+            model.module.requires_grad_(False)
+            return model
+
+        if isinstance(self._ranks, Group) and in_parts:
+            from opdkit.engines.load_in_parts import load_in_parts
+
+            return load_in_parts(load, self._ranks, device=self._device, reads=lambda model: None)
+        return load()
+
     @property
     def moves(self) -> bool:
         """Whether it is not always where it works."""
-        return self._section.placement != "resident"
+        return self._section.placement in ("cpu", "reload")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from opdkit.contexts.render import OPENED_THINKING, PLAIN, Renderer, read_chat_template, read_kwargs
 from opdkit.engines.load import load_words
@@ -26,6 +26,7 @@ from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import ModelSection
+from opdkit.training.episodes import check_stage
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it
@@ -70,13 +71,30 @@ class Side:
         return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
+class Doubt(NamedTuple):
+    """What is wrong or doubtful, and what it is about."""
+
+    topic: Literal["templates", "think tags", "stop tokens", "vocabulary"]
+    sentence: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
     """What a recipe's models are to each other."""
 
     student: Side
-    teacher: Side | None  # who reads the view "teacher"
-    warnings: tuple[str, ...]
+    teachers: Mapping[str, Side]  # by the view that they read
+    faults: tuple[Doubt, ...]  # what would ruin the run
+    doubts: tuple[Doubt, ...]
+
+    @property
+    def teacher(self) -> Side | None:
+        """Who reads the view "teacher"."""
+        return self.teachers.get("teacher")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(doubt.sentence for doubt in self.doubts)
 
 
 def student_reading(recipe: Recipe, now: datetime | None) -> dict[str, Any]:
@@ -103,9 +121,17 @@ def teacher_reading(recipe: Recipe, section: TeacherSection, bare: Renderer, now
 
 
 def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: datetime | None = None) -> Sides:
-    """Load both tokenizers and compare. student: its folder, where a run goes on from a checkpoint.
+    """As `compare_sides`. Raises UserError with a line for each thing that would ruin the run."""
+    sides = compare_sides(recipe, student=student, now=now)
+    if sides.faults:
+        raise UserError(*(fault.sentence for fault in sides.faults))
+    return sides
 
-    Raises UserError with a line for each thing that would ruin the run.
+
+def compare_sides(recipe: Recipe, *, student: str | Path | None = None, now: datetime | None = None) -> Sides:
+    """Load the tokenizers and compare. student: its folder, where a run goes on from a checkpoint.
+
+    Raises UserError for a model that cannot be read or rendered at all.
     """
     model = recipe.model
     ours = read_words(str(student or model.path), model.trust_remote_code, model.chat_template)
@@ -114,21 +140,30 @@ def read_sides(recipe: Recipe, *, student: str | Path | None = None, now: dateti
         label="model", name=model.path, renderer=ours.renderer(stops, student_reading(recipe, now)), stops=stops
     )  # fmt: skip
     pupil.opening()  # what cannot be rendered shows here
-    said = _own_warnings(pupil, recipe.model)
-    sides = {}
+    said, faults, sides = _own_warnings(pupil, recipe.model), list[Doubt](), dict[str, Side]()
     for view, section in recipe.all_views.items():
         if section.teacher.kind == "saved":  # what it read and said is there already
             continue
         label = "teacher" if view == "teacher" else f"views.{view}.teacher"
-        sides[view], doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
-        said += doubts
-    return Sides(student=pupil, teacher=sides.get("teacher"), warnings=tuple(dict.fromkeys(said)))
+        sides[view], wrong, doubts = _read_teacher(recipe, label, section.teacher, pupil, ours, now)
+        faults += wrong
+        said += [] if wrong else doubts
+    if recipe.episode is not None:
+        reading = {view: (side.renderer, side.stops.ids) for view, side in sides.items()}
+        teachers = {"teacher" if view == "teacher" else f"views.{view}.teacher": own for view, own in reading.items()}
+        try:
+            told = check_stage(recipe.episode, (pupil.renderer, stops.ids), teachers)
+            said += [Doubt("templates", sentence) for sentence in told]
+        except UserError as error:
+            faults += [Doubt("templates", sentence) for sentence in error.sentences]
+    found = tuple(dict.fromkeys(faults)), tuple(dict.fromkeys(said))
+    return Sides(student=pupil, teachers=sides, faults=found[0], doubts=found[1])
 
 
 def _read_teacher(
     recipe: Recipe, label: str, section: TeacherSection, pupil: Side, ours: Words, now: datetime | None
-) -> tuple[Side, list[str]]:
-    """A teacher, and what is doubtful about it beside the student. Raises UserError for what would ruin the run."""
+) -> tuple[Side, list[Doubt], list[Doubt]]:
+    """A teacher; what would ruin the run with it; what is doubtful about it beside the student."""
     model, name, stops = recipe.model, recipe.model.path, pupil.stops
     if section.is_other_model:
         assert section.path is not None
@@ -140,34 +175,39 @@ def _read_teacher(
     tutor.opening()
     aligned, common = section.tokens == "align", None
     if section.is_other_model and not aligned:
-        common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name))
+        try:
+            common = common_ids(pupil.renderer, tutor.renderer, names=(pupil.name, name))
+        except UserError as error:
+            return tutor, [Doubt("vocabulary", sentence) for sentence in error.sentences], []
     if faults := list(_thought_faults(pupil, tutor) if aligned else _faults(pupil, tutor, common)):
-        raise UserError(*faults)
+        return tutor, faults, []
     unread = sorted(model.template_kwargs.keys() - reading["template_kwargs"].keys())
     if aligned:
         ours_theirs = [(side.renderer, side.stops.end, side.name) for side in (pupil, tutor)]
         alignment = align(*ours_theirs, pair_stops=section.pair_stops)
         check_lists(recipe, alignment, label)
-        said = [_aligned_sentence(pupil, tutor, alignment)]
+        said = [Doubt("vocabulary", _aligned_sentence(pupil, tutor, alignment))]
         if section.span == "exact" and _merges_digits(pupil, alignment):
-            said.append(
+            sentence = (
                 f'{label}.span = "exact": the two tokenizers cut numbers at other places, and what this teacher says '
                 "of the digits that are left alone is about other numbers; a tiny student became worse by it. Use "
                 'method.support = "sampled" with span = "even", "macro" or "proportional" '
                 "(docs/guides/another_tokenizer.md)"
             )
+            said.append(Doubt("vocabulary", sentence))
     else:
         said = _pair_warnings(pupil, tutor, section)
     if section.is_other_model or section.close_thinking:
         said += _own_warnings(tutor, section)
     if unread and section.template_kwargs is None:
-        said.append(
+        sentence = (
             f"the teacher's chat template reads no {', '.join(unread)}, which model.template_kwargs sets for the "
             f"student; say what the teacher reads with {label}.template_kwargs"
         )
+        said.append(Doubt("templates", sentence))
     if common is not None:
-        said.append(common.sentence)
-    return tutor, said
+        said.append(Doubt("vocabulary", common.sentence))
+    return tutor, [], said
 
 
 def check_models(path: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -237,36 +277,36 @@ def read_words(path: str, trust_remote_code: bool, chat_template: str | None) ->
     return Words(*load_words(path, trust_remote_code), read_chat_template(chat_template))
 
 
-def _faults(student: Side, teacher: Side, common: CommonIds | None) -> list[str]:
+def _faults(student: Side, teacher: Side, common: CommonIds | None) -> Iterator[Doubt]:
     ends, ours, theirs = teacher.stops.end, student.renderer.tokenizer, teacher.renderer.tokenizer
-    faults = []
     if ends not in student.stops.ids:
         wanted = texts_of(theirs, {*student.stops.ids, ends} & {*theirs.get_vocab().values()})
-        faults.append(
+        yield Doubt(
+            "stop tokens",
             f"the teacher ends its answers with {texts_of(theirs, [ends])}, which does not stop the student (it stops "
             f"at {texts_of(ours, student.stops.ids)}): it would learn to write it and go on. Give both one chat "
-            f"template (model.chat_template), or set model.stop_tokens = [{wanted}]"
+            f"template (model.chat_template), or set model.stop_tokens = [{wanted}]",
         )
     if common is not None and (student.stops.end >= common.end or student.stops.end in common.absent):
         shared = [token for token in student.stops.ids if token < common.end and token not in common.absent]
         way = f"set model.stop_tokens = [{texts_of(ours, shared)}]" if shared else "choose another teacher"
-        faults.append(
+        yield Doubt(
+            "stop tokens",
             f"the student ends its answers with {texts_of(ours, [student.stops.end])}, which the teacher's vocabulary "
-            f"lacks, so no answer could be taught to end; {way}"
+            f"lacks, so no answer could be taught to end; {way}",
         )
-    return faults
 
 
-def _thought_faults(student: Side, teacher: Side) -> list[str]:
+def _thought_faults(student: Side, teacher: Side) -> Iterator[Doubt]:
     """Of models with two tokenizers, each asked in its own template."""
     inside = {side.label: side.thinking == "inside a thought" for side in (student, teacher)}
-    if len({*inside.values()}) == 1:
-        return []
-    return [
-        f"the student's answers begin {student.thinking}, the teacher's {teacher.thinking}, so the teacher would read "
-        "a thought as an answer or the reverse; ask both alike (template_kwargs, close_thinking of [model] and "
-        "[teacher])"
-    ]
+    if len({*inside.values()}) > 1:
+        yield Doubt(
+            "think tags",
+            f"the student's answers begin {student.thinking}, the teacher's {teacher.thinking}, so the teacher would "
+            "read a thought as an answer or the reverse; ask both alike (template_kwargs, close_thinking of [model] "
+            "and [teacher])",
+        )
 
 
 def check_lists(recipe: Recipe, alignment: Alignment, label: str) -> None:
@@ -311,17 +351,20 @@ def _aligned_sentence(student: Side, teacher: Side, alignment: Alignment) -> str
     )
 
 
-def _own_warnings(side: Side, section: ModelSection | TeacherSection) -> list[str]:
+def _own_warnings(side: Side, section: ModelSection | TeacherSection) -> list[Doubt]:
     said = []
     if side.adds_bos and side.bos is None:
-        said.append(
+        sentence = (
             f"{side.label}: its tokenizer begins every text with {side.renderer.tokenizer.bos_token!r}, but its chat "
             f"template does not, so no prompt has one; write it into the template ({side.label}.chat_template)"
         )
+        said.append(Doubt("templates", sentence))
     if side.renderer.reads_clock and side.renderer.now is not None:
-        said.append(f"{side.label}: its chat template prints the date, which stays {side.renderer.now:%Y-%m-%d}")
+        sentence = f"{side.label}: its chat template prints the date, which stays {side.renderer.now:%Y-%m-%d}"
+        said.append(Doubt("templates", sentence))
     if section.close_thinking and not OPENED_THINKING.search(_left_open(side)):
-        said.append(f"{side.label}.close_thinking = true closes nothing: its chat template opens no <think>; remove it")
+        sentence = f"{side.label}.close_thinking = true closes nothing: its chat template opens no <think>; remove it"
+        said.append(Doubt("think tags", sentence))
     return said
 
 
@@ -329,28 +372,32 @@ def _left_open(side: Side) -> str:
     return replace(side.renderer, close_thinking=False).prompt_text(QUESTION)
 
 
-def _pair_warnings(student: Side, teacher: Side, section: TeacherSection) -> list[str]:
+def _pair_warnings(student: Side, teacher: Side, section: TeacherSection) -> list[Doubt]:
     said = []
     chosen = [
         key for key in ("chat_template", "template_kwargs", "close_thinking") if getattr(section, key) is not None
     ]
     if student.opening() != teacher.opening() and not chosen:  # a difference that the recipe names is meant
+        think = student.thinking != teacher.thinking
         how = f"{student.opening()!r}, for the teacher with {teacher.opening()!r}"
-        if student.thinking != teacher.thinking:
+        if think:
             how += f" (the student begins {student.thinking}, the teacher {teacher.thinking})"
-        said.append(
+        sentence = (
             f"the student's answers open with {how}; ask both alike (chat_template, template_kwargs, close_thinking of "
             "[model] and [teacher]), or name the difference in [teacher]"
         )
+        said.append(Doubt("think tags" if think else "templates", sentence))
     if student.bos != teacher.bos:
-        said.append(
+        sentence = (
             f"the student's prompts begin with {student.bos or 'no beginning of text'}, the teacher's with "
             f"{teacher.bos or 'none'}; make their chat templates agree, unless the models were trained so"
         )
+        said.append(Doubt("templates", sentence))
     if student.stops.end not in teacher.stops.ids:
         ours, theirs = student.renderer.tokenizer, teacher.renderer.tokenizer
-        said.append(
+        sentence = (
             f"the student ends its answers with {texts_of(ours, [student.stops.end])}, the teacher with "
             f"{texts_of(theirs, [teacher.stops.end])}: the student will learn to end as the teacher does"
         )
+        said.append(Doubt("stop tokens", sentence))
     return said

@@ -14,16 +14,17 @@ from opdkit.recipe import Recipe
 from opdkit.training.models.lora import with_lora
 
 
-def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
-    """Load the student ready for training; `resume_from` is a checkpoint's model folder."""
-    section = recipe.model
+def load_student(recipe: Recipe, *, resume_from: Path | None = None, on_host: bool = False) -> LanguageModel:
+    """Load the student ready for training; `resume_from` is a checkpoint's model folder. on_host: it is moved to the
+    recipe's device by the caller."""
+    section, device = recipe.model, pick_device(recipe.model.device)
     compute = getattr(torch, section.dtype)
     is_adapter = section.lora is not None or os.path.exists(Path(section.path) / "adapter_config.json")
     student = LanguageModel.load(
         resume_from or section.path,
         # A frozen base is not trained.
         dtype=compute if is_adapter else getattr(torch, recipe.train.master_dtype),
-        device=pick_device(section.device),
+        device="cpu" if on_host else device,
         trust_remote_code=section.trust_remote_code,
         chat_template=section.chat_template,
         attn_implementation=section.attn_implementation,
@@ -39,12 +40,10 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None) -> Language
         student.checkpoint_activations(
             None if section.gradient_checkpointing is True else section.gradient_checkpointing
         )
-    student.offloads_activations = section.activation_offload and student.device.type != "cpu"
-    student.passes = recipe.train.passes(student.device.type, learning=False)
+    student.offloads_activations = section.activation_offload and device.type != "cpu"
+    student.passes = recipe.train.passes(device.type, learning=False)
     student.prove_packed()  # so that it says what it cannot before the first step
-    if student.device.type == "cuda":
-        unproven = prove(student.device)
-        student.notes.append(
-            unproven or f"the loss runs in Triton kernels; on {student.device} they equal the eager path"
-        )
+    if device.type == "cuda":
+        unproven = prove(device)
+        student.notes.append(unproven or f"the loss runs in Triton kernels; on {device} they equal the eager path")
     return student

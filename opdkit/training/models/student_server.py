@@ -6,13 +6,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
@@ -20,6 +23,7 @@ from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.servers.base import Vocabulary
 from opdkit.engines.servers.engine import ServerEngine
+from opdkit.engines.servers.gpu_memory import gpu_name, layout_of
 from opdkit.engines.servers.process import VllmOptions, VllmProcess, Waiting
 from opdkit.engines.servers.served import Served, Weights
 from opdkit.errors import UserError
@@ -125,6 +129,10 @@ class StudentServer:
 
     def _publish(self, version: int) -> None:
         name = f"{self._run}-{version}"
+        if self._is_beside():
+            self.served.publish(Weights(name, layout=self._layout))
+            self.version = version
+            return
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +146,22 @@ class StudentServer:
         for older in self.folder.iterdir():
             if older != folder:
                 shutil.rmtree(older, ignore_errors=True)
+
+    def _is_beside(self) -> bool:
+        """Whether the engine can read the weights out of this process's memory: it is on the same GPU, and they stay
+        as they are while it answers (with lag they are learned from meanwhile, and a restarted engine needs the old).
+        """
+        if self.is_adapter or self.recipe.sampling.lag or self.served.process is None:
+            return False
+        own = gpu_name(self.student.device)
+        return own != "" and self.served.api.gpu() == own
+
+    @contextmanager
+    def _layout(self) -> Iterator[str]:
+        with torch.no_grad(), self.student.using(self.optimizer.compute_weights()):
+            state = checkpoint_state(self.student, self.optimizer)
+            torch.cuda.synchronize(self.student.device)
+            yield layout_of(state)
 
     def _prove(self, version: int) -> None:
         """Raises UserError unless the engine gives the trainer's log-probs to answers of its own."""
@@ -184,9 +208,20 @@ def write_weights(student: LanguageModel, optimizer: Optimizer, folder: Path) ->
             return
         with student.using(optimizer.compute_weights()):
             state = student.module.state_dict()
-        dtype = optimizer.compute_dtype
-        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        state = _computed(state, optimizer.compute_dtype)
         student.module.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
+
+
+def checkpoint_state(student: LanguageModel, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What `write_weights` would write, as tensors; of what the student uses at the moment."""
+    state = _computed(student.module.state_dict(), optimizer.compute_dtype)
+    state = remove_tied_weights_from_state_dict(state, student.module)
+    found: dict[str, Tensor] = revert_weight_conversion(student.module, state)
+    return found
+
+
+def _computed(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
 
 
 def vocabulary_of(student: LanguageModel) -> Vocabulary:

@@ -174,7 +174,7 @@ class InitialTeacher(ModelTeacher):
             model,
             renderer,
             max_tokens_per_batch=max_tokens,
-            weights=lambda names: optimizer.whole(_brought(self._kept, names, model.device)),
+            weights=lambda names: optimizer.stand_ins(_brought(self._kept, names, model.device)),
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -224,7 +224,7 @@ class EMATeacher(ModelTeacher):
         wanted = self.average if names is None else {n: w for n, w in self.average.items() if n in names}
         # Rounded first: half as much is brought.
         read = {name: rule.as_read(weight) for name, weight in wanted.items()}
-        return rule.whole(_brought(read, None, self.model.device))
+        return rule.stand_ins(_brought(read, None, self.model.device))
 
 
 class TrustRegionTeacher(ModelTeacher):

@@ -8,6 +8,7 @@ from datetime import datetime
 from torch import Tensor
 
 from opdkit.engines.model import LanguageModel
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.training.models.aligned import AlignedTeacher
 from opdkit.training.models.base_teacher import Teacher
@@ -27,8 +28,10 @@ def make_viewers(
     optimizer: Optimizer,
     now: datetime | None = None,
     run: SavedRun | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Viewer]:
-    """By view. now: the date that chat templates print; run: whose teachers are read again. The models of a route's
+    """By view. now: the date that chat templates print; run: whose teachers are read again; ranks: that may keep
+    a model's layers in parts. The models of a route's
     views are loaded when their first rows come, all others now. Raises UserError for a teacher that cannot be compared.
     """
     viewers: dict[str, Viewer] = {}
@@ -48,7 +51,7 @@ def make_viewers(
             other = None
             if view.teacher.kind == "model":
                 key = OtherModel.key(view.teacher)
-                other = models.setdefault(key, OtherModel(recipe, view.teacher, student))
+                other = models.setdefault(key, OtherModel(recipe, view.teacher, student, ranks))
             if other is not None and view.teacher.tokens == "align":
                 own = other.renderer(**teacher_reading(recipe, view.teacher, other.renderer(), now))
                 teacher = AlignedTeacher(other, own, student, view.teacher, recipe.sampling.max_tokens_per_batch)

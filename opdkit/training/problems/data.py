@@ -136,10 +136,10 @@ def fitting(recipe: Recipe, data: Dataset, renderer: Renderer, room: int | None)
     """room: the student's positions. Raises UserError where there is no such problem."""
     limit = recipe.data.max_prompt_tokens
     if room is not None:
-        limit = min(limit, room - recipe.longest_answer)
+        limit = min(limit, room - recipe.longest_turn)
     if limit < 1:
         raise UserError(
-            f"sampling.max_answer_tokens = {recipe.longest_answer} leaves no room for a prompt: "
+            f"sampling.max_answer_tokens = {recipe.longest_turn} leaves no room for a prompt: "
             f"{recipe.model.path} has {room} positions; lower it"
         )
     long = long_prompts(((p.id, renderer.prompt_ids_within(p.messages, limit)) for p in data.problems), limit)
@@ -155,7 +155,7 @@ def fitting(recipe: Recipe, data: Dataset, renderer: Renderer, room: int | None)
 
 def check_evaluations(recipe: Recipe, sets: Mapping[str, Dataset], renderer: Renderer, room: int | None) -> None:
     """room: the student's positions. Raises UserError for an evaluation that would only fail after training."""
-    longest = recipe.eval.max_answer_tokens or recipe.longest_answer
+    longest = recipe.eval.max_answer_tokens or recipe.longest_turn
     if room is None:
         return
     for source, data in sets.items():

@@ -5,7 +5,8 @@
                                                    and so on, each with its rows of every tensor, in the ranks' order
                             teacher.safetensors    only for teachers that have a state (initial, ema)
                             queue/step_000103.parquet  with sampling.lag: answers that a step to come learns from
-                            state.json             {"version", "step", "counters", "pass_rates", "files"}
+                            state.json             {"version", "step", "attempt", "lr_factor", "counters", "pass_rates",
+                                                   "files"}
                             SHA256SUMS             of every file; `sha256sum -c SHA256SUMS` checks them by hand
 
 There is no random state to save: every seed comes from identity (seed, step, problem, sample).
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from opdkit.engines.load import quiet_libraries
 from opdkit.engines.model import LanguageModel
+from opdkit.engines.stand_ins import slots, swapped
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
@@ -56,6 +58,8 @@ class Saved:
 
     files: tuple[str, ...]  # "optimizer", "teacher": what was written
     damaged: Mapping[Path, str]  # the newer ones that are not whole, and why
+    attempt: int = 1  # which try at the steps behind it is made (`metric_lines`)
+    lr_factor: float = 1.0  # of the learning rate of that try
 
     @property
     def model_path(self) -> Path:
@@ -125,10 +129,14 @@ def save(
     counters: Mapping[str, float],
     pass_rates: Mapping[str, float],
     keep: int,
+    also_kept: Callable[[int], bool] = lambda step: False,
+    attempt: int = 1,
+    lr_factor: float = 1.0,
     queue: Mapping[int, Sequence[Example]] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep`. Raises UserError on a full disk.
+    """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep` and those that `also_kept` names.
+    Raises UserError on a full disk.
 
     weights: the model's, where its module does not hold them (`Optimizer.for_saving`). Every rank writes what it keeps
     of `optimizer` and `teacher`, the first one all else.
@@ -137,7 +145,7 @@ def save(
     kept = {name: tensors for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors}
     files = sorted({name for names in ranks.gather(list(kept)) for name in names})
     state = {"version": VERSION if ranks.size == 1 else IN_PARTS, "step": step, "files": files}
-    state |= {"counters": dict(counters), "pass_rates": dict(pass_rates)}
+    state |= {"attempt": attempt, "lr_factor": lr_factor, "counters": dict(counters), "pass_rates": dict(pass_rates)}
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +158,8 @@ def save(
             on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(on_host, unfinished / f"{name}{part}.safetensors")
         if ranks.is_first:
-            with model.using(weights):
+            # Whole ones, also of layers that are in parts.
+            with swapped(slots(model.module, weights or {})):
                 save_model(model, unfinished / "model")
 
     def finish() -> None:
@@ -179,7 +188,8 @@ def save(
         raise UserError(f"checkpoint {target} could not be written ({error}); {safe}") from error
     if ranks.is_first:
         for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
+            if not also_kept(_step_of(old)):
+                shutil.rmtree(old)
     return target
 
 
@@ -235,12 +245,26 @@ def at(folder: Path, step: int) -> Saved:
     """The checkpoint of that step, checked as `latest` does. Raises UserError if it is not there or not whole."""
     path = folder / f"step_{step:06d}"
     if not path.is_dir():
-        steps = [str(int(other.name.removeprefix("step_"))) for other in _all(folder)]
-        raise UserError(f"there is no checkpoint of step {step} in {folder}; there are: {', '.join(steps) or 'none'}")
+        there = ", ".join(map(str, steps(folder))) or "none"
+        raise UserError(f"there is no checkpoint of step {step} in {folder}; there are: {there}")
     try:
         return _checked(path, {})
     except _Damaged as error:
         raise UserError(f"the checkpoint {path} is damaged ({error}); choose another step") from None
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints that are there, whole or not."""
+    return [_step_of(path) for path in _all(folder)]
+
+
+def before(folder: Path, step: int) -> Saved | None:
+    """The newest whole checkpoint before that step, once all others are gone that are not before it."""
+    for path in _all(folder):
+        if _step_of(path) >= step:
+            shutil.rmtree(path)
+    sync_folder(folder)
+    return latest(folder)
 
 
 def set_aside(saved: Saved) -> list[str]:
@@ -273,15 +297,27 @@ def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
         )
     step, counters, pass_rates = state.get("step"), state.get("counters"), state.get("pass_rates")
     files = state.get("files")
+    attempt, lr_factor = state.get("attempt", 1), state.get("lr_factor", 1.0)
     if type(step) is not int or path.name != f"step_{step:06d}":
         raise _Damaged(f"its state.json is of step {step!r}")
     if not (_are_numbers(counters) and _are_numbers(pass_rates) and isinstance(files, list)):
         raise _Damaged("its state.json has no counters, pass_rates and files")
+    if type(attempt) is not int or not isinstance(lr_factor, float):
+        raise _Damaged("its state.json has no attempt and lr_factor")
     if state["version"] != WITHOUT_SUMS:
         _check_sums(path)
     else:
         _check_without_sums(path, files)
-    return Saved(path=path, step=step, counters=counters, pass_rates=pass_rates, files=tuple(files), damaged=damaged)
+    return Saved(
+        path=path,
+        step=step,
+        counters=counters,
+        pass_rates=pass_rates,
+        files=tuple(files),
+        damaged=damaged,
+        attempt=attempt,
+        lr_factor=lr_factor,
+    )
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -353,7 +389,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _all(folder: Path) -> list[Path]:
     found = [p for p in folder.glob("step_*") if _NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _sync(folder: Path) -> None:

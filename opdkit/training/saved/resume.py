@@ -11,9 +11,10 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.hub import commit_of
-from opdkit.metrics import of_steps, read_metrics
+from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
+from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.run.folder import RunFolder
 from opdkit.run.sums import changed as changed_files
 from opdkit.training.saved import checkpoint
@@ -31,6 +32,7 @@ LAST_BITS = (
     "teacher.device",
     "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
+    "parallel.strategy",
 )
 # Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (
@@ -53,6 +55,8 @@ CHANGEABLE = (
     "diagnostics.rows",
     "diagnostics.k",
     "diagnostics.bucket_tokens",
+    # Whoever is told that a run goes wrong may want something else to be done from here on.
+    *(f"sentinels.{key}" for key in SentinelsSection.model_fields),
 )
 
 

@@ -17,12 +17,15 @@ def summary_of(
     after: dict[str, Accuracy],
     teacher: dict[str, Accuracy] | None,
     warnings: Sequence[str],
+    ended: str | None = None,
 ) -> dict[str, Any]:
+    """ended: why the run took fewer steps than its recipe has."""
     counters = dict(state.counters)
     return {
         "name": recipe.name,
         "method": recipe.method.name,
         "steps": state.step,
+        **({} if ended is None else {"ended": {"step": state.step, "why": ended}}),
         "seconds": round(counters.pop("seconds", 0.0), 3),
         "tokens": {"answer": counters.pop("answer_tokens", 0.0), "teacher": counters.pop("teacher_tokens", 0.0)},
         "counts": counters,

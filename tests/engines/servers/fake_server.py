@@ -64,6 +64,7 @@ class FakeServer:
         self.most_logprobs = 20  # --max-logprobs
         self.scores_ids: str | None = None  # prompt_logprob_token_ids, "right" as on a GPU, "shifted"; None: 400
         self.decode: Callable[[list[int]], str] = AutoTokenizer.from_pretrained(folder).decode
+        self.worker: Any = None  # an `in_vllm.opdkit_worker.Worker` that /collective_rpc calls
         self.faults: list[str] = []
         self.before_answer: Callable[[], object] | None = None  # called before every answer, e.g. to stop the server
         self.requests: list[tuple[str, Any]] = []
@@ -162,6 +163,8 @@ class FakeServer:
         return does(body) if does else (404, {"detail": "Not Found"})
 
     def _collective_rpc(self, body: Any) -> tuple[int, Any]:
+        if self.worker is not None:
+            return 200, {"results": [getattr(self.worker, body["method"])(*body.get("args", ()))]}
         if body["method"] != "opdkit_load":
             return 400, {"error": {"message": "no such method", "code": 400}}
         weights = load_file(Path(body["args"][0]) / "model.safetensors")

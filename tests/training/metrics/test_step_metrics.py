@@ -16,7 +16,8 @@ from opdkit.losses import group_centred
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
 from opdkit.reporting.page import write_report
-from opdkit.run.alarms import alarms
+from opdkit.run.history import History
+from opdkit.run.sentinels import find
 from opdkit.training.answers import Answers
 from opdkit.training.loop import TrainingRun, train
 from opdkit.training.step import train_step
@@ -66,6 +67,10 @@ def told(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> tuple[str, str, 
 # Sampler and trainer
 
 
+def gaps(seen: dict[str, float | None], chosen: Recipe) -> list[str]:
+    return [one.sentence for one in find(History([{"step": 1, **seen}]), chosen) if one.name == "sampler_gap"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "cut", [(), ("sampling.top_p=0.7",), ("sampling.top_k=3",), ("sampling.min_p=0.1",), ("sampling.top_k=999",)]
@@ -81,7 +86,7 @@ def test_sampler_and_trainer_agree_to_rounding(
     bias, mean, p999 = (seen[name] for name in GAP)
     rounding = 1e-5 if dtype == "float32" else 0.1
     assert abs(bias) <= mean <= p999 < rounding and seen["rollout/num_tokens_not_compared"] == 0
-    assert not [kind for kind, _ in alarms(seen, run.recipe) if kind == "wide gap"]
+    assert not gaps(seen, run.recipe)
 
 
 def test_the_gap_by_hand(recipe: Make, start: Any) -> None:
@@ -90,7 +95,7 @@ def test_the_gap_by_hand(recipe: Make, start: Any) -> None:
     with_rollouts(run, lambda r: replace(r, answer_logprobs=r.answer_logprobs + np.float32(0.03)))
     seen = values(run)
     assert [seen[name] for name in GAP] == pytest.approx([0.03] * 3, abs=1e-4)
-    (sentence,) = [said for kind, said in alarms(seen, run.recipe) if kind == "wide gap"]
+    (sentence,) = gaps(seen, run.recipe)
     assert "differ by +0.03 nats in the mean and by 0.03 at the 99.9th percentile" in sentence
     assert "rounding in float32 stays within 0.001 and 0.05" in sentence
 
@@ -110,7 +115,9 @@ def test_the_gap_by_hand(recipe: Make, start: Any) -> None:
 )
 def test_limits_of_the_gap(dtype: str, gap: Any, warned: bool, recipe: Make) -> None:
     seen = {**dict(zip(GAP, gap, strict=True)), "rollout/num_rows": 8.0}
-    assert [kind for kind, _ in alarms(seen, recipe("opd", f"model.dtype={dtype}"))] == ["wide gap"] * warned
+    assert len(gaps(seen, recipe("opd", f"model.dtype={dtype}"))) == warned
+    other = "sentinels.sampler_gap=1.0", "sentinels.sampler_gap_p999=false"
+    assert not [gap for gap in gaps(seen, recipe("opd", *other)) if "nan" not in gap]
 
 
 @pytest.mark.parametrize(

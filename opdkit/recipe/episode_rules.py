@@ -1,0 +1,41 @@
+"""What goes with [episode], and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opdkit.recipe.sections import Recipe
+
+
+def episode_faults(recipe: Recipe) -> Iterator[str]:
+    """What [episode] cannot be with, a sentence each."""
+    section = recipe.episode
+    if section is None:
+        return
+    if recipe.method.answer_source != "student":
+        yield (
+            f'[episode] is what the student does in an environment, but the answers of method.name = "'
+            f'{recipe.method.name}" come from the {recipe.method.answer_source}; remove [episode], or use an '
+            "on-policy method"
+        )
+    for name, view in recipe.all_views.items():
+        where = "teacher" if name == "teacher" else f"views.{name}.teacher"
+        if view.teacher.tokens == "align":
+            yield (
+                f'{where}.tokens = "align" reads the text of an answer, and what an environment says stands in the '
+                "student's tokens; use a teacher of the student's family with tokens = \"same\", or remove [episode]"
+            )
+    most = section.max_episode_tokens
+    if most is not None and most < section.turn_tokens(1):
+        yield (
+            f"episode.max_episode_tokens = {most} is less than episode.max_turn_tokens = {section.max_turn_tokens}; "
+            "raise it, or lower the other"
+        )
+
+
+def episode_warnings(recipe: Recipe) -> Iterator[str]:
+    section = recipe.episode
+    if section is None:
+        return
+    if section.max_turns == 1:
+        yield "episode.max_turns = 1: no turn reads what a tool has answered; raise it, unless that is meant"

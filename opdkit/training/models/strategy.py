@@ -1,0 +1,81 @@
+"""How several ranks keep what is trained: the optimizer of one process, of gathered weights, of layers in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from opdkit.engines.load import pick_device
+from opdkit.engines.model import LanguageModel
+from opdkit.errors import UserError
+from opdkit.ranks.base import Ranks
+from opdkit.ranks.group import Group
+from opdkit.recipe import Recipe
+from opdkit.training.models.gathered import GatheredOptimizer
+from opdkit.training.models.optimizer import Optimizer
+from opdkit.training.models.student import load_student
+
+Strategy = Literal["gathered", "sharded"]
+GATHERED_SHARE = 0.5  # of a device's memory, that weights and gradients may take where they are gathered
+
+
+def strategy_of(recipe: Recipe, ranks: Ranks) -> Strategy:
+    """The recipe's, of several ranks. "auto" asks sizes alone, the model's and the smallest device's, never what is
+    free: "sharded" where gathered weights and gradients take more than `GATHERED_SHARE` of a GPU."""
+    asked = recipe.parallel.strategy
+    if not isinstance(ranks, Group):
+        return "gathered"
+    if asked != "auto":
+        return asked
+    device = pick_device(recipe.model.device)
+    if device.type != "cuda" or not Path(recipe.model.path, "config.json").exists():
+        return "gathered"
+    memory = min(ranks.gather(torch.cuda.get_device_properties(device).total_memory))
+    from opdkit.cost.build import size_from_config
+
+    size = size_from_config(Path(recipe.model.path), trust_remote_code=recipe.model.trust_remote_code)
+    compute = getattr(torch, recipe.model.dtype).itemsize
+    a_parameter = compute if recipe.model.lora is not None else compute + 4 + 12 / ranks.size
+    return "sharded" if size.parameters * a_parameter > GATHERED_SHARE * memory else "gathered"
+
+
+def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
+    """See `load_student`; with its layers in parts, where the recipe's ranks keep them so."""
+    if not isinstance(ranks, Group) or strategy_of(recipe, ranks) == "gathered":
+        return load_student(recipe, resume_from=resume_from)
+    if recipe.model.activation_offload:
+        raise UserError(
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
+        )
+    from opdkit.engines.load_in_parts import load_in_parts
+
+    dtype = getattr(torch, recipe.model.dtype)
+
+    def as_read(student: LanguageModel) -> torch.dtype | None:
+        """Adapters compute in their own type."""
+        is_adapter = hasattr(student.module, "peft_config")
+        return None if is_adapter or {p.dtype for p in student.module.parameters()} == {dtype} else dtype
+
+    return load_in_parts(
+        lambda: load_student(recipe, resume_from=resume_from, on_host=True),
+        ranks,
+        device=pick_device(recipe.model.device),
+        reads=as_read,
+    )
+
+
+def make_optimizer(student: LanguageModel, recipe: Recipe, ranks: Ranks) -> Optimizer:
+    """Of one process, or of several ranks."""
+    dtype = getattr(torch, recipe.model.dtype)
+    if not isinstance(ranks, Group):
+        return Optimizer(student.module, recipe.train, compute_dtype=dtype, seed=recipe.seed)
+    for key, value in (("optimizer", "adamw_8bit"), ("master_dtype", "bfloat16")):
+        if getattr(recipe.train, key) == value:
+            raise UserError(f'train.{key} = "{value}" is of one process, and this run has {ranks.size}; remove it')
+    if student.shards is not None:
+        from opdkit.training.models.sharded import ShardedOptimizer
+
+        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks)
+    return GatheredOptimizer(student.module, recipe.train, compute_dtype=dtype, group=ranks)

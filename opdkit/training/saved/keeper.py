@@ -1,0 +1,75 @@
+"""The checkpoints of a run while it lasts: what is written into them, what is read back, and which are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from opdkit.engines.memory import enough_memory
+from opdkit.ranks.base import Ranks
+from opdkit.recipe import Recipe
+from opdkit.run.folder import RunFolder
+from opdkit.run.sums import note_so_far
+from opdkit.training.ahead import Ahead
+from opdkit.training.models.viewers import state_of
+from opdkit.training.parts import Parts
+from opdkit.training.saved import checkpoint
+from opdkit.training.state import State
+
+LESS_TO_KEEP = (
+    "lower train.problems_per_step, sampling.group_size or sampling.max_answer_tokens, and see docs/start/gpu.md for "
+    "what each setting keeps"
+)
+
+
+@dataclass(slots=True)
+class Keeper:
+    recipe: Recipe
+    parts: Parts
+    state: State
+    folder: RunFolder
+    ahead: Ahead | None
+    ranks: Ranks
+    saved_step: int = field(init=False, default=0)  # the newest that needs no saving
+
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """What a checkpoint has besides what `Parts` loaded of it."""
+        state = self.state
+        state.step = self.saved_step = saved.step
+        state.attempt, self.parts.optimizer.lr_factor = saved.attempt, saved.lr_factor
+        state.counters.update(saved.counters)
+        state.pass_rates.update(saved.pass_rates)
+        if self.ahead is not None:
+            self.ahead.restore(saved.queue())
+
+    def save_what_is_new(self) -> None:
+        if self.state.step > self.saved_step:
+            self.save()
+
+    def save(self) -> None:
+        parts, state = self.parts, self.state
+        with enough_memory("writing a checkpoint", LESS_TO_KEEP):
+            checkpoint.save(
+                self.folder.checkpoints,
+                step=state.step,
+                model=parts.student,
+                weights=parts.optimizer.for_saving(),
+                optimizer=parts.optimizer.state(),
+                teacher=state_of(parts.viewers),
+                counters=state.counters,
+                pass_rates=state.pass_rates,
+                keep=self.recipe.train.keep_checkpoints,
+                also_kept=self._is_kept,
+                attempt=state.attempt,
+                lr_factor=parts.optimizer.lr_factor,
+                ranks=self.ranks,
+                queue=None if self.ahead is None else self.ahead.waiting(state.step),
+            )
+        self.ranks.from_first(lambda: note_so_far(self.folder.metrics))
+        self.saved_step = state.step
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether the run may want to go back to that checkpoint: the sentinels look at the last window of steps."""
+        if self.recipe.sentinels.action != "rollback":
+            return False
+        trusted = self.state.step - self.recipe.sentinels.window
+        return step >= max((s for s in checkpoint.steps(self.folder.checkpoints) if s <= trusted), default=0)
