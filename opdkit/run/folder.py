@@ -107,8 +107,6 @@ class RunFolder:
         try:
             if overwrite:
                 self._delete_run()
-            if not self.recipe.exists():
-                sums.begin(self.path)
             for name in ("rows", "checkpoints", "eval"):
                 (self.path / name).mkdir(exist_ok=True)
             self._delete_unfinished()
@@ -149,6 +147,8 @@ class RunFolder:
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """recipe: nested dicts of str, int, float, bool, lists and dicts; None is not TOML, leave such keys out."""
+        if not self.recipe.exists():
+            sums.begin(self.path)
         atomic_write(self.recipe, toml.dumps(recipe))
 
     def read_recipe(self) -> dict[str, Any]:
