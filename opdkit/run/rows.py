@@ -28,8 +28,11 @@ both are still read, and so are files of version 3 from before there were episod
                          each has `name`, and the teacher's columns as context_ids, sources, num_truncated_tokens,
                          has_signal, sampled_logprob, entropy, topk_ids, topk_logprob, topk_k
     turns                list<struct>: of an episode, what became of each turn of the model: finish, num_calls, reward
-                         and failure (or null), messages (a JSON list: what the environment said, as it was shown),
-                         observation_tokens, cut_tokens (left out of them), env_seconds
+                         and failure (or null), failures (of the calls that failed), messages (a JSON list: what the
+                         environment said, as it was shown), observation_tokens, cut_tokens (left out of them),
+                         num_control (control characters in them, and spellings of control tokens), other_stop (the
+                         turn ended with a stop token that the template does not write there), info (a JSON object:
+                         the environment's own numbers), env_seconds
     ended                string: how the episode ended; "answer" for answers of one turn
     tools                string or null: the tools that the prompt offers, a JSON list of function schemas
     episode, history     int64, string (a JSON list of messages), or null: of an episode that takes several rows, which
@@ -263,7 +266,8 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 
 def _turn(columns: dict[str, Any]) -> TurnRecord:
-    return TurnRecord(**{**columns, "messages": tuple(json.loads(columns["messages"]))})
+    texts = {"messages": tuple(json.loads(columns["messages"])), "info": json.loads(columns["info"])}
+    return TurnRecord(**{**columns, **texts, "failures": tuple(columns["failures"])})
 
 
 def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:

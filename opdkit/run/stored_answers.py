@@ -11,7 +11,6 @@ A training run keeps its evaluations' answers in eval/<which>.jsonl, all data se
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import math
 import tomllib
@@ -21,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from opdkit.data.files.names import slug
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of, contested
 from opdkit.measure.intervals import Estimate
@@ -109,18 +109,6 @@ def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str
     """A training run's evaluation, whole or not at all. asked: "sets" is data set -> what is only its own."""
     rows = [{"data": name, **asdict(answer)} for name, found in answers.items() for answer in found]
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in [{"identity": asked}, *rows]))
-
-
-MOST_BYTES = 150  # of a data set's name in a file's: the rest of 255 is for what stands before and behind it
-
-
-def slug(name: str) -> str:
-    """A file name for a data set; a long one ends in a digest."""
-    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
-    if len(plain.encode()) <= MOST_BYTES:
-        return plain
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{plain.encode()[-MOST_BYTES:].decode(errors='ignore').lstrip('._')}-{digest}"
 
 
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text

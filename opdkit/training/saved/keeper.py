@@ -30,6 +30,7 @@ class Keeper:
     ahead: Ahead | None
     ranks: Ranks
     saved_step: int = field(init=False, default=0)  # the newest that needs no saving
+    best_step: int | None = field(init=False, default=None)  # whose checkpoint is kept, too
 
     def restore(self, saved: checkpoint.Saved) -> None:
         """What a checkpoint has besides what `Parts` loaded of it."""
@@ -68,7 +69,9 @@ class Keeper:
         self.saved_step = state.step
 
     def _is_kept(self, step: int) -> bool:
-        """Whether the run may want to go back to that checkpoint: the sentinels look at the last window of steps."""
+        """The best one, and those that the run may want to go back to: sentinels look at the last window of steps."""
+        if step == self.best_step:
+            return True
         if self.recipe.sentinels.action != "rollback":
             return False
         trusted = self.state.step - self.recipe.sentinels.window
