@@ -26,6 +26,9 @@ _NAMED = re.compile(f"{_KEPT}|([{_UNSEEN}])")
 _SURROGATE = re.compile("[\ud800-\udfff\ufffe\uffff]")  # cannot be written as UTF-8 or XML
 
 
+VOID = ("meta", "input")  # elements that are never closed
+
+
 class Html(str):
     """Text that is markup already. Made by `tag` and `join` only."""
 
@@ -60,4 +63,4 @@ def tag(name: str, /, *children: str | None, **attributes: str | float | None) -
             text = f"{value:.6g}" if isinstance(value, float) else str(value)
             words.append(f'{key.rstrip("_").replace("_", "-")}="{escape(text)}"')
     opening = " ".join(words)
-    return Html(f"<{opening}>" if name == "meta" else f"<{opening}>{join(*children)}</{name}>")
+    return Html(f"<{opening}>" if name in VOID else f"<{opening}>{join(*children)}</{name}>")

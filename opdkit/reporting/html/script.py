@@ -143,6 +143,7 @@ document.addEventListener("input", ({target}) => {
   if (target.closest(".controls")) { clearTimeout(later); later = setTimeout(find, 120); }
 });
 function begin() {
+  all(".heat i:not([tabindex])").forEach((each) => { each.tabIndex = -1; });
   all(".controls").forEach((each) => { each.hidden = false; });
   all(".scroll, .side").forEach((each) => { each.tabIndex = each.scrollWidth > each.clientWidth ? 0 : -1; });
   all(".heat").forEach((heat) => stop(all("summary", heat), heat.querySelector("summary")));

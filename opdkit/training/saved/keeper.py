@@ -9,6 +9,7 @@ from opdkit.engines.memory import enough_memory
 from opdkit.ranks.base import Ranks
 from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
+from opdkit.run.sums import note_so_far
 from opdkit.training.ahead import Ahead
 from opdkit.training.models.viewers import state_of
 from opdkit.training.parts import Parts
@@ -31,6 +32,7 @@ class Keeper:
     ranks: Ranks
     saved_step: int = field(init=False, default=0)  # the newest that needs no saving
     _whole: Callable[[], None] | None = field(init=False, default=None)  # of the one that is on its way
+    best_step: int | None = field(init=False, default=None)  # whose checkpoint is kept, too
 
     def restore(self, saved: checkpoint.Saved) -> None:
         """What a checkpoint has besides what `Parts` loaded of it."""
@@ -68,6 +70,7 @@ class Keeper:
                 queue=None if self.ahead is None else self.ahead.waiting(state.step),
                 in_background=self.recipe.train.save_in_background,
             )
+        self.ranks.from_first(lambda: note_so_far(self.folder.metrics))
         self.saved_step = state.step
 
     def wait(self) -> None:
@@ -77,7 +80,9 @@ class Keeper:
             whole()
 
     def _is_kept(self, step: int) -> bool:
-        """Whether the run may want to go back to that checkpoint: the sentinels look at the last window of steps."""
+        """The best one, and those that the run may want to go back to: sentinels look at the last window of steps."""
+        if step == self.best_step:
+            return True
         if self.recipe.sentinels.action != "rollback":
             return False
         trusted = self.state.step - self.recipe.sentinels.window
