@@ -211,6 +211,11 @@ def _train(stage: Stage, recipe: Recipe, console: Console, ranks: int) -> dict[s
     else:
         summary = train(recipe, console=console, resume=(recipe.run_dir / "recipe.toml").exists())
         say(console, f"report: {write_report(recipe.run_dir)}")
+    if ended := summary.get("ended"):
+        raise UserError(
+            f"stage {stage.name} ended after step {ended['step']}, so nothing is made of it: {ended['why']}; mend "
+            f"that, or set {stage.name}.sentinels.action=warn, and run the same command again"
+        )
     assert recipe.run_dir / summary["model"] == stage.result
     return {key: summary[key] for key in ("method", "steps", "tokens", "eval")}
 

@@ -95,8 +95,6 @@ class Episode:
     num_invalid: int = 0
     num_repeats: int = 0
     env_seconds: float = 0.0
-    num_other_stops: int = 0
-    num_control: int = 0  # control characters, and spellings of control tokens, in what the environment said
 
     @property
     def row(self) -> Row:
@@ -138,7 +136,6 @@ class Episode:
         if not fits or self.num_tokens + length > limits.episode_tokens:
             return False
         self.row.hear(suffix.ids, len(self.turns) - 1)
-        self.num_other_stops += suffix.other_stop
         return True
 
     def answered(self, action: Action, step: Step, num_invalid: int, seconds: float) -> None:

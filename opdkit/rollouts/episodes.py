@@ -235,25 +235,28 @@ class _Play:
         messages = tuple({**m, "content": one.text} for m, one in zip(step.messages, shown, strict=True))
         invalid = sum(failure == "invalid_call" for failure in reply.failures) or int(step.failure == "invalid_call")
         episode.answered(action, replace(step, messages=messages), invalid, reply.seconds)
-        ended, num_heard = episode.end_of(step), 0
+        ended, num_heard, other_stop = episode.end_of(step), 0, False
         if ended is None and not messages:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
             suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
-            num_heard = len(suffix.ids) if episode.hears(suffix) else 0
+            num_heard, other_stop = (len(suffix.ids) if episode.hears(suffix) else 0), suffix.other_stop
             ended = None if num_heard and episode.has_room else "token_limit"
         record = TurnRecord(
             finish=action.finish,
             num_calls=len(action.calls),
             reward=step.reward,
             failure=step.failure,
+            failures=tuple(failure for failure in reply.failures if failure is not None),
             messages=messages,
             observation_tokens=num_heard,
             cut_tokens=sum(one.num_cut_tokens for one in shown),
+            num_control=sum(one.num_control for one in shown),
+            other_stop=other_stop,
+            info=step.info,
             env_seconds=reply.seconds,
         )
         episode.records.append(record)
-        episode.num_control += sum(one.num_control for one in shown)
         if ended is not None:
             episode.why = episode.why or reply.crash
             self._end(episode, ended)

@@ -91,6 +91,10 @@ def _ended(run: RunContents) -> Iterator[Warned]:
     if isinstance(ended, Mapping):
         planned = run.setting("train", "steps")
         yield Warned(NOTE, f"The run ended after step {ended.get('step')} of {planned}: {ended.get('why')}.")
+    best = (run.summary or {}).get("best")
+    if isinstance(best, Mapping) and best.get("step") != (run.summary or {}).get("steps"):
+        where = f"The best checkpoint by {best.get('chosen_on')} is that of step {best.get('step')}"
+        yield Warned(NOTE, f"{where}; the results here are those of the last step.")
 
 
 def _sentinels(run: RunContents) -> Iterator[Warned]:
