@@ -32,6 +32,7 @@ from opdkit.tasks.math.votes import math_votes
 from opdkit.types import Finish, Problem, Rollout
 
 RESULT = "result.json"
+MOST_PROBLEM_BYTES = 4 << 30  # unpacked; a bomb of a megabyte unpacks to a thousand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,15 +175,23 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 def read_problems(path: Path) -> dict[str, Problem] | None:
     """Problem id -> problem; None if the file is not there. Raises UserError if it is damaged."""
     try:
-        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        with gzip.open(path) as file:
+            text = file.read(MOST_PROBLEM_BYTES + 1)
+        if len(text) > MOST_PROBLEM_BYTES:
+            raise OSError(f"unpacks to more than {MOST_PROBLEM_BYTES >> 20} MiB")
+        rows = [json.loads(line) for line in text.decode().splitlines()]
         return {row["id"]: Problem(**{**row, "messages": tuple(row["messages"])}) for row in rows}
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}); delete it and run the same `opdkit evaluate` again, which "
+            f"{path} is damaged ({_why(error)}); delete it and run the same `opdkit evaluate` again, which "
             "samples nothing that is there"
         ) from None
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

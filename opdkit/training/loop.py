@@ -17,6 +17,7 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, Paused
+from opdkit.hub import pinned
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
@@ -26,6 +27,7 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
 from opdkit.run.sentinels import Verdict
+from opdkit.run.sums import note_so_far
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
@@ -50,7 +52,7 @@ from opdkit.training.problems.data import (
 from opdkit.training.problems.pass_rates import measure_pass_rates
 from opdkit.training.saved import checkpoint
 from opdkit.training.saved.keeper import LESS_TO_KEEP, Keeper
-from opdkit.training.saved.resume import fingerprints, going_on
+from opdkit.training.saved.resume import commits_of, fingerprints, going_on
 from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
@@ -90,13 +92,14 @@ def train(
     with locked_by_first(ranks, recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
         saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
         now = ranks.from_first(lambda: folder.clock(anew=overwrite))
+        commits = ranks.from_first(lambda: commits_of(folder, recipe, is_resumed=resume))
 
         def attempt(saved: checkpoint.Saved | None, back: GoBack | None) -> dict[str, Any] | GoBack:
             """All that a try has loaded is gone when it is over."""
             sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
             parts = Parts(recipe, saved, now=now, ranks=ranks)
             with closing(TrainingRun(recipe, parts, data, eval_sets, console, sides.warnings, ranks)) as run:
-                run.on_step = on_step
+                run.on_step, run.commits = on_step, commits
                 if back is None:
                     for sentence in said:
                         run.warn(sentence)
@@ -109,11 +112,12 @@ def train(
                 except GoBack as wanted:
                     return wanted.with_traceback(None)
 
-        done = attempt(saved, None)
-        while isinstance(done, GoBack):
-            back = done
-            done = attempt(ranks.from_first(lambda back=back: back.saved(folder)), back)  # type: ignore[misc]
-        return done
+        with pinned(commits):
+            done = attempt(saved, None)
+            while isinstance(done, GoBack):
+                back = done
+                done = attempt(ranks.from_first(lambda back=back: back.saved(folder)), back)  # type: ignore[misc]
+            return done
 
 
 class TrainingRun:
@@ -133,6 +137,7 @@ class TrainingRun:
         recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
+        self.commits: Mapping[str, str] = {}  # of models from a hub
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
@@ -216,6 +221,8 @@ class TrainingRun:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
+            if log is not None:
+                note_so_far(folder.metrics)
             asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks, self.answers.stage)
             evaluations = Evaluations(recipe, folder, log, *asked)
             known = (evaluations, self.decisions, self.keeper, self.warn)
@@ -231,12 +238,16 @@ class TrainingRun:
                     self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
                     results = self._train(log)
-            except Interrupted:
-                self.keeper.save_what_is_new()
+            except BaseException as stop:
+                if isinstance(stop, Interrupted):
+                    self.keeper.save_what_is_new()
+                if self.ranks.size == 1 or isinstance(stop, Interrupted | GoBack):  # else the others may not be there
+                    self.keeper.wait()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
         summary = summary_of(recipe, state, results, self.warnings, self.ended)
+        self.ranks.from_first(lambda: note_so_far(folder.metrics))
         self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
 
@@ -250,6 +261,7 @@ class TrainingRun:
             task=self.task.describe(),
             clock=self.parts.now,
             models=models,
+            commits=self.commits,
             changed=changed,
             devices=self.parts.devices(),
             ranks=self.ranks.size,
@@ -289,6 +301,7 @@ class TrainingRun:
                 self._one_step(bar, log)
                 self.interrupt.check(self.ranks)
         after = self.measuring.student(state.step, "student after")
+        self.keeper.wait()
         for sentence in self.decisions.last_words():
             self.warn(sentence)
         evaluated = {"student_before": before, "student_after": after, "teacher": teacher}
