@@ -105,6 +105,26 @@ class Answers:
             weights = self.optimizer.compute_weights()
         return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
 
+    def held_out(self, problems: Sequence[Problem], version: int) -> list[Group]:
+        """The student's answers to problems that it does not learn from, sampled as in training; the same draws however
+        often it is asked, so that what changes is the student."""
+        sampling = self.recipe.sampling
+        params = sampling.params
+        if self.recipe.episode is not None:
+            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
+        return sample_groups(
+            problems,
+            sampler=self.student_engine(version),
+            renderer=self.renderer,
+            task=self.task,
+            params=params,
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, "held out"),
+            policy_version=version,
+            ranks=self.ranks,
+            stage=self.stage,
+        )
+
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
         names = {name for name, _ in self.student.module.named_parameters()}
