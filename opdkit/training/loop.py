@@ -270,6 +270,8 @@ class TrainingRun:
         self, log: MetricsLog | None
     ) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
         recipe, state = self.recipe, self.state
+        for sentence in self.answers.prove_episodes(self.problems, state.step):
+            self.warn(sentence)
         before = self._evaluate_before() if recipe.eval.before else {}
         teacher = self._evaluate_teacher()
         if not state.step:  # later the checkpoint has them: of the student as it began
