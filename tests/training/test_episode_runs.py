@@ -91,7 +91,7 @@ def test_credit_and_environments_that_fail(episodes: Callable[..., Recipe], cons
     rows = rows_of(chosen)
     failed = [row.rollout for row in rows if row.rollout.ended == "failure"]
     assert failed and all(one.reward is None and not one.answer_ids for one in failed)
-    assert any((row.taught.coef_ST != 0).any() for row in rows)
+    assert any(row.taught is not None and (row.taught.coef_ST != 0).any() for row in rows)
 
 
 def test_peers_are_shown_transcripts(
