@@ -76,6 +76,7 @@ from opdkit.run.row_columns import (
     flat,
     is_of,
 )
+from opdkit.run.sums import is_changed
 from opdkit.types import Example, Problem, Rollout, Signal, Taught, TurnRecord, View
 
 
@@ -83,6 +84,7 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_large_list(field.type) else field.name
 
 
+_MOST_VALUES = 1 << 28  # of a row group that is read
 _TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
 # Dictionaries pay for texts and token ids, and cost half of the time for log-probs and top-k ids, where they never fit.
 # Floats split into byte planes compress a tenth better.
@@ -114,10 +116,13 @@ def load_rows(path: Path) -> list[Example]:
     """
     examples: list[Example] = []
     problems: dict[str, Problem] = {}
+    if is_changed(path):
+        raise UserError(f"{path} is not what the run wrote (its checksum is another one): restore it from a copy")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_schema(path, file.schema_arrow)
             for index in range(file.num_row_groups):
+                _check_size(path, file.metadata.row_group(index))
                 examples += _examples(file.read_row_group(index), problems)
     except FileNotFoundError:
         raise UserError(f"there are no rows at {path}: the file does not exist") from None
@@ -125,6 +130,13 @@ def load_rows(path: Path) -> list[Example]:
         words = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a complete Parquet file ({words}): it was cut short or changed") from None
     return examples
+
+
+def _check_size(path: Path, group: Any) -> None:
+    """A few kilobytes may say that they hold billions of equal values."""
+    values = sum(group.column(index).num_values for index in range(group.num_columns))
+    if values > _MOST_VALUES:
+        raise UserError(f"{path} holds {values:,} values in one row group, and rows have at most {_MOST_VALUES:,}")
 
 
 def column_values(examples: Sequence[Example]) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from opdkit.contexts import build_views
 from opdkit.contexts.render import Renderer
@@ -138,6 +139,16 @@ class Answers:
         if recipe.episode is None:
             return params
         return replace(params, max_answer_tokens=recipe.episode.turn_tokens(params.max_answer_tokens))
+
+    def can_read(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
+        names = {name for name, _ in self.student.module.named_parameters()}
+        return self.student.shards is None and weights.keys() <= names
+
+    def engine_of(self, weights: Mapping[str, Tensor]) -> Sampler:
+        """The student with other weights, by their names, in this process whoever samples for it."""
+        read = {name: self.optimizer.as_read(weight.to(self.student.device)) for name, weight in weights.items()}
+        return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=read)
 
     def _of_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> list[Group]:
         read = self._read_by_teacher(viewer, problems, step)
