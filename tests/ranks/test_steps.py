@@ -108,6 +108,17 @@ def test_every_setting(strategy: str, recipe: Make, on_ranks: Any, num_ranks: in
 
 
 @pytest.mark.ranks
+def test_two_copies_in_parts(recipe: Make, on_ranks: Any) -> None:
+    """Of four ranks two keep a copy (HSDP); the norm and the gradients count each weight once. With `offload`, too: on a
+    CPU nothing moves."""
+    chosen = ("parallel.strategy=sharded", "parallel.hsdp=2")
+    settings = {name: (*setting, *chosen) for name, setting in SHORT.items()}
+    settings["muon"] = ("opd", "train.optimizer=muon", *chosen)
+    settings["offload"] = ("opd", "parallel.offload=true", *chosen)
+    compared(recipe, settings, on_ranks, 4)
+
+
+@pytest.mark.ranks
 @pytest.mark.parametrize("strategy", ["gathered", "sharded"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_bfloat16(lora: bool, strategy: str, recipe: Make, on_ranks: Any) -> None:
