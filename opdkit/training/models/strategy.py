@@ -63,6 +63,8 @@ def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = 
         ranks,
         device=pick_device(recipe.model.device),
         reads=as_read,
+        num_parts=recipe.parallel.hsdp,
+        offload=recipe.parallel.offload,
     )
 
 
@@ -77,5 +79,6 @@ def make_optimizer(student: LanguageModel, recipe: Recipe, ranks: Ranks) -> Opti
     if student.shards is not None:
         from opdkit.training.models.sharded import ShardedOptimizer
 
-        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks)
+        offload = recipe.parallel.offload
+        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks, offload=offload)
     return GatheredOptimizer(student.module, recipe.train, compute_dtype=dtype, group=ranks)
