@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
 from opdkit.errors import UserError
 
 ANSWERS_WITHIN_S = 10.0
+TRUSTED = "Python files that come with {} run on this machine with all your rights; read them first"
+_PINNED: dict[str, str] = {}  # `pinned`
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -41,6 +43,38 @@ def asked_once(name: str, kind: Literal["model", "dataset"], revision: str | Non
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     with nullcontext() if reason is None else _offline():
         yield reason
+
+
+@contextmanager
+def pinned(commits: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block models of these names are read at these commits, whatever the hub calls the newest."""
+    before = dict(_PINNED)
+    _PINNED.update(commits)
+    try:
+        yield
+    finally:
+        _PINNED.clear()
+        _PINNED.update(before)
+
+
+def revision_of(name: str) -> dict[str, str]:
+    """For `from_pretrained` of a folder or a name: {"revision": commit} where it is pinned."""
+    return {"revision": _PINNED[name]} if name in _PINNED and not Path(name).is_dir() else {}
+
+
+def commit_of(name: str) -> str | None:
+    """The commit of a model's newest files: as the hub says or, where it does not answer, as this machine has them.
+    None: unknown, or a folder."""
+    if Path(name).is_dir() or not may_be_on_hub(name):
+        return None
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if not constants.is_offline_mode():
+        # No connection, no access: loading will say it; an earlier download may still serve.
+        with suppress(Exception):
+            return HfApi().model_info(name, timeout=ANSWERS_WITHIN_S).sha
+    kept = try_to_load_from_cache(name, "config.json")
+    return Path(kept).parent.name if isinstance(kept, str) else None
 
 
 @contextmanager

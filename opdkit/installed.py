@@ -1,5 +1,5 @@
 """What installed packages add to opdkit: entry points of the groups opdkit.methods, opdkit.contexts, opdkit.tasks,
-opdkit.token_weights and opdkit.problem_weights. Only names are read here; nothing is imported."""
+opdkit.token_weights, opdkit.problem_weights and opdkit.turn_weights. Only names are read here; nothing is imported."""
 
 from __future__ import annotations
 

@@ -61,10 +61,14 @@ class TurnRecord:
     finish: Finish
     num_calls: int = 0
     reward: float | None = None  # of this turn; None: the environment gave none
-    failure: str | None = None  # the first of its calls': invalid_call, tool_error, timeout, crash
+    failure: str | None = None  # of the turn: invalid_call, tool_error, timeout, crash
+    failures: tuple[str, ...] = ()  # of the calls that failed, in order
     messages: tuple[Message, ...] = ()  # what the environment said, as the model was shown it
     observation_tokens: int = 0  # of that, with what stands around it
     cut_tokens: int = 0  # left out of the middle of it
+    num_control: int = 0  # control characters in it, and spellings of tokens that were added by name
+    other_stop: bool = False  # the turn ended with a stop token that the chat template does not write there
+    info: Mapping[str, float] = field(default_factory=dict)  # the environment's own numbers
     env_seconds: float = field(default=0.0, compare=False)  # a clock's word, and no part of what was computed
 
 

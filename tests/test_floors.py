@@ -19,7 +19,7 @@ FLOORS = [
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},
-    {"analysis", "doctor", "pipeline", "quickstart"},
+    {"analysis", "doctor", "pipeline", "seeds", "quickstart"},
     {"api"},
     {"cli"},
     {"__main__"},
@@ -32,8 +32,9 @@ SIDEWAYS = {
     ("metric_lines", "errors"): "a file that is no metrics is the user's to hear of",
     ("hub", "errors"): "so is a name that is not on the hub",
     ("contexts", "tasks"): "what a reader is shown of an answer is what a grader reads of it",
-    ("recipe", "rollouts"): "and environments by theirs",
+    ("rollouts", "data"): "the collection that a search tool reads is a data file",
     ("recipe", "data"): "a recipe names columns by the data's roles, and files by their formats",
+    ("recipe", "rollouts"): "and environments by theirs",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = PACKAGE / "__init__.py"  # names what is above, for type checkers; it loads on first use (see the last test)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from opdkit.errors import UserError
 from opdkit.measure.fit import Advice, advise
 from opdkit.measure.fit_facts import Facts, Thresholds
 from opdkit.measure.overlap import TokenTable, by_bucket, default_k, summary
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import atomic_write
@@ -35,12 +37,13 @@ from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import clock_of
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.beside import engine_beside
-from opdkit.training.metrics.agreement import compare_rows, heard_tokens, student_side, teacher_side
+from opdkit.training.metrics.agreement import compare_rows, heard_tokens, parts_of, student_side, teacher_side
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.sides import read_sides
 from opdkit.training.parts import Parts
 from opdkit.training.problems.data import check_readable, fitting, training_data
 from opdkit.training.spans import span_shares
+from opdkit.training.together import check_same
 from opdkit.types import Asked, Example, Group, Problem, seed_from
 
 PREFIX_SHARES = (0.25, 0.5, 0.75)  # of the length nine of ten answers have: where the teacher goes on
@@ -56,8 +59,11 @@ class FitOptions:
     thresholds: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
-    """Measure, advise, print, and write fit.json. Raises UserError for what cannot be measured, Interrupted."""
+def fit(recipe: Recipe, options: FitOptions, *, console: Console, ranks: Ranks = ALONE) -> Advice:
+    """Measure, advise, print, and write fit.json. Raises UserError for what cannot be measured, Interrupted.
+
+    ranks: each asks for its share of the answers and reads it, and the first one writes.
+    """
     if recipe.route is not None:
         raise UserError(
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
@@ -83,27 +89,40 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console) -> Advice:
     check_model_path(recipe.model.path)
     data = training_data(recipe, None)
     check_readable(recipe, data)
-    folder = options.out or Path("runs") / "fit" / recipe.name
+    check_same(ranks, recipe, {"training": data})
+    folder = folder_of(recipe, options.out)
     options = replace(options, samples=options.samples or max(4, recipe.sampling.group_size))
-    with Lock.on_folder(folder):
-        return _fit(recipe, options, limits, data, folder, console)
+    with ExitStack() as held:
+        ranks.from_first(lambda: held.enter_context(Lock.on_folder(folder)) and None)
+        return _fit(recipe, options, limits, data, folder, console, ranks)
+
+
+def folder_of(recipe: Recipe, out: Path | None) -> Path:
+    """Where fit.json and the answers go."""
+    return out or Path("runs") / "fit" / recipe.name
 
 
 def _fit(
-    recipe: Recipe, options: FitOptions, limits: Thresholds, data: Dataset, folder: Path, console: Console
+    recipe: Recipe,
+    options: FitOptions,
+    limits: Thresholds,
+    data: Dataset,
+    folder: Path,
+    console: Console,
+    ranks: Ranks,
 ) -> Advice:
     interrupt = Interrupt(console)
-    now = clock_of(asked_before(folder))
+    now = ranks.from_first(lambda: clock_of(asked_before(folder)))
     sides = read_sides(recipe, now=now)
     for sentence in sides.warnings:
         _note(console, sentence)
-    parts = Parts(recipe, None, now=now)
+    parts = Parts(recipe, None, now=now, ranks=ranks)
     k = options.k or default_k(parts.student.num_tokens)
     if k > parts.student.num_tokens:
         raise UserError(f"-k {k}: the models know {parts.student.num_tokens} tokens; choose a shorter list")
     grader = recipe.data.grader
     task = make_task_for(grader, [part.problems for part in data.parts.values() or (data,)])
-    asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed)
+    asker = Asker(folder=folder, task=task.main, params=recipe.sampling.params, seed=recipe.seed, ranks=ranks)
     try:
         with interrupt.listening():
             problems, limit, share_long = _problems(recipe, data, parts, options.problems)
@@ -111,12 +130,12 @@ def _fit(
                 _note(console, f"{data.source} has {len(problems)} problems that fit, not {options.problems}")
             if unknown := unknown_rewards(grader, problems):
                 _note(console, unknown)
-            asker.open({**_asked(recipe, options, data), "clock": now.isoformat()})
+            ranks.from_first(lambda: asker.open({**_asked(recipe, options, data), "clock": now.isoformat()}))
             rows, read, went_on = _ask(recipe, options, parts, asker, problems, console, interrupt)
             assert parts.teacher is not None
             read, shares = _heard(parts.teacher, read)
             answered = Answered(problems, limit, share_long, rows, read, went_on, shares)
-            table = _compare(recipe, k, parts, answered, console, interrupt)
+            table = _compare(recipe, k, parts, answered, console, interrupt, ranks)
             quantized = _beside_whole(recipe, k, parts, read, console, interrupt)
     finally:
         task.close()
@@ -126,7 +145,7 @@ def _fit(
     found = _as_json(recipe, options, facts, limits, advice, table) | (
         {"quantized_teacher": quantized} if quantized else {}
     )
-    atomic_write(written, json.dumps(found, indent=1) + "\n")
+    ranks.from_first(lambda: atomic_write(written, json.dumps(found, indent=1) + "\n"))
     print_page(console, recipe, facts, advice, written)
     return advice
 
@@ -189,7 +208,7 @@ def _ask(
     with engine_beside(recipe, parts, asker.folder, console, interrupt, warn) as server:
         engine = _here(recipe, parts) if server is None else server.engine(0)
         with Bar(console, "student's answers", len(problems) * options.samples) as bar:
-            rows = asker.student(problems, engine, parts.renderer, options.samples, _hears(bar, interrupt))
+            rows = asker.student(problems, engine, parts.renderer, options.samples, _hears(bar, interrupt, asker.ranks))
     read = [row for row in _with_views(recipe, teacher, problems, rows) if _readable(row, teacher)]
     if not read:
         raise UserError(
@@ -214,7 +233,7 @@ def _ask(
             label = f"teacher's answers, from token {prefix}" if prefix else "teacher's answers"
             with Bar(console, label, len(some)) as bar, teacher.active():
                 gone_on = asker.teacher(
-                    problems, some, prefix, teacher.engine(), teacher.renderer, _hears(bar, interrupt)
+                    problems, some, prefix, teacher.engine(), teacher.renderer, _hears(bar, interrupt, asker.ranks)
                 )
             went_on[prefix] = (some, gone_on)
     return rows, read, went_on
@@ -234,14 +253,14 @@ def _note(console: Console, sentence: str) -> None:
     say(console, sentence, mark="note")
 
 
-def _hears(bar: Bar, interrupt: Interrupt) -> Any:
+def _hears(bar: Bar, interrupt: Interrupt, ranks: Ranks) -> Any:
     so_far = 0
 
     def heard(num: int) -> None:
         nonlocal so_far
         so_far += num
         bar.update(so_far)
-        interrupt.check()
+        interrupt.check(ranks)
 
     return heard
 
@@ -281,26 +300,34 @@ def _heard(teacher: Teacher, read: Sequence[Example]) -> tuple[list[Example], di
 
 
 def _compare(
-    recipe: Recipe, k: int, parts: Parts, answered: Answered, console: Console, interrupt: Interrupt
+    recipe: Recipe, k: int, parts: Parts, answered: Answered, console: Console, interrupt: Interrupt, ranks: Ranks
 ) -> TokenTable:
+    """Every part of the rows is shared among the ranks: they make their passes together."""
     assert parts.teacher is not None
-    engine = _here(recipe, parts)
-    with Bar(console, "both read the answers", len(answered.read)) as bar:
-
-        def heard(done: int, total: int) -> None:
-            bar.update(done)
-            interrupt.check()
-
-        return compare_rows(
-            answered.read,
-            student_side(engine.score, parts.student.head(engine.weights)),
-            teacher_side(parts.teacher.score, parts.teacher.head()),
-            k=k,
-            temperature=recipe.method.loss_temperature,
-            device=parts.student.device,
-            masses_at=[m for m in MASSES_AT if m < parts.student.num_tokens],
-            progress=heard,
-        )
+    engine, rows, tables = _here(recipe, parts), answered.read, list[TokenTable]()
+    student = student_side(engine.score, parts.student.head(engine.weights))
+    teacher = teacher_side(parts.teacher.score, parts.teacher.head())
+    with Bar(console, "both read the answers", len(rows)) as bar:
+        for part in parts_of(rows):
+            places = ranks.share(range(part.start, part.stop))
+            own = [rows[place] for place in places]
+            if any(row.rollout.answer_mask.any() for row in own):
+                table = compare_rows(
+                    own,
+                    student,
+                    teacher,
+                    k=k,
+                    temperature=recipe.method.loss_temperature,
+                    device=parts.student.device,
+                    masses_at=[m for m in MASSES_AT if m < parts.student.num_tokens],
+                )
+                tables.append(replace(table, row_N=table.row_N + places[0]))
+            else:
+                student.hidden(own)
+                teacher.hidden(own)
+            bar.update(part.stop)
+            interrupt.check(ranks)
+    return TokenTable.joined(sorted(ranks.joined(tables), key=lambda table: int(table.row_N[0])))
 
 
 def _beside_whole(

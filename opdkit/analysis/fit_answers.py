@@ -20,6 +20,7 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.errors import UserError
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.rollouts.single_turn import grade, sample_rollouts
 from opdkit.run.folder import atomic_write
 from opdkit.run.rows import load_rows, save_rows
@@ -51,6 +52,7 @@ class Asker:
     task: Task
     params: SamplingParams
     seed: int
+    ranks: Ranks = ALONE  # each samples its share, and the first one writes
 
     def open(self, asked: Mapping[str, Any]) -> None:
         """The folder is there, and locked. Raises UserError if it holds something else."""
@@ -58,7 +60,7 @@ class Asker:
         if (found := asked_before(self.folder)) is not None:
             check_identity(path, found, wanted)
             return
-        if not path.exists() and any(entry.name != ".lock" for entry in self.folder.iterdir()):
+        if not path.exists() and any(entry.name not in (".lock", "ranks") for entry in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a folder of opdkit fit; choose another --out")
         for name in ("student", "teacher"):
             (self.folder / name).mkdir(exist_ok=True)
@@ -71,10 +73,12 @@ class Asker:
         rows: list[Example] = []
         for place, some in _parts(problems):
             path = self.folder / "student" / f"problems_{place}.parquet"
-            if not path.exists():
-                pairs = [(problem, sample_id) for problem in some for sample_id in range(num_samples)]
+            pairs = [(problem, sample_id) for problem in some for sample_id in range(num_samples)]
+
+            def ask(pairs: Sequence[tuple[Problem, int]] = pairs) -> list[Example]:
+                own = self.ranks.share(pairs)
                 rollouts = sample_rollouts(
-                    pairs,
+                    own,
                     sampler=sampler,
                     renderer=renderer,
                     task=self.task,
@@ -82,9 +86,10 @@ class Asker:
                     identity=(self.seed, "fit", "student"),
                     policy_version=0,
                 )
-                save_rows(path, [Example(problem=p, rollout=r) for (p, _), r in zip(pairs, rollouts, strict=True)])
-            rows += load_rows(path)
-            done(len(some) * num_samples)
+                return [Example(problem=p, rollout=r) for (p, _), r in zip(own, rollouts, strict=True)]
+
+            rows += self._kept(path, ask)
+            done(len(pairs))
         return rows
 
     def teacher(
@@ -105,11 +110,20 @@ class Asker:
         for place, some in _parts(problems):
             asked = [row for problem in some for row in by_problem[problem.id]]
             path = self.folder / "teacher" / f"prefix_{prefix:06d}_problems_{place}.parquet"
-            if asked and not path.exists():
-                save_rows(path, self._gone_on(asked, prefix, sampler, renderer))
-            found += load_rows(path) if asked else []
+
+            def go_on(asked: Sequence[Example] = asked) -> list[Example]:
+                return self._gone_on(self.ranks.share(asked), prefix, sampler, renderer)
+
+            found += self._kept(path, go_on) if asked else []
             done(len(asked))
         return found
+
+    def _kept(self, path: Path, ask: Callable[[], list[Example]]) -> list[Example]:
+        """The rows of a part, all ranks' shares of which are put there where nobody did so before."""
+        if not self.ranks.from_first(path.exists):
+            rows = self.ranks.joined(ask())
+            self.ranks.from_first(lambda: save_rows(path, rows))
+        return self.ranks.from_first(lambda: load_rows(path))
 
     def _gone_on(self, rows: Sequence[Example], prefix: int, sampler: Sampler, renderer: Renderer) -> list[Example]:
         contexts, begun = [], [row.rollout.answer_ids[:prefix] for row in rows]

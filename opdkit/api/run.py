@@ -118,8 +118,8 @@ class Run:
         return Student(module.eval(), tokenizer)
 
     def _texts(self, rows: Sequence[Example]) -> dict[str, list[Any]]:
+        from opdkit.reporting.decode import tokenizer_decode
         from opdkit.reporting.run import read_progress
-        from opdkit.reporting.sections.answers import tokenizer_decode
 
         decode: Callable[[Sequence[int]], str] | None = tokenizer_decode(read_progress(self.folder, []))
         rollouts = [row.rollout for row in rows]

@@ -16,7 +16,7 @@ import torch
 from opdkit.engines.quantized import quantization_config
 from opdkit.engines.rope import max_length
 from opdkit.errors import UserError
-from opdkit.hub import asked_once, may_be_on_hub
+from opdkit.hub import asked_once, may_be_on_hub, revision_of
 
 
 def load_checkpoint(
@@ -73,7 +73,7 @@ def _found(path: str) -> Iterator[None]:
     if Path(path).exists():
         yield
         return
-    with asked_once(path, "model") as reason:
+    with asked_once(path, "model", revision_of(path).get("revision")) as reason:
         try:
             yield
         except UserError as error:
@@ -89,7 +89,9 @@ def _load_module(path: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]
     """The module, and what must be said of it."""
     with one_sentence(f"{path} cannot be loaded as a causal language model"):
         auto = auto_class(path, options["trust_remote_code"])
-        module, info = auto.from_pretrained(path, **options, output_loading_info=True, ignore_mismatched_sizes=True)
+        module, info = auto.from_pretrained(
+            path, **options, **revision_of(path), output_loading_info=True, ignore_mismatched_sizes=True
+        )
     if misfits := sorted(info["mismatched_keys"]):
         name, found, wanted = misfits[0]
         raise UserError(
@@ -121,7 +123,7 @@ def auto_class(path: str, trust_remote_code: bool) -> Any:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path))
     text, whole = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     kind = config.model_type
     if kind in whole and (kind not in text or whole[kind] in (config.architectures or ())):
@@ -161,7 +163,7 @@ def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     with one_sentence(f"{path} has no tokenizer that can be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path))
     if len(tokenizer) <= len(
         set(tokenizer.all_special_ids)
     ):  # transformers makes an empty one where the files are gone
@@ -177,9 +179,9 @@ def load_generation_config(path: str, trust_remote_code: bool = False) -> Any:
 
     with one_sentence(f"{path} has no configuration that can be loaded"):
         try:
-            return GenerationConfig.from_pretrained(path)
+            return GenerationConfig.from_pretrained(path, **revision_of(path))
         except OSError:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path))
             return GenerationConfig.from_model_config(config)
 
 
@@ -207,7 +209,7 @@ def load_num_rows(path: str, trust_remote_code: bool) -> int | None:
     if (Path(path) / "adapter_config.json").is_file():
         return load_num_rows(_base_of(Path(path)), trust_remote_code)
     with one_sentence(f"{path} has no configuration that can be loaded"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path))
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) else None
 
@@ -219,7 +221,7 @@ def load_max_positions(path: str, trust_remote_code: bool) -> int | None:
     if base := adapter_base(Path(path)):
         return load_max_positions(base, trust_remote_code)
     with one_sentence(f"{path} has no configuration that can be loaded"):
-        return max_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        return max_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path)))
 
 
 def adapter_base(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from opdkit.engines.anatomy import logit_transform, text_body
 from opdkit.engines.load import auto_class, check_model_path, one_sentence, quiet_libraries
 from opdkit.errors import UserError
+from opdkit.hub import revision_of
 from opdkit.losses import Head
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm")
@@ -32,7 +33,7 @@ class OutputHead:
 
         check_model_path(path)
         with one_sentence(f"{path} cannot be read as a causal language model"), quiet_libraries():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision_of(path))
             with torch.device("meta"):
                 module = auto_class(path, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
         body = text_body(module, path)
@@ -112,7 +113,7 @@ def _files_of(path: str) -> dict[str, Path]:
 
     def there(name: str) -> Path | None:
         with one_sentence(f"{path} has no weights that can be read"):
-            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **revision_of(path))
         return None if found is None else Path(found)
 
     index = there("model.safetensors.index.json")

@@ -28,6 +28,7 @@ from opdkit.engines.tokens.stops import find_stops
 from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
 from opdkit.evaluation.options import EvaluateOptions
+from opdkit.hub import TRUSTED
 from opdkit.run.console import Console, say, told_while_waiting
 
 
@@ -59,6 +60,8 @@ def answering(
         "system": options.system,
         "now": now,
     }
+    if options.trust_remote_code:
+        say(console, f"--trust-remote-code: {TRUSTED.format(options.model)}", mark="warning")
     if options.engine == "hf":
         model = LanguageModel.load(
             options.model,

@@ -16,6 +16,7 @@ from typing import Any
 
 from opdkit.contexts.render import Renderer, read_chat_template
 from opdkit.contexts.transcript import last_turn
+from opdkit.data.files.names import slug
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import check_model_path, model_digest
@@ -43,7 +44,6 @@ from opdkit.run.stored_answers import (
     measure,
     problems_path,
     sentence,
-    slug,
     stored_answer,
     write_problems,
     write_result,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from opdkit.data.files.names import slug
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
 from opdkit.evaluation.verdicts import VerifiedSet, read_verdicts, with_verdicts
@@ -30,7 +31,6 @@ from opdkit.run.stored_answers import (
     num_measured,
     problems_path,
     read_result,
-    slug,
     write_problems,
     write_result,
 )

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from opdkit.data.files.names import slug
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Accuracy, by_problem
 from opdkit.run.jsonl import append_lines, open_lines
-from opdkit.run.stored_answers import StoredAnswer, measure, read_lines, slug
+from opdkit.run.stored_answers import StoredAnswer, measure, read_lines
 
 MIN_MASS = 0.5  # a verifier that would rather say something else than its verdict has given none
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opdkit.losses import weights
     from opdkit.losses.advantage import (
+        centred_by_turn,
         group_centred,
         group_return,
         log_mean,
+        returns,
         scaled_by_ratio,
         sign_kept,
         teacher_minus_student,
     )
-    from opdkit.losses.coefficients import token_coefficients
+    from opdkit.losses.coefficients import token_coefficients, units
     from opdkit.losses.compare import Comparison, compare_heads
     from opdkit.losses.head import HeadStats, head_loss, head_stats
     from opdkit.losses.inputs import Head, ViewTokens
@@ -38,13 +40,16 @@ if TYPE_CHECKING:
     from opdkit.losses.terms import Term
 
 _HOME = {
+    "centred_by_turn": "advantage",
     "group_centred": "advantage",
     "group_return": "advantage",
     "log_mean": "advantage",
+    "returns": "advantage",
     "scaled_by_ratio": "advantage",
     "sign_kept": "advantage",
     "teacher_minus_student": "advantage",
     "token_coefficients": "coefficients",
+    "units": "coefficients",
     "Comparison": "compare",
     "compare_heads": "compare",
     "Head": "inputs",
@@ -82,6 +87,7 @@ __all__ = [
     "TeacherAdvantage",
     "Term",
     "ViewTokens",
+    "centred_by_turn",
     "combined",
     "compare_heads",
     "group_centred",
@@ -89,10 +95,12 @@ __all__ = [
     "head_loss",
     "head_stats",
     "log_mean",
+    "returns",
     "scaled_by_ratio",
     "sign_kept",
     "teacher_minus_student",
     "token_coefficients",
+    "units",
     "weights",
 ]
 

@@ -41,6 +41,25 @@ def group_centred(reward_R: Tensor, group_R: Tensor, std: AdvantageStd) -> Tenso
     return centred_R / (std_R + STD_EPSILON)
 
 
+def returns(reward_U: Tensor, row_U: Tensor, discount: float) -> Tensor:
+    """[U] discounted reward to go of every turn: its own and the discounted ones behind it. U turns, those of a row
+    together and in order."""
+    going = reward_U.double().clone()
+    for place in range(len(going) - 2, -1, -1):
+        if row_U[place] == row_U[place + 1]:
+            going[place] += discount * going[place + 1]
+    return going
+
+
+def centred_by_turn(return_U: Tensor, group_U: Tensor, turn_U: Tensor, std: AdvantageStd) -> Tensor:
+    """[U] each turn's return minus the mean over the siblings that reached that turn, divided by their standard
+    deviation if `std` asks for it; 0 where fewer than two reached it."""
+    most = int(turn_U.max()) + 1 if turn_U.numel() else 1
+    compared_U = torch.unique(group_U * most + turn_U, return_inverse=True)[1]
+    centred_U = group_centred(return_U, compared_U, std)
+    return torch.where(torch.bincount(compared_U)[compared_U] > 1, centred_U, 0.0)
+
+
 def group_return(token_reward_N: Tensor, row_N: Tensor, group_R: Tensor, std: AdvantageStd) -> Tensor:
     """[N] rewards of tokens, centred (and scaled) among all tokens of their problem, then summed to the answer's end.
 

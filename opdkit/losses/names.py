@@ -13,7 +13,7 @@ DivergenceKind = Literal[
 ]
 TargetKind = Literal["logits", "mixture"]
 JsdScale = Literal["continuous", "published"]
-Reduction = Literal["token", "sequence", "sequence_sum", "sum", "constant"]
+Reduction = Literal["token", "sequence", "turn", "sequence_sum", "sum", "constant"]
 ClipKind = Literal["none", "token", "entry"]
 SurrogateForm = Literal["log_prob", "ratio"]
 RatioLevel = Literal["token", "sequence"]

@@ -50,6 +50,11 @@ class PlanInputs:
     has_view: Mapping[str, Tensor] = field(default_factory=dict)
     required_views: tuple[str, ...] = ()  # `Method.required_views`
     turn_N: Tensor | None = None  # long: which turn of the model the token belongs to, from 0
+    # float64: what the token's turn earned by itself, the last of an episode with the verdict on the whole. Only
+    # meaningful where the row is graded; None: no row is an episode.
+    turn_reward_N: Tensor | None = None
+    # long: rows of one number are parts of one episode, which is graded, and counts, once. None: each is one.
+    episode_R: Tensor | None = None
     author_N: Tensor | None = None  # long: who wrote it, as places in `types.AUTHORS`
     domain_N: Tensor | None = None  # long: which of `num_domains` has a mean of its own; None: all tokens have one mean
     num_domains: int = 1
@@ -109,6 +114,25 @@ class PlanInputs:
         return replace(self, weight_N=all_N, weight_R=rows_R, within_N=None if rows_R is None else within_N)
 
     @property
+    def first_R(self) -> Tensor:
+        """[R] bool: the first row of each episode, which stands for it where answers are compared."""
+        if self.episode_R is None:
+            return self.graded_R | ~self.graded_R
+        places = self.episode_R.new_full((int(self.episode_R.max()) + 1,), len(self.episode_R))
+        rows = self.episode_R.new_tensor(range(len(self.episode_R)))
+        places = places.scatter_reduce(0, self.episode_R, rows, "amin")
+        return rows == places[self.episode_R]
+
+    def of_episodes(self, value_R: Tensor) -> Tensor:
+        """[R] each row with the value of its episode's first row."""
+        if self.episode_R is None:
+            return value_R
+        first_R = self.first_R
+        of_E = value_R.new_zeros(int(self.episode_R.max()) + 1)
+        of_E[self.episode_R[first_R]] = value_R[first_R]
+        return of_E[self.episode_R]
+
+    @property
     def tokens_within_N(self) -> Tensor:
         """[N] how much each token counts inside its answer, whatever the answer counts."""
         return self.weight_N if self.within_N is None else self.within_N
@@ -137,9 +161,10 @@ class PlanInputs:
         return losses.token_coefficients(
             mask_N,
             weight_N,
-            self.row_N,
+            self.row_N if self.episode_R is None else self.episode_R[self.row_N],
             per=per,
             divide_by=divide_by,
             domain_N=self.domain_N,
             num_domains=self.num_domains,
+            turn_N=self.turn_N,
         )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from opdkit.contexts.none import NoContext
 from opdkit.recipe.fields import did_you_mean, kinds_of
 from opdkit.recipe.sections import Recipe
-from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, Kind, class_of, fault_of
+from opdkit.recipe.user_code import CONTEXT, PROBLEMS, TOKENS, TURNS, Kind, class_of, fault_of
 
 
 def choice(section: Any, where: str, kind: Kind, faults: list[str]) -> BaseModel | None:
@@ -59,9 +59,10 @@ def chosen_views(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any
 
 
 def chosen_weights(section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
-    """The section with the rows of their tables that `tokens.name` and `problems.name` choose."""
+    """The section with the rows of their tables that `tokens.name`, `problems.name` and `turns.name`
+    choose."""
     chosen = dict(section)
-    for key, kind in (("tokens", TOKENS), ("problems", PROBLEMS)):
+    for key, kind in (("tokens", TOKENS), ("problems", PROBLEMS), ("turns", TURNS)):
         if key in chosen:
             chosen[key] = choice(chosen[key], f"weights.{key}", kind, faults)
     return chosen

@@ -177,10 +177,17 @@ class DataSection(Section):
         return side_by_side(self.graders)
 
 
+def _as_sets(named: str | Sequence[str | EvalSetSection] | None) -> tuple[EvalSetSection, ...]:
+    sets = () if named is None else (named,) if isinstance(named, str) else named
+    return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in sets)
+
+
 class EvalSection(Section):
     # A source as data.train has it, or several, ["gsm8k.jsonl", { path = "mbpp.jsonl", task = "code" }]; a set may name
     # a domain of data.train in place of a task. Default: no evaluation.
     data: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(_eval_sets)] = None
+    # Likewise: sets that checkpoints are chosen by (train.keep_best, train.stop_when) and no result is reported of.
+    select_on: Annotated[str | tuple[str | EvalSetSection, ...] | None, BeforeValidator(_eval_sets)] = None
     limit: PositiveInt | None = None  # only so many problems, drawn by a seed; default: all
     samples: Answers = 8  # answers to each problem
     every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
@@ -203,9 +210,13 @@ class EvalSection(Section):
         )
 
     @property
+    def reported(self) -> tuple[EvalSetSection, ...]:
+        return _as_sets(self.data)
+
+    @property
     def sets(self) -> tuple[EvalSetSection, ...]:
-        named = () if self.data is None else (self.data,) if isinstance(self.data, str) else self.data
-        return tuple(EvalSetSection(path=one) if isinstance(one, str) else one for one in named)
+        """All that is evaluated."""
+        return (*self.reported, *_as_sets(self.select_on))
 
     @property
     def sources(self) -> tuple[str, ...]:

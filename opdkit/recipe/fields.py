@@ -19,6 +19,12 @@ Words = Annotated[str, Field(min_length=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML's arrays arrive as lists
 
+
+def as_tuple(value: Any) -> Any:
+    """One string is a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 StopTokens = Annotated[tuple[str | int, ...], Field(strict=False, min_length=1)]
 
 

@@ -205,6 +205,11 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         stage = _stage(path, table, own, common["recipe"], folder, known, stages, faults)
         if stage is not None:
             stages.append(stage)
+        if stage is not None and isinstance(stage.does, Recipe) and stage.does.train.stop_when:
+            faults.append(
+                f"stage {stage.name}: train.stop_when ends at a step that is not known before, and later stages read "
+                "the last one's model; remove it, and choose train.steps"
+            )
         # A stage with faults still has a name that later ones may read: their faults are their own.
         known[table["name"]] = str(stage.result if stage else folder / table["name"])
     if faults:

@@ -16,6 +16,7 @@ from opdkit.contexts import Context
 from opdkit.data.files.formats import format_of
 from opdkit.engines.quantized import missing_package
 from opdkit.errors import UserError
+from opdkit.hub import TRUSTED
 from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
@@ -27,6 +28,7 @@ from opdkit.recipe.fields import MOST, did_you_mean
 from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
+from opdkit.recipe.secrets import secret_faults
 from opdkit.recipe.sections import Recipe, TrainSection
 from opdkit.recipe.sentinels import sentinel_faults
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
@@ -43,6 +45,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
     path = recipe.model.path
     is_adapter = path in adapters or os.path.exists(Path(path) / "adapter_config.json")
     said = [
+        *secret_faults(flat(recipe.as_dict())),
         *_teacher_faults(recipe, is_adapter),
         *route_faults(recipe),
         *_data_faults(recipe),
@@ -94,7 +97,24 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
-    return [*recipe.yielded, *told, *own, *saved_warnings(recipe), *server_warnings(recipe), *episode_warnings(recipe)]
+    return [
+        *recipe.yielded,
+        *told,
+        *own,
+        *saved_warnings(recipe),
+        *server_warnings(recipe),
+        *episode_warnings(recipe),
+        *_trusted_code(recipe),
+    ]
+
+
+def _trusted_code(recipe: Recipe) -> list[str]:
+    keys = flat(recipe.as_dict())
+    return [
+        f"{key} = true: {TRUSTED.format(keys.get(key.replace('trust_remote_code', 'path')))}"
+        for key, value in keys.items()
+        if key.endswith("trust_remote_code") and value
+    ]
 
 
 def departures(recipe: Recipe) -> str | None:

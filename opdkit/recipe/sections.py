@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SerializeAsAny
 
 from opdkit.contexts import Context
 from opdkit.contexts.none import NoContext
@@ -19,6 +19,7 @@ from opdkit.metrics import SINKS
 from opdkit.recipe.data import DataSection, EvalSection, RouteSection
 from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.fields import (
+    MANY,
     Answers,
     Count,
     Decay,
@@ -28,10 +29,12 @@ from opdkit.recipe.fields import (
     StopTokens,
     Strings,
     Words,
+    as_tuple,
     exists_in,
 )
 from opdkit.recipe.points import Points
 from opdkit.recipe.sentinels import SentinelsSection
+from opdkit.recipe.stop_when import is_condition, is_evaluation
 from opdkit.recipe.user_code import digests_of
 from opdkit.tasks.options import TaskOptions
 from opdkit.tasks.several import side_by_side
@@ -211,6 +214,16 @@ class TrainSection(Section):
     share_prefixes: Literal["auto", False] | PositiveInt = "auto"
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
+    # Checkpoints are completed while the next steps are taken, from copies of optimizer and teacher in host memory.
+    save_in_background: bool = False
+    # An evaluation's metric, "eval/SET/avg_at_n" (docs/reference/run_folder.md): the checkpoint of its best value is
+    # kept too, and summary.json names it. The run's result stays the last one.
+    keep_best: Annotated[Words, AfterValidator(is_evaluation)] | None = None
+    # End before the last step, where one of these holds: "METRIC >= NUMBER" (or <=, <, >; "... for 3": three times in a
+    # row), "eval/SET/avg_at_n stalls for 5" (the last five are not better than the best before them).
+    stop_when: Annotated[tuple[Annotated[str, AfterValidator(is_condition)], ...], BeforeValidator(as_tuple)] = ()
+    # The mean of the weights of so many last checkpoints is written beside them, and evaluated. Not of LoRA.
+    average_last: Annotated[int, Field(ge=2, le=MANY)] | None = None
     save_rows_every: Count = 1  # steps between files of training rows; 0: never
 
     def passes(self, device: str, *, learning: bool) -> Passes:
@@ -332,7 +345,7 @@ class Recipe(Section):
             f"method {self.method.name}": self.method,
             f"context {self.context.kind}": self.context,
             **{f"context {view.context.kind}": view.context for view in self.views.values()},
-            **{f"weight {part.name}": part for part in (self.weights.tokens, self.weights.problems) if part},
+            **{f"weight {part.name}": part for part in self.weights.chosen},
         }
         found = {f"task {name}": digest for name, digest in self.grader.user_files.items()}
         if self.episode is not None:

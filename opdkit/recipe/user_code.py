@@ -27,7 +27,7 @@ from opdkit.contexts import CONTEXTS, Context
 from opdkit.installed import installed
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
-from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS
+from opdkit.methods.weighting import PROBLEM_WEIGHTS, TOKEN_WEIGHTS, TURN_WEIGHTS
 from opdkit.methods.weighting.base import Named
 from opdkit.recipe.user_files import files_beside
 from opdkit.tasks.base import place_and_fault
@@ -50,6 +50,7 @@ class Kind:
 METHOD = Kind("method", "name", METHODS, Method, "methods")
 CONTEXT = Kind("context", "kind", CONTEXTS, Context, "contexts", ("read", "read_groups"))
 TOKENS = Kind("weight of tokens", "name", TOKEN_WEIGHTS, Named, "token_weights")
+TURNS = Kind("weight of turns", "name", TURN_WEIGHTS, Named, "turn_weights")
 PROBLEMS = Kind("weight of problems", "name", PROBLEM_WEIGHTS, Named, "problem_weights")
 
 

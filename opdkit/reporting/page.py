@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.measure.intervals import FEW, Difference, side_of
-from opdkit.reporting.figures.heatmap import Decode
-from opdkit.reporting.html.document import Part, document, facts, notes, part, small, write_page
+from opdkit.reporting.decode import tokenizer_decode
+from opdkit.reporting.figures.tokens import Decode
+from opdkit.reporting.html.document import Live, Part, document, facts, notes, part, small, write_page
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, duration, score
 from opdkit.reporting.run import Entry, RunContents, flat, read_run
-from opdkit.reporting.sections.answers import answers, tokenizer_decode
+from opdkit.reporting.sections.answers import answers
 from opdkit.reporting.sections.happened import what_happened
 from opdkit.reporting.sections.headline import explain, headline
 from opdkit.reporting.sections.held_out import Moved, held_out, moved
@@ -36,7 +37,7 @@ def write_report(run_folder: Path, decode: Decode | None = None, *, out: Path | 
     return path
 
 
-def page(run: RunContents, decode: Decode | None) -> str:
+def page(run: RunContents, decode: Decode | None, live: Live | None = None) -> str:
     by_problem, unread = moved(run)
     parts = [
         _results(run, by_problem),
@@ -46,7 +47,7 @@ def page(run: RunContents, decode: Decode | None) -> str:
         problems(run),
         _setting(run),
     ]
-    return document(run.name, _header(run, by_problem), parts, _footer(run))
+    return document(run.name, _header(run, by_problem), parts, _footer(run), live)
 
 
 def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
@@ -164,14 +165,7 @@ def _warnings(run: RunContents, unread: Sequence[str]) -> Part:
 
 
 def _answers(run: RunContents, decode: Decode | None) -> Part | None:
-    if not run.rows:
-        return None
-    text = f"{len(run.rows):,} answers were saved at step {run.rows_step}; these are some of them, one per problem."
-    if decode is None:
-        text += (
-            " They are shown as token ids: no tokenizer.json was found in the run, at model.path or in the hub's cache."
-        )
-    return part("Answers", small(text), answers(run, decode))
+    return part("Answers", answers(run, decode)) if run.rows else None
 
 
 def _setting(run: RunContents) -> Part | None:

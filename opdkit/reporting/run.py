@@ -18,6 +18,7 @@ from opdkit.errors import UserError
 from opdkit.metric_lines import WentBack, of_steps, went_back
 from opdkit.reporting.files import MetricLines, checked, writer_lives
 from opdkit.run.rows import load_rows
+from opdkit.run.sums import changed
 from opdkit.types import Example
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ def read_run(folder: Path) -> RunContents:
     """Raises UserError only if `folder` holds nothing of a run."""
     missing: list[str] = []
     metrics = _piece(folder / "metrics.jsonl", lambda path: _metrics(path, missing), missing, "there are no curves")
+    missing += [f"{sentence}." for sentence in changed(folder)]
     run = _read(folder, metrics or [], *_last_rows(folder / "rows", missing), missing)
     if not (run.recipe_text or metrics or run.summary or run.history or run.rows_step is not None):
         why = (

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
+from opdkit.reporting.decode import tokenizer_decode
 from opdkit.reporting.figures.curves import PANELS, curve_of, number
-from opdkit.reporting.figures.heatmap import Decode
+from opdkit.reporting.figures.tokens import Decode
 from opdkit.reporting.follow import Followed, Follower, runs_beside
 from opdkit.reporting.html.numbers import compact, duration, score
 from opdkit.reporting.run import Interval, RunContents, row_files
-from opdkit.reporting.sections.answers import tokenizer_decode
 from opdkit.reporting.sections.warn import warnings
 from opdkit.run.console import Console, Line, Table, Terminal, is_live, progress_bar, redrawn, say
 

@@ -6,9 +6,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from opdkit.data.files.names import slug
 from opdkit.errors import UserError
 from opdkit.run.row_answers import row_answers
-from opdkit.run.stored_answers import AnswerSet, num_measured, read_answer_file, read_result, slug
+from opdkit.run.stored_answers import AnswerSet, num_measured, read_answer_file, read_result
 
 
 def read_answers(path: Path, which: str | None = None, *, unmeasured: bool = False) -> dict[str, AnswerSet]:

@@ -5,6 +5,7 @@
     spool/             what teachers said, if asked    eval/step_000100.json
     checkpoints/step_000100/
     summary.json       before / after / teacher        report.html
+    sums.txt           checksums of these (sums.py)
 
 It is a public contract: other tools read it. Every file but metrics.jsonl appears whole or not at all (temporary file,
 fsync, rename). One process writes a run at a time (`.lock`).
@@ -26,10 +27,11 @@ from typing import Any, Self
 from opdkit import toml
 from opdkit.data.files.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
+from opdkit.run import sums
 from opdkit.run.environment import changes, describe_environment
 from opdkit.run.lock import NAME_BYTES, Lock
 
-_FILES = ("environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
+_FILES = (sums.SUMS, "environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
 _FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
 _CODE = ("task ", "method ", "context ", "weight ")  # fingerprints of a user's own files, by what they are
 _OURS = {"recipe.toml", ".lock", "ranks", *_FILES, *_FOLDERS}
@@ -145,6 +147,8 @@ class RunFolder:
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """recipe: nested dicts of str, int, float, bool, lists and dicts; None is not TOML, leave such keys out."""
+        if not self.recipe.exists():
+            sums.begin(self.path)
         atomic_write(self.recipe, toml.dumps(recipe))
 
     def read_recipe(self) -> dict[str, Any]:
@@ -181,13 +185,14 @@ class RunFolder:
         task: Mapping[str, Any] | None = None,
         clock: datetime | None = None,
         models: Mapping[str, str | None] | None = None,
+        commits: Mapping[str, str] | None = None,
         changed: Mapping[str, Any] | None = None,
         devices: Sequence[str] = (),
         ranks: int = 1,
     ) -> list[str]:
         """What the run runs on (`environment.py`), which data it reads (source -> `Dataset.fingerprint`), who grades,
-        and the digests of its models (recipe key -> digest; None: a hub's). clock: what its prompts say the date is,
-        where a chat template prints it; ranks: how many processes.
+        and the digests of its models (recipe key -> digest; None: a hub's, which `commits` has by its
+        name). clock: what its prompts say the date is, where a chat template prints it; ranks: how many processes.
 
         A resumed run keeps the first record and appends what it resumes on, and the recipe keys that were `changed`;
         returns in what its libraries and its machine are not those of the call before, a sentence each. Raises
@@ -198,7 +203,8 @@ class RunFolder:
         if not self.environment.exists():
             now |= {} if clock is None else {"clock": clock.isoformat()}
             content = {**now, "data": dict(fingerprints), "models": dict(models or {}), "resumed": []}
-            _write_json(self.environment, content)
+            content |= {"commits": dict(commits)} if commits else {}
+            write_json(self.environment, content)
             return []
         first = self.read_environment()
         for source, fingerprint in fingerprints.items():
@@ -212,23 +218,25 @@ class RunFolder:
         resumed = [*first["resumed"], now | ({"changed": dict(changed)} if changed else {})]
         data = {**first["data"], **fingerprints}
         known = {**(models or {}), **first.get("models", {})}
-        _write_json(self.environment, {**first, "data": data, "models": known, "resumed": resumed})
+        content = {**first, "data": data, "models": known, "resumed": resumed}
+        content |= {"commits": {**(commits or {}), **first.get("commits", {})}} if commits else {}
+        write_json(self.environment, content)
         return said
 
     def read_environment(self) -> dict[str, Any]:
         """Raises UserError for a file that is not one of `write_environment`."""
         found = self._read_object(self.environment)
-        parts = {"data": dict, "resumed": list, "models": dict}
+        parts = {"data": dict, "resumed": list, "models": dict, "commits": dict}
         if not all(isinstance(found.get(key, kind()), kind) for key, kind in parts.items()) or "data" not in found:
             raise _damaged(self.environment, "it has no data and resumed")
         return {"resumed": [], **found}
 
     def write_evaluation(self, path: Path, evaluation: Mapping[str, Any]) -> None:
         """path: of `evaluation(...)`. Content: E of design section 8, {"<dataset>": `measure.accuracy.Accuracy`}."""
-        _write_json(path, evaluation)
+        write_json(path, evaluation)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        _write_json(self.summary, summary)
+        write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any]:
         return self._read_object(self.summary)
@@ -259,7 +267,7 @@ class RunFolder:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{self.path} is {what_is_at(self.path)}, not a folder: give the run another name")
         if self.recipe.exists():
-            if not resume and not overwrite and self._has_begun():
+            if not resume and not overwrite and self.has_begun:
                 raise UserError(
                     f"a run already exists at {self.path}: continue it with --resume, replace it with --overwrite, "
                     "or give this one another name"
@@ -273,10 +281,12 @@ class RunFolder:
             names = ", ".join(foreign[:3])
             raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
 
-    def _has_begun(self) -> bool:
+    @property
+    def has_begun(self) -> bool:
         """Whether there is anything to lose. A run that was refused before its first number is no run."""
         begun = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return begun or any(any((self.path / name).glob("*")) for name in ("checkpoints", "eval"))
+        kept = any(any((self.path / name).glob("*")) for name in ("checkpoints", "eval"))
+        return self.recipe.exists() and (begun or kept)
 
     def _delete_run(self) -> None:
         """Only what a run writes; recipe.toml last, so that a half-deleted run is still known as one."""
@@ -319,6 +329,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
+        sums.note(path, unfinished)
         os.replace(unfinished, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -348,7 +359,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

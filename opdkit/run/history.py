@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from opdkit.metric_lines import EVALUATIONS, area_of, attempt_of, of_last_attempt
@@ -44,6 +45,12 @@ class History:
         """Of every line that knows the name: evaluations by "eval/...", else steps."""
         lines = self.evaluations if name.startswith(f"{EVALUATIONS[0]}/") else self.steps
         return [Point(line["step"], float(line[name])) for line in lines if is_known(line, name)]
+
+    def newest(self, name: str, most: int) -> list[float]:
+        """The last values that are known, in order."""
+        lines = self.evaluations if name.startswith(f"{EVALUATIONS[0]}/") else self.steps
+        known = (float(line[name]) for line in reversed(lines) if is_known(line, name))
+        return [*islice(known, most)][::-1]
 
     @property
     def num_rollbacks(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 import time
@@ -14,6 +15,7 @@ from typing import Self
 from opdkit.data.files.write import SHOWN, what_is_at
 from opdkit.errors import UserError
 
+UNFINISHED = re.compile(r"\.\d+\.unfinished$")
 NAME_BYTES = 60  # of a file's name that go into the names of its lock and of its unfinished self
 
 
@@ -44,6 +46,7 @@ class Lock:
             raise UserError(
                 f"cannot write to {str(self._path.parent)[:SHOWN]} ({error.strerror}); choose another place"
             ) from error
+        self._remove_unfinished()
         self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         # A forked child shares the lock; it must not keep the run locked after we are gone.
         os.register_at_fork(after_in_child=self._close)
@@ -101,6 +104,13 @@ class Lock:
             self._path.unlink(missing_ok=True)
         self._remove_made()
         self._close()
+
+    def _remove_unfinished(self) -> None:
+        """Temporary files (`folder.atomic_path`) of a holder that was killed: nobody else writes here."""
+        of = f".{self._what.name[:NAME_BYTES]}" if self._is_file else "."
+        for entry in list(self._path.parent.iterdir()):
+            if entry.name.startswith(of) and UNFINISHED.search(entry.name) and entry.is_file():
+                entry.unlink()
 
     def _remove_made(self) -> None:
         for folder in self._made:

@@ -42,9 +42,13 @@ TURN = pa.struct(
         ("num_calls", pa.int64()),
         ("reward", pa.float64()),
         ("failure", pa.string()),
+        ("failures", pa.list_(pa.string())),
         ("messages", pa.string()),
         ("observation_tokens", pa.int64()),
         ("cut_tokens", pa.int64()),
+        ("num_control", pa.int64()),
+        ("other_stop", pa.bool_()),
+        ("info", pa.string()),
         ("env_seconds", pa.float64()),
     ]
 )
@@ -171,7 +175,8 @@ def _other_view(row: Example, name: str) -> dict[str, Any]:
 
 
 def _turn(turn: TurnRecord) -> dict[str, Any]:
-    return {**{name: getattr(turn, name) for name in TURN.names}, "messages": _json(turn.messages)}
+    told = {name: getattr(turn, name) for name in TURN.names}
+    return {**told, "messages": _json(turn.messages), "info": json.dumps(dict(turn.info))}
 
 
 def _json(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -28,8 +28,11 @@ both are still read, and so are files of version 3 from before there were episod
                          each has `name`, and the teacher's columns as context_ids, sources, num_truncated_tokens,
                          has_signal, sampled_logprob, entropy, topk_ids, topk_logprob, topk_k
     turns                list<struct>: of an episode, what became of each turn of the model: finish, num_calls, reward
-                         and failure (or null), messages (a JSON list: what the environment said, as it was shown),
-                         observation_tokens, cut_tokens (left out of them), env_seconds
+                         and failure (or null), failures (of the calls that failed), messages (a JSON list: what the
+                         environment said, as it was shown), observation_tokens, cut_tokens (left out of them),
+                         num_control (control characters in them, and spellings of control tokens), other_stop (the
+                         turn ended with a stop token that the template does not write there), info (a JSON object:
+                         the environment's own numbers), env_seconds
     ended                string: how the episode ended; "answer" for answers of one turn
     tools                string or null: the tools that the prompt offers, a JSON list of function schemas
     episode, history     int64, string (a JSON list of messages), or null: of an episode that takes several rows, which
@@ -73,6 +76,7 @@ from opdkit.run.row_columns import (
     flat,
     is_of,
 )
+from opdkit.run.sums import is_changed
 from opdkit.types import Example, Problem, Rollout, Signal, Taught, TurnRecord, View
 
 
@@ -80,6 +84,7 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_large_list(field.type) else field.name
 
 
+_MOST_VALUES = 1 << 28  # of a row group that is read
 _TOKENS_PER_GROUP = 4_000_000  # tokens and top-k entries of one row group: what is in memory beside the rows
 # Dictionaries pay for texts and token ids, and cost half of the time for log-probs and top-k ids, where they never fit.
 # Floats split into byte planes compress a tenth better.
@@ -111,10 +116,13 @@ def load_rows(path: Path) -> list[Example]:
     """
     examples: list[Example] = []
     problems: dict[str, Problem] = {}
+    if is_changed(path):
+        raise UserError(f"{path} is not what the run wrote (its checksum is another one): restore it from a copy")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_schema(path, file.schema_arrow)
             for index in range(file.num_row_groups):
+                _check_size(path, file.metadata.row_group(index))
                 examples += _examples(file.read_row_group(index), problems)
     except FileNotFoundError:
         raise UserError(f"there are no rows at {path}: the file does not exist") from None
@@ -122,6 +130,13 @@ def load_rows(path: Path) -> list[Example]:
         words = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a complete Parquet file ({words}): it was cut short or changed") from None
     return examples
+
+
+def _check_size(path: Path, group: Any) -> None:
+    """A few kilobytes may say that they hold billions of equal values."""
+    values = sum(group.column(index).num_values for index in range(group.num_columns))
+    if values > _MOST_VALUES:
+        raise UserError(f"{path} holds {values:,} values in one row group, and rows have at most {_MOST_VALUES:,}")
 
 
 def column_values(examples: Sequence[Example]) -> dict[str, list[Any]]:
@@ -251,7 +266,8 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 
 def _turn(columns: dict[str, Any]) -> TurnRecord:
-    return TurnRecord(**{**columns, "messages": tuple(json.loads(columns["messages"]))})
+    texts = {"messages": tuple(json.loads(columns["messages"])), "info": json.loads(columns["info"])}
+    return TurnRecord(**{**columns, **texts, "failures": tuple(columns["failures"])})
 
 
 def _views(row: dict[str, Any]) -> tuple[dict[str, View], dict[str, Signal]]:

@@ -11,7 +11,6 @@ A training run keeps its evaluations' answers in eval/<which>.jsonl, all data se
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import math
 import tomllib
@@ -21,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from opdkit.data.files.names import slug
 from opdkit.errors import UserError
 from opdkit.measure.accuracy import Accuracy, Answer, accuracy, answers_of, contested
 from opdkit.measure.intervals import Estimate
@@ -32,6 +32,7 @@ from opdkit.tasks.math.votes import math_votes
 from opdkit.types import Finish, Problem, Rollout
 
 RESULT = "result.json"
+MOST_PROBLEM_BYTES = 4 << 30  # unpacked; a bomb of a megabyte unpacks to a thousand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,18 +111,6 @@ def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in [{"identity": asked}, *rows]))
 
 
-MOST_BYTES = 150  # of a data set's name in a file's: the rest of 255 is for what stands before and behind it
-
-
-def slug(name: str) -> str:
-    """A file name for a data set; a long one ends in a digest."""
-    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).strip("._")
-    if len(plain.encode()) <= MOST_BYTES:
-        return plain
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{plain.encode()[-MOST_BYTES:].decode(errors='ignore').lstrip('._')}-{digest}"
-
-
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text
 
 
@@ -186,15 +175,23 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 def read_problems(path: Path) -> dict[str, Problem] | None:
     """Problem id -> problem; None if the file is not there. Raises UserError if it is damaged."""
     try:
-        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        with gzip.open(path) as file:
+            text = file.read(MOST_PROBLEM_BYTES + 1)
+        if len(text) > MOST_PROBLEM_BYTES:
+            raise OSError(f"unpacks to more than {MOST_PROBLEM_BYTES >> 20} MiB")
+        rows = [json.loads(line) for line in text.decode().splitlines()]
         return {row["id"]: Problem(**{**row, "messages": tuple(row["messages"])}) for row in rows}
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}); delete it and run the same `opdkit evaluate` again, which "
+            f"{path} is damaged ({_why(error)}); delete it and run the same `opdkit evaluate` again, which "
             "samples nothing that is there"
         ) from None
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -112,11 +112,40 @@ class Batch:
             has_view=has_view,
             required_views=required_views,
             turn_N=self._counted_ints([e.rollout.turn_numbers for e in self.examples]),
+            turn_reward_N=self._turn_rewards(),
+            episode_R=self._episodes(),
             author_N=self._counted_ints([e.rollout.authors for e in self.examples]),
             domain_N=None if domain_of is None else self._per_row([domain_of(e.problem) for e in self.examples]),
             num_domains=num_domains,
         )
         return replace(inputs, mask_N=inputs.countable_N)
+
+    def _episodes(self) -> Tensor | None:
+        """[R] which episode each row is a part of; None: each is one."""
+        rollouts = [e.rollout for e in self.examples]
+        if all(rollout.episode is None for rollout in rollouts):
+            return None
+        numbers: dict[tuple[str, int], int] = {}
+        found = [numbers.setdefault((r.problem_id, r.episode_id), len(numbers)) for r in rollouts]
+        return torch.tensor(found, dtype=torch.long, device=self.device)
+
+    def _turn_rewards(self) -> Tensor | None:
+        """[N] float64: what each token's turn earned; what is left of an episode's reward is its last turn's."""
+        rollouts = [e.rollout for e in self.examples]
+        if not any(rollout.turns for rollout in rollouts):
+            return None
+        left, last = dict[tuple[str, int], float](), dict[tuple[str, int], int]()
+        for row, rollout in enumerate(rollouts):
+            key = (rollout.problem_id, rollout.episode_id)
+            left[key] = left.get(key, rollout.reward or 0.0) - sum(turn.reward or 0.0 for turn in rollout.turns)
+            last[key] = row
+        arrays = []
+        for row, (rollout, counted) in enumerate(zip(rollouts, self._counted, strict=True)):
+            key, numbers = (rollout.problem_id, rollout.episode_id), rollout.turn_numbers.astype(np.int64)
+            own = np.array([turn.reward or 0.0 for turn in rollout.turns] or [0.0])
+            own[-1] += left[key] if last[key] == row else 0.0
+            arrays.append(own[numbers - numbers.min(initial=numbers.max(initial=0))][counted])
+        return torch.from_numpy(np.concatenate([np.zeros(0), *arrays])).to(self.device)
 
     def new_per_token(self) -> Tensor:
         """[N] NaN: unknown until it is written."""

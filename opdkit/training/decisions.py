@@ -9,8 +9,9 @@ from opdkit.metric_lines import read_metrics
 from opdkit.metrics import Metric, reduce_metrics
 from opdkit.ranks.base import Ranks
 from opdkit.recipe import Recipe
+from opdkit.recipe.stop_when import condition, is_more_better
 from opdkit.run.folder import RunFolder
-from opdkit.run.history import History
+from opdkit.run.history import History, Point
 from opdkit.run.sentinels import Verdict, find, judge
 
 Seen = Mapping[str, float | None]
@@ -55,8 +56,37 @@ class Decisions:
 
         return self.ranks.from_first(decide)
 
+    def reached(self) -> str | None:
+        """The condition of `train.stop_when` that holds now."""
+        found = [condition(text) for text in self.recipe.train.stop_when]
+
+        def decide() -> str | None:
+            for one in found:
+                values = self._history.newest(one.name, one.times if one.sign else len(self._history.evaluations))
+                if one.holds(values):
+                    return f"train.stop_when: {one.text}"
+            return None
+
+        return self.ranks.from_first(decide) if found else None
+
+    def best(self) -> Point | None:
+        """The evaluation that `train.keep_best` chooses so far: the first of equally good ones."""
+        name = self.recipe.train.keep_best
+
+        def decide() -> Point | None:
+            points = self._history.points(name or "")
+            sign = 1 if is_more_better(name or "") else -1
+            return max(points, key=lambda point: sign * point.value, default=None)
+
+        return None if name is None else self.ranks.from_first(decide)
+
     def last_words(self) -> list[str]:
-        """What the last evaluation shows, behind which no step comes."""
-        return self.ranks.from_first(
-            lambda: [f.named for f in find(self._history, self.recipe) if f.name == "pass_at_k"]
-        )
+        """What the last evaluation shows, behind which no step comes, and what no line of the run has."""
+
+        def decide() -> list[str]:
+            names = [condition(text).name for text in self.recipe.train.stop_when]
+            absent = [name for name in names if not self._history.newest(name, 1)]
+            said = [f.named for f in find(self._history, self.recipe) if f.name == "pass_at_k"]
+            return said + [f"train.stop_when names {name}, of which the run had no value" for name in absent]
+
+        return self.ranks.from_first(decide)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from opdkit.contexts.render import Renderer
+from opdkit.data.files.names import metric_names, slug
 from opdkit.data.readers import Dataset
 from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
@@ -22,7 +22,7 @@ from opdkit.recipe import Recipe
 from opdkit.rollouts.episodes import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
-from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, slug, write_run_answers
+from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, write_run_answers
 from opdkit.tasks.guard import GuardedTask
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.state import Viewer
@@ -43,11 +43,9 @@ class Evaluations:
     ranks: Ranks = ALONE
     stage: Stage | None = None  # where answers are episodes
 
-    def measure(
-        self, which: int | Literal["teacher"], label: str, readers: Mapping[str, Reader]
-    ) -> dict[str, Accuracy]:
+    def measure(self, which: int | str, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
         """Accuracy on every evaluation set that somebody of `readers` answers (by source); `which` is the student's
-        step, or the teacher. Raises Interrupted.
+        step, the teacher, or another model's name. Raises Interrupted.
 
         The answers are kept beside the numbers (eval/*.jsonl), so that two runs are compared problem by problem; until
         all are there, in files that a run which was stopped here goes on from.
@@ -56,8 +54,9 @@ class Evaluations:
         # By the run that is resumed: the numbers would come out the same.
         made = self.ranks.from_first(lambda: self.folder.read_evaluation(path) if path.exists() else None)
         results = self._measure(path, label, readers) if made is None else made
-        if results and self.log is not None:
-            area, step = ("eval_teacher", 0) if which == "teacher" else ("eval", which)
+        told = ("eval_teacher", 0) if which == "teacher" else ("eval", which) if isinstance(which, int) else None
+        if results and self.log is not None and told is not None:
+            area, step = told
             try:
                 metrics = as_metrics(area, results)
             except (KeyError, TypeError, AttributeError, ValueError):
@@ -138,11 +137,9 @@ def _reading(teacher: Teacher) -> Iterator[tuple[Sampler, Renderer]]:
 def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:
     """`area/<data set>/avg_at_n` and so on, each with its 95 % interval, `_low` and `_high`; pass@k of k = 1, 2, 4, ...
     and n. The data set is named as a file would be (`slug`); two of one name are told apart by a number."""
-    found, names = [], Counter[str]()
+    found, names = [], metric_names(results)
     for source, accuracy in results.items():
-        name = slug(source) or "data"
-        names[name] += 1
-        within = f"{area}/{name}" if names[name] == 1 else f"{area}/{name}-{names[name]}"
+        within = f"{area}/{names[source]}"
         passes = {int(k): estimate for k, estimate in accuracy["pass_at_k"].items()}
         estimates = {
             "avg_at_n": accuracy["avg_at_n"],

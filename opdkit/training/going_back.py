@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opdkit.run.folder import RunFolder
+from opdkit.run.sentinels import Verdict
 from opdkit.training.saved import checkpoint
+from opdkit.training.state import State
 
 
 @dataclass
@@ -26,14 +28,28 @@ class GoBack(Exception):
     lr_factor: float  # likewise
     counters: Mapping[str, float]  # of all that was done: what is repeated was paid for
 
+    @classmethod
+    def of(cls, verdict: Verdict, state: State, lr_factor: float) -> GoBack:
+        """lr_factor: of this time."""
+        return cls(
+            step=state.step,
+            before=min(one.since for one in verdict.because),
+            why=verdict.why,
+            attempt=state.attempt + 1,
+            lr_factor=state.optimizer.lr_factor * lr_factor,
+            counters=dict(state.counters),
+        )
+
     def saved(self, folder: RunFolder) -> checkpoint.Saved | None:
         """What the run goes on from, None: from its start. Removes the checkpoints behind it."""
         return checkpoint.before(folder.checkpoints, self.before)
 
-    def counted(self, step: int) -> dict[str, float]:
-        """The counters of a run that is back at `step`."""
-        back = self.counters.get("rollbacks", 0.0), self.counters.get("steps_rolled_back", 0.0)
-        return {**self.counters, "rollbacks": back[0] + 1, "steps_rolled_back": back[1] + self.step - step}
+    def begin(self, state: State) -> None:
+        """Of a run that is back at an earlier step."""
+        state.attempt, state.optimizer.lr_factor = self.attempt, self.lr_factor
+        state.counters = {**self.counters}
+        for name, more in (("rollbacks", 1), ("steps_rolled_back", self.step - state.step)):
+            state.counters[name] = state.counters.get(name, 0.0) + more
 
     def sentence(self, step: int) -> str:
         where = f"the checkpoint of step {step}" if step else "the start"

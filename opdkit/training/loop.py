@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, Paused
-from opdkit.measure.accuracy import Accuracy
+from opdkit.hub import pinned
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
@@ -27,13 +27,15 @@ from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
 from opdkit.run.sentinels import Verdict
+from opdkit.run.sums import note_so_far
 from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.decisions import Decisions
 from opdkit.training.episodes import make_stage
-from opdkit.training.evaluations import Evaluations, as_metrics, teachers_of_sets
+from opdkit.training.evaluations import Evaluations
 from opdkit.training.going_back import GoBack
+from opdkit.training.measuring import Measuring
 from opdkit.training.metrics.counters import count, lost_answers
 from opdkit.training.models.sides import read_sides
 from opdkit.training.parts import Parts
@@ -50,7 +52,7 @@ from opdkit.training.problems.data import (
 from opdkit.training.problems.pass_rates import measure_pass_rates
 from opdkit.training.saved import checkpoint
 from opdkit.training.saved.keeper import LESS_TO_KEEP, Keeper
-from opdkit.training.saved.resume import fingerprints, going_on
+from opdkit.training.saved.resume import commits_of, fingerprints, going_on
 from opdkit.training.saved.summary import note_of, summary_of
 from opdkit.training.stages import Stages
 from opdkit.training.state import State
@@ -90,13 +92,14 @@ def train(
     with locked_by_first(ranks, recipe.run_dir, resume=resume, overwrite=overwrite) as folder:
         saved, changed, said = ranks.from_first(lambda: going_on(folder, recipe) if resume else (None, {}, []))
         now = ranks.from_first(lambda: folder.clock(anew=overwrite))
+        commits = ranks.from_first(lambda: commits_of(folder, recipe, is_resumed=resume))
 
         def attempt(saved: checkpoint.Saved | None, back: GoBack | None) -> dict[str, Any] | GoBack:
             """All that a try has loaded is gone when it is over."""
             sides = read_sides(recipe, student=saved.model_path if saved else None, now=now)
             parts = Parts(recipe, saved, now=now, ranks=ranks)
             with closing(TrainingRun(recipe, parts, data, eval_sets, console, sides.warnings, ranks)) as run:
-                run.on_step = on_step
+                run.on_step, run.commits = on_step, commits
                 if back is None:
                     for sentence in said:
                         run.warn(sentence)
@@ -109,11 +112,12 @@ def train(
                 except GoBack as wanted:
                     return wanted.with_traceback(None)
 
-        done = attempt(saved, None)
-        while isinstance(done, GoBack):
-            back = done
-            done = attempt(ranks.from_first(lambda back=back: back.saved(folder)), back)  # type: ignore[misc]
-        return done
+        with pinned(commits):
+            done = attempt(saved, None)
+            while isinstance(done, GoBack):
+                back = done
+                done = attempt(ranks.from_first(lambda back=back: back.saved(folder)), back)  # type: ignore[misc]
+            return done
 
 
 class TrainingRun:
@@ -133,6 +137,7 @@ class TrainingRun:
         recipe = recipe.on_device(parts.student.device.type)
         self.recipe, self.parts, self.console, self.ranks = recipe, parts, console, ranks
         self.on_step: OnStep | None = None
+        self.commits: Mapping[str, str] = {}  # of models from a hub
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
         self.warnings: list[str] = []
@@ -208,8 +213,7 @@ class TrainingRun:
             done = " (all its steps are taken)" if saved.step >= recipe.train.steps else ""
             say(self.console, f"going on from {saved.path}{done}")
         if back:
-            state.attempt, self.parts.optimizer.lr_factor = back.attempt, back.lr_factor
-            state.counters = back.counted(state.step)
+            back.begin(state)
         for sentence in self.ranks.from_first(lambda: self._begin(folder, changed)):
             self.warn(sentence)
         self.folder = folder
@@ -217,8 +221,12 @@ class TrainingRun:
             state.spool = spool_of(state, folder.spool, recipe.spool)
         with ExitStack() as opened:
             log = opened.enter_context(closing(self._metrics_log(folder))) if self.ranks.is_first else None
+            if log is not None:
+                note_so_far(folder.metrics)
             asked = (self.eval_sets, self.task, self.console, self.interrupt, self.ranks, self.answers.stage)
-            self.evaluations = Evaluations(recipe, folder, log, *asked)
+            evaluations = Evaluations(recipe, folder, log, *asked)
+            known = (evaluations, self.decisions, self.keeper, self.warn)
+            self.measuring = Measuring(recipe, self.parts, state, self.answers, *known)
             self.decisions.go_on(folder, state.step)
             self.ended = self.decisions.has_stopped()
             opened.enter_context(self.interrupt.listening())
@@ -229,13 +237,17 @@ class TrainingRun:
                 if back:
                     self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
-                    before, after, teacher = self._train(log)
-            except Interrupted:
-                self.keeper.save_what_is_new()
+                    results = self._train(log)
+            except BaseException as stop:
+                if isinstance(stop, Interrupted):
+                    self.keeper.save_what_is_new()
+                if self.ranks.size == 1 or isinstance(stop, Interrupted | GoBack):  # else the others may not be there
+                    self.keeper.wait()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
-        summary = summary_of(recipe, state, before, after, teacher, self.warnings, self.ended)
+        summary = summary_of(recipe, state, results, self.warnings, self.ended)
+        self.ranks.from_first(lambda: note_so_far(folder.metrics))
         self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
 
@@ -249,6 +261,7 @@ class TrainingRun:
             task=self.task.describe(),
             clock=self.parts.now,
             models=models,
+            commits=self.commits,
             changed=changed,
             devices=self.parts.devices(),
             ranks=self.ranks.size,
@@ -266,12 +279,13 @@ class TrainingRun:
             config=recipe.as_dict(),
         )
 
-    def _train(
-        self, log: MetricsLog | None
-    ) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, Accuracy] | None]:
+    def _train(self, log: MetricsLog | None) -> dict[str, Any]:
+        """Returns what summary.json says of evaluations."""
         recipe, state = self.recipe, self.state
-        before = self._evaluate_before() if recipe.eval.before else {}
-        teacher = self._evaluate_teacher()
+        for sentence in self.answers.prove_episodes(self.problems, state.step):
+            self.warn(sentence)
+        before = self.measuring.before() if recipe.eval.before else {}
+        teacher = self.measuring.teacher()
         if not state.step:  # later the checkpoint has them: of the student as it began
             kept_in, data = self.folder.path / "eval/pass_rates.jsonl", (self.problems, self.data.fingerprint)
             state.pass_rates |= measure_pass_rates(recipe, *data, self.answers, kept_in, self.console, self.interrupt)
@@ -279,17 +293,21 @@ class TrainingRun:
             while True:
                 due = recipe.eval.every and 0 < state.step < recipe.train.steps and state.step % recipe.eval.every == 0
                 if due:  # at the top, so that a resumed run makes up an evaluation it was stopped in
-                    self._evaluate_student(state.step, f"student after {state.step} steps")
+                    self.measuring.student(state.step, f"student after {state.step} steps")
+                if self.ended is None and 0 < state.step < recipe.train.steps:
+                    self.ended = self.decisions.reached()
                 if state.step >= recipe.train.steps or self.ended is not None:
                     self.keeper.save_what_is_new()
                     break
                 self.answers.progress = bar.activity
                 self._one_step(bar, log)
                 self.interrupt.check(self.ranks)
-        after = self._evaluate_student(state.step, "student after")
+        after = self.measuring.student(state.step, "student after")
+        self.keeper.wait()
         for sentence in self.decisions.last_words():
             self.warn(sentence)
-        return before, after, teacher
+        evaluated = {"student_before": before, "student_after": after, "teacher": teacher}
+        return {"eval": evaluated, **self.measuring.chosen()}
 
     def _one_step(self, bar: Bar, log: MetricsLog | None) -> None:
         train, state = self.recipe.train, self.state
@@ -339,38 +357,7 @@ class TrainingRun:
             self.ended = verdict.why
             say(self.console, f"step {self.state.step}: {verdict.why}: the run ends here", mark="warning")
         if verdict.action == "rollback":
-            state, factor = self.state, self.recipe.sentinels.lr_factor
-            raise GoBack(
-                step=state.step,
-                before=min(one.since for one in verdict.because),
-                why=verdict.why,
-                attempt=state.attempt + 1,
-                lr_factor=self.parts.optimizer.lr_factor * factor,
-                counters=dict(state.counters),
-            )
-
-    def _evaluate_before(self) -> dict[str, Accuracy]:
-        began = self.ranks.from_first(lambda: self.folder.evaluation(0).exists())
-        if self.eval_sets and self.state.step and not began:
-            self.warn("the student was not evaluated before its first step, and no longer can be")
-            return {}
-        return self._evaluate_student(0, "student before")
-
-    def _evaluate_student(self, step: int, label: str) -> dict[str, Accuracy]:
-        if not self.eval_sets:
-            return {}
-        try:
-            reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
-            found = self.evaluations.measure(step, label, dict.fromkeys(self.eval_sets, lambda: reading))
-            self.decisions.after_evaluation(step, as_metrics("eval", found))
-            return found
-        finally:
-            self._warn_of_crashes()
-
-    def _evaluate_teacher(self) -> dict[str, Accuracy] | None:
-        """Another model is worth measuring; a self-teacher without its context is the student."""
-        readers = teachers_of_sets(self.recipe, self.parts.viewers)
-        return self.evaluations.measure("teacher", "teacher", readers) if readers else None
+            raise GoBack.of(verdict, self.state, self.recipe.sentinels.lr_factor)
 
     def _fitting(self, data: Dataset) -> list[Problem]:
         """The problems whose prompt leaves room for an answer; the others are counted and named."""

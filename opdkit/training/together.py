@@ -21,9 +21,15 @@ from opdkit.run.folder import RunFolder
 
 def check_ranks(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> None:
     """Raises UserError for more ranks than a step has rows, and where they are not alike."""
+    if ranks.size > 1:
+        check_num_ranks(recipe, ranks.size)
+    check_same(ranks, recipe, data)
+
+
+def check_same(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> None:
+    """Raises UserError for an engine beside several ranks, and where they are not alike."""
     if ranks.size == 1:
         return
-    check_num_ranks(recipe, ranks.size)
     if recipe.sampling.engine != "hf" or recipe.sampling.lag:
         raise UserError(
             f'sampling.engine = "{recipe.sampling.engine}" and sampling.lag = {recipe.sampling.lag} with {ranks.size} '

@@ -99,21 +99,21 @@ def test_a_run_on_two_ranks_is_that_of_one_process(name: str, strategy: str, rec
 
 
 @pytest.mark.parametrize(
-    ("saved_on", "goes_on_with"),
+    ("saved_on", "goes_on_with", "optimizer"),
     [
-        ((2, GATHERED), ((2, GATHERED), (1, GATHERED), (4, GATHERED))),
-        ((1, GATHERED), ((2, GATHERED), (2, SHARDED))),
-        ((2, SHARDED), ((2, SHARDED), (1, GATHERED), (4, SHARDED), (2, GATHERED))),
+        ((2, GATHERED), ((2, GATHERED), (1, GATHERED), (4, GATHERED)), "adamw"),
+        ((1, GATHERED), ((2, GATHERED), (2, SHARDED)), "adamw"),
+        ((2, SHARDED), ((2, SHARDED), (1, GATHERED), (4, SHARDED), (2, GATHERED)), "muon"),
     ],
+    ids=["of two", "of one", "in parts"],
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_checkpoint_goes_on_with_other_ranks(
     saved_on: tuple[int, str], goes_on_with: tuple[tuple[int, str], ...], optimizer: str, recipe: Make
 ) -> None:
     """Continued from half of its steps: weights as of the uninterrupted run, to the bit on as many ranks that keep them
     as it did. An averaged teacher and the optimizer's moments are in the checkpoint."""
     chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", "train.schedule=constant", *KEPT)
-    chosen = (*chosen, f"train.optimizer={optimizer}")
+    chosen = (*chosen, f"train.optimizer={optimizer}", f"train.save_in_background={str(optimizer == 'muon').lower()}")
     flags: dict[int, tuple[str, ...]] = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
     whole = trained(recipe(*chosen, "name=whole", saved_on[1]), *flags[saved_on[0]])
     for num_ranks, strategy in goes_on_with:
@@ -122,7 +122,8 @@ def test_a_checkpoint_goes_on_with_other_ranks(
             shutil.rmtree(half / f"checkpoints/step_{later:06d}")
         assert trained(recipe(*chosen, f"name={half.name}", strategy), *flags[num_ranks], "--resume") == half
         distance = apart(weights(whole, 4), weights(half, 4))
-        assert distance == 0 if saved_on == (num_ranks, strategy) else distance < 1e-5
+        rounding = 5e-5 if optimizer == "muon" else 1e-5  # Muon makes small differences of a momentum larger
+        assert distance <= (0 if saved_on == (num_ranks, strategy) else rounding), (num_ranks, strategy)
         last = latest(half / "checkpoints")
         assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}
 
@@ -272,6 +273,22 @@ def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, m
         answers[name] = {(row["problem_id"], row["sample_id"]): row for row in map(json.loads, rows)}
         assert len(rows) == len(answers[name]) == (20 if name == "again" else 15)
     assert answers["together"] == answers["alone"] == {key: answers["again"][key] for key in answers["alone"]}
+
+
+def test_a_fit_on_ranks_has_the_numbers_of_one_process(recipe: Make, tmp_path: Path) -> None:
+    """With an averaged teacher and layers in parts; rows of a part are shared."""
+    chosen = recipe("opd", "teacher.kind=self", "teacher.weights=ema", "teacher.ema_rate=0.1", SHARDED)
+    line = [sys.executable, "-m", "opdkit", "fit", command(chosen)[-1], "--problems", "5", "--samples", "3"]
+    found = {}
+    for name, more in {"one": (), "two": ("--ranks", "2")}.items():
+        done = subprocess.run([*line, *more, "--out", str(tmp_path / name)], capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        found[name] = json.loads((tmp_path / name / "fit.json").read_text())
+    assert found["two"]["verdict"] == found["one"]["verdict"]
+    for fact, value in found["one"]["facts"].items():
+        assert found["two"]["facts"][fact] == (pytest.approx(value, rel=1e-5) if type(value) is float else value), fact
+    for one, two in zip(found["one"]["by_bucket"], found["two"]["by_bucket"], strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 
 def test_torchrun(recipe: Make) -> None:

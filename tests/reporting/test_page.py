@@ -26,7 +26,7 @@ from opdkit.run.rows import save_rows
 from opdkit.types import Example
 
 ALLOWED = {
-    *("i", "g", "nav", "ol", "a", "script"),
+    *("i", "g", "nav", "ol", "a", "script", "select", "option", "input", "output"),
     *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "footer", "article", "div", "p"),
     *(
         "dl",
@@ -48,7 +48,7 @@ ALLOWED = {
     ),
     *("table", "thead", "tbody", "tr", "th", "td", "svg", "text", "line", "circle", "rect", "polygon", "polyline"),
 }
-VOID = {"meta"}
+VOID = {"meta", "input"}
 
 
 class Page(HTMLParser):
@@ -102,7 +102,7 @@ def test_hostile_text_stays_text(run_folder: Path) -> None:
     assert {target[1:] for target in page.targets} <= set(page.ids)
     assert page.text.count("<script>alert(1)</script>") > 20
     shown = EVIL.replace("\x00", "\u2400").replace("\u202e", "[U+202E]")
-    for word in ("answer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
+    for word in ("nswer 0", "question 0", "parsed", "feedback", "gold", "SFT", "2 rows cannot be used", "problem 0"):
         assert f"{word} {shown}" in page.text
     assert "custom/<script>" in page.text
 
@@ -138,16 +138,14 @@ def test_says_what_happened(run_folder: Path) -> None:
         f"Student after opd, {DATASET}: 240 of 2,048 (12 %) answers were cut at the length limit.",
     ):
         assert warning in text
-    for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Best", "Worst", "Recipe, resolved"):
+    for title in ("Loss", "Reward", f"Held-out: {DATASET}", "Recipe, resolved"):
         assert title in text
-    assert "6 answers were saved at step 30" in text
-    best, worst = text[text.index("6 answers were saved") : text.index("problems have several")].split("Worst")
-    for number in range(6):  # a card's label is followed by its answer
-        assert (f"answeranswer {number} " in best) == (number < 3)
-        assert (f"answeranswer {number} " in worst) == (number >= 3)
-    read_before = f"({len('context ' + EVIL)} tokens, 4 cut to fit)context "
-    for said in ("shown to the teacher: answer 1, reward 0answer 5 ", read_before):
-        assert said in best
+    assert "6 answers to 3 problems were saved at step 30." in text
+    for number in range(6):  # the first token of each is not the model's, and stands by itself
+        assert f"the student, {len(f'answer {number} {EVIL}') - 1} tokensnswer {number} " in text
+    read_before = f"({len('context ' + EVIL)} tokens, the student 2, 4 cut to fit)context "
+    for said in ("the teacher was shown answer 1", read_before):
+        assert said in text
     for title in ("Along the answer", "by position in the answer", "KL(student || teacher), nats", "Token loss"):
         assert title in text
 
@@ -308,8 +306,8 @@ def test_answers_of_a_megabyte_do_not_fill_the_page(run_folder: Path) -> None:
     rows = [big, *(replace(other, rollout=replace(other.rollout, reward=0.0)) for other in others)]
     save_rows(run_folder / "rows" / "step_000030.parquet", rows)
     page = write_report(run_folder, decode).read_text()
-    assert page.count("[950,000 more characters are not shown]") == 4  # also as the peer of another answer
-    assert page.count("[948,500 more characters are not shown]") == 1 and len(page) < 1_500_000
+    assert page.count("[950,000 more characters are not shown]") == 3  # question, feedback, what was read of it
+    assert page.count("[944,000 more characters are not shown]") == 1 and len(page) < 3_000_000
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

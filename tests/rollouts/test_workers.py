@@ -183,7 +183,11 @@ def test_a_worker_that_always_dies_ends_the_run(make_pool, monkeypatch: pytest.M
     ("code", "name", "sentence"),
     [
         ("x = 1", ":Shop", "my_env.py has no Shop; it defines nothing"),
-        (SHOP + "\nclass Other(Shop): pass", "", "has no one class of an environment; it defines Shop, Other"),
+        (
+            SHOP + "\nclass Other(Shop): pass",
+            "",
+            "has no one class of an environment, nor TOOLS; it def",
+        ),
         ("class Shop:\n    def reset(self, problem, seed): ...", ":Shop", "the class Shop has no method step"),
         ("class Shop:\n    def reset(self): ...\n    step = reset", ":Shop", "Shop.reset cannot be called with two"),
         ("import nothing_like_this", ":Shop", "cannot be imported: ModuleNotFoundError"),

@@ -73,6 +73,7 @@ def test_contract(tmp_path: Path) -> None:
         "environment.json",
         "eval/step_000100.json",
         "eval/teacher.json",
+        "sums.txt",
         "summary.json",
         "report.html",
         "rows/step_000012.parquet",

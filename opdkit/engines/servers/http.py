@@ -2,7 +2,7 @@
 
 Only the address that the user gave is asked, and no redirection is followed. One connection a request: beside the
 forward pass behind it a connection costs nothing, and none is ever stale. A key is read from the environment variable
-`VLLM_API_KEY` (as vLLM reads it) and is neither kept nor said.
+`VLLM_API_KEY` (as vLLM reads it) and is neither kept nor said; a server that opdkit started has one of its own.
 """
 
 from __future__ import annotations
@@ -61,9 +61,18 @@ class Client:
     """
 
     def __init__(
-        self, url: str, *, key: str = "url", timeout_s: float = 3600.0, patience_s: float = 60.0, most: int = MOST_BYTES
+        self,
+        url: str,
+        *,
+        key: str = "url",
+        timeout_s: float = 3600.0,
+        patience_s: float = 60.0,
+        most: int = MOST_BYTES,
+        token: str | None = None,
     ) -> None:
-        """key: of the recipe or the command line, for messages. Raises UserError for what is no address."""
+        """key: of the recipe or the command line, for messages. token: what the server asks for; None: as the
+        environment says. Raises UserError for what is no address."""
+        self._token = token
         self.url, self._host, self._port, self._prefix, self._is_tls = _parts(url, key)
         self.timeout_s, self.patience_s, self.most = timeout_s, patience_s, most
         self.num_retries = 0
@@ -134,7 +143,7 @@ class Client:
         kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
         connection, ends = kind(self._host, self._port, timeout=min(timeout_s, 20.0)), time.monotonic() + timeout_s
         headers = {"Connection": "close", **({"Content-Type": "application/json"} if data is not None else {})}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := self._token or os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         with self._lock:
             self._live.add(connection)

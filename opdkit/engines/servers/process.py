@@ -1,4 +1,5 @@
-"""A vLLM server that opdkit starts, owns and ends: on a free port of this machine that nobody else reaches.
+"""A vLLM server that opdkit starts, owns and ends: on a free port of this machine that no other machine reaches, and
+that answers only to a random key of this start (`in_vllm/opdkit_guard.py`), which is in no file and no command line.
 
 What can be said before it starts is said at once (no vLLM, one that is too old); what it dies of is read from its log.
 """
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -20,8 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdkit.engines.servers.base import numbers
-from opdkit.engines.servers.http import Client, Refused, Unreachable
+from opdkit.engines.servers.http import KEY_VARIABLE, Client, Refused, Unreachable
 from opdkit.errors import UserError
+from opdkit.hub import revision_of
 
 OLDEST = (0, 32)  # the first release whose interface was tried
 NAME = "student"  # as which the model is served
@@ -120,8 +123,9 @@ class VllmProcess:
         self.stop(keep_folder=True)
         for attempt in range(3):
             port = _free_port()
-            begun = self._launch(port)
-            client = Client(f"http://127.0.0.1:{port}", patience_s=10.0)
+            token = secrets.token_urlsafe(32)
+            begun = self._launch(port, token)
+            client = Client(f"http://127.0.0.1:{port}", patience_s=10.0, token=token)
             if self._answers(client, waiting):
                 self.url = client.url
                 return client
@@ -148,7 +152,7 @@ class VllmProcess:
         if not keep_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _launch(self, port: int) -> int:
+    def _launch(self, port: int, token: str) -> int:
         """Returns where in the log it begins."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -159,7 +163,7 @@ class VllmProcess:
                     sys.executable, "-I", "-S", str(HERE / "keeper.py"), str(self.folder),
                     *command(self.options, self.found, port),
                 ],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment(), start_new_session=True,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment(token), start_new_session=True,
             )  # fmt: skip
         return begun
 
@@ -188,6 +192,7 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         "--model", options.model, "--served-model-name", NAME, "--dtype", options.dtype,
         "--tensor-parallel-size", str(options.tensor_parallel_size),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "-1",
+        "--middleware", "opdkit_guard.Guard",
         "--enable-scale-out", "--skip-tokenizer-init", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     ]  # fmt: skip
     if options.max_model_len is not None:
@@ -198,6 +203,8 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         args += ["--quantization", options.quantization]
     if options.trust_remote_code:
         args += ["--trust-remote-code"]
+    if revision := revision_of(options.model).get("revision"):
+        args += ["--revision", revision]
     if found.is_cpu:
         # A seed and a prompt that is read in two parts kill the engine on a CPU.
         longest = max(options.max_model_len or 8192, 4096)
@@ -213,10 +220,15 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
     return [*args, *options.extra_args]
 
 
-def environment() -> dict[str, str]:
-    """Of the engine: ours, and what it needs to be updated, quiet and offline-safe."""
+def environment(token: str) -> dict[str, str]:
+    """Of the engine: ours, and what it needs to be updated, quiet, offline-safe and ours alone."""
     path = os.pathsep.join([str(HERE / "in_vllm"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "PYTHONPATH": path}
+    own = {
+        KEY_VARIABLE: token,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "PYTHONPATH": path,
+    }
     return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, **own}
 
 

@@ -2,6 +2,7 @@
 
     tokens      one of TOKEN_WEIGHTS: a selection (a mask: the loss is the mean over kept tokens), or `position`
     problems    one of PROBLEM_WEIGHTS: weights by how often a problem is solved, or which answers were rewarded
+    turns       one of TURN_WEIGHTS: turns of an episode, by their place or by what the teacher says of them
     importance  truncated importance weights: the policy that is trained over the distribution that was sampled
     prefix      early tokens count more, by how much of the answer's disagreement still lies ahead (IW-OPD)
 
@@ -24,9 +25,10 @@ from opdkit.methods.weighting.base import Named, Weighting
 from opdkit.methods.weighting.problems import PROBLEM_WEIGHTS, Paced
 from opdkit.methods.weighting.ratios import Importance, Prefix
 from opdkit.methods.weighting.tokens import TOKEN_WEIGHTS
+from opdkit.methods.weighting.turns import TURN_WEIGHTS
 from opdkit.types import Group, Needs
 
-__all__ = ["PROBLEM_WEIGHTS", "TOKEN_WEIGHTS", "Paced", "Weights"]
+__all__ = ["PROBLEM_WEIGHTS", "TOKEN_WEIGHTS", "TURN_WEIGHTS", "Paced", "Weights"]
 
 
 class Weights(BaseModel):
@@ -36,12 +38,18 @@ class Weights(BaseModel):
 
     tokens: SerializeAsAny[Named] | None = None  # which tokens count, or how much; chosen by its name
     problems: SerializeAsAny[Named] | None = None  # how much a problem or answer counts; chosen by its name
+    turns: SerializeAsAny[Named] | None = None  # how much a turn of an episode counts; chosen by its name
     importance: Importance | None = None  # truncated importance weights
     prefix: Prefix | None = None  # early tokens count more
 
     @property
+    def chosen(self) -> tuple[Named, ...]:
+        """Those that a name chooses."""
+        return tuple(part for part in (self.tokens, self.problems, self.turns) if part is not None)
+
+    @property
     def parts(self) -> tuple[Weighting, ...]:
-        return tuple(p for p in (self.tokens, self.problems, self.importance, self.prefix) if p is not None)
+        return (*self.chosen, *(part for part in (self.importance, self.prefix) if part is not None))
 
     @property
     def needs(self) -> Needs:

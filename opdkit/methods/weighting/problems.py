@@ -45,7 +45,8 @@ class Paced(Named):
             return {group.problem.id: known.get(group.problem.id) for group in groups}
         rates: dict[str, float | None] = {}
         for group in groups:
-            rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+            rewarded = {rollout.episode_id: rollout.reward for rollout in group.rollouts}
+            rewards = [reward for reward in rewarded.values() if reward is not None]
             rate = sum(reward >= self.success_threshold for reward in rewards) / len(rewards) if rewards else None
             if self.pass_rate == "fixed" and group.problem.id in known:
                 rate = known[group.problem.id]
@@ -98,11 +99,11 @@ class RewardSoftmax(Named):
         return Needs(reward=True)
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
-        graded_R = plan.graded_R
+        graded_R = plan.graded_R & plan.first_R
         group_R = plan.group_R[graded_R] if self.per == "problem" else None
         weight_R = plan.reward_R.new_zeros(len(graded_R))
         weight_R[graded_R] = losses.weights.reward_softmax(plan.reward_R[graded_R], group_R, self.temperature)
-        return _weigh_rows(plan, graded_R, weight_R)
+        return _weigh_rows(plan, plan.graded_R, plan.of_episodes(weight_R))
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from _needs_graded_answers(recipe, "reward_softmax")

@@ -1,199 +1,203 @@
-"""One answer, token by token: how much of the loss each token carried, and what student and teacher thought of it.
+"""One answer, token by token: how much of the loss each token carried, and what its readers thought of it.
 
-No script: a token's note is an attribute that the style sheet shows while the token is hovered over or tapped.
-
-Letters: T tokens of the answer, S terms of the loss, K entries of the teacher's top-k list.
+A long answer is shown sentence by sentence, each with its share of the loss, below a map of them all; a sentence opens
+to its tokens. An episode is shown turn by turn, and what the environment wrote differs from what the model did.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from opdkit.reporting.figures.tokens import WRITERS, Decode, Tokens, loss_parts
 from opdkit.reporting.html.answer_style import LEVELS
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, shortened
-from opdkit.types import Example
+from opdkit.types import AUTHORS, Example
 
-Decode = Callable[[Sequence[int]], str]
-
-NUM_COLOURED = 1_500  # tokens of an answer; the rest is plain text, so that a page stays light
+NUM_COLOURED = 6_000  # tokens of an answer; the rest is plain text, so that a page stays light
+LONG = 400  # tokens; answers of more are shown by sentence
+FEWEST, MOST = 8, 80  # tokens of a sentence: shorter ones are joined to the next, longer ones cut
+MAX_STRETCHES = 100  # turns and changes of the writer; an answer of more is shown as one
 SCALE_QUANTILE = 0.99  # the share of a step's tokens that are below the deepest colour
-NUM_TEACHER_TOKENS = 3  # of its top-k list, in a note
-MAX_PENDING = 4  # tokens that may wait for the rest of a character; UTF-8 has at most four bytes
+SENTENCE_QUANTILE = 0.95  # the same of an answer's sentences
+MAP_HEIGHT = 34  # pixels
+_ENDS = (".", "!", "?", "。", "！", "？", ":")  # noqa: RUF001
 
 
-def heat_map(row: Example, scale: float, decode: Decode | None) -> Html:
-    """The answer's tokens as elements. scale: what `signal_scale` gave for the step."""
-    tokens = _Tokens(row, scale)
-    texts = token_texts(row.rollout.answer_ids[:NUM_COLOURED], decode)
-    shown = [tag("i", _visible(text), **tokens.marks(index, text, decode)) for index, text in enumerate(texts)]
-    rest = row.rollout.answer_ids[NUM_COLOURED:]
-    if rest:
-        shown.append(join(shortened(decode(rest) if decode else " ".join(map(str, rest)))))
-    return tag("pre", *shown, class_="answer heat")
+def heat_map(row: Example, scale: float, decode: Decode | None, anchor: str = "a", most: int = NUM_COLOURED) -> Html:
+    """The answer's tokens as elements. scale: what `signal_scale` gave for the step. anchor: its name on the page, of
+    letters and digits. most: tokens that get a colour."""
+    ids = row.rollout.answer_ids
+    most = min(most, NUM_COLOURED, len(ids))
+    tokens = Tokens(row, scale, decode, most)
+    by_sentence = _sentences(tokens, anchor) if len(ids) > LONG else None
+    shown: list[Html] = []
+    for stretch in _stretches(row, most):
+        inside = (
+            [tokens.element(index, stop=not index) for index in range(stretch.start, stretch.end)]
+            if by_sentence is None
+            else [one.element(tokens) for one in by_sentence if stretch.start <= one.start < stretch.end]
+        )
+        shown.append(_turn(row, stretch, inside) if stretch.words else join(*inside))
+    if most < len(ids):
+        rest = shortened(decode(ids[most:]) if decode else " ".join(map(str, ids[most:])))
+        shown.append(tag("span", rest, class_="quiet"))
+    overview = _minimap(by_sentence, most) if by_sentence else None
+    return tag("div", overview, tag("div", *shown, class_="answer"), class_="heat")
 
 
 def signal_scale(rows: Sequence[Example]) -> float:
     """|coefficient * loss| of a token that has the deepest colour: nearly the largest of the step; 0: there is none."""
     sizes = [np.abs(parts_T[parts_T != 0]) for row in rows if (parts_T := loss_parts(row)) is not None]
     known = np.concatenate([np.zeros(0), *sizes])
+    known = known[np.isfinite(known)]
     return float(np.quantile(known, SCALE_QUANTILE)) if len(known) else 0.0
-
-
-def loss_parts(row: Example) -> npt.NDArray[np.float64] | None:
-    """[T] what each token adds to the step's loss: sum over terms of coefficient times token loss. None: not taught."""
-    if row.taught is None:
-        return None
-    counted_ST = row.taught.coef_ST != 0
-    with np.errstate(invalid="ignore"):
-        return np.where(counted_ST, row.taught.coef_ST.astype(np.float64) * row.taught.loss_ST, 0.0).sum(0)
-
-
-def token_texts(ids: Sequence[int], decode: Decode | None) -> list[str]:
-    """What each token adds to the text. "" for a token whose character a later token finishes: the text is there."""
-    if decode is None:
-        return [f"{token} " for token in ids]
-    texts: list[str] = []
-    before, done = 0, 0  # a tokenizer may join a token to the one before it, so that one is decoded with it
-    for end in range(1, len(ids) + 1):
-        text = decode(ids[before:end])
-        if text.endswith("\ufffd") and end - done < MAX_PENDING and end < len(ids):
-            continue
-        texts += [""] * (end - done - 1) + [text[len(decode(ids[before:done])) :]]
-        before, done = done, end
-    return texts
 
 
 def legend(rows: Sequence[Example]) -> Html:
     """What the colours mean, with only the kinds that occur."""
     if not any(row.taught for row in rows):
         return tag("p", "Tokens have no colours: the rows do not say what each was taught.", class_="quiet small")
-    seen = [_Tokens(row, 1.0) for row in rows]
     parts = ["Colour: the token's part of the step's loss, |coefficient * token loss|. "]
-    if any(each.knows_both for each in seen):
+    if any(row.signal is not None and row.signal.sampled_logprob_T is not None for row in rows):
         parts += [_sample(f"u{LEVELS}", "the teacher found it likelier than the student did"),
                   _sample(f"d{LEVELS}", "less likely")]  # fmt: skip
     else:
         parts.append(_sample(f"n{LEVELS}", "a large part"))
-    kinds = {"x": "clipped", "o": "left out by the weights or the method", "m": "not written by the model"}
-    occur = {name: any(name in each.kinds(index) for each in seen for index in range(each.length)) for name in kinds}
-    parts += [_sample(name, words) for name, words in kinds.items() if occur[name]]
-    return tag("p", *parts, "Hover over a token or tap it for its numbers.", class_="legend quiet small")
+    kinds = {"x": "clipped", "o": "left out by the weights or the method", "m": "not learned from"}
+    parts += [_sample(name, words) for name, words in kinds.items() if any(_has(row, name) for row in rows)]
+    if any(len(row.rollout.answer_ids) > LONG for row in rows):
+        parts.append("Long answers are shown by sentence, with its share of the answer's loss; a sentence opens. ")
+    keys = "Hover over a token, tap it, or go to it with Tab and the arrow keys (Page Down: the next deep colour)."
+    return tag("p", *parts, keys, class_="legend quiet small")
+
+
+def _has(row: Example, kind: str) -> bool:
+    mask_T, taught = row.rollout.answer_mask, row.taught
+    if kind == "m" or taught is None:
+        return kind == "m" and not mask_T.all()
+    counted_T = (taught.coef_ST != 0).any(0)
+    return bool((mask_T & counted_T & taught.clipped_T).any() if kind == "x" else (mask_T & ~counted_T).any())
 
 
 def _sample(class_: str, words: str) -> Html:
     return tag("span", tag("i", "token", class_=class_), f" {words}")
 
 
-def _visible(text: str) -> str:
-    """A line break is shown, so that it can be pointed at."""
-    return text.replace("\n", "⏎\n") if text else "·"
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring tokens of one turn and one writer. words: above them; None: the answer has no turns."""
+
+    start: int
+    end: int
+    author: int = 0
+    turn: int = 0
+    words: str | None = None
 
 
-class _Tokens:
-    """What is known of the tokens of one answer."""
+def _stretches(row: Example, num: int) -> list[_Stretch]:
+    turn_T, author_T = row.rollout.turn_numbers, row.rollout.authors
+    ends = (np.flatnonzero((np.diff(turn_T) != 0) | (np.diff(author_T) != 0)) + 1).tolist()
+    if not ends or len(ends) > MAX_STRETCHES:
+        return [_Stretch(0, num)]
+    found = []
+    for start, end in zip([0, *ends], [*ends, len(turn_T)], strict=True):
+        author, turn = int(author_T[start]), int(turn_T[start])
+        learned = int(row.rollout.answer_mask[start:end].sum())
+        found.append(_Stretch(start, min(end, num), author, turn, _words(row, author, turn, end - start, learned)))
+    return [stretch for stretch in found if stretch.start < num]
 
-    def __init__(self, row: Example, scale: float) -> None:
-        self.row, self.scale = row, scale
-        taught, signal = self.row.taught, self.row.signal
-        self._student_T = taught.student_logprob_T if taught else self.row.rollout.answer_logprobs
-        self._teacher_T = signal.sampled_logprob_T if signal else None
-        self._part_T = loss_parts(self.row)
 
-    @property
-    def length(self) -> int:
-        return len(self.row.rollout.answer_ids)
-
-    @property
-    def knows_both(self) -> bool:
-        return self._student_T is not None and self._teacher_T is not None
-
-    def marks(self, index: int, text: str, decode: Decode | None) -> dict[str, str | int]:
-        """Attributes of the token's element. It takes focus, which is what a tap gives; not from the tab key."""
-        classes = [*filter(None, [self._heat(index)]), *self.kinds(index)]
-        note = "\n".join(self._note(index, text, decode))
-        return {"tabindex": -1, "data_t": note, **({"class_": " ".join(classes)} if classes else {})}
-
-    def kinds(self, index: int) -> list[str]:
-        """m: not written by the model; o: written, and left out of the loss; x: clipped."""
-        if not self.row.rollout.answer_mask[index]:
-            return ["m"]
-        if self.row.taught is None:
-            return []
-        if not self.row.taught.coef_ST[:, index].any():
-            return ["o"]
-        return ["x"] if self.row.taught.clipped_T[index] else []
-
-    def _heat(self, index: int) -> str | None:
-        """u: the teacher finds the token likelier than the student; d: less likely; n: one of them is not known."""
-        part = 0.0 if self._part_T is None else abs(float(self._part_T[index]))
-        if not part or not self.scale:
-            return None
-        level = min(LEVELS, math.ceil(LEVELS * part / self.scale))
-        student, teacher = _known(self._student_T, index), _known(self._teacher_T, index)
-        if student is None or teacher is None:
-            return f"n{level}"
-        return f"{'u' if teacher >= student else 'd'}{level}"
-
-    def _note(self, index: int, text: str, decode: Decode | None) -> Iterator[str]:
-        yield f"{_quoted(text)}  token {index + 1} of {self.length}"
-        student, teacher = _known(self._student_T, index), _known(self._teacher_T, index)
-        said = [f"{who} {_percent(logprob)}" for who, logprob in (("student", student), ("teacher", teacher))
-                if logprob is not None]  # fmt: skip
-        if said:
-            yield " · ".join(said)
-        yield from self._teachers_own(index, decode)
-        yield from self._loss(index)
-
-    def _teachers_own(self, index: int, decode: Decode | None) -> Iterator[str]:
-        """What the teacher would have written, where its list was asked for; of a token of which a teacher with another
-        tokenizer says nothing, nothing."""
-        signal = self.row.signal
-        if signal is None or signal.topk_ids_TK is None or signal.topk_logprob_TK is None:
-            return
-        order = np.argsort(-signal.topk_logprob_TK[index], kind="stable")[:NUM_TEACHER_TOKENS]
-        pairs = [(int(signal.topk_ids_TK[index, k]), float(signal.topk_logprob_TK[index, k])) for k in order]
-        words = [
-            f"{_quoted(decode([token]) if decode else str(token))} {_percent(logprob)}"
-            for token, logprob in pairs
-            if not math.isnan(logprob)
-        ]
-        if words:
-            yield "teacher's first: " + ", ".join(words)
-
-    def _loss(self, index: int) -> Iterator[str]:
-        taught, kinds = self.row.taught, self.kinds(index)
-        if "m" in kinds:
-            yield "not written by the model: never counted"
-        elif taught is None:
-            yield "the loss did not read this answer"
-        elif "o" in kinds:
-            yield "left out: coefficient 0"
+def _words(row: Example, author: int, turn: int, num_tokens: int, learned: int) -> str:
+    who = WRITERS[AUTHORS[author]] if author < len(AUTHORS) else WRITERS["tool"]
+    said = [f"turn {turn + 1}", f"{who}, {num_tokens:,} token{'' if num_tokens == 1 else 's'}"]
+    if not learned:
+        said.append("not learned from")
+    elif learned < num_tokens:
+        said.append(f"{num_tokens - learned:,} of them not learned from")
+    if turn < len(row.rollout.turns):
+        record = row.rollout.turns[turn]
+        if AUTHORS[author : author + 1] == ("tool",):
+            said += [f"{record.cut_tokens:,} cut out of its middle"] if record.cut_tokens else []
         else:
-            assert self._part_T is not None
-            for name, coef_T, loss_T in zip(taught.terms, taught.coef_ST, taught.loss_ST, strict=True):
-                if coef_T[index]:
-                    yield f"{name} {compact(float(loss_T[index]))} · coefficient {compact(float(coef_T[index]))}"
-            whole = float(np.abs(self._part_T).sum())
-            share = (
-                f"{100 * abs(float(self._part_T[index])) / whole:.1f} % of this answer's loss" if whole else "no loss"
-            )
-            yield share + (" · clipped" if "x" in kinds else "")
+            said += [f"{record.num_calls:,} call{'' if record.num_calls == 1 else 's'}"] if record.num_calls else []
+            said += [] if record.failure is None else [record.failure.replace("_", " ")]
+            said += [] if record.reward is None else [f"reward {compact(record.reward)}"]
+    return " · ".join(said)
 
 
-def _known(logprob_T: npt.NDArray[np.float32] | None, index: int) -> float | None:
-    value = None if logprob_T is None else float(logprob_T[index])
-    return None if value is None or math.isnan(value) else value
+def _turn(row: Example, stretch: _Stretch, inside: Sequence[Html]) -> Html:
+    words = tag("p", stretch.words, class_="role")
+    return tag("div", words, tag("div", *inside), class_=f"turn t{min(stretch.author, len(AUTHORS) - 1)}")
 
 
-def _percent(logprob: float) -> str:
-    percent = 100 * math.exp(logprob)
-    return f"{percent:.1f} %" if percent >= 0.1 else f"{compact(percent)} %"
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    name: str
+    start: int
+    end: int
+    share: float  # of the answer's loss
+    depth: float  # mean part of a token, 1: that of the answer's deepest sentences
+    side: str  # u, d or n, as most of its loss; "": no loss
+    masked: bool
+
+    def element(self, tokens: Tokens) -> Html:
+        text = "".join(tokens.texts[self.start : self.end])
+        level = f"{self.side}{max(1, math.ceil(LEVELS * self.depth))}" if self.side else None
+        share = None if self.masked or not tokens.whole else f"{100 * self.share:.1f} %"
+        inside = [tokens.element(index, stop=index == self.start) for index in range(self.start, self.end)]
+        row = tag("summary", tag("b", share), tag("span", text.rstrip("\n"), class_="m" if self.masked else None),
+                  class_=level)  # fmt: skip
+        return tag("details", row, tag("div", *inside), id=self.name)
 
 
-def _quoted(text: str) -> str:
-    return f"“{text.replace(chr(10), '⏎')}”"
+def _sentences(tokens: Tokens, anchor: str) -> list[_Sentence]:
+    changes = {stretch.start for stretch in _stretches(tokens.row, len(tokens.texts))}
+    ends = list(_ends(tokens.texts, changes))
+    sums, sides, masked = [], [], []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        by_side = {side: 0.0 for side in "udn"}
+        for index in range(start, end):
+            by_side[tokens.side(index)] += tokens.part[index]
+        sums.append(sum(by_side.values()))
+        sides.append(max(by_side, key=lambda side: by_side[side]) if sums[-1] else "")
+        masked.append(all("m" in tokens.kinds(index) for index in range(start, end)))
+    means = [total / (end - start) for total, start, end in zip(sums, [0, *ends[:-1]], ends, strict=True)]
+    deepest = float(np.quantile(means, SENTENCE_QUANTILE)) or max(means) or 1.0
+    return [
+        _Sentence(f"{anchor}s{number}", start, ends[number], sums[number] / (tokens.whole or 1.0),
+                  min(1.0, means[number] / deepest), sides[number], masked[number])
+        for number, start in enumerate([0, *ends[:-1]])
+    ]  # fmt: skip
+
+
+def _ends(texts: Sequence[str], changes: set[int]) -> Iterator[int]:
+    """Where sentences and lines end; also where the writer changes."""
+    start = 0
+    for end in range(1, len(texts) + 1):
+        text, after = texts[end - 1], texts[end] if end < len(texts) else " "
+        ended = "\n" in text or (text.rstrip().endswith(_ENDS) and after[:1].isspace())
+        last = end == len(texts) or end in changes or end - start >= MOST
+        if last or (ended and end - start >= FEWEST):
+            yield end
+            start = end
+
+
+def _minimap(sentences: Sequence[_Sentence], num_tokens: int) -> Html:
+    """A bar a sentence, as wide as its tokens and as high as their mean part of the loss; it leads to the sentence."""
+    bars = []
+    for one in sentences:
+        width, height = one.end - one.start, max(1.0, MAP_HEIGHT * one.depth)
+        place = {"x": one.start, "width": width}
+        bar = tag("rect", **place, y=MAP_HEIGHT - height, height=height, class_=one.side or "masked")
+        said = f"tokens {one.start + 1:,} to {one.end:,}"
+        said += f": {100 * one.share:.1f} % of the loss" if one.side else ""
+        whole = tag("rect", **place, y=0, height=MAP_HEIGHT, class_="hit")
+        bars.append(tag("a", tag("title", said), bar, whole, href=f"#{one.name}", tabindex=-1))
+    drawing = tag("svg", *bars, width="100%", height=MAP_HEIGHT, viewBox=f"0 0 {num_tokens} {MAP_HEIGHT}",
+                  preserveAspectRatio="none", role="group", aria_label="the answer's sentences")  # fmt: skip
+    return tag("div", drawing, class_="minimap")

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from opdkit.errors import UserError
 from opdkit.reporting.figures.curves import Curve, Point, overlay
-from opdkit.reporting.figures.heatmap import loss_parts
 from opdkit.reporting.figures.series import legend
+from opdkit.reporting.figures.tokens import loss_parts
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.run import RunContents, row_files
 from opdkit.run.rows import load_rows

@@ -28,7 +28,7 @@ border-radius:4px;padding:.3rem .5rem}
 .group[open]>summary>span:first-child{white-space:normal}
 .group[open]>summary>span:first-child::before{content:"▾ "}
 .group>summary>.quiet{white-space:nowrap;font-variant-numeric:tabular-nums;font-size:.8125rem}
-.side{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(min(86vw,23rem),1fr);gap:0 1.75rem;overflow-x:auto;
+.side{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(min(86vw,20rem),1fr);gap:0 1.75rem;overflow-x:auto;
 scroll-snap-type:x proximity;scrollbar-width:thin;padding-bottom:.5rem;margin-top:1rem;align-items:start}
 .side::-webkit-scrollbar{height:.5rem}
 .side::-webkit-scrollbar-thumb{background:var(--arm);border-radius:.25rem}
@@ -41,14 +41,16 @@ font-variant-numeric:tabular-nums}
 .chips .outcome,.chips .outcome bdi{color:var(--ink);font-weight:650}
 .chips .flag,.flag{color:var(--warn);font-weight:600}
 .role{font-size:.75rem;color:var(--quiet);margin:.6rem 0 .1rem;max-width:none}
-pre.answer{background:var(--wash);padding:.5rem .7rem;border-radius:4px;max-height:26rem}
+.answer{font:.8125rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;padding:.5rem .7rem}
+.heat,pre.answer{background:var(--wash);border-radius:4px;max-height:34rem;overflow:auto;scrollbar-width:thin}
 pre.peer{border-left:3px solid var(--line);padding:.2rem 0 .2rem .7rem}
 .own{font-weight:600}
 .turn{border-left:3px solid var(--student);padding-left:.6rem;margin:.35rem 0 0}
 .turn.t1{border-left:3px double var(--teacher)}
 .turn.t2,.turn.t3{border-left:3px dotted var(--quiet)}
-.turn.t2 pre,.turn.t3 pre{background:none;border:1px dashed var(--line);color:var(--quiet)}
-.turn>.role{margin:0 0 .1rem}
+.turn>.role{margin:0 0 .1rem;font-family:system-ui,sans-serif}
+.turn.t2>div,.turn.t3>div{font-style:italic}
 .heat i{font-style:normal;border-radius:2px;cursor:default}
 .heat i:focus-visible{outline:none}
 .heat details,.heat details:last-of-type{border:0!important;padding:0;font:inherit;color:inherit}
@@ -59,7 +61,7 @@ border-radius:2px;scroll-margin-top:4.5rem}
 .heat details[open]>summary{background:none}
 .heat details[open]>summary>span{height:1.3em;overflow:hidden;opacity:.45}
 .heat details>div{margin:0 0 .3rem 3.4rem}
-.minimap{position:sticky;top:0;z-index:2;background:var(--wash);border-radius:4px 4px 0 0;padding:.4rem .7rem;
+.minimap{position:sticky;top:0;z-index:2;background:var(--wash);padding:.4rem .7rem .3rem;
 border-bottom:1px solid var(--line)}
 .minimap rect.hit{fill:transparent}
 .minimap a:hover .hit,.minimap a:focus .hit{fill:color-mix(in srgb,var(--ink) 18%,transparent)}
@@ -73,6 +75,7 @@ border-bottom:1px solid var(--line)}
 padding:.7rem 1.1rem calc(.8rem + env(safe-area-inset-bottom));background:var(--wash);color:var(--ink);
 border-top:1px solid var(--quiet);font:.8125rem/1.5 system-ui,sans-serif;white-space:pre-wrap;pointer-events:none}
 .heat i:hover::after{z-index:10}
-@media print{.heat i:focus::after{content:none}.side{display:block}}
+@media (min-width:86rem){.side{margin-right:calc(31.5rem - 50vw)}}
+@media print{.heat,pre.answer{max-height:none;overflow:visible}.heat i:focus::after{content:none}.side{display:block}}
 """
 ANSWERS += _depths()

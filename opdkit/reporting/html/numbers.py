@@ -17,6 +17,8 @@ def compact(value: float | None) -> str:
     """Any quantity: about four significant digits, thousands separated, a power of ten in place of many zeros."""
     if value is None:
         return UNKNOWN
+    if not math.isfinite(value):
+        return f"{value:g}"
     if value == 0 or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     if abs(value) < 1e-3 or abs(value) >= 1e15:

@@ -87,7 +87,8 @@ class _Served:
         return reply
 
     async def _import(self, reference: str, path: str | None, content: str | None) -> dict[str, Any]:
-        module, chosen, found = import_named(reference, path, content, _default_name, "one class of an environment")
+        wanted = "one class of an environment, nor TOOLS"
+        module, chosen, found = import_named(reference, path, content, _default_name, wanted)
         self._maker = maker_of(found, chosen)
         return {
             "arguments": [argument_as_json(argument) for argument in option_arguments(self._maker.make)],
@@ -152,4 +153,4 @@ def _read(channel: socket.socket, loop: asyncio.AbstractEventLoop, frames: async
 
 def _default_name(module: ModuleType) -> str:
     fitting = [name for name, found in vars(module).items() if is_environment(found, module.__name__)]
-    return fitting[0] if len(fitting) == 1 else ""
+    return fitting[0] if len(fitting) == 1 else "TOOLS" if hasattr(module, "TOOLS") else ""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from opdkit.errors import UserError
 from opdkit.rollouts.environments.base import FAILURES, Action, Failure, Step, Tool, Transcript, Turn
+from opdkit.rollouts.environments.functions import FunctionTools
 from opdkit.rollouts.environments.schema import call_fault, tool_faults
 from opdkit.tasks.base import checked, whole_text
 from opdkit.tasks.tool_calls import Call
@@ -25,7 +26,7 @@ _KEYS = {"role", "content", "name", "tool_call_id", "failure"}
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """What makes the environment of an episode. A class, or a function that is a tool."""
+    """What makes the environment of an episode."""
 
     make: Callable[..., Any]
     name: str
@@ -39,10 +40,14 @@ def is_environment(found: Any, module: str) -> bool:
 
 
 def maker_of(found: Any, name: str) -> Maker:
-    """Raises UserError for what is no environment."""
+    """Of a class, a function that is a tool, or a list of some. Raises UserError for what is none of them."""
+    functions = list(found) if isinstance(found, list | tuple) else [found]
+    if functions and all(inspect.isroutine(function) for function in functions):
+        return Maker(lambda: FunctionTools(functions), name)
     if not inspect.isclass(found):
         raise UserError(
-            f"{name} is no class; an environment is a class with reset(problem, seed) and step(action, seed)"
+            f"{name} is no environment: it is neither a class with reset(problem, seed) and step(action, seed), nor a "
+            "function that is a tool, nor a list of some"
         )
     for method, given in (("reset", (None, 0)), ("step", (None, 0))):
         function = getattr(found, method, None)
@@ -78,7 +83,7 @@ class Held:
         return {
             "tools": self.tools(),
             "grades": self._has("grade"),
-            "is_async": any(map(inspect.iscoroutinefunction, methods)),
+            "is_async": getattr(environment, "is_async", any(map(inspect.iscoroutinefunction, methods))),
             "repeatable": bool(getattr(environment, "repeatable", True)),
         }
 

@@ -31,7 +31,12 @@ from opdkit.tasks.user.task import START_LIMIT_S, file_digest, import_request
 
 WORKER = "opdkit.rollouts.environments._worker"
 _OURS = "opdkit.rollouts.environments"
-ENVIRONMENTS: Mapping[str, str] = {}
+ENVIRONMENTS: Mapping[str, str] = {
+    "calculator": f"{_OURS}.calculator:Calculator",
+    "python": f"{_OURS}.python:Python",
+    "search": f"{_OURS}.search:Search",
+    "game": f"{_OURS}.game:Game",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

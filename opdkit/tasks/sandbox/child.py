@@ -1,8 +1,9 @@
-"""What runs behind the walls. One process does one of four things and never returns:
+"""What runs behind the walls. One process does one of five things and never returns:
 
     script   the program is __main__; what it prints is its answer
     call     a function of the program, or a method of its class Solution, is called once; its result is written as JSON
     serve    that function is called as often as the process at the other end of the link asks; the tests are not here
+    cells    pieces of a program run one after the other in one interpreter, as they come over the link
     judge    the tests run here, and their calls go over the link; the program is not here
 
 Nothing here is trusted by the trainer, except a judge, in which no code of the graded program ever runs.
@@ -10,6 +11,7 @@ Nothing here is trusted by the trainer, except a judge, in which no code of the 
 
 from __future__ import annotations
 
+import ast
 import atexit
 import builtins
 import importlib
@@ -30,6 +32,7 @@ from opdkit.tasks.sandbox import link
 from opdkit.tasks.sandbox.values import encode
 
 PROGRAM, TESTS = "solution.py", "tests.py"
+_SHOWN = {PROGRAM, TESTS}  # tracebacks begin in these
 # LeetCode and LiveCodeBench give these names to a `class Solution` without being asked.
 _CUSTOMARY_MODULES = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
@@ -107,6 +110,29 @@ def _run_serve(task: dict[str, Any]) -> None:
     link.serve(_find(module, task["entry_point"]), describe=_describe)
 
 
+def _run_cells(task: dict[str, Any]) -> None:
+    """What a piece prints, the value of its last expression, and its traceback are its output, which the trainer has
+    read when it sends the next one."""
+    module = _new_module("__main__")
+    os.dup2(1, 2)
+    for number, source in enumerate(link.pieces()):
+        os.ftruncate(1, 0)
+        os.lseek(1, 0, os.SEEK_SET)
+        name = f"cell_{number + 1}.py"
+        _SHOWN.add(name)
+        try:
+            *statements, last = ast.parse(source, name).body or [ast.Pass()]
+            shows = isinstance(last, ast.Expr)
+            _execute(source, name, module, ast.Module([*statements, *([] if shows else [last])], []))
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), module.__dict__)
+                if value is not None:
+                    print(repr(value))
+        except BaseException as error:
+            _show(error)
+        _flush()
+
+
 def _run_judge(task: dict[str, Any]) -> None:
     result_file = os.dup(1)
     os.dup2(2, 1)
@@ -136,6 +162,7 @@ _MODES: dict[str, Callable[[dict[str, Any]], None]] = {
     "script": _run_script,
     "call": _run_call,
     "serve": _run_serve,
+    "cells": _run_cells,
     "judge": _run_judge,
 }
 
@@ -160,9 +187,10 @@ def _new_module(name: str) -> ModuleType:
     return module
 
 
-def _execute(source: str, name: str, module: ModuleType) -> None:
+def _execute(source: str, name: str, module: ModuleType, tree: ast.Module | None = None) -> None:
+    """tree: the part of the source that is run; None: all of it."""
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks
-    exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+    exec(compile(source if tree is None else tree, name, "exec", dont_inherit=True), module.__dict__)
 
 
 def _find(module: ModuleType, entry_point: str) -> Callable[..., Any]:
@@ -208,7 +236,7 @@ def _show(error: BaseException) -> None:
 def _describe(error: BaseException) -> str:
     """The traceback from the program's first line on."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename not in (PROGRAM, TESTS):
+    while frames is not None and frames.tb_frame.f_code.co_filename not in _SHOWN:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
 

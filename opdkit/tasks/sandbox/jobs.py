@@ -32,6 +32,7 @@ class Limits:
 class Process:
     task: Mapping[str, Any]  # see child.py
     stdin: bytes = b""
+    is_linked: bool = False  # alone in its job, and the trainer holds the other end of its link (`session.py`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,11 @@ def call(source: str, entry_point: str, args: Sequence[Any]) -> tuple[Process, .
     args: JSON values.
     """
     return (Process(task={"mode": "call", "source": source, "entry_point": entry_point, "args": list(args)}),)
+
+
+def cells() -> tuple[Process, ...]:
+    """An interpreter that runs one piece of a program after the other, as the trainer sends them."""
+    return (Process(task={"mode": "cells"}, is_linked=True),)
 
 
 def with_tests(source: str, entry_point: str, *, starter: str, tests: str) -> tuple[Process, ...]:

@@ -15,7 +15,7 @@ import os
 import reprlib
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from opdkit.tasks.sandbox.values import decode, encode
@@ -103,6 +103,17 @@ def serve(function: Callable[..., Any], describe: Callable[[BaseException], str]
             reply["traceback"] = describe(error)[-_MAX_TRACEBACK:]
             message = json.dumps(reply).encode()
         _send_bytes(message)
+
+
+def pieces() -> Iterator[str]:
+    """What the trainer sends to be run, one by one; each has been run when the next is asked for."""
+    while True:
+        try:
+            request = _receive()
+        except EOFError:
+            return
+        yield str(request["source"])
+        _send({"done": True})
 
 
 def _exception(name: str, message: str) -> Exception:

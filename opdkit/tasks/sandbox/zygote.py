@@ -155,6 +155,10 @@ class _Zygote:
         if not message:
             return False
         request = json.loads(message)
+        if "stop" in request:
+            for process in [process for process in self.running.values() if process.job.id == request["stop"]]:
+                self._kill(process, "stopped")
+            return True
         job = _Job(id=request["id"], limits=request["limits"])
         each = len(descriptors) // request["num_processes"]
         try:

@@ -48,6 +48,7 @@ class Flight:
         self.slot = slot
         self.num_tries = num_tries  # this one included
         self.outputs: list[tuple[int, int]] = []  # (stdout, stderr) of each process
+        self.link: socket.socket | None = None  # to a process that is linked with us; whoever asked for it closes it
         wall_s = job.limits.as_message()["wall_s"]
         self.late_at_s = time.monotonic() + _STARVED_FACTOR * wall_s + _LATE_S
 
@@ -99,11 +100,16 @@ class ZygoteClient:
         now_s = time.monotonic()
         return any(flight.late_at_s < now_s for flight in self.flights.values())
 
-    def send(self, job: Job, num_tries: int = 1) -> None:
-        """Starts a job; `is_free` must be true. If the zygote is gone, `receive` will say so."""
+    def send(self, job: Job, num_tries: int = 1) -> int:
+        """Starts a job; its number. `is_free` must be true. If the zygote is gone, `receive` will say so."""
         flight = Flight(job, self._free_slots.pop(), num_tries)
         message = {"slot": flight.slot, "num_processes": len(job.processes), "limits": job.limits.as_message()}
-        ends = [end.detach() for end in socket.socketpair()] if len(job.processes) == 2 else []
+        ends: list[int] = []
+        if len(job.processes) == 2:
+            ends = [end.detach() for end in socket.socketpair()]
+        elif job.processes[0].is_linked:
+            flight.link, theirs = socket.socketpair()
+            ends = [theirs.detach()]
         descriptors, lent = [], list(ends)
         for index, process in enumerate(job.processes):
             task, stdin = _sealed(json.dumps(dict(process.task)).encode()), _sealed(process.stdin)
@@ -111,12 +117,19 @@ class ZygoteClient:
             flight.outputs.append(outputs)
             lent += [task, stdin]
             descriptors += [task, stdin, *outputs, *ends[index : index + 1]]
-        self.flights[self._next_id] = flight
+        number = self._next_id
+        self.flights[number] = flight
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.control, [json.dumps({"id": self._next_id, **message}).encode()], descriptors)
+            socket.send_fds(self.control, [json.dumps({"id": number, **message}).encode()], descriptors)
         self._next_id += 1
         for descriptor in lent:
             os.close(descriptor)
+        return number
+
+    def stop(self, number: int) -> None:
+        """Kills a job; `receive` will say that it ended."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.send(json.dumps({"stop": number}).encode())
 
     def receive(self) -> Done:
         """The next job that is over; blocks. ZygoteDied if there will be none."""

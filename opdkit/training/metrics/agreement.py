@@ -119,7 +119,7 @@ def compare_parts(
 ) -> Iterator[ComparedPart]:
     """The lists themselves, of about `TOKENS_PER_PART` tokens at a time."""
     done = 0
-    for part in _parts(rows):
+    for part in parts_of(rows):
         some = rows[part]
         counted = [np.flatnonzero(row.rollout.answer_mask) for row in some]
         sampled = [np.asarray(row.rollout.answer_ids)[c] for row, c in zip(some, counted, strict=True)]
@@ -148,7 +148,8 @@ def compare_parts(
             progress(done, len(rows))
 
 
-def _parts(rows: Sequence[Example]) -> Iterator[slice]:
+def parts_of(rows: Sequence[Example]) -> Iterator[slice]:
+    """Runs of rows of about `TOKENS_PER_PART` tokens."""
     start, size = 0, 0
     for index, row in enumerate(rows):
         length = len(row.rollout.answer_ids)

@@ -10,11 +10,13 @@ from opdkit.contexts.text import digest_of
 from opdkit.data.readers import Dataset
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
+from opdkit.hub import commit_of
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.build import flat
 from opdkit.recipe.sentinels import SentinelsSection
 from opdkit.run.folder import RunFolder
+from opdkit.run.sums import changed as changed_files
 from opdkit.training.saved import checkpoint
 
 # Memory and place: the same numbers, but for what another order of additions does to them.
@@ -43,7 +45,11 @@ CHANGEABLE = (
     "sampling.vllm.gpu_memory_utilization",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.save_in_background",
     "train.save_rows_every",
+    "train.keep_best",
+    "train.stop_when",
+    "train.average_last",
     "spool.max_gib",
     "eval.every",
     "log.sinks",
@@ -116,7 +122,7 @@ def going_on(folder: RunFolder, recipe: Recipe) -> tuple[checkpoint.Saved | None
     models = {key: path for key, path in recipe.model_paths.items() if _same_files(folder, key, path)}
     began = _with_todays_keys(folder.read_recipe())
     changed = check_same_recipe(began, recipe.as_dict(), steps_taken=step, same_models=models)
-    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed)]
+    said = [*(checkpoint.set_aside(saved) if saved else ()), *last_bits(changed), *changed_files(folder.path)]
     lines = of_steps(read_metrics(folder.metrics)) if folder.metrics.exists() else []
     kept = sum(line["step"] <= step for line in lines)
     if kept < step:
@@ -136,6 +142,15 @@ def _same_files(folder: RunFolder, key: str, path: str) -> bool:
     """Whether the model at `path` is the one the run began with, whatever its path was then."""
     began = folder.read_environment().get("models", {}).get(key) if folder.environment.exists() else None
     return began is not None and began == model_digest(Path(path))
+
+
+def commits_of(folder: RunFolder, recipe: Recipe, *, is_resumed: bool) -> dict[str, str]:
+    """Of the recipe's models that come from a hub, by name: at which commit this run reads them, from its first load
+    to its last resumption. A model whose commit cannot be found out is left out."""
+    known = folder.read_environment().get("commits", {}) if is_resumed and folder.environment.exists() else {}
+    names = dict.fromkeys(path for path in recipe.model_paths.values() if not Path(path).is_dir())
+    found = {name: known.get(name) or commit_of(name) for name in names}
+    return {name: str(commit) for name, commit in found.items() if commit}
 
 
 def fingerprints(

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
+from opdkit.run.folder import RunFolder
+from opdkit.run.history import Point
 from opdkit.training.state import State
 
 
 def summary_of(
     recipe: Recipe,
     state: State,
-    before: dict[str, Accuracy],
-    after: dict[str, Accuracy],
-    teacher: dict[str, Accuracy] | None,
+    results: Mapping[str, Any],
     warnings: Sequence[str],
     ended: str | None = None,
 ) -> dict[str, Any]:
-    """ended: why the run took fewer steps than its recipe has."""
+    """results: of its evaluations. ended: why the run took fewer steps than its recipe has."""
     counters = dict(state.counters)
     return {
         "name": recipe.name,
@@ -29,10 +28,26 @@ def summary_of(
         "seconds": round(counters.pop("seconds", 0.0), 3),
         "tokens": {"answer": counters.pop("answer_tokens", 0.0), "teacher": counters.pop("teacher_tokens", 0.0)},
         "counts": counters,
-        "eval": {"student_before": before, "student_after": after, "teacher": teacher},
+        **results,
         "model": f"checkpoints/step_{state.step:06d}/model",
         "warnings": list(warnings),
     }
+
+
+def best_of(recipe: Recipe, folder: RunFolder, best: Point | None) -> dict[str, Any]:
+    """`train.keep_best`: the step that it chose, by what, and what was measured there. Step 0 is the model that the run
+    began with: training never made it better."""
+    if best is None:
+        return {}
+    evaluation = folder.evaluation(best.step)
+    found = {
+        "step": best.step,
+        "chosen_on": recipe.train.keep_best,
+        "value": best.value,
+        "model": f"checkpoints/step_{best.step:06d}/model" if best.step else recipe.model.path,
+        "eval": folder.read_evaluation(evaluation) if evaluation.exists() else None,
+    }
+    return {"best": found}
 
 
 def note_of(seen: Mapping[str, float | None], speed: float) -> str:

@@ -3,6 +3,7 @@ for vLLM: a web server with a child, as vLLM has. `make test-vllm` does the same
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,14 +12,16 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from opdkit.engines.servers.process import VllmOptions, VllmProcess, find_vllm, why
+from opdkit.engines.servers.http import Client
+from opdkit.engines.servers.process import HERE, VllmOptions, VllmProcess, command, find_vllm, why
 from opdkit.errors import UserError
 
 STUB = """
-import http.server, pathlib, subprocess, sys
+import http.server, os, pathlib, subprocess, sys
 here = pathlib.Path(__file__).parent
 tries = here / "tries"
 tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
@@ -28,7 +31,9 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 (here / "child").write_text(str(child.pid))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200), self.send_header("Content-Length", "0"), self.end_headers()
+        key = "Bearer " + os.environ["VLLM_API_KEY"]
+        self.send_response(200 if self.path == "/health" or self.headers["Authorization"] == key else 401)
+        self.send_header("Content-Length", "0"), self.end_headers()
     def log_message(self, *args): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
@@ -79,6 +84,12 @@ def test_start_and_stop_leave_nothing(stub: Callable[..., Path], tmp_path: Path)
     client = process.start(told.append)
     assert client.ask("/health") == b"" and process.is_running and told
     child = int((tmp_path / "child").read_text())
+    assert client.ask("/anything") == b""  # it knows the key of this start, which is on no command line and in no file
+    with pytest.raises(UserError, match="401"):
+        Client(client.url, patience_s=0, token="another").ask("/anything")
+    key = client._token or ""
+    assert len(key) > 40 and key not in " ".join(command(process.options, process.found, 1))
+    assert not any(key.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     process.stop()
     assert gone(child) and not process.is_running and not (tmp_path / "weights").exists()
 
@@ -100,7 +111,7 @@ def test_what_a_killed_server_leaves_behind_is_ended(stub: Callable[..., Path], 
 def test_the_engine_ends_with_a_trainer_that_is_killed(stub: Callable[..., Path], tmp_path: Path) -> None:
     code = f"""
         import time; from pathlib import Path
-        from opdkit.engines.servers.process import VllmOptions, VllmProcess
+        from opdkit.engines.servers.process import HERE, VllmOptions, VllmProcess
         here = Path({str(tmp_path)!r})
         options = VllmOptions(model="m", dtype="float32", python={str(stub())!r})
         VllmProcess(options, log=here / "log", folder=here / "weights").start(lambda seconds: None)
@@ -141,3 +152,29 @@ def test_no_vllm_or_one_that_is_too_old(stub: Callable[..., Path], tmp_path: Pat
 def test_what_it_died_of(said: str, words: str, tmp_path: Path) -> None:
     sentence = why(said, tmp_path / "log", VllmOptions(model="m", dtype="float32"))
     assert words in sentence and str(tmp_path / "log") in sentence
+
+
+def test_the_guard_lets_nobody_in_but_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middleware that vLLM loads, called as a server calls it. That vLLM loads it: `make test-vllm`."""
+    sys.path.append(str(HERE / "in_vllm"))
+    from opdkit_guard import Guard
+
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    reached, sent = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status"))
+
+    def ask(path: str, *headers: tuple[bytes, bytes]) -> None:
+        asyncio.run(Guard(app)({"type": "http", "path": path, "headers": headers}, None, send))
+
+    for path in ("/collective_rpc", "/sleep", "/v1/models", "/metrics", "/healthy", "//health"):
+        ask(path)
+        ask(path, (b"authorization", b"Bearer"))
+    assert not reached and {401, None} == {*sent}
+    ask("/health")
+    ask("/collective_rpc", (b"authorization", b"Bearer k"))
+    assert reached == ["/health", "/collective_rpc"]

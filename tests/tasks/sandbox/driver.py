@@ -1,7 +1,8 @@
 """Plays the trainer: sets out what must stay out of reach, runs every attack in one tier as one user, and reports.
 
-    python driver.py TIERS UID FOLDER [MACHINE]      prints {"uid", "hello", "results": {name: complaint or null}}
+    python driver.py TIERS UID FOLDER [MACHINE | cells]    prints {"uid", "hello", "results": {name: complaint or null}}
 
+cells: each program is a piece that an interpreter which stays is given (`session.py`).
 TIERS: names with commas, or "none" for no walls at all, where only harmless attacks are run. MACHINE: "docker" looks
 like Docker's default, "old" has no seccomp; both only describe the sandbox. A process of its own, because it gives up
 its user id and because a sandbox that fails must not take pytest with it.
@@ -18,16 +19,23 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lookalikes
+from attack import ROOMY, Attack
 
-from opdkit.tasks.sandbox import Job, Sandbox, SandboxUnavailable, linux
+from opdkit.tasks.sandbox import DEFAULT_PRELOAD, End, Job, Sandbox, SandboxUnavailable, linux
+from opdkit.tasks.sandbox.session import Interpreters
 
 MARKS = ("/dev/shm", "/tmp", "/var/tmp", "/run", "/")
 _MS_BIND = 4096
 NO_ENTRY, NO_WALLS = 77, 78  # exit status: an ordinary user cannot enter the interpreter's folder; nothing holds here
+# An interpreter that stays has an empty input, its standard error is its standard output, and descriptor 3 is the link
+# over which it says that it is done: nobody believes more of it.
+OTHERWISE = ("flood: the input grows", "crash: output that is no text", "verdict: reports on every descriptor")
 # Without walls these succeed and change nothing outside the folder of the test.
 HARMLESS = (
     "read: files by every door",
@@ -43,6 +51,11 @@ HARMLESS = (
 def main(tiers: list[str], uid: int, folder: Path, machine: str) -> None:
     if uid != os.getuid():
         let_others_in()
+    if machine == "cells":
+        interpreters = Interpreters(limits=ROOMY, preload=DEFAULT_PRELOAD, tiers=tiers)
+        hello, results = interpreters.describe(), run_as_pieces(interpreters, folder)
+        print(json.dumps({"uid": os.getuid(), "hello": hello, "results": results}))
+        return
     if machine == "docker":
         lookalikes.docker()
     elif machine == "old":
@@ -67,9 +80,9 @@ def run_attacks(sandbox: Sandbox, folder: Path) -> dict[str, str | None]:
     from attacks_verdict import EXPECTED, VERDICT
 
     attacks = {attack.name: attack for attack in (*RESOURCES, *REACH, *VERDICT)}
+    results: dict[str, str | None] = {}
     if sandbox.describe()["tier"] == "none":
         attacks = {name: attacks[name] for name in HARMLESS}
-    results: dict[str, str | None] = {}
     with world(folder, EXPECTED) as (places, secrets, complaints):
         jobs = [
             Job(processes=attack.processes(attack.complete(places)), limits=attack.limits, tag=name)
@@ -77,18 +90,56 @@ def run_attacks(sandbox: Sandbox, folder: Path) -> dict[str, str | None]:
         ]
         for done in sandbox.run(jobs):
             attack = attacks[done.job.tag]
-            hostile = done.ends[-1:]  # of a pair, the first runs the tests and may quote them
-            written = "".join(end.stdout.decode(errors="replace") + end.stderr for end in hostile)
-            harms = [line for line in written.splitlines() if line.startswith("HARM")]
-            seen = [secret for secret in secrets if secret in written]
-            reasons = [end.reason for end in done.ends]
-            complaint = done.error or "; ".join(harms)[:500] or (f"it knows {seen}" if seen else None)
-            if complaint is None and attack.reasons and reasons[0] not in attack.reasons:
-                complaint = f"ended with {reasons[0]} {done.ends[0].code}: {done.ends[0].stderr[-300:]}"
-            results[attack.name] = complaint or attack.complaint(done.ends)
+            results[attack.name] = done.error or judged(attack, done.ends, secrets)
         results |= {f"world: {name}": complaint() for name, complaint in complaints.items()}
         results["world: no fork server was lost"] = f"{sandbox.num_restarts}" if sandbox.num_restarts else None
     return results
+
+
+def run_as_pieces(interpreters: Interpreters, folder: Path) -> dict[str, str | None]:
+    """As `run_attacks`, of the programs that are one process: each in an interpreter of its own."""
+    from attacks_reach import REACH
+    from attacks_resources import RESOURCES
+    from attacks_verdict import EXPECTED, VERDICT
+
+    attacks = [
+        attack
+        for attack in (*RESOURCES, *REACH, *VERDICT)
+        if attack.processes("")[0].task["mode"] == "script" and attack.name not in OTHERWISE
+    ]
+    results: dict[str, str | None] = {}
+    with world(folder, EXPECTED) as (places, secrets, complaints):
+
+        def outcome(attack: Attack) -> str | None:
+            interpreter = interpreters.open(attack.limits)
+            ran = interpreter.run(attack.complete(places), limit_s=15.0, max_bytes=attack.limits.output_bytes)
+            done = ran.ended or interpreter.end()
+            if done is None or done.error:
+                return "the sandbox lost it" if done is None else done.error
+            text = ran.output[-8000:].decode(errors="replace")
+            end = replace(done.ends[0], stdout=ran.output, stderr=text)
+            if ran.over is None:  # it waited for the next piece: whatever it was to be stopped for is over
+                end = replace(end, reason="exit", is_output_full=ran.num_bytes == attack.limits.output_bytes)
+            return judged(attack, (end,), secrets)
+
+        with ThreadPoolExecutor(3) as threads:
+            names = [attack.name for attack in attacks]
+            results |= dict(zip(names, threads.map(outcome, attacks), strict=True))
+        results |= {f"world: {name}": complaint() for name, complaint in complaints.items()}
+    interpreters.close()
+    return results
+
+
+def judged(attack: Attack, ends: tuple[End, ...], secrets: list[str]) -> str | None:
+    """What it achieved; None: nothing."""
+    hostile = ends[-1:]  # of a pair, the first runs the tests and may quote them
+    written = "".join(end.stdout.decode(errors="replace") + end.stderr for end in hostile)
+    harms = [line for line in written.splitlines() if line.startswith("HARM")]
+    seen = [secret for secret in secrets if secret in written]
+    complaint = "; ".join(harms)[:500] or (f"it knows {seen}" if seen else None)
+    if complaint is None and attack.reasons and ends[0].reason not in attack.reasons:
+        complaint = f"ended with {ends[0].reason} {ends[0].code}: {ends[0].stderr[-300:]}"
+    return complaint or attack.complaint(ends)
 
 
 @contextlib.contextmanager

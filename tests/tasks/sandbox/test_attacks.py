@@ -75,6 +75,14 @@ def test_attacks_fail(tier: str, user: str, group: str) -> None:
     assert {name: said for name, said in results.items() if said is not None} == {}
 
 
+def test_attacks_from_an_interpreter_that_stays_fail() -> None:
+    """The tool of an episode with state: the same programs, as pieces that it is given, in the strongest tier."""
+    report = outcome(",".join(TIERS), "ordinary user" if os.geteuid() else "root", "cells")
+    assert isinstance(report, dict) and report["hello"]["tier"] in TIERS
+    assert len(report["results"]) > 50
+    assert {name: said for name, said in report["results"].items() if said is not None} == {}
+
+
 def test_the_same_attacks_succeed_without_walls() -> None:
     """The attacks can tell a wall from none: those that are safe to let loose are all seen to succeed."""
     report = outcome("none", "ordinary user")

@@ -1,0 +1,119 @@
+"""kill -9, whenever: what a command makes is in the end what it makes undisturbed, to the bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Done, Warm, differences, numbers
+
+pytestmark = pytest.mark.faults
+RANDOM_MOMENTS = 20
+
+
+class Case:
+    """A command that writes below `made`."""
+
+    argv: tuple[str, ...]
+    made: str
+
+    def again(self, warm: Warm, cwd: Path) -> Done:
+        """As its user goes on after a crash."""
+        return warm(*self.argv, cwd=cwd)
+
+    def kept(self, folder: Path) -> dict[str, Any]:
+        return numbers(folder)
+
+
+class Training(Case):
+    argv = ("train", "recipe.toml")
+    made = "runs/run"
+
+    def again(self, warm: Warm, cwd: Path) -> Done:
+        done = warm(*self.argv, "--resume", cwd=cwd)
+        if done.status == 2 and "nothing to resume" in done.said:
+            return warm(*self.argv, cwd=cwd)
+        return done
+
+
+class Evaluation(Case):
+    argv = ("evaluate", "--model", "MODEL", "--data", "arithmetic:merge-3:test", "--task", "arithmetic", "--limit", "4",
+            "-n", "2", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu", "--out", "out")  # fmt: skip
+    made = "out"
+
+
+CASES = [Training(), Evaluation()]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., Path], models: dict[str, Path]) -> Path:
+    """A folder to copy: the inputs of every command."""
+    folder = tmp_path_factory.mktemp("world")
+    write_recipe(folder)
+    (folder / "MODEL").symlink_to(models["student"])
+    return folder
+
+
+def fresh(world: Path, tmp_path: Path) -> Path:
+    """The same path each time: a run keeps the names of its inputs."""
+    place = tmp_path / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(world, place, symlinks=True)
+    return place
+
+
+def points(events: list[str]) -> list[int]:
+    """One-based numbers of the events to die in; of writes into one file in a row, the first and the last."""
+    found = []
+    for at, event in enumerate(events):
+        between = event.startswith("write") and 0 < at < len(events) - 1
+        if not (between and events[at - 1] == event == events[at + 1]):
+            found.append(at + 1)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
+def test_killed_at_every_event_of_the_file_system(case: Case, warm: Warm, world: Path, tmp_path: Path) -> None:
+    """Before each creation, renaming, removal, sync, and in the middle of writes. What it kills is a real process; what
+    the disk would have kept of unsynced writes after a power cut is not tried."""
+    place = fresh(world, tmp_path)
+    events = warm.events(*case.argv, cwd=place, below=place / case.made)
+    whole = case.kept(place / case.made)
+    begun, faults, killed = time.monotonic(), [], points(events)
+    for nth in killed:
+        place = fresh(world, tmp_path)
+        died = warm(*case.argv, cwd=place, below=str(place / case.made), nth=nth)
+        done = case.again(warm, place)
+        differ = differences(case.kept(place / case.made), whole) if done.status == 0 else []
+        if died.status != -9 or done.status or differ or died.orphans or done.orphans:
+            said = "" if done.status == 0 else done.said[-600:]
+            faults.append((nth, events[nth - 1], died.status, done.status, said, differ, died.orphans))
+    print(f"\n{case.argv[0]}: {len(killed)} of {len(events)} events, {time.monotonic() - begun:.0f} s")
+    assert not faults, "\n".join(map(str, faults))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
+def test_killed_at_random_moments(case: Case, warm: Warm, world: Path, tmp_path: Path) -> None:
+    place = fresh(world, tmp_path)
+    began = time.monotonic()
+    assert warm(*case.argv, cwd=place).status == 0
+    seconds, whole = time.monotonic() - began, case.kept(place / case.made)
+    moments = random.Random(0)
+    faults, killed = [], 0
+    for _ in range(RANDOM_MOMENTS):
+        place, moment = fresh(world, tmp_path), moments.uniform(0, seconds)
+        died = warm(*case.argv, cwd=place, kill_after=moment)
+        killed += died.status == -9
+        done = case.again(warm, place) if died.status else died
+        differ = differences(case.kept(place / case.made), whole) if done.status == 0 else []
+        if done.status or differ or died.orphans:
+            said = "" if done.status == 0 else done.said[-600:]
+            faults.append((round(moment, 3), died.status, done.status, said, differ, died.orphans))
+    assert not faults, "\n".join(map(str, faults))
+    assert killed >= RANDOM_MOMENTS // 2, os.times()
