@@ -2,9 +2,9 @@
 
     python benchmarks/doctor_time.py [--dtype bfloat16] [--layers 30] [--page]
 
-Random weights, a vocabulary of 49152 tokens of which every one is known, word problems of about 100 tokens, answers of up
-to 512 (doctor cuts them), groups of 4, exact reverse KL from the other model. Given beside it: what loading the models and
-proving them takes `opdkit train` too, and what the checks themselves take. --page prints the page.
+Random weights, a vocabulary of 49152 tokens of which every one is known, word problems of about 100 tokens, answers of
+up to 512 (doctor cuts them), groups of 4, exact reverse KL from the other model. Seconds on the clock mean something on
+an idle machine alone; those of the processors are the work. --page prints the page too.
 """
 
 from __future__ import annotations

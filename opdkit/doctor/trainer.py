@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ def shortened(row: Example, num_tokens: int) -> Example:
     whole = row.rollout
     if len(whole.answer_ids) <= num_tokens:
         return replace(row, views={}, signals={})
-    arrays = {
+    arrays: dict[str, Any] = {
         name: None if (array := getattr(whole, name)) is None else array[:num_tokens]
         for name in ("answer_logprobs", "uncut_logprobs", "answer_mask", "turn", "author")
     }
