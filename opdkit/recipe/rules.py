@@ -365,6 +365,11 @@ def _parallel_faults(recipe: Recipe) -> Iterator[str]:
                 f"parallel.{key} is of layers that are kept in parts, and parallel.strategy = "
                 f'"{parallel.strategy}"; set it to "sharded", or remove the key'
             )
+    if parallel.strategy == "sharded" and recipe.model.activation_offload:
+        yield (
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove one '
+            "of the two"
+        )
     if parallel.offload and recipe.train.optimizer == "muon":
         yield (
             'parallel.offload = true keeps momenta in host memory, and train.optimizer = "muon" multiplies them on the '
