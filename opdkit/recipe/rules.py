@@ -367,8 +367,8 @@ def _parallel_faults(recipe: Recipe) -> Iterator[str]:
             )
     if parallel.strategy == "sharded" and recipe.model.activation_offload:
         yield (
-            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove one '
-            "of the two"
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove '
+            "one of the two"
         )
     if parallel.offload and recipe.train.optimizer == "muon":
         yield (
