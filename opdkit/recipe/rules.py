@@ -280,7 +280,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
             "answer every time; raise the temperature, or set group_size = 1"
         )
-    if any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
+    if recipe.episode is None and any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
         for who in _who_needs_rewards(recipe):
             yield f'{who} needs rewards, but data.task names no grader; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
