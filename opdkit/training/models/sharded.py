@@ -45,6 +45,10 @@ class ShardedOptimizer(GatheredOptimizer):
     def stand_ins(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: part if n in self._shards else self._whole(self.cuts[n], part) for n, part in kept.items()}
 
+    def own_parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {name: self.cuts[name].rows(self._place) for name in whole if name in self._shards}
+        return {name: weight[own[name]] if name in own else weight for name, weight in whole.items()}
+
     def zero_grad(self) -> None:
         super().zero_grad()
         self._shards.zero_grad()
