@@ -134,14 +134,14 @@ def numbers(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_dir() or name in (".lock", "environment.json", "report.html", "sums.txt"):
+        if path.is_dir() or path.name in (".lock", "environment.json", "report.html", "sums.txt"):
             continue
         if path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
             for line in found[name]:
                 line.get("identity", {}).pop("clock", None)
-        elif path.name in ("state.json", "summary.json"):
+        elif path.name in ("state.json", "summary.json", "pipeline.json"):
             found[name] = _without_seconds(json.loads(path.read_text()))
         elif path.name not in ("README.md", "SHA256SUMS"):
             found[name] = path.read_bytes()
