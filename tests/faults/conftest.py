@@ -102,9 +102,9 @@ RECIPE: dict[str, Any] = {
     "weights": {"tokens": {"name": "soft_or", "keep": 0.5},
                 "problems": {"name": "paced", "pass_rate": "measured", "samples": 2, "floor": 0.5}},
     "schedule": {"sampling": {"temperature": {"points": [[0.0, 1.2], [1.0, 0.8]], "shape": "linear"}}},
-    "train": {"steps": 3, "problems_per_step": 3, "lr": 1e-3, "save_every": 1, "updates_per_step": 2,
-              "keep_checkpoints": 2},
-    "eval": {"data": "arithmetic:merge-3:test", "limit": 2, "samples": 2, "every": 2},
+    "train": {"steps": 2, "problems_per_step": 3, "lr": 1e-3, "save_every": 1, "updates_per_step": 2,
+              "keep_checkpoints": 1},
+    "eval": {"data": "arithmetic:merge-3:test", "limit": 2, "samples": 2, "every": 1},
     "diagnostics": {"every": 0},
 }  # fmt: skip
 
