@@ -59,6 +59,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "data dedup: against": ("data", "dedup", "d.jsonl", "--against", "@", "--dry-run"),
     "data prepare": ("data", "prepare", "math500", "--source", "@", "--out", "prepared"),
     "report": ("report", "@"),
+    "report: serve": ("report", "--serve", "@"),
     "report: several": ("report", "@", "@"),
     "make-model: data": ("make-model", "new", "--data", "@", "--steps", "0"),
 }  # fmt: skip

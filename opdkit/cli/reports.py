@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from opdkit.cli.base import app, console, finite
+from opdkit.errors import UserError
 from opdkit.run.console import say
 
 
@@ -18,12 +19,24 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page to write.  [default: RUN/report.html; comparison.html for several]")
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Write nothing: show a folder of runs in the browser, and follow them.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve; 0: any that is free.")] = 0,
 ) -> None:
     """Write the page of a run, or one page that compares several.
 
     One self-contained HTML file from what the run folders hold; needs no model. The first run is what the others are
-    compared with.
+    compared with. With --serve, the pages of all runs of a folder, on this machine alone, until Ctrl-C.
     """
+    if serve:
+        from opdkit.reporting.serve.server import serve as serve_runs
+
+        if len(runs) != 1 or out is not None:
+            raise UserError("--serve takes one folder, that of the runs or of one run, and writes no page (no --out)")
+        with contextlib.suppress(KeyboardInterrupt):
+            serve_runs(runs[0], port, lambda words: say(console, words))
+        return
     from opdkit.reporting import write_comparison, write_report
 
     path = write_report(runs[0], out=out) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))

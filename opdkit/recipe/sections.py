@@ -214,6 +214,8 @@ class TrainSection(Section):
     share_prefixes: Literal["auto", False] | PositiveInt = "auto"
     save_every: Count = 50  # steps between checkpoints; 0: only at the end
     keep_checkpoints: PositiveInt = 2  # older ones are deleted
+    # Checkpoints are completed while the next steps are taken, from copies of optimizer and teacher in host memory.
+    save_in_background: bool = False
     # An evaluation's metric, "eval/SET/avg_at_n" (docs/reference/run_folder.md): the checkpoint of its best value is
     # kept too, and summary.json names it. The run's result stays the last one.
     keep_best: Annotated[Words, AfterValidator(is_evaluation)] | None = None

@@ -12,13 +12,13 @@ from opdkit.errors import UserError
 from opdkit.measure.intervals import Difference, side_of
 from opdkit.reporting.figures.curves import PANELS, Curve, curve_of, evaluation_curve, other_names, overlay
 from opdkit.reporting.figures.series import NUM_COLOURS, legend
-from opdkit.reporting.html.document import Part, document, notes, part, small, table, write_page
+from opdkit.reporting.html.document import Live, Part, document, notes, part, small, table, write_page
 from opdkit.reporting.html.markup import Html, tag
 from opdkit.reporting.html.numbers import UNKNOWN, compact, duration, score
 from opdkit.reporting.run import Entry, RunContents, flat, read_run
 from opdkit.reporting.sections.headline import explain, headline
 from opdkit.reporting.sections.results import results_table
-from opdkit.reporting.sections.warn import warnings
+from opdkit.reporting.sections.warn import weighed
 
 # Keys in which two runs always differ.
 _OWN_KEYS = ("name", "runs_dir")
@@ -40,12 +40,12 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def comparison(runs: Sequence[RunContents]) -> str:
+def comparison(runs: Sequence[RunContents], live: Live | None = None) -> str:
     labels = _labels(runs)
     title = " · ".join(labels)
     header = tag("header", tag("h1", title), legend(labels), _facts(runs, labels))
     parts = [_results(runs, labels), _warnings(runs, labels), _curves(runs, labels), _recipes(runs, labels)]
-    return document(title, header, parts)
+    return document(title, header, parts, live=live)
 
 
 def _labels(runs: Sequence[RunContents]) -> list[str]:
@@ -181,8 +181,9 @@ def _recipes(runs: Sequence[RunContents], labels: Sequence[str]) -> Part:
 def _warnings(runs: Sequence[RunContents], labels: Sequence[str]) -> Part | None:
     """Each once, with the runs that it is true of."""
     whose: dict[str, list[str]] = {}
-    for run, label in zip(runs, labels, strict=True):
-        for sentence in warnings(run, run.missing):
-            whose.setdefault(sentence, []).append(label)
+    found = [(each, label) for run, label in zip(runs, labels, strict=True) for each in weighed(run, run.missing)]
+    for each, label in sorted(found, key=lambda pair: -pair[0].weight):
+        if label not in whose.setdefault(each.sentence, []):
+            whose[each.sentence].append(label)
     said = [f"{', '.join(names)}: {sentence}" for sentence, names in whose.items()]
     return part("Warnings", notes(said), count=len(said)) if said else None

@@ -10,7 +10,7 @@ from typing import Any
 from opdkit.measure.intervals import FEW, Difference, side_of
 from opdkit.reporting.decode import tokenizer_decode
 from opdkit.reporting.figures.tokens import Decode
-from opdkit.reporting.html.document import Part, document, facts, notes, part, small, write_page
+from opdkit.reporting.html.document import Live, Part, document, facts, notes, part, small, write_page
 from opdkit.reporting.html.markup import Html, join, tag
 from opdkit.reporting.html.numbers import compact, duration, score
 from opdkit.reporting.run import Entry, RunContents, flat, read_run
@@ -37,7 +37,7 @@ def write_report(run_folder: Path, decode: Decode | None = None, *, out: Path | 
     return path
 
 
-def page(run: RunContents, decode: Decode | None) -> str:
+def page(run: RunContents, decode: Decode | None, live: Live | None = None) -> str:
     by_problem, unread = moved(run)
     parts = [
         _results(run, by_problem),
@@ -47,7 +47,7 @@ def page(run: RunContents, decode: Decode | None) -> str:
         problems(run),
         _setting(run),
     ]
-    return document(run.name, _header(run, by_problem), parts, _footer(run))
+    return document(run.name, _header(run, by_problem), parts, _footer(run), live)
 
 
 def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:

@@ -140,8 +140,8 @@ def is_live(console: Console) -> bool:
 
 
 class Interrupt:
-    """The first Ctrl-C (SIGTERM, or SIGHUP of a closed terminal) asks; the second one does not wait. A console that
-    was closed asks too."""
+    """The first Ctrl-C (SIGTERM, SIGUSR1, or SIGHUP of a closed terminal) asks; the second one does not wait. A console
+    that was closed asks too."""
 
     def __init__(self, console: Console) -> None:
         self.asked = False
@@ -156,7 +156,7 @@ class Interrupt:
             say(self._console, "Stopping after this step. Press Ctrl-C again to stop at once.", style="yellow")
 
         try:
-            numbers = [signal.SIGINT, signal.SIGTERM]
+            numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]  # the last: a queue's, before a time limit
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` asked for work that outlives its shell
                 numbers.append(signal.SIGHUP)
             old = {s: signal.signal(s, hear) for s in numbers}

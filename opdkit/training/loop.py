@@ -238,8 +238,11 @@ class TrainingRun:
                     self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
                     results = self._train(log)
-            except Interrupted:
-                self.keeper.save_what_is_new()
+            except BaseException as stop:
+                if isinstance(stop, Interrupted):
+                    self.keeper.save_what_is_new()
+                if self.ranks.size == 1 or isinstance(stop, Interrupted | GoBack):  # else the others may not be there
+                    self.keeper.wait()
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
@@ -279,6 +282,8 @@ class TrainingRun:
     def _train(self, log: MetricsLog | None) -> dict[str, Any]:
         """Returns what summary.json says of evaluations."""
         recipe, state = self.recipe, self.state
+        for sentence in self.answers.prove_episodes(self.problems, state.step):
+            self.warn(sentence)
         before = self.measuring.before() if recipe.eval.before else {}
         teacher = self.measuring.teacher()
         if not state.step:  # later the checkpoint has them: of the student as it began
@@ -298,6 +303,7 @@ class TrainingRun:
                 self._one_step(bar, log)
                 self.interrupt.check(self.ranks)
         after = self.measuring.student(state.step, "student after")
+        self.keeper.wait()
         for sentence in self.decisions.last_words():
             self.warn(sentence)
         evaluated = {"student_before": before, "student_after": after, "teacher": teacher}

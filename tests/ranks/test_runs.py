@@ -113,7 +113,7 @@ def test_a_checkpoint_goes_on_with_other_ranks(
     """Continued from half of its steps: weights as of the uninterrupted run, to the bit on as many ranks that keep them
     as it did. An averaged teacher and the optimizer's moments are in the checkpoint."""
     chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", "train.schedule=constant", *KEPT)
-    chosen = (*chosen, f"train.optimizer={optimizer}")
+    chosen = (*chosen, f"train.optimizer={optimizer}", f"train.save_in_background={str(optimizer == 'muon').lower()}")
     flags: dict[int, tuple[str, ...]] = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
     whole = trained(recipe(*chosen, "name=whole", saved_on[1]), *flags[saved_on[0]])
     for num_ranks, strategy in goes_on_with:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,16 +69,20 @@ def uninterrupted() -> dict[str, Any]:
     return {}
 
 
+BEHIND = "train.save_in_background=true"
+
+
 @pytest.mark.parametrize(
-    "die_at",
+    ("die_at", "how"),
     [
-        ("opdkit.rollouts.single_turn.sample_rollouts", 4),  # while the fourth step samples
-        ("opdkit.training.step.backward", 6),  # with the checkpoint of step 4 two steps behind
-        ("opdkit.training.saved.checkpoint.save_file", 3),  # the second checkpoint half written
+        (("opdkit.rollouts.single_turn.sample_rollouts", 4), ()),  # while the fourth step samples
+        (("opdkit.training.step.backward", 6), (BEHIND,)),  # with the checkpoint of step 4 two steps behind
+        (("opdkit.training.saved.checkpoint.save_file", 3), ()),  # the second checkpoint half written
+        (("opdkit.training.saved.checkpoint._write_sums", 2), (BEHIND,)),  # the same, while the run goes on
     ],
 )
 def test_killed_runs_resume_to_the_same_bits(
-    die_at: tuple[str, int], recipe: Make, uninterrupted: dict[str, Any]
+    die_at: tuple[str, int], how: tuple[str, ...], recipe: Make, uninterrupted: dict[str, Any]
 ) -> None:
     """kill -9 in sampling, in the backward pass, in the middle of a checkpoint: weights, optimizer, EMA teacher and
     metrics end as if nothing had happened. One process, one machine; not across versions of torch."""
@@ -86,7 +91,7 @@ def test_killed_runs_resume_to_the_same_bits(
         done = run(chosen)
         assert done.returncode == 0, done.stderr
         uninterrupted.update(everything(chosen.run_dir, 6))
-        chosen = recipe(*EMA, "name=again")
+    chosen = recipe(*EMA, *how, "name=again")
     killed = run(chosen, die_at=die_at)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = run(chosen, "--resume")
@@ -119,7 +124,34 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(recipe: Make) -> None:
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_saved_behind_the_run_is_of_the_moment(
+    recipe: Make, start: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The writer is held up until weights, moments and average have moved."""
+    parts, go_on = start(recipe(*EMA)).parts, threading.Event()
+    parts.optimizer.reserve()
+    kept = {"optimizer": parts.optimizer.state(), "teacher": parts.teacher.state()}
+    wanted = {name: {key: t.clone() for key, t in tensors.items()} for name, tensors in kept.items()}
+    original = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", lambda *what: (go_on.wait(60), original(*what)))
+    how: dict[str, Any] = {"counters": {}, "pass_rates": {}, "keep": 1, "in_background": True}
+    whole = checkpoint.save(tmp_path, step=1, model=parts.student, weights=None, **kept, **how)
+    for tensor in (t for tensors in kept.values() for t in tensors.values()):
+        tensor.add_(1)
+    assert checkpoint.latest(tmp_path) is None
+    go_on.set()
+    whole()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None and not list(tmp_path.glob(".*"))
+    for name, tensors in wanted.items():
+        found = saved.tensors(name)
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("how", [(), (BEHIND,)])
+def test_a_full_disk_keeps_the_last_checkpoint(
+    how: tuple[str, ...], recipe: Make, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No space while the second checkpoint is written: one sentence, the first checkpoint is whole, no debris.
     The disk is not really full here; the error is the one the system gives."""
     original, calls = checkpoint.save_file, []
@@ -131,7 +163,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(recipe: Make, console: Console, m
         original(*args, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    chosen = recipe(*EMA)
+    chosen = recipe(*EMA, *how)
     with pytest.raises(UserError, match=r"No space left on device.*step_000002; make room and go on with --resume"):
         train(chosen, console=console)
     monkeypatch.undo()

@@ -34,30 +34,38 @@ class Part:
 
     @property
     def anchor(self) -> str:
-        return "".join(char if char.isalnum() else "-" for char in self.title.lower())
+        """Its name in addresses; a title may be a stranger's, so it is not that of anything else on the page."""
+        return "in-" + "".join(char if char.isalnum() else "-" for char in self.title.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A page that a server of ours gives: it asks again and again whether its mark is still that of its address."""
+
+    mark: str
+    up: str | None = None  # the address of the list of runs, from here
 
 
 def part(title: str, *children: str | None, count: int | None = None) -> Part:
     return Part(title, join(*children), count)
 
 
-def document(title: str, header: Html, parts: Sequence[Part | None], footer: Html | None = None) -> str:
-    """The whole page: the header, the contents, the parts in order."""
+def document(
+    title: str, header: Html, parts: Sequence[Part | None], footer: Html | None = None, live: Live | None = None
+) -> str:
+    """The whole page: the header, the contents, the parts in order. live: None for a file."""
     there = [each for each in parts if each is not None]
     sections = [tag("section", tag("h2", each.title), each.body, id=each.anchor) for each in there]
-    return shell(title, tag("main", header, _contents(there), *sections, footer), script.PAGE)
-
-
-def shell(title: str, main: Html, code: str, *, connect: str = "") -> str:
-    """connect: a source of the policy's `connect-src`, for pages that a server of ours gives."""
-    allowed = f"style-src {_digest(STYLE)}; script-src {_digest(code)}"
-    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    up = tag("p", tag("a", "All runs", href=live.up), class_="small") if live and live.up else None
+    main = tag("main", up, header, _contents(there), *sections, footer, data_mark=live.mark if live else None)
+    code = script.PAGE + (script.LIVE if live else "")
+    own = "'self'" if live else "'none'"  # what a served page may ask, and where its form may go
+    policy = f"default-src 'none'; style-src {_digest(STYLE)}; script-src {_digest(code)}; base-uri 'none'"
+    policy += f"; form-action {own}" + (f"; connect-src {own}" if live else "")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag(
-            "meta", http_equiv="Content-Security-Policy", content=policy + (f"; connect-src {connect}" * bool(connect))
-        ),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", f"{title}{_TITLE}"),

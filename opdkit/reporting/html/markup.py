@@ -24,6 +24,7 @@ _LETTER = f"[^\\x00-\u02ff{_UNSEEN}]"
 _KEPT = f"(?<={_LETTER})\ufe0f?[\u200c\u200d](?={_LETTER})|(?<={_LETTER})\ufe0f|(?<=[0-9#*])\ufe0f(?=\u20e3)"
 _NAMED = re.compile(f"{_KEPT}|([{_UNSEEN}])")
 _SURROGATE = re.compile("[\ud800-\udfff\ufffe\uffff]")  # cannot be written as UTF-8 or XML
+_ANY = re.compile(f"[{''.join(map(re.escape, map(chr, _CONTROL)))}{_UNSEEN}\ud800-\udfff\ufffe\uffff]")
 
 
 VOID = ("meta", "input")  # elements that are never closed
@@ -37,9 +38,9 @@ class Html(str):
 
 def printable(text: str) -> str:
     """Without what could command a terminal, break XML, hide, or turn letters' order round: it is shown instead."""
-    if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", _NAMED.sub(_name, text))
-    return text if text.isprintable() else text.translate(_CONTROL)
+    if not _ANY.search(text):
+        return text
+    return _SURROGATE.sub("\ufffd", _NAMED.sub(_name, text)).translate(_CONTROL)
 
 
 def _name(found: re.Match[str]) -> str:

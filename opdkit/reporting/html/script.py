@@ -152,3 +152,42 @@ function begin() {
 begin();
 if (location.hash) reveal();
 """
+
+# A page that is served looks every few seconds whether its files have changed, and takes the new page's content in the
+# place of its own: what was open, searched for and focused stays so.
+LIVE = """
+const EVERY = 3000;
+const note = Object.assign(document.createElement("p"), {className: "ended", role: "status", hidden: true});
+document.body.append(note);
+const nameOf = (each) => each.id || `${each.closest("section, article")?.id} ${each.firstElementChild?.textContent}`;
+function replace(text) {
+  const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("main");
+  const old = document.querySelector("main");
+  if (!fresh || !old) return;
+  const open = new Map(all("details", old).map((each) => [nameOf(each), each.open]));
+  all("details", fresh).forEach((each) => { each.open = open.get(nameOf(each)) ?? each.open; });
+  const fields = all("input, select", old), focused = fields.indexOf(document.activeElement);
+  hide();
+  old.replaceWith(fresh);
+  all("input, select", fresh).forEach((each) => {
+    const was = fields.find((other) => other.name === each.name && other.ariaLabel === each.ariaLabel);
+    if (was) [each.value, each.checked] = [was.type === "checkbox" ? each.value : was.value, was.checked];
+  });
+  if (focused >= 0) all("input, select", fresh)[focused]?.focus({preventScroll: true});
+  begin();
+}
+async function look() {
+  const address = location.href.split("#")[0], main = document.querySelector("main");
+  try {
+    const now = await fetch(address, {method: "HEAD"});
+    if (now.ok && now.headers.get("ETag") !== `"${main.dataset.mark}"`) replace(await (await fetch(address)).text());
+    note.hidden = now.ok;
+    note.textContent = now.ok ? "" : "This page is no longer there.";
+  } catch {
+    note.hidden = false;
+    note.textContent = "The server has ended: this page no longer follows the run.";
+  }
+  setTimeout(look, document.hidden ? 5 * EVERY : EVERY);
+}
+setTimeout(look, EVERY);
+"""

@@ -79,6 +79,10 @@ pre{font:.8125rem/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans M
 white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;max-height:20rem;overflow:auto}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 3rem}
 footer{margin-top:4rem;font-size:.8125rem;color:var(--quiet)}
+.ended{position:fixed;left:0;right:0;bottom:0;z-index:8;margin:0;padding:.6rem 1.1rem;max-width:none;font-size:.875rem;
+background:var(--warnwash);border-top:1px solid var(--warn)}
+button{font:inherit;font-size:.875rem;color:inherit;background:var(--wash);border:1px solid var(--quiet);
+border-radius:4px;padding:.3rem .8rem;cursor:pointer}
 [hidden]{display:none!important}
 """
 
@@ -97,6 +101,9 @@ th,td{padding:.35rem 1.25rem .35rem 0;text-align:right;border-bottom:1px solid v
 vertical-align:top}
 th{font-weight:500;color:var(--quiet)}
 th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem;overflow-wrap:anywhere}
+.runs th,.runs td{text-align:left}
+.runs td:nth-child(2){white-space:normal;overflow-wrap:anywhere;min-width:8rem}
+.runs th:first-child,.runs td:first-child{min-width:0}
 @media (max-width:48rem){th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
 min-width:6.5rem;max-width:45vw;padding-right:.8rem}th,td{padding-right:.9rem}}
 """

@@ -72,14 +72,18 @@ _EVALUATED: Mapping[str, str] = {
 
 def warnings(run: RunContents, unread: Iterable[str] = ()) -> list[str]:
     """One sentence for each fault that occurred; empty when nothing did. unread: what of the files could not be."""
+    return list(dict.fromkeys(each.sentence for each in weighed(run, unread)))
+
+
+def weighed(run: RunContents, unread: Iterable[str] = ()) -> list[Warned]:
+    """The weightiest first."""
     files = [Warned(LOST + 0.99, sentence) for sentence in unread]
     counted = [*_ended(run), *_sentinels(run), *_training(run), *_evaluation(run)]
     told = (run.summary or {}).get("warnings", ())
     said = [_said(str(sentence)) for sentence in (told if isinstance(told, list) else ())]
     alone = [each for each in said if not any(each.about and each.about == other.about for other in counted)]
     merged = [_with_reason(each, said) for each in counted]
-    ordered = sorted([*files, *alone, *merged], key=lambda each: -each.weight)
-    return list(dict.fromkeys(each.sentence for each in ordered))
+    return sorted([*files, *alone, *merged], key=lambda each: -each.weight)
 
 
 def _ended(run: RunContents) -> Iterator[Warned]:

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,6 +37,7 @@ from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
 from opdkit.run.rows import load_rows, save_rows
+from opdkit.training.saved.behind import Behind, on_all
 from opdkit.types import Example
 
 VERSION = 2
@@ -134,38 +135,40 @@ def save(
     lr_factor: float = 1.0,
     queue: Mapping[int, Sequence[Example]] | None = None,
     ranks: Ranks = ALONE,
-) -> Path:
+    in_background: bool = False,
+) -> Callable[[], None]:
     """Write `folder/step_XXXXXX` atomically, then remove all but the newest `keep` and those that `also_kept` names.
     Raises UserError on a full disk.
 
     weights: the model's, where its module does not hold them (`Optimizer.for_saving`). Every rank writes what it keeps
-    of `optimizer` and `teacher`, the first one all else.
+    of `optimizer` and `teacher`, the first one all else. in_background: from copies in host memory, but for the model,
+    which is written first. Call what is returned, on all ranks, before anything else is saved or read: then the
+    checkpoint is whole, or UserError is raised.
     """
     target, unfinished = folder / f"step_{step:06d}", folder / f".unfinished-step_{step:06d}"
     kept = {name: tensors for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors}
     files = sorted({name for names in ranks.gather(list(kept)) for name in names})
     state = {"version": VERSION if ranks.size == 1 else IN_PARTS, "step": step, "files": files}
     state |= {"attempt": attempt, "lr_factor": lr_factor, "counters": dict(counters), "pass_rates": dict(pass_rates)}
+    part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for old in folder.glob(".unfinished-*"):  # of a run that was killed
+            shutil.rmtree(old, ignore_errors=True)
         unfinished.mkdir()
-
-    def write() -> None:
-        part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
-        for name, tensors in kept.items():
-            on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_file(on_host, unfinished / f"{name}{part}.safetensors")
-        if ranks.is_first:
-            # Whole ones, also of layers that are in parts.
-            with swapped(slots(model.module, weights or {})):
-                save_model(model, unfinished / "model")
-
-    def finish() -> None:
+        # Whole weights, also of layers that are in parts.
+        with swapped(slots(model.module, weights or {})):
+            save_model(model, unfinished / "model")
         for later, rows in (queue or {}).items():
             (unfinished / "queue").mkdir(exist_ok=True)
             save_rows(unfinished / "queue" / f"step_{later:06d}.parquet", rows)
+
+    def write() -> None:
+        for name in list(on_host):
+            save_file(on_host.pop(name), unfinished / f"{name}{part}.safetensors")
+
+    def finish() -> None:
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
         _write_sums(unfinished)
         _sync(unfinished)
@@ -174,38 +177,46 @@ def save(
         unfinished.rename(target)
         sync_folder(folder)
 
+    def whole() -> None:
+        if behind is not None:
+            with _all_or_nothing(target, unfinished, ranks):
+                behind.wait()
+        for old in _all(folder)[:-keep] if ranks.is_first else ():
+            if not also_kept(_step_of(old)):
+                shutil.rmtree(old)
+
+    behind: Behind | None = None
+    with _all_or_nothing(target, unfinished, ranks):
+        on_all(ranks, begin if ranks.is_first else None)
+        on_host = {name: _on_host(tensors, copied=in_background) for name, tensors in kept.items()}
+        if in_background:
+            behind = Behind(ranks, unfinished, write, finish)
+            return whole
+        on_all(ranks, write)
+        on_all(ranks, finish if ranks.is_first else None)
+    whole()
+    return lambda: None
+
+
+@contextmanager
+def _all_or_nothing(target: Path, unfinished: Path, ranks: Ranks) -> Iterator[None]:
     try:
-        _on_all(ranks, begin if ranks.is_first else None)
-        _on_all(ranks, write)
-        _on_all(ranks, finish if ranks.is_first else None)
+        yield
     except (OSError, SafetensorError) as error:
         if ranks.is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
-        saved = _all(folder)
+        saved = _all(target.parent)
         safe = (
             f"the last complete checkpoint is {saved[-1]}; make room and go on with --resume" if saved else "make room"
         )
         raise UserError(f"checkpoint {target} could not be written ({error}); {safe}") from error
-    if ranks.is_first:
-        for old in _all(folder)[:-keep]:
-            if not also_kept(_step_of(old)):
-                shutil.rmtree(old)
-    return target
 
 
-def _on_all(ranks: Ranks, write: Callable[[], None] | None) -> None:
-    """A failure of any rank is one of all."""
-    failed: Exception | None = None
-    try:
-        if write is not None:
-            write()
-    except (OSError, SafetensorError) as error:
-        failed = error
-    told = [said for said in ranks.gather(None if failed is None else str(failed)) if said is not None]
-    if failed is not None:
-        raise failed
-    if told:
-        raise OSError(told[0])
+def _on_host(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if not copied:
+        return on_host
+    return {name: t.clone() if t.data_ptr() == tensors[name].data_ptr() else t for name, t in on_host.items()}
 
 
 def save_model(model: LanguageModel, path: Path) -> None:

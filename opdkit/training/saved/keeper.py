@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from opdkit.engines.memory import enough_memory
@@ -30,6 +31,7 @@ class Keeper:
     ahead: Ahead | None
     ranks: Ranks
     saved_step: int = field(init=False, default=0)  # the newest that needs no saving
+    _whole: Callable[[], None] | None = field(init=False, default=None)  # of the one that is on its way
     best_step: int | None = field(init=False, default=None)  # whose checkpoint is kept, too
 
     def restore(self, saved: checkpoint.Saved) -> None:
@@ -47,9 +49,11 @@ class Keeper:
             self.save()
 
     def save(self) -> None:
+        """It may be on its way then, see `wait`."""
         parts, state = self.parts, self.state
+        self.wait()
         with enough_memory("writing a checkpoint", LESS_TO_KEEP):
-            checkpoint.save(
+            self._whole = checkpoint.save(
                 self.folder.checkpoints,
                 step=state.step,
                 model=parts.student,
@@ -64,9 +68,16 @@ class Keeper:
                 lr_factor=parts.optimizer.lr_factor,
                 ranks=self.ranks,
                 queue=None if self.ahead is None else self.ahead.waiting(state.step),
+                in_background=self.recipe.train.save_in_background,
             )
         self.ranks.from_first(lambda: note_so_far(self.folder.metrics))
         self.saved_step = state.step
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole. Called by all ranks; raises UserError where it could not be written."""
+        whole, self._whole = self._whole, None
+        if whole is not None:
+            whole()
 
     def _is_kept(self, step: int) -> bool:
         """The best one, and those that the run may want to go back to: sentinels look at the last window of steps."""

@@ -45,6 +45,7 @@ CHANGEABLE = (
     "sampling.vllm.gpu_memory_utilization",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.save_in_background",
     "train.save_rows_every",
     "train.keep_best",
     "train.stop_when",
