@@ -136,16 +136,23 @@ def numbers(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if path.is_dir() or path.name in (".lock", "environment.json", "report.html", "sums.txt"):
             continue
-        if path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
-            for line in found[name]:
-                line.get("identity", {}).pop("clock", None)
-        elif path.name in ("state.json", "summary.json", "pipeline.json"):
-            found[name] = _without_seconds(json.loads(path.read_text()))
-        elif path.name not in ("README.md", "SHA256SUMS"):
+        try:
+            found[name] = _told(path)
+        except ValueError:  # damaged on purpose
             found[name] = path.read_bytes()
     return found
+
+
+def _told(path: Path) -> Any:
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
+        for line in lines:
+            line.get("identity", {}).pop("clock", None)
+        return lines
+    if path.name in ("state.json", "summary.json", "pipeline.json"):
+        return _without_seconds(json.loads(path.read_text()))
+    return None if path.name in ("README.md", "SHA256SUMS") else path.read_bytes()
 
 
 def _without_seconds(value: Any) -> Any:

@@ -4,7 +4,7 @@
     actor/huggingface/                                   config.json, tokenizer, generation_config.json
 
 The pickles are read with `weights_only=True`, which makes tensors and nothing else: a file that asks for more is
-refused. So are shards over more than one axis (tensor parallelism), ranks that are missing or of another size, and adapters.
+refused. So are shards over more than one axis (tensor parallelism), ranks that are missing, and adapters.
 """
 
 from __future__ import annotations
