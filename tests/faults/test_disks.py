@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Done, Warm, differences, numbers
+from harness import Done, Warm, differences, numbers
 
 pytestmark = pytest.mark.faults
 SIZES_KIB = (4, 12, 24, 40, 64, 88, 112, 136)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, Warm, differences, numbers
+from harness import HERE, Warm, differences, numbers
 
 from opdkit.run.rows import load_rows
 

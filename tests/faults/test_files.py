@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Warm, numbers
+from harness import Warm, numbers
 
 from opdkit.run.sums import SUMS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Warm, differences, numbers
+from harness import Done, Warm, differences, numbers
 
 pytestmark = pytest.mark.faults
 RANDOM_MOMENTS = 20

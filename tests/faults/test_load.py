@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Warm
+from harness import Warm
 
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.types import Example
