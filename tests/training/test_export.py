@@ -186,7 +186,7 @@ def shards(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
                 one.bind(("127.0.0.1", 0))
                 port = one.getsockname()[1]
             work = (shape, str(models["student"]), str(folder / "actor"), port, axis)
-            torch.multiprocessing.spawn(write_shards, work, nprocs=int(np.prod(shape)))
+            torch.multiprocessing.start_processes(write_shards, work, nprocs=int(np.prod(shape)), start_method="fork")
             made[shape, axis] = folder
         return made[shape, axis]
 
