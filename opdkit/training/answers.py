@@ -140,6 +140,26 @@ class Answers:
             return params
         return replace(params, max_answer_tokens=recipe.episode.turn_tokens(params.max_answer_tokens))
 
+    def held_out(self, problems: Sequence[Problem], version: int) -> list[Group]:
+        """The student's answers to problems that it does not learn from, sampled as in training; the same draws however
+        often it is asked, so that what changes is the student."""
+        sampling = self.recipe.sampling
+        params = sampling.params
+        if self.recipe.episode is not None:
+            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
+        return sample_groups(
+            problems,
+            sampler=self.student_engine(version),
+            renderer=self.renderer,
+            task=self.task,
+            params=params,
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, "held out"),
+            policy_version=version,
+            ranks=self.ranks,
+            stage=self.stage,
+        )
+
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
         names = {name for name, _ in self.student.module.named_parameters()}

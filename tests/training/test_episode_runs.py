@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
+from opdkit.reporting.episodes import read_episodes
 from opdkit.rollouts.episode import Row
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
+from opdkit.training.models.sides import read_sides
 from opdkit.training.step import train_step
 
 TALK = '''
@@ -91,6 +94,8 @@ def test_credit_and_environments_that_fail(episodes: Callable[..., Recipe], cons
     rows = rows_of(chosen)
     failed = [row.rollout for row in rows if row.rollout.ended == "failure"]
     assert failed and all(one.reward is None and not one.answer_ids for one in failed)
+    summary = json.loads((chosen.run_dir / "summary.json").read_text())
+    assert any("failed in an episode" in said and "closed" in said for said in summary["warnings"])
     assert any(row.taught is not None and (row.taught.coef_ST != 0).any() for row in rows)
 
 
@@ -180,3 +185,57 @@ def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., R
     rows, metrics = train_step(run.state, run.drawn.of_step(0))
     assert all(row.views["teacher"].context_ids == row.rollout.prompt_ids for row in rows)
     assert reduce_metrics(metrics)["rollout/turns"] == 3
+
+
+def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any) -> None:
+    from typer.testing import CliRunner
+
+    from opdkit.cli import app
+
+    chosen = episodes("opd", "train.steps=1", "eval.before=false")
+    train(chosen, console=console)
+    rows = rows_of(chosen)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["episodes", str(chosen.run_dir), *words], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    text = said()
+    assert f"step 1, {rows[0].problem.id}, sample 0: reward" in text and "turn 2" in text and "ended: done" in text
+    told = json.loads(said("--json", "-n", "3", "--sample", "1"))
+    assert [one["sample"] for one in told] == [1, 1, 1] and [turn["turn"] for turn in told[0]["turns"]] == [0, 1, 2]
+    assert told[0]["turns"][0]["messages"][0]["role"] == "user" and told[0]["turns"][2]["reward"] == 0.25
+    with pytest.raises(UserError, match="has no answer of that problem and sample; its problems are"):
+        read_episodes(chosen.run_dir, problem="nope")
+    with pytest.raises(UserError, match="saved no rows of step 7"):
+        read_episodes(chosen.run_dir, step=7)
+
+
+def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """A template without a turn for what the environment says, another one for the teacher, tools that no template
+    offers, a teacher of other tokens."""
+    silent, other = tmp_path / "silent.jinja", tmp_path / "other.jinja"
+    silent.write_text(
+        "{% for m in messages %}{% if loop.first or m.role == 'assistant' %}"
+        "<u>{{ m.content }}<e>{% endif %}{% endfor %}"
+    )
+    other.write_text(
+        "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    with pytest.raises(UserError, match="drops the user turn"):
+        read_sides(episodes("opd", f"model.chat_template={silent}", f"teacher.chat_template={silent}"))
+    with pytest.raises(UserError, match="teacher: its chat template writes other tokens between the turns"):
+        read_sides(episodes("opd", f"teacher.chat_template={other}"))
+    tools = tmp_path / "tools.py"
+    schema = '{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}'
+    tools.write_text(TALK.replace("tools = ()", f"tools = [{schema}]"))
+    with_tools = f"episode.environment={{ name = '{tools}' }}"
+    with pytest.raises(UserError, match=r'episode.calls = "auto": the chat template .* shows no call of a tool'):
+        read_sides(episodes("opd", with_tools))
+    with pytest.raises(UserError, match="reads no tools, so the model would not hear of any"):
+        read_sides(episodes("opd", with_tools, "episode.calls=hermes"))
+    with pytest.raises(UserError, match=r"\[episode\] is what the student does"):
+        episodes("sft")
+    with pytest.raises(UserError, match=r"episode.max_turns = 0"):
+        episodes("opd", "episode.max_turns=0")
