@@ -27,7 +27,6 @@ from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
-_LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
 
@@ -39,6 +38,12 @@ class Played:
     tools: tuple[Mapping[str, object], ...]
     rollouts: tuple[Rollout, ...]
     why: str | None = None  # it failed
+
+    @property
+    def answer(self) -> Rollout:
+        """The last row, as the answer that was asked for."""
+        last = self.rollouts[-1]
+        return replace(last, sample_id=last.episode_id)
 
     def asked(self, problem: Problem) -> Problem:
         """The problem as the episode's prompt has it."""
@@ -344,10 +349,10 @@ class _Play:
         for episode in ended:
             self._compare(episode)
             rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
-            self.done[episode.number] = Played(
+            played = self.done[episode.number] = Played(
                 messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
             if self.kept is not None:
-                self.kept([rollouts[-1]])
+                self.kept([played.answer])
