@@ -108,6 +108,9 @@ class ShardedOptimizer(GatheredOptimizer):
 
     def _move(self) -> None:
         super()._move()  # Muon's matrices have no gradient yet
+        for name, weight in self._moved.items():
+            if name not in self._whole_cuts:
+                weight.grad = None  # or each turn of Muon would move the matrices outside the layers once more
         muon = next((part for part in self._parts if isinstance(part, torch.optim.Muon)), None)
         for name, whole_cut in self._whole_cuts.items():
             master, moved, cut = self.weights[name], self._moved[name], self.cuts[name]
