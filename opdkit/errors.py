@@ -23,5 +23,8 @@ class Interrupted(Exception):
     """Ctrl-C, heard at a place where nothing is half done."""
 
 
+PAUSED = 3  # exit status
+
+
 class Paused(Interrupted):
     """A run stopped by itself where nothing is half done, for somebody to look at it. The message says why."""

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from opdkit.errors import UserError
+from opdkit.errors import PAUSED, UserError
 from opdkit.ranks.base import LOST
 from opdkit.ranks.join import LISTENS_AT, NUM_RANKS
 from opdkit.recipe import Recipe
@@ -46,7 +46,8 @@ def launch_training(command: Sequence[str], num_ranks: int, recipe: Recipe, *, a
 def launch(
     command: Sequence[str], num_ranks: int, logs: Logs, *, again: str, errors: Console, timeout_minutes: float
 ) -> int:
-    """Run `opdkit <command>` on so many ranks; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C, else 1.
+    """Run `opdkit <command>` on so many ranks; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C, 3 where a
+    run paused, else 1.
 
     again: the command that goes on with it.
     """
@@ -63,7 +64,7 @@ def launch(
             say(errors, *(f"rank {culprit}: {line}" for line in logs.errors(culprit)), mark="error")
         if status == STOPPED and not ranks.ended_by_itself(0):
             say(errors, "Stopped. What was saved is whole; go on with:", f"  {again}")
-        if status in (2, STOPPED):
+        if status in (2, PAUSED, STOPPED):
             return status
         how = ranks.how_it_ended(culprit, timeout_minutes)
         said = "what it said is above" if culprit == 0 else f"its log is {logs.of(culprit)}"
@@ -138,7 +139,7 @@ class _Ranks:
         if not to_blame:  # the others waited for one that does not answer
             self._hung = sorted(running) if bad else []
             to_blame = self._hung or bad
-        if 0 in to_blame and self.status(0) in (2, STOPPED):  # several found the same, and rank 0 has said so
+        if 0 in to_blame and self.status(0) in (2, PAUSED, STOPPED):  # several found the same, and rank 0 has said so
             return 0
         return to_blame[0] if to_blame else None
 
@@ -217,7 +218,7 @@ def environment_of(rank: int, num_ranks: int, listener: socket.socket) -> dict[s
 
 
 def _to_pass_on() -> list[signal.Signals]:
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` asked for work that outlives its shell
         numbers.append(signal.SIGHUP)
     return numbers

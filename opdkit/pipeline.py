@@ -19,7 +19,7 @@ from typing import Any
 
 from opdkit import toml
 from opdkit.engines.load import model_digest
-from opdkit.errors import Interrupted, UserError
+from opdkit.errors import PAUSED, Interrupted, Paused, UserError
 from opdkit.evaluation.evaluate import evaluate_model
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
@@ -226,8 +226,8 @@ def _train_on_ranks(stage: Stage, recipe: Recipe, console: Console, ranks: int) 
     atomic_write(file, toml.dumps(recipe.as_dict()))
     command = ["train", str(file), *(["--resume"] if folder.recipe.exists() else [])]
     status = launch_training(command, ranks, recipe, again="the same command", errors=console)
-    if status == STOPPED:
-        raise Interrupted
+    if status in (PAUSED, STOPPED):
+        raise Paused("see above") if status == PAUSED else Interrupted
     if status:
         raise UserError(f"stage {stage.name} has ended: see above")
     return folder.read_summary()

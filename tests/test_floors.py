@@ -19,7 +19,7 @@ FLOORS = [
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},
-    {"analysis", "doctor", "pipeline", "quickstart"},
+    {"analysis", "doctor", "pipeline", "seeds", "quickstart"},
     {"api"},
     {"cli"},
     {"__main__"},

@@ -17,7 +17,7 @@ import typer
 from opdkit import __version__
 from opdkit.cli.base import app, console, errors
 from opdkit.data.files.write import SHOWN
-from opdkit.errors import Interrupted, UserError
+from opdkit.errors import PAUSED, Interrupted, Paused, UserError
 from opdkit.printable import printable
 from opdkit.ranks.base import LOST, RankLost
 from opdkit.ranks.join import is_launched, is_rank, leave
@@ -38,7 +38,7 @@ import opdkit.cli.catalog  # isort: skip  # noqa: F401
 
 
 def main() -> None:
-    """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130."""
+    """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130, a run that paused 3."""
     if not is_rank():
         sys.exit(_status())
     try:  # torch's threads may turn an ordinary exit into an abort
@@ -69,6 +69,9 @@ def _status() -> int:
         for sentence in error.sentences:
             _print_error(sentence)
         return 2
+    except Paused as stop:
+        say(errors, *f"Paused. {stop}".split("\n"))
+        return PAUSED
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         say(errors, *f"Stopped. {stop}".split("\n"))
         return 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from opdkit.cli.base import MANY, MOST, AsJson, Ranks, Seed, Set, app, console, errors, on_ranks
+from opdkit.cli.starting import How, Resume, ResumeAuto, WithResumeAuto
 from opdkit.errors import Interrupted, UserError
 from opdkit.run.console import say, say_json
 
@@ -40,56 +40,56 @@ def quickstart(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=WithResumeAuto)
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of this run.")] = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
     ranks: Ranks = 1,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0-4", help="The recipe once with each of these seeds, and their spread."),
+    ] = None,
+    resume_auto: ResumeAuto = False,
 ) -> None:
     """Train the recipe's student; writes runs/<name>/."""
-    from opdkit.ranks.join import NUM_RANKS, is_launched, is_rank, join
+    from opdkit.ranks.join import is_rank
     from opdkit.recipe import load_recipe
-    from opdkit.recipe.check import check_num_ranks
 
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
-    command = ["train", str(recipe), *(word for setting in set_ or [] for word in ("--set", setting))]
-    num_ranks = ranks if ranks > 1 else int(os.environ.get(NUM_RANKS, "1"))
-    again = shlex.join(["opdkit", *command, *(["--ranks", str(num_ranks)] if num_ranks > 1 else []), "--resume"])
-    if ranks > 1:
-        if is_rank():
-            raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
-        from opdkit.launch import launch_training
+    if is_rank() and (ranks > 1 or seeds is not None):
+        raise UserError("--ranks starts the ranks itself, and --seeds the runs; under torchrun leave them out")
+    how = How(recipe, ranks, resume, overwrite, resume_auto)
+    if seeds is None:
+        how.train(resolved, set_ or [])
+        return
+    from opdkit.seeds import is_finished, report_seeds, seeds_of, settings_of
 
-        check_num_ranks(resolved, ranks)
-        how = [word for word, is_set in (("--resume", resume), ("--overwrite", overwrite)) if is_set]
-        raise typer.Exit(launch_training([*command, *how], ranks, resolved, again=again, errors=errors))
-    group = join(device=resolved.model.device, timeout_minutes=resolved.parallel.timeout_minutes)
-    if not group.is_first and not is_launched():
-        console.quiet = True
-    from opdkit.reporting import write_report
-    from opdkit.training.loop import train
-
-    try:
-        train(resolved, resume=resume, overwrite=overwrite, console=console, ranks=group)
-        if group.is_first:
-            say(console, f"report: {write_report(resolved.run_dir)}")
-        group.wait()
-    except Interrupted:
-        group.wait()
-        raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
+    numbers = seeds_of(seeds)
+    settings = [[*(set_ or []), *settings_of(resolved, seed)] for seed in numbers]
+    recipes = [load_recipe(recipe, own) for own in settings]
+    for one in recipes:  # before the first begins
+        how.check(one)
+    for one, own in zip(recipes, settings, strict=True):
+        if (resume or resume_auto) and is_finished(one):
+            say(console, f"{one.run_dir} is finished")
+            continue
+        say(console, f"seed {one.seed}: {one.run_dir}")
+        how.train(one, own)
+    report_seeds(resolved, numbers, [one.run_dir for one in recipes], console)
 
 
-@app.command()
+@app.command(cls=WithResumeAuto)
 def replay(
     run: Annotated[Path, typer.Argument(help="A run's folder whose recipe has a [spool] section.")],
     set_: Set = None,
     name: Annotated[
         str | None, typer.Option(help="Of the new run, beside the old one; default: the old name and -replay.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the replay.")] = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier replay of this name.")] = False,
+    resume_auto: ResumeAuto = False,
 ) -> None:
     """Train again on a run's answers and what its teachers said, with another loss.
 
@@ -98,6 +98,7 @@ def replay(
     from opdkit.recipe.replay import replay_recipe
 
     resolved = replay_recipe(run, set_ or [], name)
+    resume = How(run, 1, resume, overwrite, resume_auto).resumes(resolved)
     from opdkit.reporting import write_report
     from opdkit.training.loop import train
 

@@ -110,22 +110,23 @@ def build_views(
 
     known: dict[str, tuple[int, ...]] = {}  # siblings often read the same
 
-    def context_ids(problem: Problem, shown: Reading) -> tuple[int, ...]:
-        key = json.dumps([problem.tools, shown.messages], default=dict)
+    def context_ids(problem: Problem, rollout: Rollout, shown: Reading) -> tuple[int, ...]:
+        turns = [dict(turn) for turn in (*shown.messages, *rollout.history)]
+        key = json.dumps([problem.tools, turns], default=dict)
         if key not in known:
             offering = reader.with_tools(problem.tools) if problem.tools else reader
-            known[key] = tuple(offering.prompt_ids([dict(turn) for turn in shown.messages]))
+            known[key] = tuple(offering.prompt_ids(turns))
         return known[key]
 
-    problems = [group.problem for group in groups for _ in group.rollouts]
+    asked = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
     return [
         None
         if shown is None
         else View(
-            context_ids=context_ids(problem, shown),
+            context_ids=context_ids(problem, rollout, shown),
             sources=shown.sources,
             num_truncated_tokens=shown.num_truncated_tokens,
             shown=shown.shown,
         )
-        for problem, shown in zip(problems, context.read_groups(groups, reader, identity, reading), strict=True)
+        for (problem, rollout), shown in zip(asked, context.read_groups(groups, reader, identity, reading), strict=True)
     ]

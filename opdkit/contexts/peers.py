@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from opdkit.contexts.base import Context, Reader, Reading
 from opdkit.contexts.blocks import PLACES, WORDINGS, Block, BlockKind, Wording, summary_of, without_thinking
 from opdkit.contexts.controls import Control, PeerKind, Pick, Pool, control_picks
-from opdkit.contexts.transcript import transcript
+from opdkit.contexts.transcript import transcript, whole_episodes
 from opdkit.types import Group, Rollout, seed_from
 
 Slot = Literal["success", "failure", "hidden_success"]
@@ -108,7 +108,7 @@ class Peers(Context):
     ) -> list[Reading | None]:
         """See `Context.read_groups`. Two of the controls show answers to other problems of `groups`."""
         texts = _Texts(self, reader)
-        successes = [rollout for group in groups for rollout in group.rollouts if self.is_success(rollout)]
+        successes = [one for group in groups for one in whole_episodes(group.rollouts) if self.is_success(one)]
         readings: list[Reading | None] = []
         for group in groups:
             strangers: list[Rollout] = []
@@ -138,8 +138,9 @@ class Peers(Context):
     def _read_group(
         self, group: Group, strangers: Sequence[Rollout], texts: _Texts, identity: Identity, reading: int
     ) -> list[Reading | None]:
-        ordered = self._ordered(group.rollouts, identity)
-        reordered = self._ordered(group.rollouts, (*identity, "control"))  # or a random peer would follow the baseline
+        siblings = whole_episodes(group.rollouts)
+        ordered = self._ordered(siblings, identity)
+        reordered = self._ordered(siblings, (*identity, "control"))  # or a random peer would follow the baseline
         readings: list[Reading | None] = []
         for own in group.rollouts:
             picks = self.choose(ordered, own, reading)
@@ -187,7 +188,9 @@ class Peers(Context):
     def _others(self, ordered: Sequence[Rollout], own: Rollout) -> list[Rollout]:
         """Everyone graded whom this rollout may be shown."""
         keeps_own = not self.exclude_own_success and self.is_success(own)
-        return [peer for peer in ordered if peer.reward is not None and (keeps_own or peer.key != own.key)]
+        own_key = (own.problem_id, own.episode_id)
+        graded = [peer for peer in ordered if peer.reward is not None]
+        return [peer for peer in graded if keeps_own or (peer.problem_id, peer.episode_id) != own_key]
 
     def _summarised(self, ordered: Sequence[Rollout], own: Rollout, picks: Sequence[Pick]) -> list[Rollout]:
         if self.summaries is None:

@@ -54,7 +54,8 @@ def faults_of(rollout: Rollout, stop_ids: Collection[int], num_tokens: int) -> I
     if (authors_T >= len(AUTHORS)).any():
         yield "a token of an unknown author"
     own_T = authors_T != TOOL
-    if turns_T[0] != 0 or (np.diff(turns_T) < 0).any() or (np.diff(turns_T) > 1).any():
+    begins = 0 if rollout.episode is None else turns_T[0]  # the later rows of an episode begin later
+    if turns_T[0] != begins or (np.diff(turns_T) < 0).any() or (np.diff(turns_T) > 1).any():
         yield "turns that do not count up from 0"
     last = int(np.flatnonzero(own_T)[-1]) if own_T.any() else -1  # what an environment says may follow
     if rollout.finish == "stop" and not (ids[last] in stop_ids and own_T[last] and mask_T[last]):

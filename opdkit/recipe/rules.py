@@ -52,6 +52,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_place_faults(recipe),
         *_flash_faults(recipe),
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
+        *_parallel_faults(recipe),
         *engine_faults(recipe),
         *episode_faults(recipe),
         *sentinel_faults(recipe.sentinels, recipe.train.save_every),
@@ -353,6 +354,21 @@ def _master_faults(recipe: Recipe, has_adapter: bool) -> Iterator[str]:
         yield (
             f'train.master_dtype = "bfloat16" with model.dtype = "{recipe.model.dtype}" computes with digits that the '
             'weights do not have; set model.dtype = "bfloat16", or remove the key'
+        )
+
+
+def _parallel_faults(recipe: Recipe) -> Iterator[str]:
+    parallel = recipe.parallel
+    for key in ("hsdp", "offload"):
+        if getattr(parallel, key) and parallel.strategy != "sharded":
+            yield (
+                f"parallel.{key} is of layers that are kept in parts, and parallel.strategy = "
+                f'"{parallel.strategy}"; set it to "sharded", or remove the key'
+            )
+    if parallel.offload and recipe.train.optimizer == "muon":
+        yield (
+            'parallel.offload = true keeps momenta in host memory, and train.optimizer = "muon" multiplies them on the '
+            "device; remove one of the two"
         )
 
 

@@ -102,8 +102,8 @@ class Episode:
 
     @property
     def num_tokens(self) -> int:
-        """Behind the prompt: of all turns and what was said between them."""
-        return sum(len(row.ids) for row in self.rows)
+        """Behind the prompt: of all turns and what was said between them, as the model reads them now."""
+        return len(self.row.stream) - len(self.rows[0].prompt_ids)
 
     @property
     def is_failed(self) -> bool:
@@ -136,6 +136,19 @@ class Episode:
         if not fits or self.num_tokens + length > limits.episode_tokens:
             return False
         self.row.hear(suffix.ids, len(self.turns) - 1)
+        return True
+
+    def goes_on(self, prompt_ids: Sequence[int], history: Sequence[Message]) -> bool:
+        """Append what a chat template shows behind the last turn, `prompt_ids` being its whole rendering. Where that
+        does not begin with what the model has read, a row begins anew. False: there is no room for it."""
+        stream, limits = self.row.stream, self.limits
+        too_long = limits.positions is not None and len(prompt_ids) > limits.positions
+        if too_long or len(prompt_ids) - len(self.rows[0].prompt_ids) > limits.episode_tokens:
+            return False
+        if tuple(prompt_ids[: len(stream)]) == stream:
+            self.row.hear(prompt_ids[len(stream) :], len(self.turns) - 1)
+        else:
+            self.rows.append(Row(prompt_ids=tuple(prompt_ids), history=tuple(history), first_turn=len(self.turns)))
         return True
 
     def answered(self, action: Action, step: Step, num_invalid: int, seconds: float) -> None:

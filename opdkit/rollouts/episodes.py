@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from opdkit.contexts.drift import compared
 from opdkit.contexts.render import OPENED_THINKING, Renderer
 from opdkit.contexts.suffix import Role, Suffixes
 from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
@@ -18,11 +19,13 @@ from opdkit.errors import UserError
 from opdkit.rollouts.environments.base import Action, Step
 from opdkit.rollouts.environments.workers import EnvironmentDown, Pool, Reply
 from opdkit.rollouts.episode import Episode, Limits, Row
+from opdkit.rollouts.history import messages_of
 from opdkit.rollouts.tools import CallFormat, parse_calls
 from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
+COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
@@ -40,6 +43,15 @@ class Played:
     def asked(self, problem: Problem) -> Problem:
         """The problem as the episode's prompt has it."""
         return replace(problem, messages=self.messages, tools=self.tools)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of the turns that were sampled, besides what rows say."""
+
+    num_turns: int = 0
+    num_reencoded: int = 0  # whose text is encoded to other ids than were sampled
+    drift: list[int] = field(default_factory=list)  # tokens that the chat template would show otherwise, by episode
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +73,12 @@ class Stage:
     closers: tuple[str, ...] = ()
     history: History = "keep"
     go_ahead: bool = False
+    counts: Counts = field(default_factory=lambda: Counts())
+
+    def taken(self) -> Counts:
+        """What was counted since the last call."""
+        counted, self.counts = self.counts, Counts()
+        return counted
 
     def suffixes(self, renderer: Renderer) -> Suffixes:
         return Suffixes(renderer, self.stop_ids, self.closers, self.role)
@@ -155,6 +173,11 @@ class _Play:
             reply = told[number]
             if reply.crash is None and problem.id not in begun:
                 said = replace(problem, messages=reply.prompt or (), tools=reply.tools if stage.shows_tools else ())
+                if reply.tools and stage.calls is None:
+                    raise UserError(
+                        f"the environment {stage.pool.name} offers tools to problem {problem.id}, and it is not known "
+                        "how the model calls one; set episode.calls"
+                    )
                 words = self.renderer.with_tools(said.tools)
                 begun[problem.id] = reply, said, stage.suffixes(words), Row(prompt_ids=words.prompt_ids(said.messages))
             if problem.id in begun:
@@ -212,10 +235,19 @@ class _Play:
         calls: tuple[Call, ...] = ()
         if self.stage.calls is not None and episode.has_tools and finish == "stop":  # a turn that was cut calls nothing
             calls = parse_calls(text, self.stage.calls, in_thought=episode.in_thought, turn=number).calls
+        self.stage.counts.num_turns += 1
+        self.stage.counts.num_reencoded += self._reencodes(text, written)
         action = Action(text=text, token_ids=tuple(ids), calls=calls, finish=finish, turn=number)
         self.waiting.add(episode.number)
         episode.pending = action
         self.stage.pool.step(episode.number, action, self._seed(episode, "env"))
+
+    def _reencodes(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the text of a turn is encoded to other ids than were sampled."""
+        try:
+            return self.renderer.encode(text) != tuple(ids)
+        except UserError:
+            return True
 
     def _hear(self, wait_s: float) -> None:
         """What environments have said; waits so long for one of them."""
@@ -240,7 +272,8 @@ class _Play:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
             suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
-            num_heard, other_stop = (len(suffix.ids) if episode.hears(suffix) else 0), suffix.other_stop
+            heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
+            num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
             ended = None if num_heard and episode.has_room else "token_limit"
         record = TurnRecord(
             finish=action.finish,
@@ -260,6 +293,17 @@ class _Play:
         if ended is not None:
             episode.why = episode.why or reply.crash
             self._end(episode, ended)
+
+    def _messages(self, episode: Episode, num_turns: int | None = None) -> list[Message]:
+        """What was said behind the prompt, in so many turns, as the chat template is given it."""
+        turns = messages_of(episode.turns[:num_turns], self.stage.calls, in_thought=episode.in_thought)
+        return self.suffixes[episode.number].as_role(turns)
+
+    def _rerendered(self, episode: Episode) -> bool:
+        """As a server would: the whole conversation through the chat template."""
+        history = self._messages(episode)
+        words = self.suffixes[episode.number].renderer
+        return episode.goes_on(words.prompt_ids([*episode.problem.messages, *history]), history)
 
     def _end(self, episode: Episode, ended: Ended) -> None:
         episode.ended = ended
@@ -282,8 +326,23 @@ class _Play:
             episode.grade = grade
         self._finish(ended)
 
+    def _compare(self, episode: Episode) -> None:
+        """The stream beside what the template shows of the same conversation, for the first episodes."""
+        if self.stage.history != "keep" or len(episode.turns) < 2 or episode.number >= COMPARED:
+            return
+        words, last = self.suffixes[episode.number].renderer, len(episode.turns) - 1
+        begun = episode.row.turn.index(last)  # where the last turn begins
+        before = self._messages(episode, last)
+        try:
+            shown = words.prompt_ids([*episode.problem.messages, *before])
+        except UserError:  # of what was said, not of a stand-in; the template may refuse a call that cannot be read
+            return
+        stream = (*episode.row.prompt_ids, *episode.row.ids[:begun])
+        self.stage.counts.drift.append(compared(stream, shown).num_tokens)
+
     def _finish(self, ended: Sequence[Episode]) -> None:
         for episode in ended:
+            self._compare(episode)
             rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
             self.done[episode.number] = Played(
                 messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why

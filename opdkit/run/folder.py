@@ -204,7 +204,7 @@ class RunFolder:
             now |= {} if clock is None else {"clock": clock.isoformat()}
             content = {**now, "data": dict(fingerprints), "models": dict(models or {}), "resumed": []}
             content |= {"commits": dict(commits)} if commits else {}
-            _write_json(self.environment, content)
+            write_json(self.environment, content)
             return []
         first = self.read_environment()
         for source, fingerprint in fingerprints.items():
@@ -220,7 +220,7 @@ class RunFolder:
         known = {**(models or {}), **first.get("models", {})}
         content = {**first, "data": data, "models": known, "resumed": resumed}
         content |= {"commits": {**(commits or {}), **first.get("commits", {})}} if commits else {}
-        _write_json(self.environment, content)
+        write_json(self.environment, content)
         return said
 
     def read_environment(self) -> dict[str, Any]:
@@ -233,10 +233,10 @@ class RunFolder:
 
     def write_evaluation(self, path: Path, evaluation: Mapping[str, Any]) -> None:
         """path: of `evaluation(...)`. Content: E of design section 8, {"<dataset>": `measure.accuracy.Accuracy`}."""
-        _write_json(path, evaluation)
+        write_json(path, evaluation)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        _write_json(self.summary, summary)
+        write_json(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any]:
         return self._read_object(self.summary)
@@ -267,7 +267,7 @@ class RunFolder:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{self.path} is {what_is_at(self.path)}, not a folder: give the run another name")
         if self.recipe.exists():
-            if not resume and not overwrite and self._has_begun():
+            if not resume and not overwrite and self.has_begun:
                 raise UserError(
                     f"a run already exists at {self.path}: continue it with --resume, replace it with --overwrite, "
                     "or give this one another name"
@@ -281,10 +281,12 @@ class RunFolder:
             names = ", ".join(foreign[:3])
             raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
 
-    def _has_begun(self) -> bool:
+    @property
+    def has_begun(self) -> bool:
         """Whether there is anything to lose. A run that was refused before its first number is no run."""
         begun = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return begun or any(any((self.path / name).glob("*")) for name in ("checkpoints", "eval"))
+        kept = any(any((self.path / name).glob("*")) for name in ("checkpoints", "eval"))
+        return self.recipe.exists() and (begun or kept)
 
     def _delete_run(self) -> None:
         """Only what a run writes; recipe.toml last, so that a half-deleted run is still known as one."""
@@ -357,7 +359,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opdkit.contexts import build_views
 from opdkit.contexts.render import Renderer
-from opdkit.engines.base import Progress, Sampler
+from opdkit.engines.base import Progress, Sampler, SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.sampling.slots import Counts
@@ -22,6 +22,8 @@ from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
 from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
+from opdkit.training.episode_proof import prove_episodes
+from opdkit.training.metrics.episodes import describe_counts
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student_server import StudentServer
 from opdkit.training.saved.saved_run import SavedRun
@@ -46,6 +48,7 @@ class Answers:
     ahead: Ahead | None = None  # who asks for answers before their step (sampling.lag)
     stage: Stage | None = None  # where the student plays episodes; None: answers have one turn
     _counts: Counts = field(default_factory=Counts)  # of the step
+    _played: list[Metric] = field(default_factory=list)  # of its episodes
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
         if self.run is not None:
@@ -83,15 +86,37 @@ class Answers:
         engine = self.student_engine(version)
         return lambda: self._sampled(engine, self.renderer, problems, step, recipe=recipe, version=version)
 
+    def prove_episodes(self, problems: Sequence[Problem], step: int) -> list[str]:
+        """What is doubtful of how episodes are scored (`prove_episodes`); nothing where answers have one turn."""
+        if self.stage is None or self.run is not None:
+            return []
+        said = prove_episodes(
+            self.stage,
+            sampler=self.student_engine(step),
+            scorer=HFEngine(self.student, weights=self._weights()),
+            renderer=self.renderer,
+            task=self.task,
+            params=self._params(self.recipe),
+            problems=problems,
+            seed=self.recipe.seed,
+            exact=self.recipe.model.dtype == "float32",
+        )
+        if self.server is not None:
+            self.server.rest()
+        return said
+
     def drain(self) -> list[Metric]:
-        """How full the batches were in which the answers since the last call were sampled; nothing where none was.
+        """How full the batches were in which the answers since the last call were sampled, and what rows do not say of
+        episodes; nothing where none was.
 
         occupancy: the share of rows times columns, over all tokens decoded, that holds a token of a row that goes on.
         """
         counts, self._counts = self._counts, Counts()
+        played, self._played = self._played, []
         if not counts.steps:
-            return []
+            return played
         return [
+            *played,
             Metric("rollout/occupancy", counts.positions / counts.room),
             Metric("rollout/rows_together", counts.row_steps / counts.steps),
             Metric("rollout/evictions", float(counts.evictions), "sum"),
@@ -101,9 +126,39 @@ class Answers:
         """The student with the weights of this moment, which are of `version`, as the computation reads them."""
         if self.server is not None:
             return self.server.engine(version)
+        most = self.recipe.sampling.max_tokens_per_batch
+        return HFEngine(self.student, max_tokens_per_batch=most, weights=self._weights())
+
+    def _weights(self) -> dict[str, torch.Tensor] | None:
         with torch.no_grad():
-            weights = self.optimizer.compute_weights()
-        return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=weights)
+            return self.optimizer.compute_weights()
+
+    def _params(self, recipe: Recipe) -> SamplingParams:
+        """Of what is sampled at once."""
+        params = recipe.sampling.params
+        if recipe.episode is None:
+            return params
+        return replace(params, max_answer_tokens=recipe.episode.turn_tokens(params.max_answer_tokens))
+
+    def held_out(self, problems: Sequence[Problem], version: int) -> list[Group]:
+        """The student's answers to problems that it does not learn from, sampled as in training; the same draws however
+        often it is asked, so that what changes is the student."""
+        sampling = self.recipe.sampling
+        params = sampling.params
+        if self.recipe.episode is not None:
+            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
+        return sample_groups(
+            problems,
+            sampler=self.student_engine(version),
+            renderer=self.renderer,
+            task=self.task,
+            params=params,
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, "held out"),
+            policy_version=version,
+            ranks=self.ranks,
+            stage=self.stage,
+        )
 
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
@@ -151,16 +206,16 @@ class Answers:
         recipe: Recipe | None = None,
         version: int | None = None,
     ) -> list[Group]:
-        sampling, params = (recipe or self.recipe).sampling, (recipe or self.recipe).sampling.params
-        if self.recipe.episode is not None:
-            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
+        recipe = recipe or self.recipe
+        if self.stage is not None:
+            self.stage.taken()  # what evaluations counted is theirs
         groups = sample_groups(
             problems,
             sampler=sampler,
             renderer=renderer,
             task=self.task,
-            params=params,
-            group_size=sampling.group_size,
+            params=self._params(recipe),
+            group_size=recipe.sampling.group_size,
             identity=(self.recipe.seed, step, "sample"),
             policy_version=step if version is None else version,
             progress=self.progress,
@@ -168,6 +223,8 @@ class Answers:
             ranks=self.ranks,
             stage=self.stage,
         )
+        if self.stage is not None:
+            self._played += describe_counts(self.stage.taken())
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts
         return groups

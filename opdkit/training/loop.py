@@ -282,6 +282,8 @@ class TrainingRun:
     def _train(self, log: MetricsLog | None) -> dict[str, Any]:
         """Returns what summary.json says of evaluations."""
         recipe, state = self.recipe, self.state
+        for sentence in self.answers.prove_episodes(self.problems, state.step):
+            self.warn(sentence)
         before = self.measuring.before() if recipe.eval.before else {}
         teacher = self.measuring.teacher()
         if not state.step:  # later the checkpoint has them: of the student as it began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from opdkit.errors import Interrupted, UserError
+from opdkit.metric_lines import of_steps, read_metrics
+from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
+from opdkit.reporting.episodes import read_episodes
+from opdkit.rollouts.episode import Row
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
+from opdkit.training.step import train_step
 
 TALK = '''
 from opdkit.rollouts.environments.base import Grade, Step
@@ -60,9 +67,143 @@ def test_a_run_of_episodes(episodes: Callable[..., Recipe], console: Any) -> Non
     train(chosen, console=console)
     rows = rows_of(chosen)
     assert len(rows) == 16
+    seen = of_steps(read_metrics(chosen.run_dir / "metrics.jsonl"))[-1]
+    assert (seen["rollout/turns"], seen["rollout/ended/done"], seen["turn/2/share"], seen["turn/2/reward"]) == (
+        3,
+        1,
+        1,
+        0.25,
+    )
+    assert 0 < seen["rollout/tool_share"] < 1 and seen["turn/0/teacher_kl"] > 0 and seen["turn/0/entropy"] > 0
+    assert seen["rollout/max_logprob_gap"] < 1e-4 and seen["rollout/template_drift_tokens"] < 2
     for row in rows:
         rollout = row.rollout
         assert len(rollout.turns) == 3 and rollout.ended == "done"
         assert rollout.reward == pytest.approx(sum(turn.reward for turn in rollout.turns))
         assert (np.isnan(rollout.answer_logprobs) == ~rollout.answer_mask).all()
         assert row.taught is not None and (row.taught.coef_ST[:, ~rollout.answer_mask] == 0).all()
+
+
+def test_credit_and_environments_that_fail(episodes: Callable[..., Recipe], console: Any) -> None:
+    """Problems whose environment does not begin teach nothing and stop nothing; GRPO credits turns."""
+    chosen = episodes(
+        "grpo", "method.credit=turn", "method.discount=0.9", "train.steps=1", "train.problems_per_step=8", broken=True
+    )
+    train(chosen, console=console)
+    rows = rows_of(chosen)
+    failed = [row.rollout for row in rows if row.rollout.ended == "failure"]
+    assert failed and all(one.reward is None and not one.answer_ids for one in failed)
+    assert any(row.taught is not None and (row.taught.coef_ST != 0).any() for row in rows)
+
+
+def test_peers_are_shown_transcripts(
+    episodes: Callable[..., Recipe], console: Any, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """By a teacher that reads words: what a sibling said, and what it was told."""
+    from opdkit.engines.scratch import bpe_tokenizer, make_model
+
+    folder = make_model(
+        tmp_path / "words", tokenizer=bpe_tokenizer(["Assistant: User: 1"], 300), hidden_size=32, num_layers=1, seed=0,
+        max_positions=2048,
+    )  # fmt: skip
+    path = folder or tmp_path / "words"
+    shown = "context={ kind = 'peers', success_threshold = 0.5 }"
+    run = start(episodes("sdpo", f"model.path={path}", "sampling.group_size=4", shown))
+    rows, _ = train_step(run.state, run.drawn.of_step(0))
+    read = [row.view for row in rows if row.view is not None and row.view.sources]
+    texts = [run.parts.renderer.tokenizer.decode(view.context_ids) for view in read]
+    assert texts and all("Assistant: " in text and "\nUser: " in text for text in texts)
+
+
+def test_a_resumed_run_has_the_same_bits(episodes: Callable[..., Recipe], console: Any, tmp_path: Path) -> None:
+    """Stopped in the middle of the second step's episodes: the step is played again."""
+    whole, stopped = (episodes("opd", f"runs_dir={tmp_path / name}", "train.steps=3") for name in ("a", "b"))
+    train(whole, console=console)
+    calls = 0
+
+    def stop(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("opdkit.rollouts.episodes._Play._tell", stop)
+        with pytest.raises(Interrupted):
+            train(stopped, console=console)
+    assert len(rows_of(stopped)) < len(rows_of(whole))
+    train(stopped, console=console, resume=True)
+    assert [row.rollout.turns for row in rows_of(stopped)] == [row.rollout.turns for row in rows_of(whole)]
+    for name in ("model", "optimizer"):
+        files = [
+            sorted((r.run_dir / "checkpoints/step_000003").rglob(f"{name}*.safetensors")) for r in (whole, stopped)
+        ]
+        assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]] and files[0]
+
+
+def test_a_shifted_mask_is_caught(start: Callable[..., Any], episodes: Callable[..., Recipe]) -> None:
+    """Log-probs that stand one token off, at the start of the run."""
+    run = start(episodes("opd"))
+    assert run.answers.prove_episodes(run.problems, 0) == []
+    real = Row.say
+
+    def shifted(row: Row, ids: Any, logprobs_T: Any, uncut_T: Any, turn: int) -> None:
+        real(row, ids, np.roll(logprobs_T, 1), uncut_T, turn)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Row, "say", shifted)
+        with pytest.raises(UserError, match="not scored as it was sampled"):
+            run.answers.prove_episodes(run.problems, 0)
+
+
+def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """A template that shows only the last turn of the model: an episode takes several rows, every sampled token is in
+    one of them, siblings count once, and the teacher reads what each row began with."""
+    template = tmp_path / "short.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<a>' }}{% if loop.index0 > messages | length - 3 %}"
+        "{{ m.content }}{% endif %}{{ '<e>' }}{% else %}{{ '<u>' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
+    )
+    chosen = episodes("grpo_opd", f"model.chat_template={template}", f"teacher.chat_template={template}",
+                      "episode.history=rerender", "sampling.group_size=2")  # fmt: skip
+    run = start(chosen)
+    groups = run.answers(run.drawn.of_step(0), 0)
+    num_rows = 0
+    for group in groups:
+        for episode in (0, 1):
+            rows = [row for row in group.rollouts if row.episode_id == episode]
+            assert sum(len(row.turns) for row in rows) == 3 and len({row.sample_id for row in rows}) == len(rows)
+            assert len({row.reward for row in rows}) == 1 and rows[0].history == ()
+            # One that wrote nothing before it stopped is shown as it was: there the row goes on.
+            assert [len(row.history) // 2 for row in rows] == [int(row.turn_numbers[0]) for row in rows]
+            num_rows += len(rows)
+    assert num_rows > 2 * len(groups)
+    rows, metrics = train_step(run.state, run.drawn.of_step(0))
+    assert all(row.views["teacher"].context_ids == row.rollout.prompt_ids for row in rows)
+    assert reduce_metrics(metrics)["rollout/turns"] == 3
+
+
+def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any) -> None:
+    from typer.testing import CliRunner
+
+    from opdkit.cli import app
+
+    chosen = episodes("opd", "train.steps=1", "eval.before=false")
+    train(chosen, console=console)
+    rows = rows_of(chosen)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["episodes", str(chosen.run_dir), *words], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    text = said()
+    assert f"step 1, {rows[0].problem.id}, sample 0: reward" in text and "turn 2" in text and "ended: done" in text
+    told = json.loads(said("--json", "-n", "3", "--sample", "1"))
+    assert [one["sample"] for one in told] == [1, 1, 1] and [turn["turn"] for turn in told[0]["turns"]] == [0, 1, 2]
+    assert told[0]["turns"][0]["messages"][0]["role"] == "user" and told[0]["turns"][2]["reward"] == 0.25
+    with pytest.raises(UserError, match="has no answer of that problem and sample; its problems are"):
+        read_episodes(chosen.run_dir, problem="nope")
+    with pytest.raises(UserError, match="saved no rows of step 7"):
+        read_episodes(chosen.run_dir, step=7)

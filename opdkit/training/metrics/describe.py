@@ -15,6 +15,7 @@ from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
 from opdkit.metrics import Metric
 from opdkit.training.batch import Batch
+from opdkit.training.metrics.episodes import describe_episodes
 from opdkit.training.spans import describe_spans
 from opdkit.training.state import State
 from opdkit.types import Example, Group
@@ -45,7 +46,7 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
             Metric("rollout/max_reward", max(rewards), "max"),
         ]
         metrics += _group_metrics(rows)
-    return metrics
+    return [*metrics, *describe_episodes(rows)]
 
 
 def describe_views(state: State, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:

@@ -35,7 +35,10 @@ def sampler_gap(state: State, batch: Batch, logprob_N: Tensor | None, *, first: 
     if len(gap_N):
         p999 = losses.weights.quantile(gap_N.abs(), 0.999)
         numbers = {"bias": float(gap_N.mean()), "mean": float(gap_N.abs().mean()), "p999": float(p999)}
+    played = any(row.rollout.turns for row in batch.examples)
+    largest = float(gap_N.abs().max()) if len(gap_N) else None
     return [
+        *([Metric("rollout/max_logprob_gap", largest, "max")] if played else []),
         *(Metric(f"rollout/sampler_gap_{name}", number) for name, number in numbers.items()),
         Metric("rollout/num_tokens_not_compared", float(batch.num_tokens - len(gap_N)), "sum"),
     ]

@@ -163,6 +163,10 @@ class Optimizer:
         """The masters in host memory, on the first rank; None where the module itself holds them."""
         return None
 
+    def to_save(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of tensors that a checkpoint has, by their keys, those that this rank writes."""
+        return kept
+
     def rows_of(self, key: str) -> slice | None:
         """Which rows are kept here of a tensor of a checkpoint, by its key; None: all."""
         return None
