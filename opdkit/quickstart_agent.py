@@ -25,7 +25,7 @@ ARMS: Mapping[str, Arm] = {
     "peers": Arm(
         "OPD with a peer's success shown to the teacher",
         {
-            "context": {"kind": "peers", "slots": ["success"], "wording": WORDING.model_dump()},
+            "context": {"kind": "peers", "slots": ["success"], "feedback": "never", "wording": WORDING.model_dump()},
             "sampling": {"group_size": 4},
             "train": {"problems_per_step": 16},
         },

@@ -45,7 +45,7 @@ class OpenEnv:
         action: Annotated[str, Option("an action's class; default: the fields of the server's /schema")] = "",
         field: Annotated[str, Option("of the action, that the model's words are put in; then there is no tool")] = "",
     ) -> None:
-        self._url, self._client_name, self._field = url, client, field
+        self._url, self._client_class, self._field = url, _client_class(client), field
         made: Any = named(action) if action else None
         self._action = made or dict
         schema = made.model_json_schema() if made else _schema_of(url)
@@ -54,7 +54,7 @@ class OpenEnv:
         self._reward = 0.0
 
     def reset(self, problem: Problem, seed: int) -> Sequence[Message]:
-        self._client = _client_class(self._client_name)(base_url=self._url).sync()
+        self._client = self._client_class(base_url=self._url).sync()
         self._client.connect()
         result = self._client.reset(seed=seed % 2**31, episode_id=f"{problem.id}-{seed}")
         *before, last = problem.messages or ({"role": "user", "content": ""},)
