@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,6 +52,11 @@ class Problem:
     def has_gold(self) -> bool:
         """Whether there is something to grade by: a gold answer, or tests of programs."""
         return self.gold is not None or bool(self.meta.get("tests"))
+
+
+def as_asked(problem: Problem, row: Problem) -> Problem:
+    """A problem of the data as a saved row's answers were asked it: an environment says the prompt of its episodes."""
+    return replace(problem, messages=row.messages, tools=row.tools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

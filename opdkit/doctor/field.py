@@ -13,6 +13,7 @@ import torch
 
 from opdkit.doctor.findings import Finding, not_checked, passed, warned
 from opdkit.doctor.patient import DISTRIBUTION, Patient
+from opdkit.doctor.trainer import states_of
 from opdkit.engines.tokens.stops import texts_of
 from opdkit.losses import Head, head_stats
 from opdkit.rollouts.single_turn import dataset_groups
@@ -42,7 +43,7 @@ def stop_disagreement(patient: Patient) -> Finding:
         return not_checked("no answer ended by itself, and the data has no solutions", MORE)
     student = patient.state.student
     stops = sorted(token for token in student.stop_ids if token < student.num_tokens)
-    ours = _at_end(patient.head, patient.read_by_student([r.rollout.prompt_ids for r in ended], _answers(ended)), stops)
+    ours = _at_end(patient.head, _student_states(patient, ended), stops)
     signals = teacher.score([r.views["teacher"].context_ids for r in ended], _answers(ended), DISTRIBUTION,
                             temperature=1.0)  # fmt: skip
     states = [signal.hidden_TH for signal in signals if signal.hidden_TH is not None]
@@ -212,6 +213,10 @@ def _solutions(patient: Patient, teacher: Teacher) -> list[Example]:
         if row.rollout.finish == "stop" and teacher.fits(view.context_ids, row.rollout.answer_ids):
             found.append(row)
     return found
+
+
+def _student_states(patient: Patient, rows: Sequence[Example]) -> list[torch.Tensor]:
+    return states_of(patient.state, patient.weights, [row.rollout.prompt_ids for row in rows], _answers(rows))
 
 
 def _whole_teacher(patient: Patient) -> tuple[Teacher | None, list[Example]]:

@@ -25,6 +25,11 @@ def episode_faults(recipe: Recipe) -> Iterator[str]:
                 f'{where}.tokens = "align" reads the text of an answer, and what an environment says stands in the '
                 "student's tokens; use a teacher of the student's family with tokens = \"same\", or remove [episode]"
             )
+    if section.history == "rerender" and recipe.method.name in ("dpo", "simpo"):
+        yield (
+            f'episode.history = "rerender" makes several rows of an episode, and method.name = "{recipe.method.name}" '
+            'compares whole answers; use history = "keep", or another method'
+        )
     most = section.max_episode_tokens
     if most is not None and most < section.turn_tokens(1):
         yield (

@@ -173,6 +173,11 @@ class _Play:
             reply = told[number]
             if reply.crash is None and problem.id not in begun:
                 said = replace(problem, messages=reply.prompt or (), tools=reply.tools if stage.shows_tools else ())
+                if reply.tools and stage.calls is None:
+                    raise UserError(
+                        f"the environment {stage.pool.name} offers tools to problem {problem.id}, and it is not known "
+                        "how the model calls one; set episode.calls"
+                    )
                 words = self.renderer.with_tools(said.tools)
                 begun[problem.id] = reply, said, stage.suffixes(words), Row(prompt_ids=words.prompt_ids(said.messages))
             if problem.id in begun:

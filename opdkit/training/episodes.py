@@ -55,7 +55,7 @@ def make_stage(
                 truncated=section.truncated,
             ),
             stop_ids=stop_ids,
-            calls=_call_format(section, renderer) if pool.tools else None,
+            calls=_call_format(section, renderer, must=bool(pool.tools)),
             shows_tools=section.show_tools == "template",
             role=section.observations,
             closers=section.turn_closers,
@@ -119,18 +119,18 @@ def _probes(names: Sequence[str]) -> Iterator[list[Message]]:
         yield [{"role": "tool", "name": names[0], "tool_call_id": "call00000", "content": "1"}]
 
 
-def _call_format(section: EpisodeSection, renderer: Renderer) -> CallFormat:
-    """How the model writes calls."""
+def _call_format(section: EpisodeSection, renderer: Renderer, *, must: bool = True) -> CallFormat | None:
+    """How the model writes calls. None: unknown, where it need not be (an environment may offer tools later)."""
     if section.calls != "auto":
         return section.calls
     template = renderer.template or ""
     found = [name for name, marks in _MARKS.items() if any(mark in template for mark in marks)]
-    if not found:
+    if not found and must:
         raise UserError(
             f'episode.calls = "auto": the chat template of {renderer.name} shows no call of a tool, so it is not known '
             f"how the model writes one; set it to one of {', '.join(CALL_FORMATS)}"
         )
-    return found[0]
+    return found[0] if found else None
 
 
 def _pool(section: EpisodeSection) -> Pool:

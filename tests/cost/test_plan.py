@@ -63,9 +63,20 @@ def test_bytes_of_a_parameter_by_hand() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    """Bytes of a parameter on each of 4: whole weights 4, and in parts weights 4/4, moments 8/4, an average 4/4."""
+    """Bytes of a parameter on each of 4: in parts weights 4/4, moments 8/4, an average 4/4; whole copies and gradients,
+    of layers in parts those of two of them and of what is outside, and gradients in parts."""
     update = planned(ranks=4).moments["update"]
-    assert update["weights"] == (4 + 4 / 4) * P
+    assert update["weights"] == 4 / 4 * P
+    sharded = planned(("parallel.strategy=sharded",), ranks=4).moments
+    layers, size = known_sizes()[SIZE].matrices, known_sizes()[SIZE].layers
+    at_once = P - layers + layers * 2 / size
+    assert sharded["update"]["weights"] == pytest.approx(4 / 4 * P)
+    assert sharded["update"]["gradients"] == pytest.approx(4 * (at_once + layers / 4))
+    assert sharded["sampling"]["bfloat16 copy"] == 2 * P
+    big = planned(("parallel.strategy=sharded", "parallel.hsdp=2", "parallel.offload=true"), ranks=4)
+    assert "weights" not in big.moments["update"] and "optimizer" not in big.moments["update"]
+    copies = (P - layers) / 4 + layers / 2
+    assert big.in_host_memory["weights and optimizer"] == pytest.approx(12 * copies)
     assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
     assert planned(ranks=4).work.rows == planned().work.rows / 4
 

@@ -283,7 +283,7 @@ def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, m
 
 def test_a_fit_on_ranks_has_the_numbers_of_one_process(recipe: Make, tmp_path: Path) -> None:
     """With an averaged teacher and layers in parts; rows of a part are shared."""
-    chosen = recipe("opd", "teacher.kind=self", "teacher.weights=ema", "teacher.ema_rate=0.1", *SHARDED)
+    chosen = recipe("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", *SHARDED)
     line = [sys.executable, "-m", "opdkit", "fit", command(chosen)[-1], "--problems", "5", "--samples", "3"]
     found = {}
     for name, more in {"one": (), "two": ("--ranks", "2")}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from opdkit.errors import Interrupted, UserError
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
+from opdkit.reporting.episodes import read_episodes
 from opdkit.rollouts.episode import Row
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
@@ -180,3 +182,28 @@ def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., R
     rows, metrics = train_step(run.state, run.drawn.of_step(0))
     assert all(row.views["teacher"].context_ids == row.rollout.prompt_ids for row in rows)
     assert reduce_metrics(metrics)["rollout/turns"] == 3
+
+
+def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any) -> None:
+    from typer.testing import CliRunner
+
+    from opdkit.cli import app
+
+    chosen = episodes("opd", "train.steps=1", "eval.before=false")
+    train(chosen, console=console)
+    rows = rows_of(chosen)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["episodes", str(chosen.run_dir), *words], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    text = said()
+    assert f"step 1, {rows[0].problem.id}, sample 0: reward" in text and "turn 2" in text and "ended: done" in text
+    told = json.loads(said("--json", "-n", "3", "--sample", "1"))
+    assert [one["sample"] for one in told] == [1, 1, 1] and [turn["turn"] for turn in told[0]["turns"]] == [0, 1, 2]
+    assert told[0]["turns"][0]["messages"][0]["role"] == "user" and told[0]["turns"][2]["reward"] == 0.25
+    with pytest.raises(UserError, match="has no answer of that problem and sample; its problems are"):
+        read_episodes(chosen.run_dir, problem="nope")
+    with pytest.raises(UserError, match="saved no rows of step 7"):
+        read_episodes(chosen.run_dir, step=7)
