@@ -36,9 +36,11 @@ ENVIRONMENTS: Mapping[str, str] = {
     "python": f"{_OURS}.python:Python",
     "search": f"{_OURS}.search:Search",
     "game": f"{_OURS}.game:Game",
+    "replay": f"{_OURS}.replay:Replay",
     "trl": f"{_OURS}.adapters.trl:Trl",
     "openenv": f"{_OURS}.adapters.openenv:OpenEnv",
     "verl": f"{_OURS}.adapters.verl:Verl",
+    "verifiers": f"{_OURS}.adapters.verifiers:Verifiers",
 }
 
 
@@ -146,10 +148,15 @@ def _source(name: str) -> Source:
     return found
 
 
+def made_by(reference: str) -> Any:
+    """The class of one of ENVIRONMENTS."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 @lru_cache(maxsize=64)
 def _our_source(reference: str) -> Source:
-    module, _, name = reference.partition(":")
-    made = getattr(importlib.import_module(module), name)
+    made = made_by(reference)
     arguments, columns = tuple(option_arguments(made)), tuple(getattr(made, "asks_columns", ()))
     return Source(reference=reference, path=None, content=None, arguments=arguments, columns=columns, files={})
 
