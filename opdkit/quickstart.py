@@ -49,6 +49,7 @@ class Arm:
     label: str
     change: Mapping[str, dict[str, Any] | None]
     fresh: bool = False  # sees new problems with solutions at every step, instead of those of the recipe
+    student: str = "student"  # which of the models begins; another one is measured before it learns
 
 
 ARMS: Mapping[str, Arm] = {
@@ -103,7 +104,7 @@ def quickstart(out: Path, *, kind: Kind, seed: int, console: Console) -> dict[st
     _say(console, f"1/3  {kind.steps[0]}")
     models.mkdir(parents=True, exist_ok=True)
     (models / MARKER).touch()
-    for name in ("teacher", "student"):
+    for name in ("teacher", "student", *(arm.student for arm in kind.arms.values())):
         shutil.rmtree(models / name, ignore_errors=True)
     kind.make_models(models, seed, console)
     _say(console, f"2/3  {kind.steps[1]}")
@@ -115,6 +116,8 @@ def quickstart(out: Path, *, kind: Kind, seed: int, console: Console) -> dict[st
         fresh = kind.fresh(recipe.train.steps * recipe.train.problems_per_step, seed + 1) if arm.fresh else None
         done = train(recipe, console=console, overwrite=_exists(recipe.run_dir), problems=fresh)
         arms[name] = {"label": arm.label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
+        if done["eval"]["student_before"]:
+            arms[name]["before"] = done["eval"]["student_before"]
     summary["arms"] = arms
     folder = RunFolder(out)
     folder.write_summary(summary)
@@ -140,7 +143,11 @@ def _recipe(kind: Kind, out: Path, seed: int, arm: str) -> Recipe:
                 del raw[section]
             else:
                 raw[section] = change if section in ("method", "teacher") else {**raw.get(section, {}), **change}
-        raw["eval"] |= {"before": False, "teacher": False}  # the main run has measured both
+        raw["model"]["path"] = str(models / kind.arms[arm].student)
+        raw["eval"] |= {
+            "before": kind.arms[arm].student != "student",
+            "teacher": False,
+        }  # the main run has measured both
     return parse_recipe(raw, where="quickstart")
 
 
@@ -202,6 +209,11 @@ def _say(console: Console, text: str) -> None:
     say(console, "", Line((text, "bold")))
 
 
+def _of_arm(arm: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    before = [(f"before {arm['label']}", arm["before"])] if "before" in arm else []
+    return [*before, (f"after {arm['label']}", arm["eval"])]
+
+
 def _table(summary: Mapping[str, Any]) -> Table:
     (after,) = summary["eval"]["student_after"].values()
     most = max(after["pass_at_k"], key=int)  # answers to each problem
@@ -211,7 +223,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
         "teacher": summary["eval"]["teacher"],
         "student before": summary["eval"]["student_before"],
         "student after OPD": summary["eval"]["student_after"],
-        **{f"after {arm['label']}": arm["eval"] for arm in summary["arms"].values()},
+        **{label: results for arm in summary["arms"].values() for label, results in _of_arm(arm)},
     }
     for label, results in shown.items():
         (e,) = results.values()

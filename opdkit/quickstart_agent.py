@@ -2,7 +2,8 @@
 
 The problems are products of two numbers, and the tool is a calculator. The student has been taught to answer at once,
 which it cannot do well; that there is a tool it learns from its own episodes, in which the teacher scores every token
-that the student wrote. The recipe is recipes/agents/calculator.toml, and what `ARMS` changes in it.
+that the student wrote. In the arm with peers a third model, which was taught some calls, learns from its own successes.
+The recipe is recipes/agents/calculator.toml, and what `ARMS` changes in it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from opdkit.training.problems.demonstrations import WORDING
 from opdkit.training.problems.tool_lessons import calculator_tokenizer, direct_lessons, tool_lessons
 
 DATA = "arithmetic:multiply-2:train"
-TEACHER_STEPS, STUDENT_STEPS = 300, 40
+TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 120
 POSITIONS = 192  # a peer's transcript, a problem and an episode
 
 ARMS: Mapping[str, Arm] = {
     "peers": Arm(
-        "OPD with a peer's success shown to the teacher",
+        "self-distillation of a half-taught student that reads a peer's success",
         {
+            "teacher": {"kind": "self", "weights": "initial"},
             "context": {"kind": "peers", "slots": ["success"], "feedback": "never", "wording": WORDING.model_dump()},
-            "sampling": {"group_size": 4},
-            "train": {"problems_per_step": 16},
+            "sampling": {"group_size": 8},
+            "train": {"problems_per_step": 8},
         },
+        student="half-taught",
     ),
     "grpo": Arm(
         "GRPO with the calculator, on the grader's reward",
@@ -50,6 +53,7 @@ ARMS: Mapping[str, Arm] = {
 def _make_models(folder: Path, seed: int, console: Console) -> None:
     for name, steps, taught in (
         ("teacher", TEACHER_STEPS, tool_lessons(DATA, num=TEACHER_STEPS * BATCH, seed=seed)),
+        ("half-taught", HALF_STEPS, tool_lessons(DATA, num=HALF_STEPS * BATCH, seed=seed + 1)),
         ("student", STUDENT_STEPS, direct_lessons(DATA, num=STUDENT_STEPS * BATCH, seed=seed)),
     ):
         make_model(
