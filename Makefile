@@ -17,7 +17,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-agents test-ranks test-browser check docs format bench bench-compare lock audit sbom licences clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-agents test-ranks test-browser test-faults check docs format bench bench-compare lock audit sbom licences clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -50,6 +50,11 @@ test-ranks: $(READY)
 # The pages in a real browser, on a desk and a phone, light and dark, and what the keyboard and a finger do there.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser -n 0 -rs tests/reporting
+
+# Commands killed at every file-system event, full and read-only disks, damaged files, long runs; figures are printed.
+# Linux, a C compiler; for small disks the right to mount (root).
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -n 0 -s -rs --timeout 3600 tests/faults
 
 # The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
 test-triton: $(BENCH_READY)

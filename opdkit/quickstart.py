@@ -143,11 +143,9 @@ def _recipe(kind: Kind, out: Path, seed: int, arm: str) -> Recipe:
                 del raw[section]
             else:
                 raw[section] = change if section in ("method", "teacher") else {**raw.get(section, {}), **change}
-        raw["model"]["path"] = str(models / kind.arms[arm].student)
-        raw["eval"] |= {
-            "before": kind.arms[arm].student != "student",
-            "teacher": False,
-        }  # the main run has measured both
+        begins = kind.arms[arm].student
+        raw["model"]["path"] = str(models / begins)
+        raw["eval"] |= {"before": begins != "student", "teacher": False}  # the main run has measured the others
     return parse_recipe(raw, where="quickstart")
 
 

@@ -154,7 +154,8 @@ class TrainingRun:
         for evaluated in eval_sets.values():
             self._warn_of_rows(evaluated)
         check_evaluations(recipe, eval_sets, parts.renderer, parts.room)
-        if recipe.method.answer_source != "dataset" and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
+        is_asked = recipe.method.answer_source != "dataset" and recipe.episode is None  # an environment may grade
+        if is_asked and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
             self.warn(f"{unknown}; {recipe.method.name} learns from them all the same")
         graded = [*by_task(self.problems), *(data.problems for data in eval_sets.values())]
         self.task = make_task_for(recipe.grader, graded)
@@ -374,7 +375,8 @@ class TrainingRun:
         return found.problems
 
     def _warn_of_crashes(self) -> None:
-        for sentence in self.task.new_crashes():
+        failures = [] if self.answers.stage is None else self.answers.stage.new_failures()
+        for sentence in [*self.task.new_crashes(), *failures]:
             self.warn(sentence)
 
     def _warn_of_models(self) -> None:

@@ -18,6 +18,7 @@ from opdkit.reporting.episodes import read_episodes
 from opdkit.rollouts.episode import Row
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
+from opdkit.training.models.sides import read_sides
 from opdkit.training.step import train_step
 
 TALK = '''
@@ -93,6 +94,8 @@ def test_credit_and_environments_that_fail(episodes: Callable[..., Recipe], cons
     rows = rows_of(chosen)
     failed = [row.rollout for row in rows if row.rollout.ended == "failure"]
     assert failed and all(one.reward is None and not one.answer_ids for one in failed)
+    summary = json.loads((chosen.run_dir / "summary.json").read_text())
+    assert any("failed in an episode" in said and "closed" in said for said in summary["warnings"])
     assert any(row.taught is not None and (row.taught.coef_ST != 0).any() for row in rows)
 
 
@@ -207,3 +210,32 @@ def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any)
         read_episodes(chosen.run_dir, problem="nope")
     with pytest.raises(UserError, match="saved no rows of step 7"):
         read_episodes(chosen.run_dir, step=7)
+
+
+def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """A template without a turn for what the environment says, another one for the teacher, tools that no template
+    offers, a teacher of other tokens."""
+    silent, other = tmp_path / "silent.jinja", tmp_path / "other.jinja"
+    silent.write_text(
+        "{% for m in messages %}{% if loop.first or m.role == 'assistant' %}"
+        "<u>{{ m.content }}<e>{% endif %}{% endfor %}"
+    )
+    other.write_text(
+        "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    with pytest.raises(UserError, match="drops the user turn"):
+        read_sides(episodes("opd", f"model.chat_template={silent}", f"teacher.chat_template={silent}"))
+    with pytest.raises(UserError, match="teacher: its chat template writes other tokens between the turns"):
+        read_sides(episodes("opd", f"teacher.chat_template={other}"))
+    tools = tmp_path / "tools.py"
+    schema = '{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}'
+    tools.write_text(TALK.replace("tools = ()", f"tools = [{schema}]"))
+    with_tools = f"episode.environment={{ name = '{tools}' }}"
+    with pytest.raises(UserError, match=r'episode.calls = "auto": the chat template .* shows no call of a tool'):
+        read_sides(episodes("opd", with_tools))
+    with pytest.raises(UserError, match="reads no tools, so the model would not hear of any"):
+        read_sides(episodes("opd", with_tools, "episode.calls=hermes"))
+    with pytest.raises(UserError, match=r"\[episode\] is what the student does"):
+        episodes("sft")
+    with pytest.raises(UserError, match=r"episode.max_turns = 0"):
+        episodes("opd", "episode.max_turns=0")
