@@ -29,7 +29,7 @@ ARMS: Mapping[str, Arm] = {
             "teacher": {"kind": "self", "weights": "initial"},
             "context": {"kind": "peers", "slots": ["success"], "feedback": "never", "wording": WORDING.model_dump()},
             "sampling": {"group_size": 8},
-            "train": {"problems_per_step": 8},
+            "train": {"problems_per_step": 8, "lr": 2e-3},
         },
         student="half-taught",
     ),
@@ -53,7 +53,7 @@ ARMS: Mapping[str, Arm] = {
 def _make_models(folder: Path, seed: int, console: Console) -> None:
     for name, steps, taught in (
         ("teacher", TEACHER_STEPS, tool_lessons(DATA, num=TEACHER_STEPS * BATCH, seed=seed)),
-        ("half-taught", HALF_STEPS, tool_lessons(DATA, num=HALF_STEPS * BATCH, seed=seed + 1)),
+        ("half-taught", HALF_STEPS, tool_lessons(DATA, num=HALF_STEPS * BATCH, seed=seed + 1, with_peer=3)),
         ("student", STUDENT_STEPS, direct_lessons(DATA, num=STUDENT_STEPS * BATCH, seed=seed)),
     ):
         make_model(

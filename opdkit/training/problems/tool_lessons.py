@@ -22,7 +22,7 @@ from opdkit.training.problems.demonstrations import MARKS, WORDING, rounds
 from opdkit.types import Message, Problem
 
 TOOL, ARGUMENT = "calculator", "expression"
-_SHARE_WITH_PEER = 4  # one lesson in four has a peer
+_ROUND = 4  # lessons, so many of which have a peer
 
 
 def calculator_tokenizer() -> PreTrainedTokenizerFast:
@@ -31,9 +31,11 @@ def calculator_tokenizer() -> PreTrainedTokenizerFast:
     return tool_tokenizer(alphabet, tools=[TOOL], arguments=[ARGUMENT])
 
 
-def tool_lessons(data: str, *, num: int, seed: int) -> list[Problem]:
-    """`num` lessons of problems that are new as long as there are some. data: "arithmetic:multiply-K:SPLIT"."""
-    return [_lesson(problem, number) for number, (_, problem) in enumerate(islice(rounds(data, None, seed), num))]
+def tool_lessons(data: str, *, num: int, seed: int, with_peer: int = 1) -> list[Problem]:
+    """`num` lessons of problems that are new as long as there are some. data: "arithmetic:multiply-K:SPLIT".
+    with_peer: how many of four lessons have a peer."""
+    found = enumerate(islice(rounds(data, None, seed), num))
+    return [_lesson(problem, number, shows_peer=number % _ROUND < with_peer) for number, (_, problem) in found]
 
 
 def direct_lessons(data: str, *, num: int, seed: int) -> list[Problem]:
@@ -42,13 +44,13 @@ def direct_lessons(data: str, *, num: int, seed: int) -> list[Problem]:
     return [replace(_offered(problem), id=f"{problem.id}/{number}") for number, (_, problem) in enumerate(found)]
 
 
-def _lesson(problem: Problem, number: int) -> Problem:
+def _lesson(problem: Problem, number: int, *, shows_peer: bool) -> Problem:
     call = f"{call_opening(TOOL, ARGUMENT)}{problem.meta['question'].rstrip('=')}{CALL_END}"
     messages, answer = problem.messages, call
-    if number % _SHARE_WITH_PEER == 0:
+    if shows_peer:
         transcript = f"{TRANSCRIPT[0]}{call}\nTool {TOOL}: {problem.gold}{TRANSCRIPT[1]}{problem.gold}"
         messages = WORDING.compose(messages, [Block(kind="success", text=transcript)])
-    if number // _SHARE_WITH_PEER % 2:
+    if number // _ROUND % 2:
         said: list[Message] = [{"role": "assistant", "content": call}, {"role": "tool", "content": str(problem.gold)}]
         messages, answer = (*messages, *said), str(problem.gold)
     return replace(_offered(problem), id=f"{problem.id}/{number}", messages=tuple(messages), solution=answer)
