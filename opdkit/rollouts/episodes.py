@@ -28,7 +28,6 @@ from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
-_LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
 
@@ -40,6 +39,12 @@ class Played:
     tools: tuple[Mapping[str, object], ...]
     rollouts: tuple[Rollout, ...]
     why: str | None = None  # it failed
+
+    @property
+    def answer(self) -> Rollout:
+        """The last row, as the answer that was asked for."""
+        last = self.rollouts[-1]
+        return replace(last, sample_id=last.episode_id)
 
     def asked(self, problem: Problem) -> Problem:
         """The problem as the episode's prompt has it."""
@@ -357,10 +362,10 @@ class _Play:
             if episode.is_failed and len(self.stage.failed) < MOST_FAILURES:
                 self.stage.failed.setdefault(episode.why or "it took too long", False)
             rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
-            self.done[episode.number] = Played(
+            played = self.done[episode.number] = Played(
                 messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
             if self.kept is not None:
-                self.kept([rollouts[-1]])
+                self.kept([played.answer])

@@ -112,7 +112,7 @@ def sample_rollouts(
             progress=progress,
             kept=kept,
         )
-        return [one.rollouts[-1] for one in played]
+        return [one.answer for one in played]
     prompts = {problem.id: renderer.with_tools(problem.tools).prompt_ids(problem.messages) for problem, _ in asked}
     graded: dict[int, Rollout] = {}
 

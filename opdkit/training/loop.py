@@ -229,6 +229,7 @@ class TrainingRun:
             known = (evaluations, self.decisions, self.keeper, self.warn)
             self.measuring = Measuring(recipe, self.parts, state, self.answers, *known)
             self.decisions.go_on(folder, state.step)
+            self.keeper.keep_best(self.decisions.best())
             self.ended = self.decisions.has_stopped()
             opened.enter_context(self.interrupt.listening())
             try:
