@@ -64,4 +64,4 @@ def _with_calls(message: Message, said: Callable[[str], str]) -> str:
 
 def whole_episodes(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """One row of each episode, its last, which says what came before it."""
-    return list({rollout.episode_id: rollout for rollout in rollouts}.values())
+    return list({(rollout.problem_id, rollout.episode_id): rollout for rollout in rollouts}.values())

@@ -35,13 +35,14 @@ def stop_disagreement(patient: Patient) -> Finding:
     teacher, rows = _whole_teacher(patient)
     if teacher is None:
         return not_checked("no teacher that gives whole distributions in the student's tokens reads these answers")
-    ended = [row for row in rows if row.rollout.finish == "stop"]
+    student = patient.state.student
+    # Of an episode, the environment may have had the last word.
+    ended = [row for row in rows if row.rollout.finish == "stop" and row.rollout.answer_ids[-1] in student.stop_ids]
     kind = "answers that ended"
     if not ended:
         ended, kind = _solutions(patient, teacher), "of the data's solutions"
     if not ended:
         return not_checked("no answer ended by itself, and the data has no solutions", MORE)
-    student = patient.state.student
     stops = sorted(token for token in student.stop_ids if token < student.num_tokens)
     ours = _at_end(patient.head, _student_states(patient, ended), stops)
     signals = teacher.score([r.views["teacher"].context_ids for r in ended], _answers(ended), DISTRIBUTION,

@@ -54,7 +54,8 @@ class Shards:
             # Sums, not means; each of these is of one unit and not of what is below it.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-            unit.set_reduce_scatter_unused_params(True)  # an expert that no token of this rank went to
+            if hasattr(unit, "set_reduce_scatter_unused_params"):  # before torch 2.13 each rank must reach every weight
+                unit.set_reduce_scatter_unused_params(True)  # an expert that no token of this rank went to
         outside = {parameter for parameter in body.parameters() if id(parameter) not in own}
         self._root: Any = fully_shard(body, ignored_params=outside, **how)
         self._kept: dict[str, nn.Parameter] = {
@@ -86,6 +87,10 @@ class Shards:
     @contextmanager
     def holding(self, parts: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside the block the parts hold these numbers, of any type."""
+        for name, part in parts.items():
+            if part.shape != self.part(name).shape:
+                own = tuple(self.part(name).shape)
+                raise ValueError(f"weights[{name!r}] has shape {tuple(part.shape)}, and this rank's part is {own}")
         before = {name: self.part(name).clone() for name in parts}
         try:
             self._hold(parts)

@@ -22,7 +22,8 @@ def eval_faults(recipe: Recipe) -> Iterator[str]:
         if one.domain is not None and one.domain not in known:
             near = did_you_mean(one.domain, known, "domains") if known else "; leave it out"
             yield f'eval.data.{number}.domain = "{one.domain}" is of no set of data.train, nor in [route.views]{near}'
-    if ungraded := [source for source, task in recipe.eval_tasks.items() if task.is_none]:
+    ungraded = [source for source, task in recipe.eval_tasks.items() if task.is_none]
+    if ungraded and recipe.episode is None:  # an environment may grade
         yield (
             f"eval.data = {ungraded[0]} is graded by data.task, which names no grader; set it, e.g. data.task = "
             f'"math", or give the set its own, {{ path = "{ungraded[0]}", task = "math" }}'

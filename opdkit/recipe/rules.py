@@ -280,7 +280,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
             "answer every time; raise the temperature, or set group_size = 1"
         )
-    if any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
+    if recipe.episode is None and any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
         for who in _who_needs_rewards(recipe):
             yield f'{who} needs rewards, but data.task names no grader; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
@@ -365,6 +365,11 @@ def _parallel_faults(recipe: Recipe) -> Iterator[str]:
                 f"parallel.{key} is of layers that are kept in parts, and parallel.strategy = "
                 f'"{parallel.strategy}"; set it to "sharded", or remove the key'
             )
+    if parallel.strategy == "sharded" and recipe.model.activation_offload:
+        yield (
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove '
+            "one of the two"
+        )
     if parallel.offload and recipe.train.optimizer == "muon":
         yield (
             'parallel.offload = true keeps momenta in host memory, and train.optimizer = "muon" multiplies them on the '

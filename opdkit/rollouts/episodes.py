@@ -25,8 +25,8 @@ from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
+MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
-_LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
@@ -39,6 +39,12 @@ class Played:
     tools: tuple[Mapping[str, object], ...]
     rollouts: tuple[Rollout, ...]
     why: str | None = None  # it failed
+
+    @property
+    def answer(self) -> Rollout:
+        """The last row, as the answer that was asked for."""
+        last = self.rollouts[-1]
+        return replace(last, sample_id=last.episode_id)
 
     def asked(self, problem: Problem) -> Problem:
         """The problem as the episode's prompt has it."""
@@ -73,7 +79,17 @@ class Stage:
     closers: tuple[str, ...] = ()
     history: History = "keep"
     go_ahead: bool = False
-    counts: Counts = field(default_factory=lambda: Counts())
+    counts: Counts = field(default_factory=Counts)
+    failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
+
+    def new_failures(self) -> list[str]:
+        """A sentence for each way in which an environment has failed that was not told of yet."""
+        fresh = [why for why, is_told in self.failed.items() if not is_told]
+        self.failed.update(dict.fromkeys(fresh, True))
+        return [
+            f"the environment {self.pool.name} failed in an episode, which stays without a reward: {why}"
+            for why in fresh
+        ]
 
     def taken(self) -> Counts:
         """What was counted since the last call."""
@@ -343,11 +359,13 @@ class _Play:
     def _finish(self, ended: Sequence[Episode]) -> None:
         for episode in ended:
             self._compare(episode)
+            if episode.is_failed and len(self.stage.failed) < MOST_FAILURES:
+                self.stage.failed.setdefault(episode.why or "it took too long", False)
             rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
-            self.done[episode.number] = Played(
+            played = self.done[episode.number] = Played(
                 messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
             if self.kept is not None:
-                self.kept([rollouts[-1]])
+                self.kept([played.answer])

@@ -46,6 +46,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "topk_opd, advantage": ("topk_opd", "method.k=4", "method.support=symmetric_difference", "method.form=advantage"),
     "opsd": ("opsd",),
     "opsd, live": ("opsd", "teacher.kind=self", "teacher.weights=live", "train.updates_per_step=2"),
+    "opsd, adapter off": ("opsd", "teacher.kind=self", "teacher.weights=adapter_off", *LORA),
     "pw_opsd": ("pw_opsd", *SOLUTION),
     "eopd": ("eopd", *SOLUTION, "method.entropy_gate=2.0"),
     "reopold": ("reopold", *SOLUTION),

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(module, "REST", 0.0)
     with open_server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield Client(server)
         server.shutdown()
@@ -158,6 +158,8 @@ def test_a_page_that_takes_long_is_not_made_again_at_once(folder: Path, monkeypa
     assert first is not None and served.run("one") is first
     monkeypatch.setattr(module, "REST", 0.0)
     assert served.run("one") is not first
+    monkeypatch.setattr(module, "REST", 1e6)
+    assert served.several(["one"]) is not served.run("one")  # the same runs, another page
 
 
 def test_a_run_that_breaks_the_page_is_a_sentence(

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from opdkit.contexts.render import Renderer
-from opdkit.engines.base import SamplingParams
+from opdkit.engines.base import Sampled, SamplingParams
 from opdkit.engines.fake import FakeEngine
 from opdkit.errors import UserError
+from opdkit.rollouts.environments.base import Action, Step
 from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import Pool
-from opdkit.rollouts.episode import Limits
+from opdkit.rollouts.episode import Episode, Limits, Row
 from opdkit.rollouts.episodes import Played, Stage, play
 from opdkit.rollouts.single_turn import sample_groups
+from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
-from opdkit.types import AUTHORS, Problem, Rollout, seed_from
+from opdkit.types import AUTHORS, Problem, Rollout, TurnRecord, seed_from
 
 TEMPLATES = Path(__file__).parent.parent / "contexts" / "chat_templates"
 TOOL = AUTHORS.index("tool")
@@ -292,3 +294,18 @@ def test_groups_of_episodes(renderer: Renderer, stage: Callable[..., Stage]) -> 
     task.close()
     assert group.problem.messages[0]["content"].startswith("Go (") and group.problem.tools
     assert len({row.prompt_ids for row in group.rollouts}) == 1 and [r.sample_id for r in group.rollouts] == [0, 1, 2]
+
+
+def test_a_row_in_which_nothing_was_written_is_none() -> None:
+    """What the template shows begins a row anew, and leaves no room for a turn: the reward stays with the last turn."""
+    problem = Problem(id="a", task="math", messages=({"role": "user", "content": "?"},))
+    limits = Limits(turn_tokens=4, positions=8)
+    said = Sampled(answer_ids=(7, 1), logprobs_T=np.zeros(2, dtype=np.float32), finish="stop")
+    episode = Episode(number=0, problem=problem, sample_id=1, limits=limits, rows=[Row(prompt_ids=(5,))])
+    episode.say(said)
+    episode.answered(Action(text="", token_ids=(7, 1), calls=(), finish="stop", turn=0), Step(), 0, 0.0)
+    episode.records.append(TurnRecord(finish="stop", reward=0.5))
+    assert episode.goes_on((5, 6, 6, 6, 6, 6), ()) and len(episode.rows) == 2 and not episode.has_room
+    episode.ended, episode.grade = "token_limit", Grade(score=1.0, verdict="correct")
+    (row,) = episode.rollouts(0, 2)
+    assert (row.reward, row.answer_ids, row.sample_id, row.episode) == (1.5, (7, 1), 1, None)

@@ -38,7 +38,8 @@ def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = 
         return load_student(recipe, resume_from=resume_from)
     if recipe.model.activation_offload:
         raise UserError(
-            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
+            'the ranks keep layers in parts (parallel.strategy = "auto"), and model.activation_offload would move the '
+            'gathered ones too; remove it, or set strategy = "gathered"'
         )
     from opdkit.engines.load_in_parts import load_in_parts
 
