@@ -13,7 +13,7 @@ from opdkit.measure.repetition import ends_in_a_loop
 from opdkit.recipe import Recipe, parse_recipe
 from opdkit.recipe.sentinels import SENTINELS
 from opdkit.run.history import History
-from opdkit.run.sentinels import LOOKS, find, judge
+from opdkit.run.sentinels import LOOKS, WATCHED, find, judge
 
 Line = dict[str, Any]
 
@@ -121,7 +121,9 @@ def test_a_run_that_goes_well_is_silent() -> None:
     ],
 )
 def test_limits_and_what_is_not_known(late: Any, found: Any) -> None:
-    assert names(run(**late), recipe()) == found
+    history = run(**late)
+    assert names(history, recipe()) == found
+    assert names(History.of([{**line, "more/of_it": 1.0} for line in history.steps], 20, WATCHED), recipe()) == found
 
 
 def test_groups_without_signal_matter_where_rewards_are_compared() -> None:
@@ -131,7 +133,7 @@ def test_groups_without_signal_matter_where_rewards_are_compared() -> None:
 def test_length_is_measured_by_a_limit_that_is_scheduled() -> None:
     history = run(rollout__answer_tokens=400.0)
     for line in history.steps:
-        line["schedule/sampling.max_answer_tokens"] = 128 if line["step"] <= 15 else 512  # type: ignore[index]
+        line["schedule/sampling.max_answer_tokens"] = 128 if line["step"] <= 15 else 512
     assert not names(history, recipe())
 
 
@@ -158,10 +160,9 @@ def test_a_finding_is_acted_upon_when_it_is_new() -> None:
     chosen = recipe("sentinels.action=pause")
     history, actions = History(), []
     for number in range(1, 22):
-        line = step(number) | ({"train/loss": None} if number in (5, 6, 7, 9, 14) else {})
-        history.add(line)
+        history.add(step(number) | ({"train/loss": None} if number in (5, 6, 7, 9, 14) else {}))
         verdict = judge(history, chosen)
-        line |= {metric.name: metric.value for metric in verdict.metrics()}
+        history.steps[-1] |= {metric.name: metric.value for metric in verdict.metrics()}
         actions += [number] if verdict.action == "pause" else []
     assert actions == [5, 14]
     again = History.of(json.loads(json.dumps(history.steps[:5])), 5)  # what a resumed run reads decides the same
