@@ -261,3 +261,22 @@ def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recip
         episodes("sft")
     with pytest.raises(UserError, match=r"episode.max_turns = 0"):
         episodes("opd", "episode.max_turns=0")
+
+
+def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same environment as in training: three turns, of which the last is stored; the environment's rewards."""
+    from typer.testing import CliRunner
+
+    from opdkit import toml
+    from opdkit.cli import app
+
+    chosen = episodes("opd")
+    (tmp_path / "agent.toml").write_text(toml.dumps(chosen.as_dict()))
+    asked = ["evaluate", "--model", chosen.model.path, "--data", "arithmetic:merge-3:test", "--task", "arithmetic"]
+    few = ["--limit", "2", "-n", "1", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+    out = tmp_path / "evaluated"
+    told = [*asked, *few, "--out", str(out), "--episode", str(tmp_path / "agent.toml")]
+    assert CliRunner().invoke(app, told, catch_exceptions=False).exit_code == 0
+    identity, *answers = [json.loads(line) for line in next(out.glob("arithmetic*.jsonl")).read_text().splitlines()]
+    assert identity["identity"]["episode"]["max_turn_tokens"] == 8 and len(answers) == 2
+    assert all(answer["reward"] % 0.5 == 0.25 for answer in answers)
