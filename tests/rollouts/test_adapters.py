@@ -179,7 +179,7 @@ def test_openenv(monkeypatch: pytest.MonkeyPatch) -> None:
     first = acted(environment, ("act", {"number": 5}), ("act", {"number": 3}), ("act", {"number": 4}))
     assert [message["content"] for message in first["messages"]] == ["wrong", '{"text": "right", "tries": 1}']
     assert first["done"] and first["reward"] == 0.75
-    assert environment.environment.grade(PROBLEM, OVER).score == 0.75
+    assert environment.environment.grade(PROBLEM, OVER).score == 0.0  # an episode's reward is the sum of both
     spoken = openenv.OpenEnv(url="", field="number")
     spoken.reset(PROBLEM, 13)
     said = spoken.step(Action(text="<think>5</think>3"), 0)
