@@ -290,7 +290,8 @@ class _Play:
         action, suffixes = episode.pending, self.suffixes[episode.number]
         assert action is not None
         shown = [suffixes.shown(str(m["content"]), episode.limits.observation_tokens) for m in step.messages]
-        messages = tuple({**m, "content": one.text} for m, one in zip(step.messages, shown, strict=True))
+        said = [one.text if self.stage.history == "keep" else self.renderer.torn(one.text) for one in shown]
+        messages = tuple({**m, "content": text} for m, text in zip(step.messages, said, strict=True))
         invalid = sum(failure == "invalid_call" for failure in reply.failures) or int(step.failure == "invalid_call")
         episode.answered(action, replace(step, messages=messages), invalid, reply.seconds)
         ended, num_heard, other_stop = episode.end_of(step), 0, False
@@ -298,9 +299,12 @@ class _Play:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
             suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
-            heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
-            num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
-            ended = None if num_heard and episode.has_room else "token_limit"
+            try:
+                heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
+                num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
+                ended = None if num_heard and episode.has_room else "token_limit"
+            except UserError as refusal:  # of the template, of what the model wrote (no words and no call, for one)
+                ended, episode.why = "failure", str(refusal)
         record = TurnRecord(
             finish=action.finish,
             num_calls=len(action.calls),
