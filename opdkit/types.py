@@ -88,7 +88,7 @@ class Rollout:
     sample_id: int  # 0 .. group_size - 1
     policy_version: int  # number of optimizer steps the sampling weights had seen
     prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop"
+    answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop" (an episode: its last turn)
     # [T] nats, under the distribution that was sampled; NaN: of no token of the model; None: not sampled by us
     answer_logprobs: FloatArray | None
     answer_mask: npt.NDArray[np.bool_]  # [T] True = it is trained on, False = tool or environment text

@@ -112,8 +112,8 @@ def sample_rollouts(
             progress=progress,
             kept=kept,
         )
-        return [one.rollouts[-1] for one in played]
-    prompts = {problem.id: renderer.prompt_ids(problem.messages) for problem, _ in asked}
+        return [one.answer for one in played]
+    prompts = {problem.id: renderer.with_tools(problem.tools).prompt_ids(problem.messages) for problem, _ in asked}
     graded: dict[int, Rollout] = {}
 
     def finished(answers: Mapping[int, Sampled]) -> None:
@@ -185,7 +185,7 @@ def dataset_groups(
             problem_id=problem.id,
             sample_id=0,
             policy_version=policy_version,
-            prompt_ids=renderer.prompt_ids(problem.messages),
+            prompt_ids=renderer.with_tools(problem.tools).prompt_ids(problem.messages),
             answer_ids=answer_ids,
             answer_logprobs=None,
             answer_mask=np.ones(len(answer_ids), dtype=np.bool_),

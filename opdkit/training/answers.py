@@ -161,13 +161,13 @@ class Answers:
         )
 
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
-        names = {name for name, _ in self.student.module.named_parameters()}
-        return self.student.shards is None and weights.keys() <= names
+        """Whether `engine_of` can: not where they are saved under other names."""
+        return weights.keys() <= {name for name, _ in self.student.module.named_parameters()}
 
     def engine_of(self, weights: Mapping[str, Tensor]) -> Sampler:
         """The student with other weights, by their names, in this process whoever samples for it."""
-        read = {name: self.optimizer.as_read(weight.to(self.student.device)) for name, weight in weights.items()}
+        own = self.optimizer.own_parts(weights)
+        read = {name: self.optimizer.as_read(weight.to(self.student.device)) for name, weight in own.items()}
         return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=read)
 
     def _of_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> list[Group]:

@@ -54,7 +54,7 @@ class Measuring:
             for sentence in self.evaluations.task.new_crashes():
                 self.warn(sentence)
         self.decisions.after_evaluation(step, as_metrics("eval", found))
-        self._keep_best()
+        self.keeper.keep_best(self.decisions.best())
         return found
 
     def _apart(self, problems: Sequence[Problem]) -> HeldOut:
@@ -73,13 +73,6 @@ class Measuring:
             told = "step {step} by {chosen_on}, {value:.3g}: {model}".format(**best["best"])
             say(evaluations.console, f"best: {told}")
         return {**best, **self._averaged()}
-
-    def _keep_best(self) -> None:
-        best = self.decisions.best()
-        if best is not None:
-            self.keeper.best_step = best.step
-            if best.step == self.state.step:
-                self.keeper.save_what_is_new()
 
     def _averaged(self) -> dict[str, Any]:
         folder, num = self.keeper.folder, self.recipe.train.average_last

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from opdkit import toml
+from opdkit.metric_lines import read_metrics, went_back
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.saved.checkpoint import latest
@@ -323,3 +324,20 @@ def test_ranks_with_other_recipes_are_refused(recipe: Make, on_ranks: Any, tmp_p
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1 and "rank 1 does not have the recipe of rank 0" in done.stderr
     assert not (chosen.run_dir / "metrics.jsonl").exists()
+
+
+def test_two_ranks_go_back_and_pause_together(recipe: Make) -> None:
+    """The first rank decides: no rank hangs, none is a step apart. What was decided is one process's decision here,
+    where the ranks' numbers are its numbers to 1e-5."""
+    keys = ("teacher.weights=ema", "teacher.ema_rate=0.1", "train.lr=0.05", "train.schedule=constant", "train.steps=6",
+            "train.problems_per_step=4", "train.warmup_steps=0", "train.save_every=3", "diagnostics.every=0",
+            "sentinels.window=1", "sentinels.length=2.2")  # fmt: skip
+    back = trained(
+        recipe("opsd", *keys, "sentinels.action=rollback", "sentinels.lr_factor=0.001", "name=back"), "--ranks", "2"
+    )
+    assert [(one.from_step, one.to_step) for one in went_back(read_metrics(back / "metrics.jsonl"))] == [(5, 3)]
+    saved = latest(back / "checkpoints")
+    assert saved is not None and (saved.step, saved.attempt, saved.lr_factor) == (6, 2, 0.001)
+    paused = recipe("opsd", *keys, "sentinels.action=pause", "name=paused")
+    done = subprocess.run(command(paused, "--ranks", "2"), capture_output=True, text=True)
+    assert done.returncode == 3 and "Paused. step 5" in done.stderr, done.stderr

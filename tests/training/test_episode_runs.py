@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from opdkit.engines.hf import HFEngine
 from opdkit.errors import Interrupted, UserError
+from opdkit.evaluation.evaluate import sample_answers
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
@@ -157,6 +160,17 @@ def test_a_shifted_mask_is_caught(start: Callable[..., Any], episodes: Callable[
         patched.setattr(Row, "say", shifted)
         with pytest.raises(UserError, match="not scored as it was sampled"):
             run.answers.prove_episodes(run.problems, 0)
+    real_score = HFEngine.score
+
+    def score(self: HFEngine, *args: Any, **options: Any) -> Any:
+        """The last row's tokens have no number."""
+        *said, last = real_score(self, *args, **options)
+        return [*said, replace(last, sampled_logprob_T=np.full_like(last.sampled_logprob_T, np.nan))]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(HFEngine, "score", score)
+        with pytest.raises(UserError, match="not scored as it was sampled"):
+            run.answers.prove_episodes(run.problems, 0)
 
 
 def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -182,9 +196,17 @@ def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., R
             assert [len(row.history) // 2 for row in rows] == [int(row.turn_numbers[0]) for row in rows]
             num_rows += len(rows)
     assert num_rows > 2 * len(groups)
+    played = sample_answers(
+        run.problems[:2], sampler=run.answers.student_engine(0), renderer=run.parts.renderer, task=run.task.main,
+        params=chosen.sampling.params, num_samples=2, seed=0, stage=run.answers.stage,
+    )  # fmt: skip
+    assert [answer.sample_id for answer in played] == [0, 1, 0, 1]
     rows, metrics = train_step(run.state, run.drawn.of_step(0))
     assert all(row.views["teacher"].context_ids == row.rollout.prompt_ids for row in rows)
-    assert reduce_metrics(metrics)["rollout/turns"] == 3
+    seen = reduce_metrics(metrics)
+    rewards = {(row.problem.id, row.rollout.episode_id): row.rollout.reward for row in rows}
+    assert seen["rollout/turns"] == 3 and len(rows) > len(rewards)
+    assert seen["rollout/reward"] == pytest.approx(np.mean([*rewards.values()]))
 
 
 def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any) -> None:
@@ -239,3 +261,22 @@ def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recip
         episodes("sft")
     with pytest.raises(UserError, match=r"episode.max_turns = 0"):
         episodes("opd", "episode.max_turns=0")
+
+
+def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same environment as in training: three turns, of which the last is stored; the environment's rewards."""
+    from typer.testing import CliRunner
+
+    from opdkit import toml
+    from opdkit.cli import app
+
+    chosen = episodes("opd")
+    (tmp_path / "agent.toml").write_text(toml.dumps(chosen.as_dict()))
+    asked = ["evaluate", "--model", chosen.model.path, "--data", "arithmetic:merge-3:test", "--task", "arithmetic"]
+    few = ["--limit", "2", "-n", "1", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+    out = tmp_path / "evaluated"
+    told = [*asked, *few, "--out", str(out), "--episode", str(tmp_path / "agent.toml")]
+    assert CliRunner().invoke(app, told, catch_exceptions=False).exit_code == 0
+    identity, *answers = [json.loads(line) for line in next(out.glob("arithmetic*.jsonl")).read_text().splitlines()]
+    assert identity["identity"]["episode"]["max_turn_tokens"] == 8 and len(answers) == 2
+    assert all(answer["reward"] % 0.5 == 0.25 for answer in answers)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opdkit import losses
+from opdkit.contexts.transcript import whole_episodes
 from opdkit.measure.repetition import ends_in_a_loop
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
@@ -23,7 +24,7 @@ from opdkit.types import Example, Group
 
 def describe_rows(rows: Sequence[Example]) -> list[Metric]:
     rollouts = [row.rollout for row in rows]
-    rewards = [r.reward for r in rollouts if r.reward is not None]
+    graded = [(r.problem_id, r.reward) for r in whole_episodes(rollouts) if r.reward is not None]
     lengths = [len(r.answer_ids) for r in rollouts]
     metrics = [
         Metric("rollout/answer_tokens", float(np.mean(lengths))),
@@ -40,12 +41,13 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
         ),
         Metric("rollout/num_no_answer", float(sum(r.reward is not None and r.parsed is None for r in rollouts)), "sum"),
     ]
-    if rewards:
+    if graded:
+        rewards = [reward for _, reward in graded]
         metrics += [
             Metric("rollout/reward", float(np.mean(rewards))),
             Metric("rollout/max_reward", max(rewards), "max"),
         ]
-        metrics += _group_metrics(rows)
+        metrics += _group_metrics(graded)
     return [*metrics, *describe_episodes(rows)]
 
 
@@ -163,11 +165,11 @@ def _clipped(term: losses.Term, tokens: Mapping[str, Tensor]) -> list[Metric]:
     ]
 
 
-def _group_metrics(rows: Sequence[Example]) -> list[Metric]:
+def _group_metrics(graded: Sequence[tuple[str, float]]) -> list[Metric]:
+    """graded: the problem and the reward of each answer."""
     groups: dict[str, list[float]] = {}
-    for row in rows:
-        if row.rollout.reward is not None:
-            groups.setdefault(row.rollout.problem_id, []).append(row.rollout.reward)
+    for problem_id, reward in graded:
+        groups.setdefault(problem_id, []).append(reward)
     same = [len(set(rewards)) == 1 for rewards in groups.values() if len(rewards) > 1]
     return [Metric("rollout/share_of_groups_with_one_reward", float(np.mean(same)))] if same else []
 

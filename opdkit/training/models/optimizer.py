@@ -92,6 +92,10 @@ class Optimizer:
         """The same as `LanguageModel.using` takes them."""
         return kept
 
+    def own_parts(self, whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Whole weights as `LanguageModel.using` takes them."""
+        return whole
+
     def make_ready(self) -> None:
         """Before the passes of an update, where some rank may have none."""
 

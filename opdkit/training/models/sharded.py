@@ -45,6 +45,10 @@ class ShardedOptimizer(GatheredOptimizer):
     def stand_ins(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: part if n in self._shards else self._whole(self.cuts[n], part) for n, part in kept.items()}
 
+    def own_parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {name: self.cuts[name].rows(self._place) for name in whole if name in self._shards}
+        return {name: weight[own[name]] if name in own else weight for name, weight in whole.items()}
+
     def zero_grad(self) -> None:
         super().zero_grad()
         self._shards.zero_grad()
@@ -104,6 +108,9 @@ class ShardedOptimizer(GatheredOptimizer):
 
     def _move(self) -> None:
         super()._move()  # Muon's matrices have no gradient yet
+        for name, weight in self._moved.items():
+            if name not in self._whole_cuts:
+                weight.grad = None  # or each turn of Muon would move the matrices outside the layers once more
         muon = next((part for part in self._parts if isinstance(part, torch.optim.Muon)), None)
         for name, whole_cut in self._whole_cuts.items():
             master, moved, cut = self.weights[name], self._moved[name], self.cuts[name]
