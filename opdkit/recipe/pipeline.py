@@ -185,7 +185,7 @@ class Pipeline:
             elif isinstance(stage.does, MakeModel):
                 found = missing_paths([("data", stage.does.data)])
             else:
-                found = []  # an earlier stage makes it
+                found = iter(())  # an earlier stage makes it
             said += [(stage.name, f"stage {stage.name}: {sentence}") for path, sentence in found if path not in made]
         return said
 
