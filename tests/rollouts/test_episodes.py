@@ -85,8 +85,8 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pool]]
     file = tmp_path_factory.mktemp("environment") / "env.py"
     file.write_text(ENVIRONMENT)
     made = {
-        name: Pool(resolve_environment(f"{file}:{name}"), workers=1, tool_timeout_s=1.0)
-        for name in ("Tools", "Talk", "Echo")
+        name: Pool(resolve_environment(f"{file}:{name}"), workers=workers, tool_timeout_s=1.0)
+        for name, workers in (("Tools", 2), ("Talk", 1), ("Echo", 1))
     }
     yield made
     for pool in made.values():
@@ -254,6 +254,27 @@ def test_rows_depend_on_nobody_else(renderer: Renderer, stage: Callable[..., Sta
     for one in (backwards, alone):
         assert [row.answer_ids for row in one] == [row.answer_ids for row in rows]
         assert [row.turns for row in one] == [row.turns for row in rows]
+
+
+@pytest.mark.parametrize("go_ahead", [True, False])
+def test_who_waits_for_a_slow_tool(renderer: Renderer, stage: Callable[..., Stage], go_ahead: bool) -> None:
+    """p0's tool hangs for a second, in a process of its own: with `go_ahead` p1 has had all its turns before p0 has its
+    second one, without it they have every turn together."""
+    order: list[str] = []
+
+    def script(prompt: Sequence[int], seed: int) -> Sequence[int]:
+        text = renderer.tokenizer.decode(list(prompt))
+        number = text.partition("(")[2].count("<|im_start|>assistant")
+        is_slow = text.partition("(")[2].startswith(f"{seed_from(1, 2, 'sample', 'p0', 'reset') % 100})")
+        order.append(f"{'slow' if is_slow else 'fast'} {number}")
+        if number == 3:
+            return renderer.encode("Done.<|im_end|>")
+        return renderer.encode(f"{call(7 if is_slow and number == 1 else number, 1)}<|im_end|>")
+
+    rows = run(replace(stage(), go_ahead=go_ahead), FakeEngine(script), renderer, "p0", "p1")
+    assert [row.ended for row in rows] == ["answer", "answer"] and rows[0].turns[0].failure == "timeout"
+    together = ["slow 1", "fast 1", "slow 2", "fast 2", "slow 3", "fast 3"]
+    assert order == (["slow 1", "fast 1", "fast 2", "fast 3", "slow 2", "slow 3"] if go_ahead else together)
 
 
 def test_an_environment_that_does_not_begin(renderer: Renderer, stage: Callable[..., Stage]) -> None:
