@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opdkit.types import Asked, Finish, FloatArray, Signal
 
@@ -51,6 +52,15 @@ class Sampler(Protocol):
         finished hears of every answer once. progress is called after every token or few, and may raise Interrupted: it
         is passed on once `finished` has got what is whole.
         """
+        ...
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A sampler of which several ranks keep parts."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside the block, which all ranks begin, each may sample as often as it likes."""
         ...
 
 

@@ -5,8 +5,8 @@ Letters: T answer positions of one row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +90,16 @@ class HFEngine:
 
         self._sample(rest, params, progress, joined, len(jobs) - len(rest), len(jobs))
         return [begun[index] for index in range(len(jobs))]
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """See `Gathering`."""
+        shards = self.model.shards
+        if shards is None:
+            yield
+            return
+        with shards.holding({n: w for n, w in (self.weights or {}).items() if n in shards}), shards.whole():
+            yield
 
     def _sample(
         self,

@@ -41,6 +41,7 @@ class Shards:
         """layers: by their names in the whole module; they go to the mesh's device one at a time. reads: what a layer
         is gathered as; None: as it is kept. offload: parts and their gradients are in host memory."""
         self._group, self._layers = group, list(layers.values())
+        self._are_whole = False
         own = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
         policy = MixedPrecisionPolicy(
             param_dtype=reads, reduce_dtype=None if reads is None else torch.float32, cast_forward_inputs=False
@@ -106,13 +107,18 @@ class Shards:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Inside the block every layer is whole on every rank, for passes that each makes as many of as it likes: a
-        token of each row at a time, say. Begun by all ranks; without gradients."""
+        token of each row at a time, say. Begun by all ranks, unless they are inside such a block; without gradients."""
+        if self._are_whole:
+            yield
+            return
+        self._are_whole = True
         for layer in self._layers:
             layer.unshard()
         self._root.set_reshard_after_forward(False)
         try:
             yield
         finally:
+            self._are_whole = False
             self._root.set_reshard_after_forward(True)
             for layer in self._layers:
                 layer.reshard()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from opdkit.contexts.drift import compared
 from opdkit.contexts.render import OPENED_THINKING, Renderer
 from opdkit.contexts.suffix import Role, Suffixes
-from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
+from opdkit.engines.base import Gathering, Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.rollouts.environments.base import Action, Step
 from opdkit.rollouts.environments.workers import EnvironmentDown, Pool, Reply
@@ -122,7 +123,9 @@ def play(
     """
     played = _Play(stage, sampler, renderer, task, params, identity, policy_version, group_size, progress, kept)
     try:
-        return played.through(asked)
+        # Episodes take as many calls of the sampler as they have turns, and ranks have other episodes each.
+        with sampler.gathered() if isinstance(sampler, Gathering) else nullcontext():
+            return played.through(asked)
     except EnvironmentDown:  # its processes are gone, and the episodes with them
         played.opened.clear()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,30 @@ def test_bfloat16(lora: bool, strategy: str, recipe: Make, on_ranks: Any) -> Non
     noise = distance(alone["gradients"][0], otherwise["gradients"][0])
     assert noise < 3e-2
     assert distance(alone["gradients"][0], together["gradients"][0]) < max(2 * noise, 2e-6)
+
+
+TALK = """
+from opdkit.rollouts.environments.base import Step
+
+class Talk:
+    tools = ()
+    def reset(self, problem, seed):
+        self.left = 1 + int(problem.gold) % 4
+        return problem.messages
+    def step(self, action, seed):
+        self.left -= 1
+        return Step(done=not self.left, reward=0.5, messages=[{"role": "user", "content": str(seed % 100)}])
+"""
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("strategy", ["gathered", "sharded"])
+def test_episodes_of_unequal_lengths(strategy: str, recipe: Make, on_ranks: Any, tmp_path: Path) -> None:
+    """Every rank plays its own as long as they take, also where layers in parts are gathered together."""
+    (tmp_path / "talk.py").write_text(TALK)
+    played = (f"episode.environment={tmp_path / 'talk.py'}", "episode.max_turn_tokens=8", "episode.workers=1")
+    settings = {"opd": ("opd", *played, f"parallel.strategy={strategy}")}
+    compared(recipe, settings, on_ranks, 2)
 
 
 def test_rows_are_dealt_evenly() -> None:
