@@ -283,6 +283,11 @@ def _evaluation(path: Path) -> dict[str, Any]:
     return evaluation
 
 
+def mapping(content: object) -> Mapping[str, Any]:
+    """What a file holds where it should hold one; {} for anything else."""
+    return content if isinstance(content, Mapping) else {}
+
+
 def flat(content: object, prefix: str = "") -> list[tuple[str, str]]:
     """Nested JSON as (dotted key, text)."""
     if isinstance(content, Mapping):
