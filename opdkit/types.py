@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,6 +54,11 @@ class Problem:
         return self.gold is not None or bool(self.meta.get("tests"))
 
 
+def as_asked(problem: Problem, row: Problem) -> Problem:
+    """A problem of the data as a saved row's answers were asked it: an environment says the prompt of its episodes."""
+    return replace(problem, messages=row.messages, tools=row.tools)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRecord:
     """What became of one turn of the model in an episode."""
@@ -83,7 +88,7 @@ class Rollout:
     sample_id: int  # 0 .. group_size - 1
     policy_version: int  # number of optimizer steps the sampling weights had seen
     prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop"
+    answer_ids: tuple[int, ...]  # [T], ends with the stop token if finish == "stop" (an episode: its last turn)
     # [T] nats, under the distribution that was sampled; NaN: of no token of the model; None: not sampled by us
     answer_logprobs: FloatArray | None
     answer_mask: npt.NDArray[np.bool_]  # [T] True = it is trained on, False = tool or environment text

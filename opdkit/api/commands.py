@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -39,7 +39,7 @@ def train(
     problems: Iterable[Problem | Mapping[str, Any]] | None = None,
     reward: Reward | Sequence[Reward] | Mapping[str, Reward | tuple[float, Reward]] | None = None,
     on_step: OnStep | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -48,6 +48,7 @@ def train(
     recipe     a Recipe, its sections as a dict, or a file
     problems   in place of `data.train`: dicts with the columns of a data file, or Problems
     reward     in place of `data.task`: functions of TRL's form (`opdkit.api.rewards`)
+    resume     go on from the newest checkpoint; "auto": or begin, where there is no run
     on_step    called after every step with the steps taken and that step's metrics; what it raises ends the run, once
                the steps are saved
     """
@@ -73,13 +74,14 @@ def train(
         )
         data = problems_of(given, schema, limit=section.limit, seed=chosen.seed)
     from opdkit.reporting import write_report
+    from opdkit.run.folder import RunFolder
     from opdkit.training.loop import train as train_recipe
 
     with _stopping(f"everything is saved in {chosen.run_dir}; go on with the same call and resume=True"):
         train_recipe(
             chosen,
             console=Console(quiet=quiet),
-            resume=resume,
+            resume=RunFolder(chosen.run_dir).has_begun if resume == "auto" else resume,
             overwrite=overwrite,
             problems=data,
             on_step=on_step,
@@ -227,5 +229,5 @@ def _stopping(how_to_go_on: str) -> Iterator[None]:
     """What was stopped is a KeyboardInterrupt: `except Exception` around a notebook's loop must not swallow it."""
     try:
         yield
-    except Interrupted:
-        raise KeyboardInterrupt(how_to_go_on) from None
+    except Interrupted as stop:  # a run that paused says why
+        raise KeyboardInterrupt(f"{stop}; {how_to_go_on}" if str(stop) else how_to_go_on) from None

@@ -21,7 +21,7 @@ def doctor(
         int | None, typer.Option(min=1, max=MANY, help="How many are answered; default: about 8 answers in all.")
     ] = None,
     answer_tokens: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Where answers are cut; default: 48.")
+        int | None, typer.Option(min=1, max=MOST, help="Where answers are cut; default: 32.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,7 +16,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
+    run: Annotated[Path, typer.Argument(help="A training run's folder, or FSDP shards of verl.")],
     out: Annotated[Path, typer.Option(help="A new folder, in Hugging Face format.")],
     step: Annotated[int | None, typer.Option(min=0, max=MOST, help="Default: the newest checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",

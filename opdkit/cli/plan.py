@@ -99,9 +99,10 @@ def _given(config: list[str]) -> dict[str, str]:
 def _say_plan(found: Plan) -> None:
     work, device = found.work, found.device
     on = "" if device is None else f" on {work.ranks} x {device.name}" if work.ranks > 1 else f" on {device.name}"
+    how = f", layers {'in parts' if work.sharded else 'gathered'}" if work.ranks > 1 else ""
     say(
         console,
-        f"{work.recipe.name}{on}: estimate, not measured",
+        f"{work.recipe.name}{on}{how}: estimate, not measured",
         f"{work.rows} rows a step{' on each' if work.ranks > 1 else ''}, prompts of {work.prompt:,.0f} tokens and "
         f"answers of {work.answer:,.0f} (--prompt-tokens, --answer-tokens); student {_count(work.student.parameters)} "
         f"parameters, {_count(work.trained)} of them trained",

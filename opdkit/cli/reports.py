@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from opdkit.cli.base import app, console, finite
+from opdkit.cli.base import AsJson, app, console, finite
 from opdkit.errors import UserError
-from opdkit.run.console import say
+from opdkit.run.console import say, say_json
 
 
 @app.command()
@@ -59,3 +59,27 @@ def watch(
 
     with contextlib.suppress(KeyboardInterrupt):  # only the looking ends
         watch(run, console, once=once, every_s=every)
+
+
+@app.command()
+def episodes(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    step: Annotated[int | None, typer.Option(min=1, help="Of its saved steps.  [default: the last]")] = None,
+    problem: Annotated[str | None, typer.Option(help="The id of a problem.")] = None,
+    sample: Annotated[int | None, typer.Option(min=0, help="Which of its answers.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="How many are shown.")] = 1,
+    json: AsJson = False,
+) -> None:
+    """Episodes of a run, turn by turn: what the model wrote, what the environment said.
+
+    Out of the rows that the run saved; needs no model.
+    """
+    from opdkit.reporting.episodes import as_json, decode_of, read_episodes, shown
+
+    chosen, found = read_episodes(run, step=step, problem=problem, sample=sample, count=count)
+    decode = decode_of(run)
+    if json:
+        say_json(console, [as_json(chosen, rows, decode) for rows in found])
+        return
+    for rows in found:
+        say(console, *shown(chosen, rows, decode))

@@ -32,6 +32,7 @@ from opdkit.types import Message
 Role = Literal["tool", "user"]
 _SENTINEL, _TEAR = "Xsaid", "Xtear"  # what follows them in a rendering is looked for; made longer where a text has them
 _NAME = re.compile(r"[\w.:-]{1,64}")  # the model writes the names of tools that there are not
+_REMEMBERED = 64
 _CUT = "\n[... {} tokens left out ...]\n"
 
 
@@ -86,6 +87,11 @@ class Suffixes:
     def _added_ids(self) -> frozenset[int]:
         added = self.renderer.tokenizer.added_tokens_decoder
         return frozenset(token for token, one in added.items() if len(one.content.strip()) > 1)
+
+    @cached_property
+    def _torn(self) -> dict[str, list[str]]:
+        """Texts as they are torn: each is looked at when it is shown and when it is appended."""
+        return {}
 
     def shown(self, text: str, max_tokens: int) -> Shown:
         """Of a text of any size what the model is shown: at most `max_tokens` tokens, cut in the middle."""
@@ -193,11 +199,21 @@ class Suffixes:
         """The text in parts none of which encodes to a token that was added by name."""
         if self._added is None:
             return [text]
-        places = [0, *(match.start() + 1 for match in self._added.finditer(text)), len(text)]
+        if text not in self._torn:
+            if len(self._torn) >= _REMEMBERED:
+                self._torn.clear()
+            self._torn[text] = self._tear(text, self._added)
+        return self._torn[text]
+
+    def _tear(self, text: str, added: re.Pattern[str]) -> list[str]:
+        places = [0, *(match.start() + 1 for match in added.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(places)]
-        if any(self._added_ids.intersection(self.renderer.encode(self._known(piece)[0])) for piece in pieces):
-            return list(text)  # it is spelled in other characters, which the tokenizer takes for the same
-        return pieces
+        try:
+            ids = chain.from_iterable(self.renderer.encode(piece) for piece in pieces if piece)
+            spelled = any(token in self._added_ids for token in ids)
+        except UserError:  # a character that the tokenizer cannot read spells nothing
+            spelled = False
+        return list(text) if spelled else pieces  # spelled in other characters, which the tokenizer takes for the same
 
     def _cut(self, parts: Sequence[str], num_left_out: int, max_tokens: int) -> tuple[str, int]:
         """(the text without its middle, how many tokens that were). parts: the text, or its beginning and its end, with
@@ -206,12 +222,13 @@ class Suffixes:
         num_tokens = sum(map(len, spans)) + num_left_out // 4
         if num_tokens <= max_tokens and len(parts) == 1:
             return parts[0], 0
-        room = max_tokens - len(self._spans(_CUT.format(num_tokens)))
+        marked = _CUT if self._reads(_CUT.format(num_tokens)) else ""
+        room = max_tokens - len(self._spans(marked.format(num_tokens)))
         if room < 2:  # of no use to say so
             return parts[0][: spans[0][max_tokens][0]], num_tokens - max_tokens
         beginning = parts[0][: spans[0][room - room // 2][0]]
         end = parts[-1][spans[-1][-(room // 2)][0] :]
-        return beginning + _CUT.format(num_tokens - room) + end, num_tokens - room
+        return beginning + marked.format(num_tokens - room) + end, num_tokens - room
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         text, _ = self._known(text)

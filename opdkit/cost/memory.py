@@ -56,18 +56,21 @@ def _kind(device: Device | None) -> str:
 
 def _resident(work: Work, kind: str) -> Parts:
     """What is there from the first step to the last. On several ranks the float32 weights, the optimizer and an
-    average are in shards, and every rank has the whole weights besides."""
+    average are in parts; a float32 computation of gathered weights has whole ones besides."""
     on_host = hosted(work, kind)
-    ranks, trained, lora = work.ranks, work.trained, work.recipe.model.lora
+    trained, lora, share = work.trained, work.recipe.model.lora, work.kept_share
     student, compute = work.student, BYTES[work.dtype]
     if lora is not None:
-        weights = compute * (student.parameters + student.unread) + 4.0 * trained
+        base = student.parameters * (1 - work.layers_share + work.kept_layers if work.sharded else 1.0)
+        weights = compute * (base + student.unread) + 4.0 * trained * (1.0 if work.ranks == 1 else 1 + share)
     else:
-        weights = work.master_bytes * (student.parameters / ranks + student.unread)
-        weights += 4 * student.parameters if ranks > 1 else 0
+        weights = work.master_bytes * (student.parameters * share + student.unread)
+        is_whole_besides = work.ranks > 1 and not work.copies
+        weights += 4 * student.parameters * work.whole_share if is_whole_besides else 0
+    on_host_too = work.recipe.parallel.offload and work.sharded
     return {
-        "weights": weights,
-        "optimizer": _optimizer(work) / ranks,
+        "weights": 0.0 if on_host_too else weights,
+        "optimizer": 0.0 if on_host_too else _optimizer(work) * share,
         "teacher": _kept_here(work, [r for r in work.readers if "teacher" in r.views], on_host),
         "other views": _kept_here(work, [r for r in work.readers if "teacher" not in r.views], on_host),
     }
@@ -80,6 +83,8 @@ def hosted(work: Work, kind: str) -> dict[str, float]:
     found = {"hidden states of teachers": payload(work)}
     if kept := sum(_kept(work, reader) for reader in work.readers if _is_on_host(reader)):
         found["weights of teachers"] = kept
+    if work.recipe.parallel.offload and work.sharded:
+        found["weights and optimizer"] = 4 * work.trained * work.kept_share + _optimizer(work) * work.kept_share
     if work.recipe.model.activation_offload:
         found["activations"] = _kept_a_token(work) * work.learned_at_once
     return {what: size for what, size in found.items() if size}
@@ -110,14 +115,16 @@ def _optimizer(work: Work) -> float:
 def _kept(work: Work, reader: Reader) -> float:
     """What a teacher keeps from step to step."""
     if reader.is_model:
-        return _loaded(reader) if reader.is_loaded_first else 0.0
+        parts = (work.recipe.parallel.hsdp or work.ranks) if reader.section.placement == "sharded" else 1
+        outside = 1 - reader.size.matrices / reader.size.parameters
+        return _loaded(reader) * (outside + (1 - outside) / parts) if reader.is_loaded_first else 0.0
     if reader.is_elsewhere:  # of a server that sends hidden states, its head
         return float(BYTES[reader.dtype] * reader.size.head) if reader.section.payload == "hidden" else 0.0
     weights, lora = reader.section.weights, work.recipe.model.lora
     if weights == "ema":
-        return 4.0 * work.trained / work.ranks
+        return 4.0 * work.trained * work.kept_share
     if weights in ("initial", "trust_region"):
-        return (4.0 if lora is not None else BYTES[work.dtype]) * work.trained
+        return (4.0 if lora is not None else BYTES[work.dtype]) * work.trained * work.kept_share
     return 0.0
 
 
@@ -217,7 +224,7 @@ def _scored_by(work: Work, reader: Reader, kind: str) -> Parts:
         (work.tokens_at_once(work.scoring_budget, r.context + work.answer, work.rows) for r in reader.readings),
         default=0,
     )
-    own_copy = float(work.copies) if reader.section.weights in ("ema", "live", "trust_region") else 0.0
+    own_copy = work.copies * work.whole_share if reader.section.weights in ("ema", "live", "trust_region") else 0.0
     if kind != "cpu" and reader.section.weights_on == "host":  # brought for the time that it reads
         own_copy = float((4 if work.recipe.model.lora else BYTES[work.dtype]) * work.trained)
     brought = _loaded(reader) if _moves_in(reader, kind) else 0.0
@@ -239,7 +246,8 @@ def _update(work: Work, device: Device | None) -> Parts:
     kept = _kept_a_token(work) if kind == "cpu" or not recipe.model.activation_offload else 0.0
     tokens = work.learned_at_once
     has_more = work.rows / recipe.train.updates_per_step * work.row > tokens * 1.01
-    gradients = float(work.master_bytes * work.trained)
+    gradients = float(work.master_bytes * work.trained) * (work.whole_share + work.kept_layers if work.sharded else 1.0)
+    copies = work.copies * work.whole_share
     states = (
         sum(reader.gives_states * reader.size.hidden * BYTES[reader.dtype] for reader in work.readers)
         * tokens
@@ -250,19 +258,19 @@ def _update(work: Work, device: Device | None) -> Parts:
     grad_head = 0.0 if recipe.model.lora is not None else compute * student.head
     forward = {
         "gradients": gradients if has_more else 0.0,
-        "bfloat16 copy": work.copies,
+        "bfloat16 copy": copies,
         "activations": kept * tokens,
         "head": _head_at_work(work, kind),
         "hidden states": states + on_cpu,
     }
     backward = {
-        "gradients": gradients + work.copies,  # those of the copies stay until the last of them is there
-        "bfloat16 copy": 0.0 if not has_more else work.copies,
+        "gradients": gradients + copies,  # those of the copies stay until the last of them is there
+        "bfloat16 copy": 0.0 if not has_more else copies,
         "activations": (kept + beyond) * tokens if has_more else beyond * tokens,
         "head": grad_head,
         "hidden states": on_cpu,
     }
-    started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": work.copies}
+    started = forward | {"activations": (kept + beyond) * tokens, "head": grad_head, "bfloat16 copy": copies}
     return max(forward, backward, started, key=lambda parts: sum(parts.values()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from opdkit.cost.devices import FLOPS_REACHED, GPUS, Device
 from opdkit.cost.memory import Parts, hosted, moments
 from opdkit.cost.seconds import seconds, update_flops
 from opdkit.cost.size import ModelSize, known_sizes
+from opdkit.cost.strategy import is_sharded
 from opdkit.cost.work import Lengths, SizeOf, Work, work_of
 from opdkit.errors import UserError
 from opdkit.recipe.sections import Recipe
@@ -63,6 +64,7 @@ class Plan:
             "recipe": work.recipe.name,
             "device": device and {"name": device.name, "capacity": device.capacity, "usable": device.usable},
             "gpus": work.ranks,
+            "strategy": ("sharded" if work.sharded else "gathered") if work.ranks > 1 else None,
             "estimate": True,
             "tokens": {"prompt": work.prompt, "answer": work.answer, "rows": work.rows},
             "parameters": {"student": work.student.parameters, "trained": work.trained},
@@ -133,6 +135,8 @@ def plan(
 ) -> Plan:
     """Raises UserError for a model whose size is not known."""
     work = work_of(recipe, size_of, lengths or Lengths(), ranks)
+    memory = None if device is None or device.is_cpu else device.capacity
+    work = replace(work, sharded=is_sharded(recipe, work.student.parameters, ranks, memory))
     found = moments(work, device)
     took = None
     if device is not None and device.flops is not None:

@@ -74,6 +74,7 @@ class Work:
     answer: float
     longest_prompt: int
     ranks: int = 1
+    sharded: bool = False  # its ranks keep the student's layers in parts
 
     @property
     def rows(self) -> int:
@@ -108,6 +109,26 @@ class Work:
         """Bytes of the computation's own copies of float32 weights."""
         is_other = self.recipe.model.lora is None and self.master_bytes != BYTES[self.dtype]
         return BYTES[self.dtype] * self.trained if is_other else 0
+
+    @property
+    def kept_share(self) -> float:
+        """Of the student's parameters, what a rank keeps."""
+        return (1 - self.layers_share) / self.ranks + self.kept_layers if self.sharded else 1 / self.ranks
+
+    @property
+    def whole_share(self) -> float:
+        """What is whole on a rank in a pass: all, or what is outside the layers, a layer and the next one."""
+        share = self.layers_share
+        return 1 - share + share * min(1.0, 2 / self.student.layers) if self.sharded else 1.0
+
+    @property
+    def kept_layers(self) -> float:
+        """Of the student's parameters, a rank's parts of the layers, where they are in parts."""
+        return self.layers_share / (self.recipe.parallel.hsdp or self.ranks)
+
+    @property
+    def layers_share(self) -> float:
+        return self.student.matrices / self.student.parameters
 
     @property
     def checkpointed(self) -> float:

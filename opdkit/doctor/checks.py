@@ -27,6 +27,7 @@ CHECKS = (
     Check("what views read", "parts", parts.views),
     Check("think tags", "words", words.think_tags),
     Check("masks and turns", "parts", rows.masks_and_turns),
+    Check("episodes", "sampler", rows.episodes),
     Check("token ids", "sampler", sampler.echo),
     Check("off by one", "sampler", sampler.off_by_one),
     Check("temperature", "sampler", sampler.temperature),

@@ -13,6 +13,7 @@ import torch
 
 from opdkit.doctor.findings import Finding, not_checked, passed, warned
 from opdkit.doctor.patient import DISTRIBUTION, Patient
+from opdkit.doctor.trainer import states_of
 from opdkit.engines.tokens.stops import texts_of
 from opdkit.losses import Head, head_stats
 from opdkit.rollouts.single_turn import dataset_groups
@@ -34,15 +35,16 @@ def stop_disagreement(patient: Patient) -> Finding:
     teacher, rows = _whole_teacher(patient)
     if teacher is None:
         return not_checked("no teacher that gives whole distributions in the student's tokens reads these answers")
-    ended = [row for row in rows if row.rollout.finish == "stop"]
+    student = patient.state.student
+    # Of an episode, the environment may have had the last word.
+    ended = [row for row in rows if row.rollout.finish == "stop" and row.rollout.answer_ids[-1] in student.stop_ids]
     kind = "answers that ended"
     if not ended:
         ended, kind = _solutions(patient, teacher), "of the data's solutions"
     if not ended:
         return not_checked("no answer ended by itself, and the data has no solutions", MORE)
-    student = patient.state.student
     stops = sorted(token for token in student.stop_ids if token < student.num_tokens)
-    ours = _at_end(patient.head, patient.read_by_student([r.rollout.prompt_ids for r in ended], _answers(ended)), stops)
+    ours = _at_end(patient.head, _student_states(patient, ended), stops)
     signals = teacher.score([r.views["teacher"].context_ids for r in ended], _answers(ended), DISTRIBUTION,
                             temperature=1.0)  # fmt: skip
     states = [signal.hidden_TH for signal in signals if signal.hidden_TH is not None]
@@ -77,42 +79,45 @@ def _at_end(head: Head | None, states: Sequence[torch.Tensor], ids: Sequence[int
 
 
 def privileged_teacher(patient: Patient) -> Finding:
-    """Does a context make the teacher like right answers less than it does without? Then it teaches them away: most
-    of all the thinking of models that think (arXiv:2607.05184)."""
-    state = patient.state
-    right = [row for row in patient.rows if (row.rollout.reward or 0.0) >= 1.0 and "teacher" in row.views]
-    read = [(row, state.viewers[row.views["teacher"].by or "teacher"]) for row in right]
-    read = [(row, viewer) for row, viewer in read if viewer.context.kind != "none"]
-    if all(viewer.context.kind == "none" for viewer in state.viewers.values()):
+    """Does a context take probability from right answers, and no more of it from wrong ones? On what is solved it then
+    teaches away from what works: most of all the thinking of models that think (arXiv:2607.05184).
+
+    Answers of the student itself lose a little by any context that moves its own weights (a KL), so wrong ones are the
+    measure where there are some."""
+    viewers = patient.state.viewers
+    if all(viewer.context.kind == "none" for viewer in viewers.values()):
         return not_checked("no teacher reads a context")
-    if len(read) < LEAST_ROWS:
-        return not_checked(f"{len(read)} of {len(patient.rows)} answers are right and read with a context", MORE)
-    differences = []
-    for row, viewer in read:
-        teacher, answer = viewer.teacher, row.rollout.answer_ids
-        plain = teacher.renderer.prompt_ids(row.problem.messages)
-        contexts = [row.views["teacher"].context_ids, plain]
-        if not teacher.can_say(SAMPLED) or not all(teacher.fits(context, answer) for context in contexts):
-            continue
-        with_context, without = teacher.score(contexts, [answer, answer], SAMPLED, temperature=1.0)
-        assert with_context.sampled_logprob_T is not None and without.sampled_logprob_T is not None
-        gap_T = with_context.sampled_logprob_T.astype(np.float64) - without.sampled_logprob_T
-        differences.append(float(np.nanmean(gap_T[row.rollout.answer_mask])))
-    if len(differences) < LEAST_ROWS:
-        return not_checked("the teacher cannot say the log-probs of single tokens of these answers")
-    mean, lower = float(np.mean(differences)), sum(difference < 0 for difference in differences)
-    thinks = " The student thinks: it is thinking that gets rarer." if _thinks(patient) else ""
-    said = (
-        f"{len(differences)} right answers: with its context the teacher gives a token {mean:+.3f} nats "
-        f"({lower} answers get less)"
-    )
-    if mean < -HARM:
+    read = [row for row in patient.rows if "teacher" in row.views and row.rollout.reward is not None]
+    read = [row for row in read if viewers[row.views["teacher"].by or "teacher"].context.kind != "none"]
+    right = [row for row in read if (row.rollout.reward or 0.0) >= 1.0]
+    whole = [row for row in read if row not in right and (row.rollout.finish == "stop" or not patient.is_cut)]
+    gains = [gain for row in right if (gain := _gain(patient, row)) is not None]
+    losses = [gain for row in whole if (gain := _gain(patient, row)) is not None]
+    if len(gains) < LEAST_ROWS:
+        return not_checked(f"{len(gains)} of {len(patient.rows)} answers are right and read with a context", MORE)
+    mean, wrong = float(np.mean(gains)), float(np.mean(losses)) if len(losses) >= LEAST_ROWS else None
+    beside = "" if wrong is None else f", to one of {len(losses)} wrong answers {wrong:+.3f}"
+    said = f"its context gives a token of {len(gains)} right answers {mean:+.3f} nats in the teacher's eyes{beside}"
+    if mean < -HARM and (wrong is None or mean <= wrong):
+        thinks = "; the student thinks, and it is thinking that gets rarer" if _thinks(patient) else ""
         return warned(
-            f"{said}: it pulls the student away from what it does right.{thinks}",
-            "a weaker context ([context] sdpo, peers), weights.problems that leave solved problems out (paced), or "
-            "[teacher] without a context",
+            f"{said}: it pulls the student away from what it does right{thinks}",
+            "another context ([context] peers), weights.problems that leave solved problems out (paced), or none",
         )
     return passed(said)
+
+
+def _gain(patient: Patient, row: Example) -> float | None:
+    """Nats a token by which the teacher finds an answer likelier with its context than without; None: it cannot say."""
+    viewer = patient.state.viewers[row.views["teacher"].by or "teacher"]
+    teacher, answer = viewer.teacher, row.rollout.answer_ids
+    contexts = [row.views["teacher"].context_ids, teacher.renderer.asked_ids(row.problem, row.rollout.history)]
+    if not teacher.can_say(SAMPLED) or not all(teacher.fits(context, answer) for context in contexts):
+        return None
+    with_context, without = teacher.score(contexts, [answer, answer], SAMPLED, temperature=1.0)
+    assert with_context.sampled_logprob_T is not None and without.sampled_logprob_T is not None
+    gain_T = with_context.sampled_logprob_T.astype(np.float64) - without.sampled_logprob_T
+    return float(np.nanmean(gain_T[row.rollout.answer_mask]))
 
 
 def _thinks(patient: Patient) -> bool:
@@ -207,11 +212,15 @@ def _solutions(patient: Patient, teacher: Teacher) -> list[Example]:
     )
     found = []
     for group in groups:
-        view = View(context_ids=teacher.renderer.prompt_ids(group.problem.messages))
+        view = View(context_ids=teacher.renderer.asked_ids(group.problem))
         row = Example(problem=group.problem, rollout=group.rollouts[0], views={"teacher": view})
         if row.rollout.finish == "stop" and teacher.fits(view.context_ids, row.rollout.answer_ids):
             found.append(row)
     return found
+
+
+def _student_states(patient: Patient, rows: Sequence[Example]) -> list[torch.Tensor]:
+    return states_of(patient.state, patient.weights, [row.rollout.prompt_ids for row in rows], _answers(rows))
 
 
 def _whole_teacher(patient: Patient) -> tuple[Teacher | None, list[Example]]:

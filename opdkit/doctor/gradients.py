@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -64,7 +63,7 @@ def _frozen(patient: Patient) -> list[str]:
 
 def micro_batches(patient: Patient) -> Finding:
     """The gradient does not depend on which rows go through together: as the recipe has it against each row alone."""
-    rows = patient.rows[: patient.dose.learned_rows]
+    rows = patient.few_rows
     together, alone = patient.gradients, gradients_of(replace(patient.state, passes=ROWS_ALONE), rows)
     off = {name: _share(alone.kept[name], grad) for name, grad in together.kept.items() if name in alone.kept}
     worst = max(off, key=lambda name: off[name], default="")
@@ -98,9 +97,7 @@ def _states_alike(patient: Patient, least_shared: int | None, how: str) -> Findi
         weights = patient.weights if model is patient.state.student else None
         with torch.no_grad():
             ours = model.hidden(contexts, answers, weights=weights, passes=Passes(1 << 30, 0, least_shared))
-            pairs = zip(contexts, answers, strict=True)
-            with _padded(model):
-                alone = torch.cat([model.hidden([context], [answer], weights=weights) for context, answer in pairs])
+            alone = patient.alone(model, contexts, answers, weights)
         off, limit = _share(ours, alone), LIMITS[str(ours.dtype).removeprefix("torch.")]
         if not off <= limit:
             return failed(
@@ -112,18 +109,9 @@ def _states_alike(patient: Patient, least_shared: int | None, how: str) -> Findi
     return passed(f"rows {how}: {'; '.join(said)}")
 
 
-@contextmanager
-def _padded(model: LanguageModel) -> Iterator[None]:
-    before, model.packs = model.packs, False
-    try:
-        yield
-    finally:
-        model.packs = before
-
-
 def _readings(patient: Patient) -> Iterator[tuple[LanguageModel, list[tuple[int, ...]], list[tuple[int, ...]]]]:
     """What each loaded model reads of some rows: (model, contexts, answers)."""
-    rows, state = patient.rows[: patient.dose.learned_rows], patient.state
+    rows, state, most = patient.few_rows, patient.state, patient.dose.learned_tokens
     yield state.student, [row.rollout.prompt_ids for row in rows], [row.rollout.answer_ids for row in rows]
     for view, viewer in state.viewers.items():
         model, teacher = viewer.teacher.loaded_model, viewer.teacher
@@ -133,7 +121,7 @@ def _readings(patient: Patient) -> Iterator[tuple[LanguageModel, list[tuple[int,
                 if (row.views[name].by or base_name(name)) == view]  # fmt: skip
         fitting = [(v.context_ids, r.answer_ids) for v, r in read if teacher.fits(v.context_ids, r.answer_ids)]
         if some := fitting[: patient.dose.learned_rows]:
-            yield model, [context for context, _ in some], [answer for _, answer in some]
+            yield model, [context for context, _ in some], [answer[:most] for _, answer in some]
 
 
 def lora_coverage(patient: Patient) -> Finding:

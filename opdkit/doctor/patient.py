@@ -23,9 +23,10 @@ from opdkit.cost.plan import Sizes
 from opdkit.data.readers import Dataset
 from opdkit.doctor.findings import Unavailable
 from opdkit.doctor.learning import Gradients, gradients_of
+from opdkit.doctor.trainer import TrainerSays, says, shortened, states_of
 from opdkit.engines.base import Sampled, Sampler, SamplingParams
-from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import check_model_path, pick_device
+from opdkit.engines.model import LanguageModel
 from opdkit.losses import Head
 from opdkit.measure.overlap import TokenTable, default_k
 from opdkit.ranks.base import ALONE
@@ -54,12 +55,13 @@ class Dose:
     """How much is looked at."""
 
     answers: int = 8
-    answer_tokens: int = 48  # each is cut there
+    answer_tokens: int = 32  # each is cut there
     probe_tokens: int = 16  # of the answers that only prove the engine
-    learned_rows: int = 4  # that gradients are made of
+    learned_rows: int = 3  # that gradients are made of
+    learned_tokens: int = 12  # of each of their answers
 
 
-QUICK = Dose(answers=4, answer_tokens=16, probe_tokens=8, learned_rows=2)
+QUICK = Dose(answers=4, answer_tokens=12, probe_tokens=8, learned_rows=2, learned_tokens=6)
 
 
 class Made(Generic[T]):
@@ -117,6 +119,8 @@ class Patient:
         self.made: dict[str, Any] = {}
         self.lacking: dict[str, str] = {}
         self.seconds: dict[str, float] = {}  # that sampling, scoring and learning took
+        self._read: dict[int, list[Tensor]] = {}  # the student's states behind answers of the engine
+        self._alone: dict[int, Tensor] = {}  # a model's states behind the few rows, each by itself
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -264,16 +268,11 @@ class Patient:
     @once("the student's hidden states")
     def states(self) -> list[Tensor]:
         """[T, H] the student's behind each row's answer, on its prompt."""
-        return self.read_by_student([row.rollout.prompt_ids for row in self.rows], self.answer_ids)
+        return states_of(self.state, self.weights, [row.rollout.prompt_ids for row in self.rows], self.answer_ids)
 
     @property
     def answer_ids(self) -> list[tuple[int, ...]]:
         return [row.rollout.answer_ids for row in self.rows]
-
-    def read_by_student(self, contexts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
-        """[T, H] of each answer, with the weights of this moment."""
-        engine = HFEngine(self.state.student, weights=self.weights)
-        return hidden_states(engine.score(contexts, answers, DISTRIBUTION, temperature=1.0))
 
     @property
     def weights(self) -> Mapping[str, Tensor] | None:
@@ -284,11 +283,17 @@ class Patient:
     def head(self) -> Head:
         return self.state.student.head(self.weights)
 
+    @property
+    def few_rows(self) -> list[Example]:
+        """The first ones, siblings and another, shortened, without what the views said."""
+        rows, num = self.rows, self.dose.learned_rows
+        chosen = [*rows[: max(1, num - 1)], *rows[-1:]] if len(rows) >= num > 1 else rows[:num]
+        return [shortened(row, self.dose.learned_tokens) for row in chosen]
+
     @once("the gradients")
     def gradients(self) -> Gradients:
-        rows = self.rows[: self.dose.learned_rows]
         started = time.monotonic()
-        found = gradients_of(self.state, rows)
+        found = gradients_of(self.state, self.few_rows)
         self.seconds["learn"] = time.monotonic() - started
         return found
 
@@ -323,6 +328,30 @@ class Patient:
             numbers = torch.tensor([place[row.rollout.key] for row in own]).numpy()
             tables.append(replace(found, row_N=numbers[found.row_N]))
         return TokenTable.joined(tables) if tables else None
+
+    def alone(
+        self,
+        model: LanguageModel,
+        contexts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        weights: Mapping[str, Tensor] | None,
+    ) -> Tensor:
+        """[N, H] of rows that go through a model one by one, neither packed nor padded."""
+        if id(model) not in self._alone:
+            packs, model.packs = model.packs, False
+            try:
+                pairs = zip(contexts, answers, strict=True)
+                found = [model.hidden([context], [answer], weights=weights) for context, answer in pairs]
+            finally:
+                model.packs = packs
+            self._alone[id(model)] = torch.cat(found)
+        return self._alone[id(model)]
+
+    def says_of(self, spoken: Spoken, temperature: float) -> TrainerSays:
+        """The trainer, of answers that the engine gave."""
+        if id(spoken) not in self._read:
+            self._read[id(spoken)] = states_of(self.state, self.weights, spoken.prompts, spoken.answers)
+        return says(self._read[id(spoken)], self.head, spoken.answers, temperature=temperature)
 
     def speak(self, temperature: float, num: int) -> Spoken:
         """`num` answers of the engine to the problems' prompts, all of whose tokens may be drawn."""

@@ -118,7 +118,7 @@ def duration(patient: Patient) -> Finding:
     assert patient.gradients is not None
     of_answers = max(1, sum(len(row.rollout.answer_ids) for row in rows))
     of_rows = max(1, sum(len(row.rollout.prompt_ids) + len(row.rollout.answer_ids) for row in rows))
-    some = rows[: patient.dose.learned_rows]
+    some = patient.few_rows
     learned = max(1, sum(len(row.rollout.prompt_ids) + len(row.rollout.answer_ids) for row in some))
     prompt = sum(len(row.rollout.prompt_ids) for row in rows) / max(1, len(rows))
     num = recipe.train.problems_per_step * recipe.sampling.group_size

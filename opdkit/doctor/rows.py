@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from opdkit.doctor.findings import Finding, failed, passed
+from opdkit.doctor.findings import Finding, failed, not_checked, passed, warned
 from opdkit.doctor.patient import Patient
 from opdkit.training.batch import Batch
 from opdkit.types import AUTHORS, Example, Rollout
 
-TOOL = AUTHORS.index("tool")
+STUDENT, TOOL = AUTHORS.index("student"), AUTHORS.index("tool")
 
 
 def masks_and_turns(patient: Patient) -> Finding:
@@ -39,36 +39,38 @@ def masks_and_turns(patient: Patient) -> Finding:
 
 
 def faults_of(rollout: Rollout, stop_ids: Collection[int], num_tokens: int) -> Iterator[str]:
-    """What is wrong with an answer, in words."""
+    """What is wrong with a row, in words: an answer, or the turns of an episode with what was said between them."""
     ids, mask_T, authors_T = rollout.answer_ids, rollout.answer_mask, rollout.authors
-    turns_T = rollout.turn_numbers.astype(np.int64)
     if not ids:
-        yield "the answer is empty"
+        if rollout.ended == "answer":  # else an episode without a turn: it failed, or there was no room for one
+            yield "the answer is empty"
         return
+    turns_T, own_T = rollout.turn_numbers.astype(np.int64), authors_T != TOOL
+    own = np.flatnonzero(own_T)
     if not all(0 <= token < num_tokens for token in ids):
         yield "an id that no token has"
     if not mask_T.any():
         yield "no token is counted"
-    if (mask_T & (authors_T == TOOL)).any():
+    if (mask_T & ~own_T).any():
         yield "a token that a tool or the environment wrote is counted"
+    if ((authors_T == STUDENT) & ~mask_T).any():
+        yield "a token that the student wrote is not counted"
     if (authors_T >= len(AUTHORS)).any():
         yield "a token of an unknown author"
-    own_T = authors_T != TOOL
-    if turns_T[0] != 0 or (np.diff(turns_T) < 0).any() or (np.diff(turns_T) > 1).any():
+    begins = turns_T[0] == 0 or rollout.episode is not None  # the later rows of an episode begin later
+    if not begins or not np.isin(np.diff(turns_T), (0, 1)).all():
         yield "turns that do not count up from 0"
-    last = int(np.flatnonzero(own_T)[-1]) if own_T.any() else -1  # what an environment says may follow
-    if rollout.finish == "stop" and not (ids[last] in stop_ids and own_T[last] and mask_T[last]):
+    ends = bool(len(own)) and ids[own[-1]] in stop_ids
+    if rollout.finish == "stop" and not (ends and mask_T[own[-1]]):
         yield "an answer that ended by itself, whose stop token is not learned"
-    if rollout.finish == "length" and own_T[last] and ids[last] in stop_ids:
+    if rollout.finish == "length" and ends:
         yield "an answer that was cut, and ends with a stop token"
-    for turn in np.unique(turns_T[own_T]):
-        places = np.flatnonzero((turns_T == turn) & own_T)
-        if any(ids[place] in stop_ids for place in places[:-1]):
-            yield "a stop token inside a turn"
-            break
+    last_of_turns = {int(own[turns_T[own] == turn][-1]) for turn in np.unique(turns_T[own])}
+    if any(ids[place] in stop_ids for place in own if place not in last_of_turns):
+        yield "a stop token inside a turn"
     logprobs_T = rollout.answer_logprobs
     if logprobs_T is not None:
-        told_T = logprobs_T[mask_T & (authors_T == AUTHORS.index("student"))]
+        told_T = logprobs_T[mask_T & (authors_T == STUDENT)]
         if not np.isfinite(told_T).all() or (told_T > 1e-3).any():
             yield "log-probs of counted tokens that are none"
 
@@ -83,3 +85,20 @@ def batch_faults(rows: Sequence[Example], batch: Batch) -> Iterator[str]:
     there = zip(batch.row_N.tolist(), batch.index_N.tolist(), batch.ids_N.tolist(), strict=True)
     if wanted != [*there]:
         yield "the batch does not hold the counted tokens of its rows"
+
+
+def episodes(patient: Patient) -> Finding:
+    """Episodes are scored as they were sampled, piece by piece: the proof that `train` makes before its first step."""
+    if patient.recipe.episode is None:
+        return not_checked("answers have one turn")
+    assert patient.engine is not None
+    run = patient.run
+    fix = "see [episode]: its environment, `calls`, `history`, and what the chat template shows of earlier turns"
+    if doubts := run.answers.prove_episodes(run.problems, 0):
+        return warned(doubts[0], fix, doubts[1:])
+    rollouts = [row.rollout for row in patient.rows]
+    broken = sum(rollout.ended == "failure" for rollout in rollouts)
+    if broken:
+        return warned(f"{broken} of {len(rollouts)} rows are of episodes whose environment failed", fix)
+    turns = sum(len(rollout.turns) for rollout in rollouts)
+    return passed(f"{len(rollouts)} rows of {turns} turns; the sampler's log-probs of every turn are the student's")

@@ -9,7 +9,7 @@ import torch
 
 from opdkit.doctor.findings import Finding, failed, not_checked, passed
 from opdkit.doctor.patient import PROBE_TEMPERATURE, Patient
-from opdkit.doctor.trainer import Floats, trainer_says
+from opdkit.doctor.trainer import Floats, says
 from opdkit.metrics import reduce_metrics
 from opdkit.run.sentinels import GAP_LIMITS, wide_gap
 from opdkit.training.batch import Batch
@@ -32,8 +32,8 @@ def echo(patient: Patient) -> Finding:
             return failed(
                 f'an answer of {len(ids)} ids that ended by "{answer.finish}" has stop tokens at {stops}', _ENGINE
             )
-    says = trainer_says(patient, greedy.prompts, greedy.answers, temperature=1.0)
-    short_N = says.best_N - says.logprob_N
+    found = patient.says_of(greedy, 1.0)
+    short_N = found.best_N - found.logprob_N
     wrong = int((~(short_N <= GAP_LIMITS[patient.recipe.model.dtype][1])).sum())
     if wrong:
         return failed(
@@ -83,10 +83,9 @@ def temperature(patient: Patient) -> Finding:
             f"{PROBE_TEMPERATURE}, which it was asked for{at}",
             "start the server with --logprobs-mode processed_logprobs and --generation-config vllm",
         )
-    drawn = patient.drawn
-    says = trainer_says(patient, drawn.prompts, drawn.answers, temperature=PROBE_TEMPERATURE)
-    surplus_N = says.logprob_N + says.entropy_N  # 0 in the mean, of draws from this distribution
-    num, entropy = len(surplus_N), float(says.entropy_N.mean())
+    found = patient.says_of(patient.drawn, PROBE_TEMPERATURE)
+    surplus_N = found.logprob_N + found.entropy_N  # 0 in the mean, of draws from this distribution
+    num, entropy = len(surplus_N), float(found.entropy_N.mean())
     if num < LEAST_TOKENS or entropy < LEAST_ENTROPY:
         return not_checked(f"{num} tokens of {entropy:.2f} nats are too few to judge draws by", "--problems 16")
     errors = float(surplus_N.mean() / max(surplus_N.std() / np.sqrt(num), 1e-9))
@@ -108,10 +107,9 @@ def sampler_and_trainer(patient: Patient) -> Finding:
         return not_checked("the answers of this recipe are not the student's")
     if sampling.temperature == 0:
         return not_checked("sampling.temperature = 0: a greedy sampler has no log-probs to compare")
-    prompts, answers = [row.rollout.prompt_ids for row in rows], patient.answer_ids
-    says = trainer_says(patient, prompts, answers, temperature=sampling.temperature)
+    found = says(patient.states, patient.head, patient.answer_ids, temperature=sampling.temperature)
     counted_N = np.concatenate([row.rollout.answer_mask for row in rows])
-    logprob_N = torch.from_numpy(says.logprob_N[counted_N]).to(state.student.device)
+    logprob_N = torch.from_numpy(found.logprob_N[counted_N]).to(state.student.device)
     at_one = replace(state, method=state.method.model_copy(update={"loss_temperature": sampling.temperature}))
     batch = Batch(rows, state.student.device)
     seen = reduce_metrics(sampler_gap(at_one, batch, logprob_N, first=True))
@@ -128,11 +126,10 @@ def sampler_and_trainer(patient: Patient) -> Finding:
 def _gap(patient: Patient, at: float, shift: int = 0) -> float:
     """Mean absolute difference, in nats, of the engine's log-probs of the drawn answers to the trainer's at this
     temperature; the engine's of a place taken for the trainer's `shift` places on."""
-    drawn = patient.drawn
-    says = trainer_says(patient, drawn.prompts, drawn.answers, temperature=at)
+    found = patient.says_of(patient.drawn, at)
     gaps, start = list[Floats](), 0
-    for told in drawn.sampled:
-        ours_T = says.logprob_N[start : start + len(told.answer_ids)]
+    for told in patient.drawn.sampled:
+        ours_T = found.logprob_N[start : start + len(told.answer_ids)]
         theirs_T, start = told.logprobs_T.astype(np.float64), start + len(told.answer_ids)
         if shift:
             ours_T = ours_T[shift:] if shift > 0 else ours_T[:shift]

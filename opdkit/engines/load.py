@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opdkit.engines.devices import refused
 from opdkit.engines.quantized import quantization_config
 from opdkit.engines.rope import max_length
 from opdkit.errors import UserError
@@ -268,12 +269,16 @@ def one_sentence(what: str) -> Iterator[None]:
 
 def pick_device(name: str, key: str = "model.device") -> torch.device:
     """ "auto" is CUDA if it is there, else the CPU. Raises UserError for a device that this machine does not have, or
-    that has no float64, in which tokens are drawn and norms added up (Apple's mps)."""
+    that opdkit does not run on (`devices.py`)."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if (why := refused(device)) is not None:
+            raise UserError(f'{key} = "{name[:80]}" is refused: {why}; use "auto" or "cpu"')
         torch.ones(1, device=device, dtype=torch.float64).item()  # "meta" makes tensors, and keeps no numbers
+    except UserError:
+        raise
     except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'{key} = "{name[:80]}" is not available here ({reason}); use "auto" or "cpu"') from None

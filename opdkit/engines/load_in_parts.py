@@ -19,20 +19,29 @@ M = TypeVar("M", bound=LanguageModel)
 
 
 def load_in_parts(
-    load: Callable[[], M], group: Group, *, device: torch.device, reads: Callable[[M], torch.dtype | None]
+    load: Callable[[], M],
+    group: Group,
+    *,
+    device: torch.device,
+    reads: Callable[[M], torch.dtype | None] = lambda model: None,
+    num_parts: int | None = None,
+    offload: bool = False,
 ) -> M:
     """What `load` gives in host memory, with its layers in parts from now on, and all of it on the device; proved by a
     pass. The ranks of a machine load one after another: there is one whole model in its memory.
 
-    reads: what layers are gathered as, where that is not what they are kept in. Raises UserError for a model whose
+    reads: what layers are gathered as, where that is not what they are kept in. num_parts: of a copy of the layers, of
+    which there may be several; None: as many as ranks. offload: see `Shards`. Raises UserError for a model whose
     layers cannot be told apart, or that is read otherwise in parts.
     """
-    mesh = init_device_mesh(device.type, (group.size,))
+    num_copies = group.size // (num_parts or group.size)
+    shape = (group.size,) if num_copies == 1 else (num_copies, group.size // num_copies)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
     model: M | None = None
-    for turn in range(group.local_size):
+    for turn in range(max(group.gather(group.local_size))):
         if turn == group.local_rank:
             model = load()
-            as_read, before_NH = reads(model), _sharded(model, group, mesh, device, reads(model))
+            as_read, before_NH = reads(model), _sharded(model, group, mesh, device, reads(model), offload)
         group.wait()
     assert model is not None
     outside = {n: p for n, p in model.module.named_parameters() if model.shards is not None and n not in model.shards}
@@ -50,7 +59,12 @@ def load_in_parts(
 
 @torch.no_grad()
 def _sharded(
-    model: LanguageModel, group: Group, mesh: DeviceMesh, device: torch.device, reads: torch.dtype | None
+    model: LanguageModel,
+    group: Group,
+    mesh: DeviceMesh,
+    device: torch.device,
+    reads: torch.dtype | None,
+    offload: bool,
 ) -> Tensor:
     """Cut here, without any other rank; returns the states of the proof before, [N, H]."""
     if model.switch_length is not None:
@@ -61,7 +75,11 @@ def _sharded(
         )
     model.prove_packed()
     layers, before_NH = _layers_of(model), proof_hidden(model)
-    model.shards = Shards(model.body, layers, group, mesh=mesh, reads=reads)
+    model.shards = Shards(model.body, layers, group, mesh=mesh, reads=reads, offload=offload)
+    model.notes.append(
+        f"{model.name}: {model.shards.num_parts} ranks keep a part of each of its {len(layers)} layers"
+        + (", in host memory" if offload else "")
+    )
     for name, parameter in model.module.named_parameters():
         if name not in model.shards:
             parameter.data = parameter.data.to(device)

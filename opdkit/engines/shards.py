@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from opdkit.ranks.group import Group
@@ -36,22 +36,28 @@ class Shards:
         *,
         mesh: DeviceMesh,
         reads: torch.dtype | None,
+        offload: bool = False,
     ) -> None:
         """layers: by their names in the whole module; they go to the mesh's device one at a time. reads: what a layer
-        is gathered as; None: as it is kept."""
+        is gathered as; None: as it is kept. offload: parts and their gradients are in host memory."""
         self._group, self._layers = group, list(layers.values())
         own = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
         policy = MixedPrecisionPolicy(
             param_dtype=reads, reduce_dtype=None if reads is None else torch.float32, cast_forward_inputs=False
         )
+        how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+        if offload:
+            how["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+        self.num_parts = mesh.shape[-1]  # neighbouring ranks keep one copy; the next ones the next
         for layer in self._layers:
-            unit: Any = fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+            unit: Any = fully_shard(layer, reshard_after_forward=True, **how)
             # Sums, not means; each of these is of one unit and not of what is below it.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-            unit.set_reduce_scatter_unused_params(True)  # an expert that no token of this rank went to
+            if hasattr(unit, "set_reduce_scatter_unused_params"):  # before torch 2.13 each rank must reach every weight
+                unit.set_reduce_scatter_unused_params(True)  # an expert that no token of this rank went to
         outside = {parameter for parameter in body.parameters() if id(parameter) not in own}
-        self._root: Any = fully_shard(body, mesh=mesh, mp_policy=policy, ignored_params=outside)
+        self._root: Any = fully_shard(body, ignored_params=outside, **how)
         self._kept: dict[str, nn.Parameter] = {
             f"{name}.{leaf}": parameter
             for name, layer in layers.items()
@@ -81,6 +87,10 @@ class Shards:
     @contextmanager
     def holding(self, parts: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside the block the parts hold these numbers, of any type."""
+        for name, part in parts.items():
+            if part.shape != self.part(name).shape:
+                own = tuple(self.part(name).shape)
+                raise ValueError(f"weights[{name!r}] has shape {tuple(part.shape)}, and this rank's part is {own}")
         before = {name: self.part(name).clone() for name in parts}
         try:
             self._hold(parts)

@@ -20,9 +20,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 from opdkit.errors import UserError
+from opdkit.measure.held_out import HeldOut
 from opdkit.measure.intervals import Estimate, estimate_mean
 from opdkit.measure.votes import SameAnswer, clusters
 from opdkit.types import Finish, Rollout
@@ -74,6 +75,7 @@ class Accuracy(TypedDict):
     num_ungraded: int
     num_ungraded_problems: int
     mean_answer_tokens: float | None  # over all answers; None where lengths are unknown
+    divergence: NotRequired[HeldOut]  # with eval.divergence, of the student
 
 
 def answers_of(rollouts: Iterable[Rollout]) -> list[Answer]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opdkit.errors import UserError
+from opdkit.recipe.episode_rules import environment_warnings
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
 from opdkit.recipe.rules import check_installed, departures, method_warnings, warnings
@@ -17,7 +18,7 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if not is_pipeline(read_toml(path)):
         recipe = load_recipe(path, overrides)
         check_installed(recipe)
-        return warnings(recipe)
+        return [*warnings(recipe), *environment_warnings(recipe)]
     pipeline = load_pipeline(path, overrides)
     pipeline.check_installed()
     doubts = [
@@ -52,6 +53,7 @@ def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
             f"sampling.{key} is for one process, and {num_ranks} ranks were asked for; remove it: the ranks share the "
             "answers of a step among them"
         )
+    check_copies(recipe, num_ranks)
     answers = 1 if recipe.method.answer_source == "dataset" else recipe.sampling.group_size
     rows = recipe.train.problems_per_step * answers
     if num_ranks > rows:
@@ -59,4 +61,14 @@ def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
             f"{num_ranks} ranks are more than the {rows} rows of a step (train.problems_per_step = "
             f"{recipe.train.problems_per_step}, {answers} answers to each), so some would never have work; start "
             f"at most {rows}, or raise train.problems_per_step"
+        )
+
+
+def check_copies(recipe: Recipe, num_ranks: int) -> None:
+    """Raises UserError for ranks of which some would have no whole copy of the layers."""
+    hsdp = recipe.parallel.hsdp
+    if hsdp is not None and num_ranks % hsdp:
+        raise UserError(
+            f"parallel.hsdp = {hsdp} ranks keep one copy of the layers, and {num_ranks} ranks are no multiple of that; "
+            "set it to the ranks of a machine, or remove it"
         )

@@ -192,6 +192,9 @@ class EvalSection(Section):
     samples: Answers = 8  # answers to each problem
     every: Count = 0  # steps between evaluations, besides those before and after training; 0: only those
     before: bool = True  # evaluate the student before training
+    # Also the exact divergence to the method's target, in both directions, on the student's answers (as it samples in
+    # training) to so many problems of each set; 0: not.
+    divergence: Count = 0
     # Evaluate the teacher once, as the student is evaluated (without its context); under [route], the teacher of each
     # set's domain.
     teacher: bool = True

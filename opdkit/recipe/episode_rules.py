@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from opdkit.errors import UserError
 from opdkit.recipe.sections import Recipe
+from opdkit.rollouts.environments.workers import Pool
 
 
 def episode_faults(recipe: Recipe) -> Iterator[str]:
@@ -25,12 +27,34 @@ def episode_faults(recipe: Recipe) -> Iterator[str]:
                 f'{where}.tokens = "align" reads the text of an answer, and what an environment says stands in the '
                 "student's tokens; use a teacher of the student's family with tokens = \"same\", or remove [episode]"
             )
+    if section.history == "rerender" and recipe.method.name in ("dpo", "simpo"):
+        yield (
+            f'episode.history = "rerender" makes several rows of an episode, and method.name = "{recipe.method.name}" '
+            'compares whole answers; use history = "keep", or another method'
+        )
     most = section.max_episode_tokens
     if most is not None and most < section.turn_tokens(1):
         yield (
             f"episode.max_episode_tokens = {most} is less than episode.max_turn_tokens = {section.max_turn_tokens}; "
             "raise it, or lower the other"
         )
+
+
+def check_environment(recipe: Recipe) -> None:
+    """Makes one, in a process of its own. Raises UserError where that fails, or its tools cannot be offered."""
+    if recipe.episode is not None:
+        Pool(recipe.episode.environment, workers=1).close()
+
+
+def environment_warnings(recipe: Recipe) -> list[str]:
+    """As `check_environment`; but what one of opdkit's needs (a package, a file, a server) may only not be here yet."""
+    try:
+        check_environment(recipe)
+    except UserError as error:
+        if recipe.episode is not None and not recipe.episode.environment.user_files:
+            return [str(error)]
+        raise
+    return []
 
 
 def episode_warnings(recipe: Recipe) -> Iterator[str]:

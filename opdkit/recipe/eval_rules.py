@@ -13,6 +13,7 @@ from opdkit.recipe.stop_when import condition
 def eval_faults(recipe: Recipe) -> Iterator[str]:
     """Of [eval]: sets, their domains and their graders; and what the run decides by them."""
     yield from _choice_faults(recipe)
+    yield from _divergence_faults(recipe)
     if recipe.eval.every and not recipe.eval.sources:
         yield f"eval.every = {recipe.eval.every} needs eval.data: what to evaluate on"
     trained = [one.domain for one in recipe.data.sets if one.domain]
@@ -21,7 +22,8 @@ def eval_faults(recipe: Recipe) -> Iterator[str]:
         if one.domain is not None and one.domain not in known:
             near = did_you_mean(one.domain, known, "domains") if known else "; leave it out"
             yield f'eval.data.{number}.domain = "{one.domain}" is of no set of data.train, nor in [route.views]{near}'
-    if ungraded := [source for source, task in recipe.eval_tasks.items() if task.is_none]:
+    ungraded = [source for source, task in recipe.eval_tasks.items() if task.is_none]
+    if ungraded and recipe.episode is None:  # an environment may grade
         yield (
             f"eval.data = {ungraded[0]} is graded by data.task, which names no grader; set it, e.g. data.task = "
             f'"math", or give the set its own, {{ path = "{ungraded[0]}", task = "math" }}'
@@ -46,6 +48,8 @@ def _choice_faults(recipe: Recipe) -> Iterator[str]:
         if not known:
             near = did_you_mean(name.split("/")[1], [*names.values()], "sets") if names else "; set eval.data"
             yield f'{key} names "{name}", which is of no set of eval.data or eval.select_on{near}'
+        elif name.endswith("_kl") and not evaluation.divergence:
+            yield f'{key} names "{name}", which is measured where eval.divergence is set; set it, e.g. to 64'
         elif not evaluation.every:
             yield f"{key} decides by evaluations, and eval.every = 0 makes none before the last step; set it"
         k, samples = name.rpartition("/pass_at_")[2], evaluation.samples
@@ -65,6 +69,28 @@ def _choice_faults(recipe: Recipe) -> Iterator[str]:
             )
         if not train.save_every:
             yield f"train.average_last = {train.average_last} needs checkpoints before the last; set train.save_every"
+
+
+def _divergence_faults(recipe: Recipe) -> Iterator[str]:
+    """Of what must be known exactly."""
+    if not recipe.eval.divergence:
+        return
+    where = f"eval.divergence = {recipe.eval.divergence}"
+    if not recipe.eval.sources:
+        yield f"{where} needs eval.data: whose problems are answered"
+    views = {**recipe.answering, **{name: recipe.all_views[name] for name in recipe.views if name in recipe.all_views}}
+    if not views:
+        yield f'{where} compares with a teacher, and teacher.kind = "none"; set a teacher, or remove it'
+    for name, view in views.items():
+        teacher, place = view.teacher, "teacher" if name == "teacher" else f"views.{name}.teacher"
+        if teacher.kind == "saved":
+            yield f'{where} asks teachers about new answers, and {place}.kind = "saved" knows the old ones; remove it'
+        if teacher.kind == "server" and teacher.payload != "hidden":
+            yield f'{where} is exact, and {place}.payload = "{teacher.payload}" sends lists; use "hidden", or remove it'
+        if teacher.tokens == "align":
+            yield f'{where} compares all tokens, and {place}.tokens = "align" has only some of them; remove it'
+    if recipe.route is not None and (unnamed := [one.path for one in recipe.eval.sets if one.domain is None]):
+        yield f"{where} asks the teacher of each domain, and {unnamed[0]} names none; give the set its domain"
 
 
 def known_k(samples: int) -> list[int]:

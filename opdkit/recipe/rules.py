@@ -30,7 +30,7 @@ from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.secrets import secret_faults
 from opdkit.recipe.sections import Recipe, TrainSection
-from opdkit.recipe.sentinels import sentinel_faults
+from opdkit.recipe.sentinels import sentinel_faults, sentinel_warnings
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
@@ -52,6 +52,7 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_place_faults(recipe),
         *_flash_faults(recipe),
         *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
+        *_parallel_faults(recipe),
         *engine_faults(recipe),
         *episode_faults(recipe),
         *sentinel_faults(recipe.sentinels, recipe.train.save_every),
@@ -97,6 +98,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
+    own += sentinel_warnings(recipe.sentinels, recipe.train.steps)
     return [
         *recipe.yielded,
         *told,
@@ -279,7 +281,7 @@ def _method_faults(recipe: Recipe) -> Iterator[str]:
             f"sampling.group_size = {recipe.sampling.group_size} with sampling.temperature = 0 samples the same greedy "
             "answer every time; raise the temperature, or set group_size = 1"
         )
-    if any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
+    if recipe.episode is None and any(recipe.data.task_of(one).is_none for one in recipe.data.sets):
         for who in _who_needs_rewards(recipe):
             yield f'{who} needs rewards, but data.task names no grader; set it, e.g. data.task = "math"'
     yield from method.faults(recipe)
@@ -353,6 +355,26 @@ def _master_faults(recipe: Recipe, has_adapter: bool) -> Iterator[str]:
         yield (
             f'train.master_dtype = "bfloat16" with model.dtype = "{recipe.model.dtype}" computes with digits that the '
             'weights do not have; set model.dtype = "bfloat16", or remove the key'
+        )
+
+
+def _parallel_faults(recipe: Recipe) -> Iterator[str]:
+    parallel = recipe.parallel
+    for key in ("hsdp", "offload"):
+        if getattr(parallel, key) and parallel.strategy != "sharded":
+            yield (
+                f"parallel.{key} is of layers that are kept in parts, and parallel.strategy = "
+                f'"{parallel.strategy}"; set it to "sharded", or remove the key'
+            )
+    if parallel.strategy == "sharded" and recipe.model.activation_offload:
+        yield (
+            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove '
+            "one of the two"
+        )
+    if parallel.offload and recipe.train.optimizer == "muon":
+        yield (
+            'parallel.offload = true keeps momenta in host memory, and train.optimizer = "muon" multiplies them on the '
+            "device; remove one of the two"
         )
 
 

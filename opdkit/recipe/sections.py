@@ -282,6 +282,10 @@ class ParallelSection(Section):
     # How they keep the student. "gathered": each has all weights while a step is made. "sharded": a layer while a pass
     # is in it. "auto": gathered where that takes at most half of a GPU's memory, by the model's size.
     strategy: Literal["auto", "gathered", "sharded"] = "auto"
+    # strategy = "sharded": so many neighbouring ranks (a machine's) keep one copy of the layers in parts, the next ones
+    # another, and gradients are summed over all. Default: all ranks keep one copy.
+    hsdp: Annotated[int, Field(ge=2, le=MANY)] | None = None
+    offload: bool = False  # strategy = "sharded": parts, gradients and the optimizer's state in host memory
     # How long a rank waits for another one's answer before the run ends. More than the longest sampling of a step takes
     # beside the shortest.
     timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opdkit.errors import UserError
 from opdkit.reporting.figures.tokens import Decode
 from opdkit.reporting.files import checked
 from opdkit.reporting.run import RunContents
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST_BYTES = 256 << 20  # of a tokenizer.json; the largest known have 35 MB
 
@@ -28,8 +33,21 @@ def tokenizer_decode(run: RunContents) -> Decode | None:
                 continue
             except Exception:  # tokenizers raises bare Exception for a damaged file; the next place may hold a good one
                 continue
-            return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
+            return _decoder(tokenizer)
     return None
+
+
+def _decoder(tokenizer: Tokenizer) -> Decode:
+    words: dict[int, str] = {}  # single tokens, which are asked for again and again
+
+    def decode(ids: Sequence[int]) -> str:
+        if len(ids) != 1:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+        if ids[0] not in words:
+            words[ids[0]] = str(tokenizer.decode(list(ids), skip_special_tokens=False))
+        return words[ids[0]]
+
+    return decode
 
 
 def _tokenizer_files(run: RunContents) -> list[Path]:

@@ -67,7 +67,13 @@ def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
             facts.append(f"{compact(_number(count))} {whose} tokens" if _number(count) else None)
     line = " · ".join(fact for fact in facts if fact)
     return tag(
-        "header", tag("h1", run.name), tag("p", line, class_="quiet"), *_leads(run, by_problem), _how(run), _who(run)
+        "header",
+        tag("h1", run.name),
+        tag("p", line, class_="quiet"),
+        *_leads(run, by_problem),
+        _best(run),
+        _how(run),
+        _who(run),
     )
 
 
@@ -90,6 +96,17 @@ def _who(run: RunContents) -> Html | None:
 def _how(run: RunContents) -> Html | None:
     words = what_happened(run)
     return None if words is None else tag("p", words, class_="quiet")
+
+
+def _best(run: RunContents) -> Html | None:
+    """Which step `train.keep_best` chose; and that choosing by a set flatters the numbers on it."""
+    best = _mapping(_mapping(run.summary).get("best"))
+    if not best:
+        return None
+    by, value = str(best.get("chosen_on")), _number(best.get("value"))
+    flattered = any(f"/{dataset}/" in f"/{by}/" for dataset in run.headline)
+    words = f"The best step is {best.get('step')}, chosen by {by} ({compact(value)}): {best.get('model')}."
+    return tag("p", words + " Its numbers on that set flatter it." * flattered, class_="quiet")
 
 
 def _method(name: object, context: object) -> str | None:
@@ -188,4 +205,4 @@ def _mapping(content: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None

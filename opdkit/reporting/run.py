@@ -24,7 +24,7 @@ from opdkit.types import Example
 T = TypeVar("T")
 MOST_BYTES = 64 << 20  # of a recipe, a summary, an evaluation
 MOST_ROW_BYTES = 8 << 30
-Kind = Literal["before", "after", "arm", "teacher"]
+Kind = Literal["before", "after", "best", "arm", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,7 @@ def headline_of(summary: Mapping[str, Any]) -> dict[str, list[Entry]]:
         results: list[tuple[str, Kind, Mapping[str, Any] | None]] = [
             ("Student before", "before", summary["eval"]["student_before"]),
             (f"Student after {summary['method']}", "after", summary["eval"]["student_after"]),
+            *_best(summary),
             *((arm["label"], "arm", arm["eval"]) for arm in summary.get("arms", {}).values()),
             ("Teacher", "teacher", summary["eval"]["teacher"]),
         ]
@@ -177,6 +178,14 @@ def _by_dataset(results: Sequence[tuple[str, Kind, Mapping[str, Any] | None]]) -
         for dataset, values in (evaluation or {}).items():
             headline.setdefault(dataset, []).append(Entry(str(label), kind, measured(values)))
     return headline
+
+
+def _best(summary: Mapping[str, Any]) -> list[tuple[str, Kind, Mapping[str, Any] | None]]:
+    """The step that `train.keep_best` chose, where that is not the last one."""
+    best = summary.get("best")
+    if not best or best["step"] == summary["steps"]:
+        return []
+    return [(f"Best, step {best['step']}", "best", best["eval"])]
 
 
 def measured(values: Mapping[str, Any]) -> Measured:

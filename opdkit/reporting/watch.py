@@ -150,7 +150,8 @@ def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> list[float | Non
 
 
 def sparkline(values: Sequence[float | None], width: int = SPARK_WIDTH) -> str:
-    """From the least to the largest value; a blank where nothing is known. More than `width` values are averaged."""
+    """From the least to the largest value; a blank where nothing is known. What is 0 throughout is at the bottom, any
+    other constant in the middle. More than `width` values are averaged."""
     size = max(1, math.ceil(len(values) / width))
     bins = [[v for v in values[start : start + size] if v is not None] for start in range(0, len(values), size)]
     means = [sum(each) / len(each) if each else None for each in bins]
@@ -159,8 +160,9 @@ def sparkline(values: Sequence[float | None], width: int = SPARK_WIDTH) -> str:
         return ""
     low, span = min(known), max(known) - min(known)
     top = len(BLOCKS) - 1
+    flat = top // 2 if low else 0
     return "".join(
-        " " if mean is None else BLOCKS[round(top * (mean - low) / span) if span else top // 2] for mean in means
+        " " if mean is None else BLOCKS[round(top * (mean - low) / span) if span else flat] for mean in means
     )
 
 

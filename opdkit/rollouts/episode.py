@@ -175,15 +175,17 @@ class Episode:
         return "turn_limit" if len(self.turns) >= limits.max_turns else None
 
     def rollouts(self, policy_version: int, group_size: int) -> list[Rollout]:
-        """The rows, graded. Those behind the first have ids of samples that no other row of the group has."""
+        """The rows, graded. Those behind the first have ids of samples that no other row of the group has; one in which
+        there was no room to write anything is none."""
         assert self.ended is not None
         reward, feedback = self.reward, self.grade.feedback if self.grade is not None else None
         last = self.turns[-1].step if self.turns else None
         if feedback is None and reward is not None and last is not None and last.messages:
             feedback = str(last.messages[-1]["content"])
         found = []
-        for place, row in enumerate(self.rows):
-            until = self.rows[place + 1].first_turn if place + 1 < len(self.rows) else len(self.records)
+        rows = [row for row in self.rows if row.ids] or self.rows[:1]
+        for place, row in enumerate(rows):
+            until = rows[place + 1].first_turn if place + 1 < len(rows) else len(self.records)
             records = tuple(self.records[row.first_turn : until])
             author_T = np.array(row.author, dtype=np.uint8)
             found.append(
@@ -204,7 +206,7 @@ class Episode:
                     author=author_T,
                     turns=records,
                     ended=self.ended,
-                    episode=self.sample_id if len(self.rows) > 1 else None,
+                    episode=self.sample_id if len(rows) > 1 else None,
                     history=row.history,
                 )
             )

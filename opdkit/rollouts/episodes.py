@@ -7,6 +7,7 @@ environment draws name themselves. So a row depends on nobody that it is played 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,8 +26,9 @@ from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
+MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
-_LOOK_S = 0.5  # how often whoever waits is asked whether to go on
+_GRACE_S = 0.05  # a round that does not wait for all waits so long
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
@@ -39,6 +41,12 @@ class Played:
     tools: tuple[Mapping[str, object], ...]
     rollouts: tuple[Rollout, ...]
     why: str | None = None  # it failed
+
+    @property
+    def answer(self) -> Rollout:
+        """The last row, as the answer that was asked for."""
+        last = self.rollouts[-1]
+        return replace(last, sample_id=last.episode_id)
 
     def asked(self, problem: Problem) -> Problem:
         """The problem as the episode's prompt has it."""
@@ -73,7 +81,17 @@ class Stage:
     closers: tuple[str, ...] = ()
     history: History = "keep"
     go_ahead: bool = False
-    counts: Counts = field(default_factory=lambda: Counts())
+    counts: Counts = field(default_factory=Counts)
+    failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
+
+    def new_failures(self) -> list[str]:
+        """A sentence for each way in which an environment has failed that was not told of yet."""
+        fresh = [why for why, is_told in self.failed.items() if not is_told]
+        self.failed.update(dict.fromkeys(fresh, True))
+        return [
+            f"the environment {self.pool.name} failed in an episode, which stays without a reward: {why}"
+            for why in fresh
+        ]
 
     def taken(self) -> Counts:
         """What was counted since the last call."""
@@ -136,6 +154,8 @@ class _Play:
     def through(self, asked: Sequence[tuple[Problem, int]]) -> list[Played]:
         self._begin(asked, self._reset(asked))
         while len(self.done) < len(asked):
+            if self.stage.go_ahead:
+                self._hear_soon()
             live = [e for e in self.episodes if e.ended is None and e.number not in self.waiting]
             if live and (self.stage.go_ahead or not self.waiting):
                 self._round(live)
@@ -173,6 +193,11 @@ class _Play:
             reply = told[number]
             if reply.crash is None and problem.id not in begun:
                 said = replace(problem, messages=reply.prompt or (), tools=reply.tools if stage.shows_tools else ())
+                if reply.tools and stage.calls is None:
+                    raise UserError(
+                        f"the environment {stage.pool.name} offers tools to problem {problem.id}, and it is not known "
+                        "how the model calls one; set episode.calls"
+                    )
                 words = self.renderer.with_tools(said.tools)
                 begun[problem.id] = reply, said, stage.suffixes(words), Row(prompt_ids=words.prompt_ids(said.messages))
             if problem.id in begun:
@@ -255,11 +280,18 @@ class _Play:
                 self.waiting.discard(episode.number)
                 self._stepped(episode, reply, reply.step)
 
+    def _hear_soon(self) -> None:
+        """Most tools answer at once: who would come a moment late does not wait for a whole round."""
+        until_s = time.monotonic() + _GRACE_S
+        while self.waiting and (left_s := until_s - time.monotonic()) > 0:
+            self._hear(left_s)
+
     def _stepped(self, episode: Episode, reply: Reply, step: Step) -> None:
         action, suffixes = episode.pending, self.suffixes[episode.number]
         assert action is not None
         shown = [suffixes.shown(str(m["content"]), episode.limits.observation_tokens) for m in step.messages]
-        messages = tuple({**m, "content": one.text} for m, one in zip(step.messages, shown, strict=True))
+        said = [one.text if self.stage.history == "keep" else self.renderer.torn(one.text) for one in shown]
+        messages = tuple({**m, "content": text} for m, text in zip(step.messages, said, strict=True))
         invalid = sum(failure == "invalid_call" for failure in reply.failures) or int(step.failure == "invalid_call")
         episode.answered(action, replace(step, messages=messages), invalid, reply.seconds)
         ended, num_heard, other_stop = episode.end_of(step), 0, False
@@ -267,9 +299,12 @@ class _Play:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
             suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
-            heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
-            num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
-            ended = None if num_heard and episode.has_room else "token_limit"
+            try:
+                heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
+                num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
+                ended = None if num_heard and episode.has_room else "token_limit"
+            except UserError as refusal:  # of the template, of what the model wrote (no words and no call, for one)
+                ended, episode.why = "failure", str(refusal)
         record = TurnRecord(
             finish=action.finish,
             num_calls=len(action.calls),
@@ -338,11 +373,13 @@ class _Play:
     def _finish(self, ended: Sequence[Episode]) -> None:
         for episode in ended:
             self._compare(episode)
+            if episode.is_failed and len(self.stage.failed) < MOST_FAILURES:
+                self.stage.failed.setdefault(episode.why or "it took too long", False)
             rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
-            self.done[episode.number] = Played(
+            played = self.done[episode.number] = Played(
                 messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
             if self.kept is not None:
-                self.kept([rollouts[-1]])
+                self.kept([played.answer])

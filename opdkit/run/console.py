@@ -15,16 +15,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as Console
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
+from rich.status import Status
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -194,19 +196,34 @@ class Cell:
         self._handle.update(self._html(f"{html.escape(self._label)} {bar} {said}"))
 
 
+class _Short(TextColumn):
+    """Text that gives way where a line is too narrow: it is cut, and what is counted beside it stays."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, markup=False, table_column=Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class Bar:
-    """A progress bar on a terminal and in a notebook, a line every few seconds elsewhere (see `is_live`)."""
+    """A progress bar on a terminal and in a notebook, a line every few seconds elsewhere (see `is_live`). One that is
+    opened within another takes its line until it is closed."""
+
+    _open: ClassVar[list[Bar]] = []
 
     def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
         self._console, self._label, self._total, self._done = console, printable(label), total, done
         self._live = is_live(console)
         self._cell = Cell(label, total) if console.is_jupyter and not console.quiet else None
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            _Short("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", markup=False),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            _Short("{task.fields[note]}"),
             console=console,
             disable=not self._live,
             transient=True,
@@ -216,17 +233,28 @@ class Bar:
         self._start, self._first = time.monotonic(), done
 
     def __enter__(self) -> Bar:
+        if outer := self._around():
+            outer._progress.stop()
+        self._open.append(self)
         self._progress.start()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._progress.stop()
+        self._open.remove(self)
+        if outer := self._around():
+            outer._progress.start()
+
+    def _around(self) -> Bar | None:
+        """The bar that is open on the same console."""
+        return next((bar for bar in reversed(self._open) if bar._console is self._console), None)
 
     def activity(self, done: int, total: int) -> None:
         """What a long step is doing right now, where a bar is drawn."""
-        self._progress.update(self._task, note=f"sampling {done}/{total}")
+        doing = f"sampling {done}/{total}" if done < total else "scoring, learning"
+        self._progress.update(self._task, note=doing)
         if self._cell is not None:
-            self._cell.draw(self._done, f"sampling {done}/{total}")
+            self._cell.draw(self._done, doing)
 
     def update(self, done: int, note: str = "") -> None:
         self._done = done
@@ -263,15 +291,19 @@ class Bars:
         self._bar.update(done)
 
 
+def _status(console: Console) -> AbstractContextManager[Status | None]:
+    return console.status("") if is_live(console) else nullcontext()
+
+
 @contextmanager
 def counting(console: Console, what: str) -> Iterator[Callable[[int], None]]:
     """A running count of what has no known end: redrawn on a terminal, a line every few seconds elsewhere."""
     last = time.monotonic()
-    with console.status("") as status:
+    with _status(console) as status:
 
         def show(count: int) -> None:
             nonlocal last
-            if is_live(console) and count % 100 == 0:
+            if status is not None and count % 100 == 0:
                 status.update(Line(f"{count:,} {what}"))
             elif count % 100 == 0 and time.monotonic() - last > LINE_EVERY_S:
                 last = time.monotonic()
@@ -284,11 +316,11 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int], None]]:
 def told_while_waiting(console: Console, what: str) -> Iterator[Callable[[float], None]]:
     """Seconds of what says nothing until it is there: redrawn on a terminal, a line now and then elsewhere."""
     told = 0.0
-    with console.status("") as status:
+    with _status(console) as status:
 
         def show(seconds: float) -> None:
             nonlocal told
-            if is_live(console):
+            if status is not None:
                 status.update(Line(f"{what}: {seconds:.0f} s"))
             elif seconds - told > 2 * LINE_EVERY_S:
                 told = seconds

@@ -34,7 +34,7 @@ def note_so_far(path: Path) -> None:
     """What is in a file that grows."""
     if (root := _root_of(path)) is not None:
         content = path.read_bytes()
-        _append(root, hashlib.sha256(content).hexdigest(), f"{path.name}:{len(content)}")
+        _append(root, hashlib.sha256(content).hexdigest(), f"{path.relative_to(root).as_posix()}:{len(content)}")
 
 
 def changed(root: Path) -> list[str]:

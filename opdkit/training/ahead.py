@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from opdkit.errors import UserError
-from opdkit.types import Example, Group, Problem, Rollout
+from opdkit.types import Example, Group, Problem, Rollout, as_asked
 
 # (problems, the step that learns from them, the step that the weights are of) -> what writes graded answers, with the
 # weights of this moment whenever it is called
@@ -70,16 +71,18 @@ class Ahead:
     def restore(self, rows: Mapping[int, Sequence[Example]]) -> None:
         """What `waiting` gave, from a checkpoint. Raises UserError where it is not of these problems."""
         for step, examples in rows.items():
-            problems, rollouts = self.problems_of(step), [example.rollout for example in examples]
-            size = len(rollouts) // max(1, len(problems))
-            own = [rollouts[i * size : (i + 1) * size] for i in range(len(problems))]
-            if any(r.problem_id != p.id for p, part in zip(problems, own, strict=True) for r in part):
+            problems = self.problems_of(step)
+            own = _parts(examples, len(problems))
+            if len(own) != len(problems) or any(
+                row.problem.id != problem.id for problem, part in zip(problems, own, strict=True) for row in part
+            ):
                 raise UserError(
                     f"the checkpoint's answers of step {step} are not to the problems of that step: the data or the "
                     "recipe has changed"
                 )
             self._groups[step] = [
-                Group(problem=problem, rollouts=tuple(part)) for problem, part in zip(problems, own, strict=True)
+                Group(problem=as_asked(problem, part[0].problem), rollouts=tuple(one.rollout for one in part))
+                for problem, part in zip(problems, own, strict=True)
             ]
 
     def close(self) -> None:
@@ -95,6 +98,14 @@ class Ahead:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answers")
         self._being_written = later, self._thread.submit(write)
+
+
+def _parts(examples: Sequence[Example], num_problems: int) -> list[list[Example]]:
+    """The rows of each problem, in order: equally many, or of episodes as many as they took."""
+    if any(example.rollout.episode is not None for example in examples):
+        return [[*rows] for _, rows in groupby(examples, key=lambda example: example.problem.id)]
+    size = len(examples) // max(1, num_problems)
+    return [list(examples[i * size : (i + 1) * size]) for i in range(num_problems)]
 
 
 def _row(group: Group, rollout: Rollout) -> Example:

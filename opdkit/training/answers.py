@@ -140,14 +140,34 @@ class Answers:
             return params
         return replace(params, max_answer_tokens=recipe.episode.turn_tokens(params.max_answer_tokens))
 
+    def held_out(self, problems: Sequence[Problem], version: int) -> list[Group]:
+        """The student's answers to problems that it does not learn from, sampled as in training; the same draws however
+        often it is asked, so that what changes is the student."""
+        sampling = self.recipe.sampling
+        params = sampling.params
+        if self.recipe.episode is not None:
+            params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
+        return sample_groups(
+            problems,
+            sampler=self.student_engine(version),
+            renderer=self.renderer,
+            task=self.task,
+            params=params,
+            group_size=sampling.group_size,
+            identity=(self.recipe.seed, "held out"),
+            policy_version=version,
+            ranks=self.ranks,
+            stage=self.stage,
+        )
+
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether `engine_of` can: not where layers are kept in parts, or are saved under other names."""
-        names = {name for name, _ in self.student.module.named_parameters()}
-        return self.student.shards is None and weights.keys() <= names
+        """Whether `engine_of` can: not where they are saved under other names."""
+        return weights.keys() <= {name for name, _ in self.student.module.named_parameters()}
 
     def engine_of(self, weights: Mapping[str, Tensor]) -> Sampler:
         """The student with other weights, by their names, in this process whoever samples for it."""
-        read = {name: self.optimizer.as_read(weight.to(self.student.device)) for name, weight in weights.items()}
+        own = self.optimizer.own_parts(weights)
+        read = {name: self.optimizer.as_read(weight.to(self.student.device)) for name, weight in own.items()}
         return HFEngine(self.student, max_tokens_per_batch=self.recipe.sampling.max_tokens_per_batch, weights=read)
 
     def _of_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> list[Group]:

@@ -64,8 +64,8 @@ def prove_episodes(
     )
     allowed = EXACT if exact else LOW[1]
     said = [np.asarray(signal.sampled_logprob_T) for signal in signals]
-    gap = max(_gap(row, said_T, 0) for row, said_T in zip(rows, said, strict=True))
-    if not gap <= allowed:  # NaN is over every limit
+    gap = float(np.max([_gap(row, said_T, 0) for row, said_T in zip(rows, said, strict=True)]))
+    if not gap <= allowed:  # NaN, which `np.max` keeps, is over every limit
         raise UserError(
             f"an episode is not scored as it was sampled: a token of the model differs by {gap:.2g} nats, where "
             f"{allowed:g} is allowed; the stream, its mask or the engine is wrong, which is a fault of opdkit or "

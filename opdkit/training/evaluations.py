@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from opdkit.contexts.render import Renderer
 from opdkit.data.files.names import metric_names, slug
@@ -16,6 +16,7 @@ from opdkit.engines.base import Sampler
 from opdkit.errors import UserError
 from opdkit.evaluation.evaluate import sample_answers
 from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.held_out import KINDS, HeldOut, in_words
 from opdkit.metrics import Metric, MetricsLog
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
@@ -26,9 +27,14 @@ from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, wr
 from opdkit.tasks.guard import GuardedTask
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.state import Viewer
+from opdkit.types import Problem
 
 # Who answers a set, for the length of the block; a model that teaches may be loaded for it.
 Reader = Callable[[], AbstractContextManager[tuple[Sampler, Renderer]]]
+
+
+Beside = Callable[[Sequence[Problem]], HeldOut]  # what else is measured on a set's problems
+ENDS: tuple[tuple[str, Literal["value", "low", "high"]], ...] = (("", "value"), ("_low", "low"), ("_high", "high"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,9 @@ class Evaluations:
     ranks: Ranks = ALONE
     stage: Stage | None = None  # where answers are episodes
 
-    def measure(self, which: int | str, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
+    def measure(
+        self, which: int | str, label: str, readers: Mapping[str, Reader], beside: Beside | None = None
+    ) -> dict[str, Accuracy]:
         """Accuracy on every evaluation set that somebody of `readers` answers (by source); `which` is the student's
         step, the teacher, or another model's name. Raises Interrupted.
 
@@ -53,7 +61,7 @@ class Evaluations:
         path = self.folder.evaluation(which)
         # By the run that is resumed: the numbers would come out the same.
         made = self.ranks.from_first(lambda: self.folder.read_evaluation(path) if path.exists() else None)
-        results = self._measure(path, label, readers) if made is None else made
+        results = self._measure(path, label, readers, beside) if made is None else made
         told = ("eval_teacher", 0) if which == "teacher" else ("eval", which) if isinstance(which, int) else None
         if results and self.log is not None and told is not None:
             area, step = told
@@ -64,7 +72,9 @@ class Evaluations:
             self.log.write_evaluation(step, metrics)
         return results
 
-    def _measure(self, path: Path, label: str, readers: Mapping[str, Reader]) -> dict[str, Accuracy]:
+    def _measure(
+        self, path: Path, label: str, readers: Mapping[str, Reader], beside: Beside | None
+    ) -> dict[str, Accuracy]:
         section, tasks, asked = self.recipe.eval, self.recipe.eval_tasks, self._asked(readers)
         results: dict[str, Accuracy] = {}
         stores: list[Store] = []
@@ -99,6 +109,9 @@ class Evaluations:
                 )
             results[source], _ = measure(answers[source], task=tasks[source].main.name)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
+            if beside is not None:
+                apart = results[source]["divergence"] = beside(data.problems)
+                say(self.console, f"{label}: {source}: {in_words(apart)}")
         if results and self.ranks.is_first:
             write_run_answers(path.with_suffix(".jsonl"), asked, answers)
             self.folder.write_evaluation(path, results)  # with it, the evaluation is done
@@ -149,9 +162,12 @@ def as_metrics(area: str, results: Mapping[str, Accuracy]) -> list[Metric]:
             "answer_tokens": accuracy["answer_tokens"],
         }
         for quantity, estimate in estimates.items():
-            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-                value = estimate[key]  # type: ignore[literal-required]
+            for end, key in ENDS:
+                value = estimate[key]
                 found.append(Metric(f"{within}/{quantity}{end}", None if value is None else float(value), "last"))
+        for kind in KINDS if "divergence" in accuracy else ():
+            estimate = accuracy["divergence"][kind]
+            found += [Metric(f"{within}/{kind}{end}", estimate[key], "last") for end, key in ENDS]
         counts = ("problems", "samples", "num_truncated", "num_no_answer", "num_ungraded")
         found += [Metric(f"{within}/{key}", accuracy[key], "last") for key in counts]  # type: ignore[literal-required]
     return found

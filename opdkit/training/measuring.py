@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from opdkit.measure.accuracy import Accuracy
+from opdkit.measure.held_out import HeldOut
 from opdkit.recipe import Recipe
 from opdkit.run.console import say
 from opdkit.training.answers import Answers
 from opdkit.training.decisions import Decisions
 from opdkit.training.evaluations import Evaluations, Reader, as_metrics, teachers_of_sets
+from opdkit.training.held_out import held_out
 from opdkit.training.parts import Parts
 from opdkit.training.saved.average import average, weights_of
 from opdkit.training.saved.keeper import Keeper
 from opdkit.training.saved.summary import best_of
 from opdkit.training.state import State
+from opdkit.types import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,17 @@ class Measuring:
             return {}
         try:
             reading = nullcontext((self.answers.student_engine(self.state.step), self.parts.renderer))
-            found = self.evaluations.measure(step, label, dict.fromkeys(self.evaluations.sets, lambda: reading))
+            readers: dict[str, Reader] = dict.fromkeys(self.evaluations.sets, lambda: reading)
+            found = self.evaluations.measure(step, label, readers, self._apart if self.recipe.eval.divergence else None)
         finally:
             for sentence in self.evaluations.task.new_crashes():
                 self.warn(sentence)
         self.decisions.after_evaluation(step, as_metrics("eval", found))
-        self._keep_best()
+        self.keeper.keep_best(self.decisions.best())
         return found
+
+    def _apart(self, problems: Sequence[Problem]) -> HeldOut:
+        return held_out(self.state, self.answers, problems, most=self.recipe.eval.divergence)
 
     def teacher(self) -> dict[str, Accuracy] | None:
         """Another model is worth measuring; a self-teacher without its context is the student."""
@@ -66,13 +73,6 @@ class Measuring:
             told = "step {step} by {chosen_on}, {value:.3g}: {model}".format(**best["best"])
             say(evaluations.console, f"best: {told}")
         return {**best, **self._averaged()}
-
-    def _keep_best(self) -> None:
-        best = self.decisions.best()
-        if best is not None:
-            self.keeper.best_step = best.step
-            if best.step == self.state.step:
-                self.keeper.save_what_is_new()
 
     def _averaged(self) -> dict[str, Any]:
         folder, num = self.keeper.folder, self.recipe.train.average_last

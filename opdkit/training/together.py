@@ -15,7 +15,7 @@ from opdkit.ranks.base import Ranks
 from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
-from opdkit.recipe.check import check_num_ranks
+from opdkit.recipe.check import check_copies, check_num_ranks
 from opdkit.run.folder import RunFolder
 
 
@@ -30,6 +30,7 @@ def check_same(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> Non
     """Raises UserError for an engine beside several ranks, and where they are not alike."""
     if ranks.size == 1:
         return
+    check_copies(recipe, ranks.size)
     if recipe.sampling.engine != "hf" or recipe.sampling.lag:
         raise UserError(
             f'sampling.engine = "{recipe.sampling.engine}" and sampling.lag = {recipe.sampling.lag} with {ranks.size} '

@@ -14,6 +14,7 @@ from opdkit.cost.changes import changes
 from opdkit.cost.devices import GPUS, Device, device_named
 from opdkit.cost.plan import Plan, Sizes, plan
 from opdkit.cost.size import known_sizes
+from opdkit.cost.strategy import is_sharded
 from opdkit.cost.work import Lengths
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
@@ -63,11 +64,32 @@ def test_bytes_of_a_parameter_by_hand() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    """Bytes of a parameter on each of 4: whole weights 4, and in parts weights 4/4, moments 8/4, an average 4/4."""
+    """Bytes of a parameter on each of 4: in parts weights 4/4, moments 8/4, an average 4/4; whole copies and gradients,
+    of layers in parts those of two of them and of what is outside, and gradients in parts."""
     update = planned(ranks=4).moments["update"]
-    assert update["weights"] == (4 + 4 / 4) * P
+    assert update["weights"] == 4 / 4 * P
+    sharded = planned(("parallel.strategy=sharded",), ranks=4).moments
+    layers, size = known_sizes()[SIZE].matrices, known_sizes()[SIZE].layers
+    at_once = P - layers + layers * 2 / size
+    assert sharded["update"]["weights"] == pytest.approx(4 / 4 * P)
+    assert sharded["update"]["gradients"] == pytest.approx(4 * (at_once + layers / 4))
+    assert sharded["sampling"]["bfloat16 copy"] == 2 * P
+    big = planned(("parallel.strategy=sharded", "parallel.hsdp=2", "parallel.offload=true"), ranks=4)
+    assert "weights" not in big.moments["update"] and "optimizer" not in big.moments["update"]
+    copies = (P - layers) / 4 + layers / 2
+    assert big.in_host_memory["weights and optimizer"] == pytest.approx(12 * copies)
     assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
     assert planned(ranks=4).work.rows == planned().work.rows / 4
+
+
+def test_sizes_alone_choose_the_strategy() -> None:
+    """With "auto": gathered weights, gradients and parts of 8 ranks are 7.5 bytes a parameter, of an adapter's base 2;
+    half of the memory is theirs."""
+    full, lora = planned().work.recipe, planned(("model.lora.r=16",)).work.recipe
+    for recipe, a_parameter in ((full, 2 + 4 + 12 / 8), (lora, 2)):
+        most = int(40e9 / a_parameter)
+        assert not is_sharded(recipe, most - 1, 8, 80e9) and is_sharded(recipe, most + 1, 8, 80e9)
+        assert not is_sharded(recipe, most + 1, 1, 80e9) and not is_sharded(recipe, most + 1, 8, None)
 
 
 def test_what_each_setting_moves() -> None:

@@ -16,7 +16,7 @@ from opdkit.recipe import Recipe, parse_recipe
 
 # What a fault does not change is taken from a patient that was examined before.
 SHARED = ("recipe", "sides", "data", "run", "problems", "engine", "sizes")
-DOSE = Dose(answers=8, answer_tokens=16, probe_tokens=16, learned_rows=4)
+DOSE = Dose(answers=8, answer_tokens=16, probe_tokens=16)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from opdkit.engines.hf import HFEngine
 from opdkit.losses import Head
 from opdkit.recipe import parse_recipe
 from opdkit.recipe.load import merge
+from opdkit.rollouts.episode import Row
 from opdkit.training import backward
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.teacher import ModelTeacher
@@ -37,6 +38,24 @@ from opdkit.types import AUTHORS, Asked, Example
 sys.path.append(str(Path(__file__).parents[1] / "engines" / "servers"))
 from fake_server import FakeServer
 
+TALK = """
+from opdkit.rollouts.environments.base import Step
+
+class Talk:
+    tools = ()
+    def __init__(self, broken: bool = False):
+        self.broken = broken
+    def reset(self, problem, seed):
+        if self.broken and int(problem.gold) % 3 == 0:
+            raise RuntimeError("closed")
+        self.turn = 0
+        return problem.messages
+    def step(self, action, seed):
+        self.turn += 1
+        if self.turn == 2:
+            return Step(done=True, reward=0.25)
+        return Step(messages=[{"role": "user", "content": str(seed % 100)}], reward=0.5)
+"""
 THINKING = "{% for m in messages %}<u>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a><think>{% endif %}"
 
 
@@ -286,7 +305,38 @@ for _planted, (_words, _change) in ROW_FAULTS.items():
     FAULTS.append(Fault("masks and turns", _planted, "failed", _words, _rollout(_change)))
 
 
+@fault("masks and turns", "tokens of the student that are masked out", "failed", "the student wrote is not counted")
+def _(ward: Ward) -> Patient:
+    change = _rollout(
+        lambda r: {
+            "author": np.zeros(_LENGTH(r), dtype=np.uint8),
+            "answer_mask": np.arange(_LENGTH(r)) == _LENGTH(r) - 1,
+        }
+    )
+    return change(ward)
+
+
 # Sampler
+
+
+@fault("episodes", "turns whose log-probs stand one token off", "failed", "not scored as it was sampled")
+def _(ward: Ward) -> Patient:
+    say = Row.say
+    ward.patch.setattr(Row, "say", lambda row, ids, logprobs_T, *rest: say(row, ids, np.roll(logprobs_T, 1), *rest))
+    return _playing(ward)
+
+
+@fault("episodes", "an environment that fails", "warned", "whose environment failed")
+def _(ward: Ward) -> Patient:
+    return _playing(ward, broken=True)
+
+
+def _playing(ward: Ward, *, broken: bool = False) -> Patient:
+    file = ward.folder / "talk.py"
+    file.write_text(TALK)
+    environment = {"name": str(file), "broken": broken}
+    episode = {"environment": environment, "max_turn_tokens": 8, "max_observation_tokens": 6, "workers": 1}
+    return ward.of(episode=episode)
 
 
 @fault("token ids", "an engine whose ids are one too high", "failed", "not the trainer's likeliest")
@@ -340,7 +390,7 @@ def _relabelled(ward: Ward, *, drawn_at: float | None, said_at: float) -> Patien
 
 @fault("sampler and trainer", "a sampler with weights that are 2 % off", "failed", "are not the trainer's")
 def _(ward: Ward) -> Patient:
-    patient = ward.copied("groups", "heard")
+    patient = ward.copied("groups", "heard", "states")
     engine = ward.clean.engine
     stale = {name: 1.02 * weight.detach() for name, weight in patient.state.optimizer.weights.items()}
     ward.patch.setattr(patient.run, "answers", replace(patient.run.answers))
@@ -521,21 +571,7 @@ def _biased(ward: Ward, *, stop: int | None, other: float) -> Patient:
 
 @fault("privileged teacher", "a context that makes right answers less likely", "warned", "pulls the student away")
 def _(ward: Ward) -> Patient:
-    patient = ward.of(method={"name": "opsd"}, **SELF)
-    rows, said = patient.heard
-    right = [replace(row, rollout=replace(row.rollout, reward=1.0)) for row in rows]
-    patient.made["heard"] = (right, said)
-    score = ModelTeacher.score
-
-    def harmed(teacher: ModelTeacher, contexts: Sequence[Any], *rest: Any, **how: Any) -> Any:
-        longest = max(map(len, contexts))
-        return [
-            replace(s, sampled_logprob_T=s.sampled_logprob_T - 0.5 * (len(context) == longest))
-            for s, context in zip(score(teacher, contexts, *rest, **how), contexts, strict=True)
-        ]
-
-    ward.patch.setattr(ModelTeacher, "score", harmed)
-    return patient
+    return _with_context(ward, moved=-0.5)
 
 
 @fault("agreement on failures", "a teacher that agrees with every wrong answer", "warned", "few tokens say what is")
@@ -583,3 +619,44 @@ SELF = {
     "context": {"kind": "reference_solution", "template": "prefix"},
 }
 CHECK = {check.name: check for check in CHECKS}
+
+
+# Nothing is wrong with these.
+
+
+def _with_context(ward: Ward, moved: float = 0.5) -> Patient:
+    """Every answer is right, and the context moves a token's log-prob by so much besides."""
+    patient = ward.of(method={"name": "opsd"}, **SELF)
+    rows, said = patient.heard
+    patient.made["heard"] = ([replace(row, rollout=replace(row.rollout, reward=1.0)) for row in rows], said)
+    score = ModelTeacher.score
+
+    def other(teacher: ModelTeacher, contexts: Sequence[Any], *rest: Any, **how: Any) -> Any:
+        longest = max(map(len, contexts))
+        return [
+            replace(s, sampled_logprob_T=s.sampled_logprob_T + moved * (len(context) == longest))
+            for s, context in zip(score(teacher, contexts, *rest, **how), contexts, strict=True)
+        ]
+
+    ward.patch.setattr(ModelTeacher, "score", other)
+    return patient
+
+
+def _sampled_at_server(ward: Ward) -> Patient:
+    server = FakeServer(ward.models["student"])
+    server.start()
+    patient = ward.of(sampling={"engine": "server", "url": server.url})
+    patient._opened.callback(server.stop)
+    return patient
+
+
+HEALTHY: dict[str, Callable[[Ward], Patient]] = {
+    "LoRA": lambda ward: ward.of(model={"lora": {"r": 4, "alpha": 8}}),
+    "server and local": lambda ward: _at_server(ward, ward.models["teacher"]),
+    "privileged teacher": _with_context,
+    "what views read": _with_context,
+    "starving domains": lambda ward: _routed(ward, "math", "code"),
+    "episodes": _playing,
+    "nothing to learn": lambda ward: ward.of(method={"name": "eopd"}, **SELF),
+    "sampler and trainer": _sampled_at_server,
+}

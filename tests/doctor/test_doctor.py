@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_faults import CHECK, FAULTS, Fault, Ward
+from planted_faults import CHECK, FAULTS, HEALTHY, Fault, Ward
 from typer.testing import CliRunner
 
 from opdkit import toml
@@ -21,7 +21,13 @@ from opdkit.engines.hf import HFEngine
 from opdkit.errors import Interrupted, UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "doctor.md"
-NOT_HERE = {"server and local", "LoRA", "privileged teacher", "starving domains"}  # of an HF student, whole, one set
+NOT_HERE = {
+    "episodes",
+    "server and local",
+    "LoRA",
+    "privileged teacher",
+    "starving domains",
+}  # of an HF student, whole, one set
 
 
 def test_a_clean_set_up_stays_silent(clean: Patient) -> None:
@@ -87,6 +93,13 @@ def ward(
     return Ward(
         patch=monkeypatch, clean=clean, copied=copied, admitted=admitted, raw=raw, models=models, folder=tmp_path
     )
+
+
+@pytest.mark.parametrize("name", [*NOT_HERE, "what views read", "nothing to learn", "sampler and trainer"])
+def test_what_the_clean_set_up_lacks_is_silent_too(name: str, ward: Ward) -> None:
+    """Adapters, servers of both sides, a context, two domains, episodes: nothing is found where nothing is wrong."""
+    found = look(CHECK[name], HEALTHY[name](ward))
+    assert found.level == "passed", found
 
 
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda one: f"{one.check}: {one.planted}".replace(" ", "_"))

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Warm, numbers
+from harness import Warm, numbers
 
 from opdkit.run.sums import SUMS
 
 pytestmark = pytest.mark.faults
-MORE = ("train", "recipe.toml", "--resume", "--set", "train.steps=4")
+MORE = ("train", "recipe.toml", "--resume", "--set", "train.steps=3")
 
 
 def cut(path: Path, kept: Path) -> None:
@@ -42,7 +42,7 @@ def swap(path: Path, kept: Path) -> None:
 def other_of(path: Path, run: Path, other: Path) -> Path | None:
     """The file to put in its place."""
     name = path.relative_to(run).as_posix()
-    earlier = name.replace("step_000003", "step_000002")
+    earlier = name.replace("step_000002", "step_000001")
     found = run / earlier if earlier != name else other / name
     return found if found.is_file() and found.read_bytes() != path.read_bytes() else None
 
@@ -53,7 +53,7 @@ def test_every_file(
 ) -> None:
     """The run goes on for a step, and its report is written. What nobody reads while doing so (older checkpoints, rows
     of earlier steps) is compared when it is read: tests/training/test_damage.py."""
-    write_recipe(tmp_path, train={"schedule": "constant"}, schedule=None)
+    write_recipe(tmp_path, train={"schedule": "constant", "keep_checkpoints": 2}, schedule=None)
     text = (tmp_path / "recipe.toml").read_text().replace("temperature = 1.2", "temperature = 1.0")
     (tmp_path / "recipe.toml").write_text(text)
     assert warm("train", "recipe.toml", cwd=tmp_path).status == 0
@@ -67,7 +67,7 @@ def test_every_file(
     assert warm(*MORE, cwd=tmp_path).status == 0
     whole = numbers(run)
     faults = []
-    newest = "checkpoints/step_000003"
+    newest = "checkpoints/step_000002"
     for path in sorted(path for path in kept.rglob("*") if path.is_file() and path.name != ".lock"):
         name = path.relative_to(kept).as_posix()
         unread = name.startswith("checkpoints/") and not name.startswith(newest)
@@ -85,8 +85,8 @@ def test_every_file(
         if report.status == 99 or done.status == 99 or "Traceback" in said + report.said:
             faults.append((name, report.status, done.status, "traceback", report.said[-1500:], said[-1500:]))
             continue
-        part = "step_000003" if name.startswith("checkpoints") else path.name
-        is_named = part in said.replace("going on from", "").split("step 4")[0] or any(
+        part = "step_000002" if name.startswith("checkpoints") else path.name
+        is_named = part in said.replace("going on from", "").split("step 3")[0] or any(
             path.name in line and ("not what" in line or "damaged" in line or "cut" in line or "cannot" in line
                                    or "line" in line or "shorter" in line or "is not" in line)
             for line in told.splitlines()
@@ -100,5 +100,5 @@ def test_every_file(
 def _same(found: dict[str, object], whole: dict[str, object], damaged: str) -> bool:
     """But for the damaged file itself, and a folder that was set aside for it."""
     drop = (damaged, SUMS, "summary.json", "metrics.jsonl" if damaged == "metrics.jsonl" else damaged)
-    kept = {n: v for n, v in found.items() if n not in drop and ".damaged" not in n and "step_000003/" not in n}
-    return kept == {n: v for n, v in whole.items() if n not in drop and "step_000003/" not in n}
+    kept = {n: v for n, v in found.items() if n not in drop and ".damaged" not in n and "step_000002/" not in n}
+    return kept == {n: v for n, v in whole.items() if n not in drop and "step_000002/" not in n}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Warm, differences, numbers
+from harness import Done, Warm, differences, numbers
 
 pytestmark = pytest.mark.faults
 RANDOM_MOMENTS = 20
+PARTS = 8  # every eighth event each, so that something is said before all are tried
 
 
 class Case:
@@ -48,7 +49,55 @@ class Evaluation(Case):
     made = "out"
 
 
-CASES = [Training(), Evaluation()]
+class Pipelined(Case):
+    """A teacher's answers, a student that learns them, and its evaluation: a sampling, a training, a result."""
+
+    argv = ("pipeline", "pipeline.toml")
+    made = "runs/pipeline"
+
+
+CASES = [Training(), Evaluation(), Pipelined()]
+PIPELINE = """
+name = "pipeline"
+runs_dir = "runs"
+
+[recipe]
+seed = 3
+model = {{ path = "{model}", dtype = "float32", device = "cpu" }}
+data = {{ train = "arithmetic:merge-3:train", task = "arithmetic", limit = 4 }}
+sampling = {{ max_answer_tokens = 6, group_size = 1 }}
+train = {{ problems_per_step = 2, lr = 1e-3, save_every = 1, schedule = "constant" }}
+diagnostics = {{ every = 0 }}
+
+[[stage]]
+name = "answers"
+kind = "sample"
+model = "{model}"
+data = "arithmetic:merge-3:train"
+task = "arithmetic"
+limit = 3
+reject = []
+max_answer_tokens = 6
+dtype = "float32"
+device = "cpu"
+
+[[stage]]
+name = "sft"
+kind = "train"
+recipe = {{ data = {{ train = "{answers}" }}, method = {{ name = "sft" }}, train = {{ steps = 1 }} }}
+
+[[stage]]
+name = "result"
+kind = "evaluate"
+model = "{sft}"
+data = "arithmetic:merge-3:test"
+task = "arithmetic"
+limit = 2
+n = 1
+max_answer_tokens = 6
+dtype = "float32"
+device = "cpu"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +105,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., 
     """A folder to copy: the inputs of every command."""
     folder = tmp_path_factory.mktemp("world")
     write_recipe(folder)
+    braces = {"answers": "{answers}", "sft": "{sft}"}
+    (folder / "pipeline.toml").write_text(PIPELINE.format(model=models["student"], **braces))
     (folder / "MODEL").symlink_to(models["student"])
     return folder
 
@@ -78,14 +129,17 @@ def points(events: list[str]) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
-def test_killed_at_every_event_of_the_file_system(case: Case, warm: Warm, world: Path, tmp_path: Path) -> None:
+def test_killed_at_every_event_of_the_file_system(
+    case: Case, part: int, warm: Warm, world: Path, tmp_path: Path
+) -> None:
     """Before each creation, renaming, removal, sync, and in the middle of writes. What it kills is a real process; what
     the disk would have kept of unsynced writes after a power cut is not tried."""
     place = fresh(world, tmp_path)
     events = warm.events(*case.argv, cwd=place, below=place / case.made)
     whole = case.kept(place / case.made)
-    begun, faults, killed = time.monotonic(), [], points(events)
+    begun, faults, killed = time.monotonic(), [], points(events)[part::PARTS]
     for nth in killed:
         place = fresh(world, tmp_path)
         died = warm(*case.argv, cwd=place, below=str(place / case.made), nth=nth)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Warm
+from harness import Warm
 
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.types import Example
@@ -51,7 +51,7 @@ def world(warm: Warm, write_recipe: Callable[..., Path], tmp_path_factory: pytes
         shutil.copy(small, run / f"rows/step_{number:06d}.parquet")
     small.unlink()
     evaluate = (
-        "evaluate", "--model", "runs/run/checkpoints/step_000003/model", "--data", "arithmetic:merge-3:test",
+        "evaluate", "--model", "runs/run/checkpoints/step_000002/model", "--data", "arithmetic:merge-3:test",
         "--task", "arithmetic", "--limit", "5", "-n", "8", "--max-answer-tokens", "6", "--out", "a",
     )  # fmt: skip
     assert warm(*evaluate, cwd=folder).status == 0

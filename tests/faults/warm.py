@@ -19,7 +19,8 @@ from typing import Any
 EAGER = (
     "opdkit.cli", "opdkit.training.loop", "opdkit.pipeline", "opdkit.evaluation.evaluate", "opdkit.evaluation.sample",
     "opdkit.reporting", "opdkit.training.saved.export", "peft", "transformers.models.qwen3.modeling_qwen3",
-    "transformers.generation", "pyarrow.parquet",
+    "transformers.generation", "pyarrow.parquet", "pandas", "numpy.ma",
+    "opdkit.losses.weights", "opdkit.losses.coefficients", "opdkit.reporting.page", "dateutil.parser",
 )  # fmt: skip
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -31,6 +32,9 @@ def main() -> None:
     arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     for name in EAGER:
         importlib.import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("qwen3")  # takes a quarter of a run, and is kept
     answers = os.fdopen(os.dup(1), "w")
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:

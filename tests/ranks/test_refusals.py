@@ -56,6 +56,11 @@ def test_ranks_that_are_not_alike(what: str, recipe: Callable[..., Recipe]) -> N
     [
         ((), 11, "11 ranks are more than the 10 rows of a step .train.problems_per_step = 5, 2 answers to each."),
         (("spool.max_gib=1",), 2, "keeps what one process sees"),
+        (
+            ("parallel.strategy=sharded", "parallel.hsdp=2"),
+            3,
+            "hsdp = 2 ranks keep .* 3 ranks are no multiple",
+        ),
         (("sampling.lag=1",), 2, "sampling.lag = 1 is for one process"),
     ],
 )
@@ -72,3 +77,16 @@ def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE = 8 says that there are several ranks, but RANK"):
         join(device="cpu", timeout_minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("parallel.hsdp=2",), 'parallel.hsdp .* parallel.strategy = "auto"; set it to "sharded"'),
+        (("parallel.strategy=sharded", "parallel.offload=true", "train.optimizer=muon"), "remove one of the two"),
+        (("teacher.placement=sharded", "teacher.quantization=int8"), "use one of the two"),
+    ],
+)
+def test_keys_that_do_not_go_together(overrides: tuple[str, ...], sentence: str, recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match=sentence):
+        recipe("opd", *overrides)

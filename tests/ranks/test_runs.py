@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from opdkit import toml
+from opdkit.metric_lines import read_metrics, went_back
 from opdkit.recipe import Recipe
 from opdkit.run.rows import load_rows
 from opdkit.training.saved.checkpoint import latest
@@ -34,7 +35,8 @@ RUNS = {
     "opd": ("opd", *EMA_VIEW, TARGET, "model.lora.r=4", "model.lora.alpha=8"),
     "mopd": ("mopd", "context.kind=peers", "context.feedback=never", WORDING + " }", "train.warmup_steps=0"),
 }
-GATHERED, SHARDED = "parallel.strategy=gathered", "parallel.strategy=sharded"
+GATHERED, SHARDED = ("parallel.strategy=gathered",), ("parallel.strategy=sharded",)
+COPIES = (*SHARDED, "parallel.hsdp=2")
 KEPT = ("train.save_every=1", "train.keep_checkpoints=9", "train.steps=4")
 EVALUATED = ("eval.data=arithmetic:merge-3:test", "eval.limit=4", "eval.samples=2")
 OF_THE_SPLIT = ("time", "memory/", "metrics/", "rollout/occupancy", "rollout/rows_together", "rollout/evictions")
@@ -68,13 +70,15 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("strategy", [GATHERED, SHARDED])
+@pytest.mark.parametrize("strategy", [GATHERED, SHARDED], ids=["gathered", "sharded"])
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_two_ranks_is_that_of_one_process(name: str, strategy: str, recipe: Make, capsys: Any) -> None:
+def test_a_run_on_two_ranks_is_that_of_one_process(
+    name: str, strategy: tuple[str, ...], recipe: Make, capsys: Any
+) -> None:
     """The first step's rows are equal, its metrics and the weights after it within 1e-5; how many answers of later
     steps are equal is printed. A random student earns no reward, so mopd's peers are shown as failures."""
     alone = trained(recipe(*RUNS[name], *KEPT, *EVALUATED, "name=one"))
-    together = trained(recipe(*RUNS[name], *KEPT, *EVALUATED, "name=two", strategy), "--ranks", "2")
+    together = trained(recipe(*RUNS[name], *KEPT, *EVALUATED, "name=two", *strategy), "--ranks", "2")
     assert sorted(path.name for path in together.iterdir()) == sorted([*(p.name for p in alone.iterdir()), "ranks"])
     first, second = steps(alone)[0], steps(together)[0]
     assert list(first) == list(second), "the same metrics in the same order"
@@ -103,24 +107,27 @@ def test_a_run_on_two_ranks_is_that_of_one_process(name: str, strategy: str, rec
     [
         ((2, GATHERED), ((2, GATHERED), (1, GATHERED), (4, GATHERED)), "adamw"),
         ((1, GATHERED), ((2, GATHERED), (2, SHARDED)), "adamw"),
-        ((2, SHARDED), ((2, SHARDED), (1, GATHERED), (4, SHARDED), (2, GATHERED)), "muon"),
+        ((4, COPIES), ((4, COPIES), (1, GATHERED), (2, SHARDED), (2, GATHERED)), "muon"),
     ],
     ids=["of two", "of one", "in parts"],
 )
 def test_a_checkpoint_goes_on_with_other_ranks(
-    saved_on: tuple[int, str], goes_on_with: tuple[tuple[int, str], ...], optimizer: str, recipe: Make
+    saved_on: tuple[int, tuple[str, ...]],
+    goes_on_with: tuple[tuple[int, tuple[str, ...]], ...],
+    optimizer: str,
+    recipe: Make,
 ) -> None:
     """Continued from half of its steps: weights as of the uninterrupted run, to the bit on as many ranks that keep them
     as it did. An averaged teacher and the optimizer's moments are in the checkpoint."""
     chosen = ("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", "train.schedule=constant", *KEPT)
     chosen = (*chosen, f"train.optimizer={optimizer}", f"train.save_in_background={str(optimizer == 'muon').lower()}")
     flags: dict[int, tuple[str, ...]] = {1: (), **{num: ("--ranks", str(num)) for num in (2, 4)}}
-    whole = trained(recipe(*chosen, "name=whole", saved_on[1]), *flags[saved_on[0]])
+    whole = trained(recipe(*chosen, "name=whole", *saved_on[1]), *flags[saved_on[0]])
     for num_ranks, strategy in goes_on_with:
-        half = shutil.copytree(whole, whole.with_name(f"half-{num_ranks}-{strategy.rpartition('=')[2]}"))
+        half = shutil.copytree(whole, whole.with_name(f"half-{num_ranks}-{len(strategy)}-{strategy[0][18:]}"))
         for later in (3, 4):
             shutil.rmtree(half / f"checkpoints/step_{later:06d}")
-        assert trained(recipe(*chosen, f"name={half.name}", strategy), *flags[num_ranks], "--resume") == half
+        assert trained(recipe(*chosen, f"name={half.name}", *strategy), *flags[num_ranks], "--resume") == half
         distance = apart(weights(whole, 4), weights(half, 4))
         rounding = 5e-5 if optimizer == "muon" else 1e-5  # Muon makes small differences of a momentum larger
         assert distance <= (0 if saved_on == (num_ranks, strategy) else rounding), (num_ranks, strategy)
@@ -178,10 +185,10 @@ def wait_for(what: Callable[[], bool], seconds: float) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("rank", "strategy"), [(0, GATHERED), (1, GATHERED), (1, SHARDED)])
-def test_a_killed_rank_ends_the_others(rank: int, strategy: str, begun: Any) -> None:
+def test_a_killed_rank_ends_the_others(rank: int, strategy: tuple[str, ...], begun: Any) -> None:
     """With one sentence and a folder that goes on. In less than 2 seconds on a machine that has nothing else to do; 10
     are allowed here."""
-    launcher, ranks, folder = begun(strategy)
+    launcher, ranks, folder = begun(*strategy)
     os.kill(ranks[rank], signal.SIGKILL)
     killed = time.monotonic()
     said, _ = launcher.communicate(timeout=60)
@@ -277,7 +284,7 @@ def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, m
 
 def test_a_fit_on_ranks_has_the_numbers_of_one_process(recipe: Make, tmp_path: Path) -> None:
     """With an averaged teacher and layers in parts; rows of a part are shared."""
-    chosen = recipe("opd", "teacher.kind=self", "teacher.weights=ema", "teacher.ema_rate=0.1", SHARDED)
+    chosen = recipe("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", *SHARDED)
     line = [sys.executable, "-m", "opdkit", "fit", command(chosen)[-1], "--problems", "5", "--samples", "3"]
     found = {}
     for name, more in {"one": (), "two": ("--ranks", "2")}.items():
@@ -317,3 +324,20 @@ def test_ranks_with_other_recipes_are_refused(recipe: Make, on_ranks: Any, tmp_p
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1 and "rank 1 does not have the recipe of rank 0" in done.stderr
     assert not (chosen.run_dir / "metrics.jsonl").exists()
+
+
+def test_two_ranks_go_back_and_pause_together(recipe: Make) -> None:
+    """The first rank decides: no rank hangs, none is a step apart. What was decided is one process's decision here,
+    where the ranks' numbers are its numbers to 1e-5."""
+    keys = ("teacher.weights=ema", "teacher.ema_rate=0.1", "train.lr=0.05", "train.schedule=constant", "train.steps=6",
+            "train.problems_per_step=4", "train.warmup_steps=0", "train.save_every=3", "diagnostics.every=0",
+            "sentinels.window=1", "sentinels.length=2.2")  # fmt: skip
+    back = trained(
+        recipe("opsd", *keys, "sentinels.action=rollback", "sentinels.lr_factor=0.001", "name=back"), "--ranks", "2"
+    )
+    assert [(one.from_step, one.to_step) for one in went_back(read_metrics(back / "metrics.jsonl"))] == [(5, 3)]
+    saved = latest(back / "checkpoints")
+    assert saved is not None and (saved.step, saved.attempt, saved.lr_factor) == (6, 2, 0.001)
+    paused = recipe("opsd", *keys, "sentinels.action=pause", "name=paused")
+    done = subprocess.run(command(paused, "--ranks", "2"), capture_output=True, text=True)
+    assert done.returncode == 3 and "Paused. step 5" in done.stderr, done.stderr

@@ -46,6 +46,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "topk_opd, advantage": ("topk_opd", "method.k=4", "method.support=symmetric_difference", "method.form=advantage"),
     "opsd": ("opsd",),
     "opsd, live": ("opsd", "teacher.kind=self", "teacher.weights=live", "train.updates_per_step=2"),
+    "opsd, adapter off": ("opsd", "teacher.kind=self", "teacher.weights=adapter_off", *LORA),
     "pw_opsd": ("pw_opsd", *SOLUTION),
     "eopd": ("eopd", *SOLUTION, "method.entropy_gate=2.0"),
     "reopold": ("reopold", *SOLUTION),
@@ -98,9 +99,10 @@ def test_a_step_on_two_ranks(recipe: Make, on_ranks: Any) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-@pytest.mark.parametrize("strategy", ["gathered", "sharded"])
-def test_every_setting(strategy: str, recipe: Make, on_ranks: Any, num_ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "num_ranks"), [("gathered", 2), ("gathered", 3), ("gathered", 4), ("sharded", 2), ("sharded", 3)]
+)
+def test_every_setting(strategy: str, num_ranks: int, recipe: Make, on_ranks: Any) -> None:
     """The same for every kind of term, weight and optimizer, with ranks that have no row of an update, or count no
     token of theirs; and in parts with ranks that make fewer passes, and views of other weights."""
     chosen = (f"parallel.strategy={strategy}",)
@@ -108,11 +110,22 @@ def test_every_setting(strategy: str, recipe: Make, on_ranks: Any, num_ranks: in
 
 
 @pytest.mark.ranks
+def test_two_copies_in_parts(recipe: Make, on_ranks: Any) -> None:
+    """Of four ranks two keep a copy (HSDP); the norm and the gradients count each weight once. With `offload`, too,
+    where on a CPU nothing moves."""
+    chosen = ("parallel.strategy=sharded", "parallel.hsdp=2")
+    settings = {name: (*setting, *chosen) for name, setting in SHORT.items()}
+    settings["muon"] = ("opd", "train.optimizer=muon", *chosen)
+    settings["offload"] = ("opd", "parallel.offload=true", *chosen)
+    compared(recipe, settings, on_ranks, 4)
+
+
+@pytest.mark.ranks
 @pytest.mark.parametrize("strategy", ["gathered", "sharded"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_bfloat16(lora: bool, strategy: str, recipe: Make, on_ranks: Any) -> None:
     """The same answers; gradients differ by no more than twice what they do in one process in other micro-batches,
-    whose sums round as often: about 2.5e-3, of adapters 1e-2."""
+    whose sums round as often: about 2.5e-3; of fresh adapters 2e-7."""
     chosen = ("opd", "model.dtype=bfloat16", *(LORA if lora else ()), f"parallel.strategy={strategy}")
     raw = recipe(*chosen).as_dict()
     alone = step(parse_recipe(raw), ALONE, 1)
@@ -120,8 +133,8 @@ def test_bfloat16(lora: bool, strategy: str, recipe: Make, on_ranks: Any) -> Non
     together = on_ranks({"bf16": (raw, [], 1)}, 2)["bf16"]
     assert alone["steps"][0]["answers"] == together["steps"][0]["answers"]
     noise = distance(alone["gradients"][0], otherwise["gradients"][0])
-    assert 1e-4 < noise < 3e-2
-    assert distance(alone["gradients"][0], together["gradients"][0]) < 2 * noise
+    assert noise < 3e-2
+    assert distance(alone["gradients"][0], together["gradients"][0]) < max(2 * noise, 2e-6)
 
 
 def test_rows_are_dealt_evenly() -> None:

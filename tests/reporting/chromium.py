@@ -53,13 +53,13 @@ class Chromium:
         self._process.wait(TIMEOUT_S)
         os.close(self._write), os.close(self._read)
 
-    def open(self, path: Path, width: int, height: int) -> None:
-        """Load a file in a window (a phone's, below 600 pixels), and wait until it is drawn."""
+    def open(self, path: Path | str, width: int, height: int) -> None:
+        """Load a file, or an address, in a window (a phone's, below 600 pixels), and wait until it is drawn."""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         before = self.loaded
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while self.loaded == before:
             self._receive()
 
@@ -76,6 +76,20 @@ class Chromium:
     def tap(self, x: float, y: float) -> None:
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def press(self, key: str, times: int = 1) -> None:
+        for _ in range(times):
+            for kind in ("rawKeyDown", "keyUp"):
+                code = {"Tab": 9, "Enter": 13, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+                        "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]  # fmt: skip
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def wait(self, expression: str) -> None:
+        """Until it is true in the page."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.run(expression):
+            assert time.monotonic() < deadline, expression
+            time.sleep(0.05)
 
     def hover(self, x: float, y: float) -> None:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

@@ -166,3 +166,5 @@ def test_an_episode_is_shown_turn_by_turn(row: Example) -> None:
         ("t0", "turn 2 · the student, 11 tokens · 1 of them not learned from · reward 0.5"),
     ]
     assert "".join(re.findall(r"<i [^>]*>([^<]*)</i>", html)) == text
+    later = replace(rollout, turn=turn + np.int16(1), episode=0)  # a row that begins with the second turn
+    assert "turn 2 · the student, 8 tokens · 1 call · tool error" in heat_map(replace(long, rollout=later), 1.0, decode)

@@ -287,6 +287,22 @@ def test_a_run_that_was_not_measured_before_still_says_where_it_ended(run_folder
     assert f"On {DATASET}, the student ended at 0.836; it was not measured before. The teacher stands at 0.930." in text
 
 
+def test_the_best_step_stands_beside_the_last(run_folder: Path) -> None:
+    """With what chose it; that a choice by the reported set flatters is said; where it is the last step, once."""
+    best = {"step": 20, "chosen_on": f"eval/{DATASET}/avg_at_n", "value": 0.9, "model": "checkpoints/step_000020/model",
+            "eval": {DATASET: result(0.9, 0.88, 0.92)}}  # fmt: skip
+    (run_folder / "summary.json").write_text(json.dumps(make_summary(best=best)))
+    text = read(run_folder).text
+    assert "Best, step 200.900[0.880, 0.920]" in text and "the student rose from 0.229 to 0.836" in text
+    assert f"The best step is 20, chosen by eval/{DATASET}/avg_at_n (0.9): checkpoints/step_000020/model." in text
+    assert "Its numbers on that set flatter it." in text
+    (run_folder / "summary.json").write_text(
+        json.dumps(make_summary(best=best | {"step": 30, "chosen_on": "eval/x/y"}))
+    )
+    text = read(run_folder).text
+    assert "Best, step" not in text and "The best step is 30" in text and "flatter" not in text
+
+
 def test_one_problem_is_not_both_the_best_and_the_worst(run_folder: Path) -> None:
     rows = [row for row in make_rows() if row.problem.id.startswith("problem 1")]
     assert len(rows) == 2

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(module, "REST", 0.0)
     with open_server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield Client(server)
         server.shutdown()
@@ -129,6 +129,11 @@ def test_links_and_pipes_of_a_hostile_run(client: Client, folder: Path, tmp_path
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "pipe" / "metrics.jsonl").unlink()
     os.mkfifo(folder / "pipe" / "metrics.jsonl")
+    write_run(folder / "locked")
+    (folder / "locked" / ".lock").write_text(f"process {'9' * 30} on {socket.gethostname()} since then\n")
+    write_run(folder / "far")
+    (folder / "far" / ".lock").write_text("process 1 on elsewhere since then\n")
+    (folder / "far" / "nowhere").symlink_to(tmp_path / "nowhere")
     for name in ("file", "rows"):
         status, text, _ = client.ask(f"run/{name}/")
         assert status == 200 and "is a link that leads out of" in text and SECRET not in text and "30 steps" not in text
@@ -158,6 +163,8 @@ def test_a_page_that_takes_long_is_not_made_again_at_once(folder: Path, monkeypa
     assert first is not None and served.run("one") is first
     monkeypatch.setattr(module, "REST", 0.0)
     assert served.run("one") is not first
+    monkeypatch.setattr(module, "REST", 1e6)
+    assert served.several(["one"]) is not served.run("one")  # the same runs, another page
 
 
 def test_a_run_that_breaks_the_page_is_a_sentence(

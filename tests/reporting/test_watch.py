@@ -101,6 +101,7 @@ def test_sparkline_by_hand() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([3, None, 3]) == "▄ ▄" and sparkline([None]) == "" and sparkline([]) == ""
     assert sparkline([0, 0, 7, 7], width=2) == "▁█"
+    assert sparkline([0.0, 0.0, None, 0.0]) == "▁▁ ▁"  # a reward that nobody earns is no half of one
 
 
 def shown(folder: Path) -> str:

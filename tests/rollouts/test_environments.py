@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from opdkit.errors import UserError
@@ -16,6 +18,7 @@ from opdkit.rollouts.environments.functions import FunctionTools, ToolError, pur
 from opdkit.rollouts.environments.game import _MOVES, Game
 from opdkit.rollouts.environments.held import Held, maker_of
 from opdkit.rollouts.environments.python import Python, _shared
+from opdkit.rollouts.environments.replay import Replay
 from opdkit.rollouts.environments.schema import tool_faults
 from opdkit.types import Problem
 
@@ -202,6 +205,33 @@ def test_game() -> None:
     lost = Game(max_moves=1)
     lost.reset(PROBLEM, 7)
     assert lost.step(Action(text="nothing"), 0) == Step(done=True, reward=-0.1, info={"won": 0.0})
+
+
+def test_replay(tmp_path: Path) -> None:
+    """What was said is said again, by the same calls; what was not called is not known; the ids are the new calls'."""
+
+    def turn(name: str, said: str) -> dict[str, str]:
+        return {"messages": json.dumps([{"role": "tool", "name": name, "tool_call_id": "old", "content": said}])}
+
+    asked = [[("role", "user"), ("content", "How is Oslo?")]]
+    tools = json.dumps(Calculator().tools)
+    went = [[turn("a", "1"), turn("b", "2")], [turn("a", "1"), turn("c", "3")], [turn("a", "7"), turn("b", "8")]]
+    rows = [{"problem_id": "p", "messages": asked[0], "tools": tools, "turns": turns} for turns in went]
+    kind = pa.list_(pa.map_(pa.string(), pa.string()))
+    (tmp_path / "rows").mkdir()
+    columns = {name: [row[name] for row in rows] for name in ("problem_id", "tools", "turns")}
+    messages = pa.array([asked] * 3, type=kind)
+    pq.write_table(pa.table({**columns, "messages": messages}), tmp_path / "rows" / "step_000001.parquet")
+    replay = Replay(str(tmp_path))
+    assert replay.reset(PROBLEM, 0) == ({"role": "user", "content": "How is Oslo?"},)
+    first = step(replay, ("a", {}))
+    assert contents(first) == ["1"] and first.messages[0]["tool_call_id"] == "c0"
+    assert contents(step(replay, ("d", {}))) == ["error: nothing is recorded of this call here"]
+    assert contents(step(replay, ("c", {}))) == ["3"] and step(replay).done
+    with pytest.raises(LookupError, match="no episode of problem q is recorded"):
+        replay.reset(Problem(id="q", task="none", messages=()), 0)
+    with pytest.raises(UserError, match="has no rows"):
+        Replay(str(tmp_path / "none"))
 
 
 def test_search(tmp_path: Path) -> None:

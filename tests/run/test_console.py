@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from opdkit.errors import Interrupted
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.recipe import Recipe
-from opdkit.run.console import Bar, Interrupt, Terminal
+from opdkit.run.console import Bar, Interrupt, Terminal, counting, told_while_waiting
 from opdkit.training.loop import train
 from opdkit.training.saved import checkpoint
 
@@ -39,6 +40,54 @@ def test_a_bar_only_where_lines_can_be_redrawn(is_terminal: bool, environment: d
     assert ("\x1b[" in said.getvalue()) == live
     if not live:
         assert said.getvalue().splitlines() == ["work 3/3  loss 0.5  0 s left"]
+
+
+def drawn(text: str, width: int) -> list[str]:
+    """What a terminal shows after each redrawing, by the few codes that rich sends: line up, clear line."""
+    frames: list[str] = []
+    lines, row = [""], 0
+    for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|[\r\n])", re.sub(r"\x1b\[[0-9;]*m", "", text)):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part and part != "\r" and not part.startswith("\x1b"):
+            assert len(part) <= width
+            lines[row] = part
+            frames.append("\n".join(line.rstrip() for line in lines if line.strip()))
+    return frames
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_a_terminal_has_one_line_however_narrow(width: int) -> None:
+    """A phase within another takes its line and gives it back; what is counted is never cut."""
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, _environ={"TERM": "xterm-256color"}, width=width)
+    with Bar(console, "a-run-of-a-rather-long-name", 400, done=17) as outer:
+        outer.update(18, note="loss 0.7304  reward 0.000  383 tok/s")
+        with Bar(console, "student after 18 steps: a/path/to/some/data.jsonl", 32) as inner:
+            inner.update(5)
+            inner._progress.refresh()
+        outer.activity(64, 64)
+        outer._progress.refresh()
+    frames = drawn(said.getvalue(), width)
+    assert len(frames) > 3 and all("\n" not in frame for frame in frames)
+    assert all(re.search(r" \d+/(400|32)( |$)", frame) for frame in frames), frames
+    assert any("5/32" in frame for frame in frames) and "18/400" in frames[-1]
+    assert Bar._open == []
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}])
+def test_waiting_and_counting_redraw_nothing_where_nothing_can_be(environment: dict[str, str]) -> None:
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, _environ=environment, width=80)
+    with counting(console, "rows read") as count, told_while_waiting(console, "starting") as wait:
+        count(100)
+        wait(20.0)
+    assert said.getvalue() == "starting: 20 s\n"
 
 
 def reader_gone() -> Terminal:
@@ -69,7 +118,7 @@ def test_a_run_whose_reader_has_gone_stops_and_is_saved(recipe: Callable[..., Re
     assert [line["step"] for line in of_steps(read_metrics(made.run_dir / "metrics.jsonl"))] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_closed_terminal_asks_as_ctrl_c_does(number: signal.Signals) -> None:
     """The step ends first; the second one does not wait. Under `nohup` SIGHUP stays unheard."""
     interrupt = Interrupt(Terminal(file=io.StringIO()))

@@ -68,3 +68,5 @@ def test_the_best_is_kept_and_the_run_ends_early(recipe: Make, console: Console,
     again = train(chosen, console=console, resume=True)
     assert json.loads(json.dumps(again["best"]["step"])) == 1 and again["ended"] == summary["ended"]
     assert checkpoint.steps(folder) == [1, 2, 4]
+    assert train(recipe("sft", *KEYS), console=console, resume=True)["steps"] == 6  # nothing ends it any more
+    assert checkpoint.steps(folder) == [1, 4, 6]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from opdkit.engines.hf import HFEngine
 from opdkit.errors import Interrupted, UserError
+from opdkit.evaluation.evaluate import sample_answers
 from opdkit.metric_lines import of_steps, read_metrics
 from opdkit.metrics import reduce_metrics
 from opdkit.recipe import Recipe
+from opdkit.reporting.episodes import read_episodes
 from opdkit.rollouts.episode import Row
 from opdkit.run.rows import load_rows
 from opdkit.training.loop import train
+from opdkit.training.models.sides import read_sides
 from opdkit.training.step import train_step
 
 TALK = '''
@@ -74,6 +80,7 @@ def test_a_run_of_episodes(episodes: Callable[..., Recipe], console: Any) -> Non
     )
     assert 0 < seen["rollout/tool_share"] < 1 and seen["turn/0/teacher_kl"] > 0 and seen["turn/0/entropy"] > 0
     assert seen["rollout/max_logprob_gap"] < 1e-4 and seen["rollout/template_drift_tokens"] < 2
+    assert seen["rollout/num_no_answer"] == 0  # nobody looks for one
     for row in rows:
         rollout = row.rollout
         assert len(rollout.turns) == 3 and rollout.ended == "done"
@@ -91,6 +98,8 @@ def test_credit_and_environments_that_fail(episodes: Callable[..., Recipe], cons
     rows = rows_of(chosen)
     failed = [row.rollout for row in rows if row.rollout.ended == "failure"]
     assert failed and all(one.reward is None and not one.answer_ids for one in failed)
+    summary = json.loads((chosen.run_dir / "summary.json").read_text())
+    assert any("failed in an episode" in said and "closed" in said for said in summary["warnings"])
     assert any(row.taught is not None and (row.taught.coef_ST != 0).any() for row in rows)
 
 
@@ -152,6 +161,17 @@ def test_a_shifted_mask_is_caught(start: Callable[..., Any], episodes: Callable[
         patched.setattr(Row, "say", shifted)
         with pytest.raises(UserError, match="not scored as it was sampled"):
             run.answers.prove_episodes(run.problems, 0)
+    real_score = HFEngine.score
+
+    def score(self: HFEngine, *args: Any, **options: Any) -> Any:
+        """The last row's tokens have no number."""
+        *said, last = real_score(self, *args, **options)
+        return [*said, replace(last, sampled_logprob_T=np.full_like(last.sampled_logprob_T, np.nan))]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(HFEngine, "score", score)
+        with pytest.raises(UserError, match="not scored as it was sampled"):
+            run.answers.prove_episodes(run.problems, 0)
 
 
 def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -177,6 +197,87 @@ def test_rerendered_history(start: Callable[..., Any], episodes: Callable[..., R
             assert [len(row.history) // 2 for row in rows] == [int(row.turn_numbers[0]) for row in rows]
             num_rows += len(rows)
     assert num_rows > 2 * len(groups)
+    played = sample_answers(
+        run.problems[:2], sampler=run.answers.student_engine(0), renderer=run.parts.renderer, task=run.task.main,
+        params=chosen.sampling.params, num_samples=2, seed=0, stage=run.answers.stage,
+    )  # fmt: skip
+    assert [answer.sample_id for answer in played] == [0, 1, 0, 1]
     rows, metrics = train_step(run.state, run.drawn.of_step(0))
     assert all(row.views["teacher"].context_ids == row.rollout.prompt_ids for row in rows)
-    assert reduce_metrics(metrics)["rollout/turns"] == 3
+    seen = reduce_metrics(metrics)
+    rewards = {(row.problem.id, row.rollout.episode_id): row.rollout.reward for row in rows}
+    assert seen["rollout/turns"] == 3 and len(rows) > len(rewards)
+    assert seen["rollout/reward"] == pytest.approx(np.mean([*rewards.values()]))
+
+
+def test_episodes_in_the_terminal(episodes: Callable[..., Recipe], console: Any) -> None:
+    from typer.testing import CliRunner
+
+    from opdkit.cli import app
+
+    chosen = episodes("opd", "train.steps=1", "eval.before=false")
+    train(chosen, console=console)
+    rows = rows_of(chosen)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["episodes", str(chosen.run_dir), *words], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    text = said()
+    assert f"step 1, {rows[0].problem.id}, sample 0: reward" in text and "turn 2" in text and "ended: done" in text
+    told = json.loads(said("--json", "-n", "3", "--sample", "1"))
+    assert [one["sample"] for one in told] == [1, 1, 1] and [turn["turn"] for turn in told[0]["turns"]] == [0, 1, 2]
+    assert told[0]["turns"][0]["messages"][0]["role"] == "user" and told[0]["turns"][2]["reward"] == 0.25
+    with pytest.raises(UserError, match="has no answer of that problem and sample; its problems are"):
+        read_episodes(chosen.run_dir, problem="nope")
+    with pytest.raises(UserError, match="saved no rows of step 7"):
+        read_episodes(chosen.run_dir, step=7)
+
+
+def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """A template without a turn for what the environment says, another one for the teacher, tools that no template
+    offers, a teacher of other tokens."""
+    silent, other = tmp_path / "silent.jinja", tmp_path / "other.jinja"
+    silent.write_text(
+        "{% for m in messages %}{% if loop.first or m.role == 'assistant' %}"
+        "<u>{{ m.content }}<e>{% endif %}{% endfor %}"
+    )
+    other.write_text(
+        "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    with pytest.raises(UserError, match="drops the user turn"):
+        read_sides(episodes("opd", f"model.chat_template={silent}", f"teacher.chat_template={silent}"))
+    with pytest.raises(UserError, match="teacher: its chat template writes other tokens between the turns"):
+        read_sides(episodes("opd", f"teacher.chat_template={other}"))
+    tools = tmp_path / "tools.py"
+    schema = '{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}'
+    tools.write_text(TALK.replace("tools = ()", f"tools = [{schema}]"))
+    with_tools = f"episode.environment={{ name = '{tools}' }}"
+    with pytest.raises(UserError, match=r'episode.calls = "auto": the chat template .* shows no call of a tool'):
+        read_sides(episodes("opd", with_tools))
+    with pytest.raises(UserError, match="reads no tools, so the model would not hear of any"):
+        read_sides(episodes("opd", with_tools, "episode.calls=hermes"))
+    with pytest.raises(UserError, match=r"\[episode\] is what the student does"):
+        episodes("sft")
+    with pytest.raises(UserError, match=r"episode.max_turns = 0"):
+        episodes("opd", "episode.max_turns=0")
+
+
+def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same environment as in training: three turns, of which the last is stored; the environment's rewards."""
+    from typer.testing import CliRunner
+
+    from opdkit import toml
+    from opdkit.cli import app
+
+    chosen = episodes("opd")
+    (tmp_path / "agent.toml").write_text(toml.dumps(chosen.as_dict()))
+    asked = ["evaluate", "--model", chosen.model.path, "--data", "arithmetic:merge-3:test", "--task", "arithmetic"]
+    few = ["--limit", "2", "-n", "1", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+    out = tmp_path / "evaluated"
+    told = [*asked, *few, "--out", str(out), "--episode", str(tmp_path / "agent.toml")]
+    assert CliRunner().invoke(app, told, catch_exceptions=False).exit_code == 0
+    identity, *answers = [json.loads(line) for line in next(out.glob("arithmetic*.jsonl")).read_text().splitlines()]
+    assert identity["identity"]["episode"]["max_turn_tokens"] == 8 and len(answers) == 2
+    assert all(answer["reward"] % 0.5 == 0.25 for answer in answers)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -147,3 +150,118 @@ def test_a_damaged_checkpoint_is_said(runs: Callable[..., Path], tmp_path: Path,
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
         export(run, tmp_path / "other", console=console)
+
+
+def write_shards(rank: int, shape: tuple[int, ...], model: str, out: str, port: int, axis: str) -> None:
+    """In a process of its own: this rank's part, as verl saves it."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    ranks = int(np.prod(shape))
+    store = dist.TCPStore("127.0.0.1", port, ranks, rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("ddp", "fsdp")[-len(shape) :])
+    state = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    outer = Shard(1) if axis == "two" else Replicate()
+    placements = [*([outer] * (len(shape) - 1)), Shard(0)]
+    dealt = {
+        k: distribute_tensor(v, mesh, placements if v.ndim > 1 else [Replicate()] * (len(shape) - 1) + [Shard(0)])
+        for k, v in state.items()
+    }
+    torch.save(dealt, f"{out}/model_world_size_{ranks}_rank_{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shards(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[Any, Path] = {}
+
+    def make(*shape: int, axis: str = "one") -> Path:
+        if (shape, axis) not in made:
+            folder = tmp_path_factory.mktemp("verl") / "global_step_7"
+            shutil.copytree(models["student"], folder / "actor/huggingface")
+            (folder / "actor/huggingface/model.safetensors").unlink()
+            with socket.socket() as one:
+                one.bind(("127.0.0.1", 0))
+                port = one.getsockname()[1]
+            work = (shape, str(models["student"]), str(folder / "actor"), port, axis)
+            torch.multiprocessing.start_processes(write_shards, work, nprocs=int(np.prod(shape)), start_method="fork")
+            made[shape, axis] = folder
+        return made[shape, axis]
+
+    return make
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2)], ids=["fsdp", "hsdp"])
+def test_shards_of_verl_are_put_together(
+    shape: tuple[int, ...], shards: Callable[..., Path], models: dict[str, Path], tmp_path: Path, console: Console
+) -> None:
+    """To the bit, also where the rows do not divide among the ranks. Not with files of verl itself."""
+    out = tmp_path / "out"
+    proof = export(shards(*shape), out, dtype="float32", console=console)
+    assert proof.files.most == 0 == proof.rounded.most
+    whole = AutoModelForCausalLM.from_pretrained(models["student"]).state_dict()
+    found = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert (out / COMPLETE).is_file() and "another trainer" in (out / "README.md").read_text()
+
+
+class Run:
+    """What a hostile pickle would call."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/opdkit-was-here",)
+
+
+def test_shards_that_are_not_whole_or_ask_for_code_are_refused(
+    shards: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    def refused(change: Callable[[Path], Any], match: str, *shape: int, axis: str = "one") -> None:
+        folder = tmp_path / "copy"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(shards(*shape or (3,), axis=axis), folder)
+        change(folder / "actor")
+        with pytest.raises(UserError, match=match):
+            export(folder, tmp_path / "out", console=console)
+        assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+    name = "model_world_size_3_rank_1.pt"
+    refused(lambda actor: (actor / name).unlink(), "lacks the shards of 1 of 3 ranks .first: rank 1")
+    refused(lambda actor: torch.save({"x": Run()}, actor / name), "more than tensors")
+    assert not Path("/tmp/opdkit-was-here").exists()
+    refused(lambda actor: (actor / name).write_bytes(b"PK\x03\x04"), "not whole")
+    refused(lambda actor: torch.save([1], actor / name), "no table of tensors")
+    refused(lambda actor: torch.save({}, actor / name), "other parameters")
+    refused(lambda actor: shutil.copy(actor / name, actor / "model_world_size_2_rank_0.pt"), "2 and 3 ranks")
+    refused(lambda actor: shutil.copy(actor / "model_world_size_3_rank_0.pt", actor / name), "hold the same shards")
+    refused(lambda actor: shutil.rmtree(actor / "huggingface"), "no huggingface/config.json")
+    refused(lambda actor: None, "over one axis", 2, 2, axis="two")
+
+
+def test_nothing_is_uploaded_unasked(
+    runs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the hub hears of an export only with --push, and then as of a private repository."""
+    import huggingface_hub
+    from typer.testing import CliRunner
+
+    from opdkit.cli.base import app
+
+    heard: list[tuple[Any, ...]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **how: Any) -> None:
+            heard.append((name, how["private"]))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> Any:
+            heard.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return type("Commit", (), {"repo_url": f"hub/{repo_id}"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    run = runs("train.save_rows_every=0")
+    CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "a")], catch_exceptions=False)
+    assert not heard
+    said = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "b"), "--push", "me/m"])
+    assert heard[0] == ("me/m", True) and heard[1][0] == "me/m" and ".complete" in heard[1][1]
+    assert "hub/me/m" in said.output

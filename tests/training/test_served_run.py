@@ -214,3 +214,28 @@ def test_check_says_what_a_lag_needs(recipe: Callable[..., Recipe]) -> None:
     assert any("under the current student" in said for said in warnings(recipe("opd", "sampling.lag=1")))
     corrected = recipe("opd", "sampling.lag=1", "method.support=sampled", "weights.importance={}")
     assert any("corrects for it" in said for said in warnings(corrected))
+
+
+def test_episodes_of_a_served_student(
+    served: Callable[..., Recipe], server: FakeServer, console: Console, tmp_path: Path
+) -> None:
+    """Every turn is asked of the server with the whole stream before it; what it says of the model's tokens is what the
+    trainer says of the row, and episodes go ahead without each other."""
+    (tmp_path / "talk.py").write_text(
+        "from opdkit.rollouts.environments.base import Step\n"
+        "class Talk:\n"
+        "    tools = ()\n"
+        "    def reset(self, problem, seed):\n"
+        "        self.turn = 0\n"
+        "        return problem.messages\n"
+        "    def step(self, action, seed):\n"
+        "        self.turn += 1\n"
+        "        said = [{'role': 'user', 'content': str(seed % 100)}]\n"
+        "        return Step(messages=said, done=self.turn == 3, reward=1.0)\n"
+    )
+    run = served(f"episode.environment={tmp_path / 'talk.py'}", "episode.workers=1", steps=2)
+    train(run, console=console)
+    for line in lines(run):
+        assert line["rollout/turns"] == 3 and line["rollout/max_logprob_gap"] < 1e-3
+    for path in sorted((run.run_dir / "rows").glob("*.parquet")):
+        assert all(row.rollout.reward == 3.0 and row.rollout.ended == "done" for row in load_rows(path))

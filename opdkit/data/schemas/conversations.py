@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from opdkit.data.files.formats import Row
 from opdkit.data.files.unusable import Unusable
+from opdkit.data.schemas.media import text_of_parts
 from opdkit.types import Message
 
 CONVERSATIONS = ("messages", "conversations", "instruction")  # columns, tried in this order
@@ -77,7 +78,8 @@ def _turn(turn: Any) -> Message:
     if role is None or content is None:
         raise Unusable("a chat turn of the prompt lacks a role or a content")
     role = as_text(role, "role")
-    return {"role": _ROLES.get(role, role) if names[0] == "from" else role, "content": as_text(content, "content")}
+    text = as_text(text_of_parts(content), "content")
+    return {"role": _ROLES.get(role, role) if names[0] == "from" else role, "content": text}
 
 
 def as_text(value: Any, what: str) -> str:

@@ -40,6 +40,7 @@ from opdkit.data.schemas.conversations import (
     chat_turns,
     conversation,
 )
+from opdkit.data.schemas.media import MEDIA, check_without_media
 from opdkit.data.schemas.templates import INSTRUCTIONS
 from opdkit.data.schemas.values import column_text, lookup, plain
 from opdkit.errors import UserError
@@ -124,7 +125,7 @@ class Schema:
     def keep(self, present: Sequence[str]) -> list[str]:
         """The columns worth reading. All of them if no question is among them, so that the refusal can list them."""
         named = [name for names in (*self.columns.values(), self.kept) for name in names]
-        wanted = _OTHER_COLUMNS | {*self.kept} | {name.partition(".")[0] for name in named}
+        wanted = _OTHER_COLUMNS | {*MEDIA} | {*self.kept} | {name.partition(".")[0] for name in named}
         questions = (*self.columns["prompt"], *CONVERSATIONS)
         if "*" in self._asked or not any(name.partition(".")[0] in present for name in questions):
             return list(present)
@@ -143,6 +144,7 @@ class Schema:
         own = None if self._given else row if is_prepared(row) else _own_verl(row)
         if own is not None:
             return self._prepared(own)
+        check_without_media(row)
         question, answer = self._conversation(row)
         asked = self._instructed(question)
         gold, solution = self._gold_and_solution(row, answer)

@@ -119,8 +119,9 @@ def _words(row: Example, author: int, turn: int, num_tokens: int, learned: int) 
         said.append("not learned from")
     elif learned < num_tokens:
         said.append(f"{num_tokens - learned:,} of them not learned from")
-    if turn < len(row.rollout.turns):
-        record = row.rollout.turns[turn]
+    place = turn - int(row.rollout.turn_numbers.min())  # the later rows of an episode begin with a later turn
+    if place < len(row.rollout.turns):
+        record = row.rollout.turns[place]
         if AUTHORS[author : author + 1] == ("tool",):
             said += [f"{record.cut_tokens:,} cut out of its middle"] if record.cut_tokens else []
         else:

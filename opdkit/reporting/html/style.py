@@ -26,6 +26,7 @@ fill:var(--quiet);font-variant-numeric:tabular-nums}
 .dot{stroke-width:1.75}
 .before .whisker,.before .dot{stroke:var(--student)}.before .dot{fill:var(--paper)}
 .after .whisker,.after .dot{stroke:var(--c,var(--student))}.after .dot{fill:var(--c,var(--student))}
+.best .whisker,.best .dot{stroke:var(--student)}.best .dot{fill:var(--paper)}
 .arm .whisker,.arm .dot{stroke:var(--arm)}.arm .dot{fill:var(--paper)}
 .teacher .whisker,.teacher .dot{stroke:var(--teacher)}.teacher .dot{fill:var(--teacher)}
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from opdkit.contexts.transcript import whole_episodes
 from opdkit.reporting.figures.heatmap import heat_map
 from opdkit.reporting.figures.tokens import Decode, loss_parts
 from opdkit.reporting.html.markup import Html, join, tag
@@ -58,7 +59,8 @@ def groups_of(rows: Sequence[Example]) -> list[Group]:
         found.setdefault(row.problem.id, []).append(row)
     groups = []
     for same in found.values():
-        rewards = [row.rollout.reward for row in same if row.rollout.reward is not None]
+        episodes = whole_episodes([row.rollout for row in same])
+        rewards = [rollout.reward for rollout in episodes if rollout.reward is not None]
         mean = sum(rewards) / len(rewards) if rewards else None
         groups.append(Group(same[0].problem, sorted(same, key=lambda row: row.rollout.sample_id), mean))
     return groups

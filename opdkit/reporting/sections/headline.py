@@ -148,6 +148,7 @@ _CIRCLE = tag("circle", class_="dot", r=4.5)
 _MARK = {
     "before": _CIRCLE,
     "after": _CIRCLE,
+    "best": tag("polygon", class_="dot", points="0,-6 5.5,4.5 -5.5,4.5"),
     "arm": tag("rect", class_="dot", x=-4, y=-4, width=8, height=8),
     "teacher": tag("polygon", class_="dot", points="0,-5.5 5.5,0 0,5.5 -5.5,0"),
 }

@@ -40,11 +40,11 @@ class Seen:
 
 
 def problems(run: RunContents) -> Part | None:
-    """Two tables. None where fewer than two problems have two graded answers: there would be no best and no worst."""
+    """Two tables. None where fewer than two problems have two graded answers, or all the same mean: none is best."""
     files = dict(sorted(row_files(run.folder).items())[-MAX_FILES:])
     found, unreadable = outcomes(files)
     seen = [each for each in found if len(each.rewards) > 1]
-    if len(seen) < 2:
+    if len(seen) < 2 or len({each.mean for each in seen}) == 1:
         return None
     ordered = sorted(seen, key=lambda each: (each.mean, -len(each.rewards), each.problem_id))
     half = min(NUM_SHOWN, len(ordered) // 2)

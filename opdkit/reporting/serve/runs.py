@@ -81,7 +81,7 @@ class Runs:
         if not names or any(name not in found for name in names):
             return None
         runs = [found[name] for name in dict.fromkeys(names)]
-        key, mark = "\0".join(names), _digest([self.mark(run) for run in runs])
+        key, mark = "\0".join(("compare", *names)), _digest([self.mark(run) for run in runs])
         return self._page(key, mark, lambda mark: self._compare(runs, mark))
 
     def mark(self, run: Path) -> str:

@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 
+from opdkit.contexts.transcript import whole_episodes
 from opdkit.losses.names import DivergenceKind
 from opdkit.metrics import Metric
 from opdkit.rollouts.episodes import Counts
@@ -19,15 +20,15 @@ _TOOL = AUTHORS.index("tool")
 
 def describe_episodes(rows: Sequence[Example]) -> list[Metric]:
     """Of a step's rows; nothing where none is an episode. An episode in several rows counts once."""
-    if not any(row.rollout.turns for row in rows):
+    if not any(row.rollout.turns or row.rollout.ended != "answer" for row in rows):
         return []
-    last = {(row.rollout.problem_id, row.rollout.episode_id): row.rollout for row in rows}
-    turns, num_episodes = [turn for row in rows for turn in row.rollout.turns], len(last)
+    episodes = whole_episodes([row.rollout for row in rows])
+    turns, num_episodes = [turn for row in rows for turn in row.rollout.turns], len(episodes)
     num_tool = sum(int((row.rollout.authors == _TOOL).sum()) for row in rows)
     num_tokens = sum(len(row.rollout.answer_ids) for row in rows)
     num_calls = sum(turn.num_calls for turn in turns)
     failures = Counter(failure for turn in turns for failure in (turn.failures or (turn.failure,)) if failure)
-    ended = Counter(rollout.ended for rollout in last.values())
+    ended = Counter(rollout.ended for rollout in episodes)
     return [
         Metric("rollout/turns", len(turns) / num_episodes),
         Metric("rollout/model_tokens", (num_tokens - num_tool) / num_episodes),

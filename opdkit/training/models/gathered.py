@@ -53,6 +53,7 @@ class GatheredOptimizer(Optimizer):
         self._gathered: dict[str, Tensor] | None = None
         self._sums: dict[str, Tensor] = {}  # float32, of gradients that come in another type
         self._has_gradient = False  # on some rank
+        self._device = next(module.parameters()).device  # where passes are made
         super().__init__(module, section, compute_dtype=compute_dtype)
 
     def compute_weights(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -132,30 +133,35 @@ class GatheredOptimizer(Optimizer):
         for name, parameter in trained.items():
             whole = parameter.detach()
             self.cuts[name] = cut = Cut(tuple(whole.shape), self._group.size, owners.get(name))
-            masters[name] = nn.Parameter(whole[cut.rows(self._group.rank)].clone())
+            masters[name] = nn.Parameter(self._kept(whole[cut.rows(self._group.rank)].clone()))
             parameter.data = whole.new_full((), torch.nan).expand(whole.shape)
         return masters
 
+    def _kept(self, part: Tensor) -> Tensor:
+        """Where parts are between the passes."""
+        return part
+
     def _whole(self, cut: Cut, part: Tensor) -> Tensor:
+        part = part.to(self._device)
         if cut.owner is not None:
             whole = part.clone() if cut.owner == self._group.rank else part.new_empty(cut.shape)
             self._group.send_from(cut.owner, whole)
             return whole
         own = part if len(part) == cut.part else _filled_up(part, cut.part)
-        whole = part.new_empty(cut.part * cut.num_ranks, *cut.shape[1:])
+        whole = part.new_empty(cut.part * self._group.size, *cut.shape[1:])  # of several copies, the first
         self._group.gather_rows(whole, own.contiguous())
         return whole[: cut.shape[0]]
 
     def _part_of_sum(self, name: str, grad: Tensor | None) -> Tensor:
         cut, master = self.cuts[name], self.weights[name]
         if grad is None:
-            grad = master.new_zeros(cut.shape)
+            grad = torch.zeros(cut.shape, dtype=master.dtype, device=self._device)
         if cut.owner is not None:
             self._group.sum_on(cut.owner, grad)
             return grad if cut.owner == self._group.rank else torch.zeros_like(master)
-        own = master.new_empty(cut.part, *cut.shape[1:])
+        own = grad.new_empty(cut.part, *cut.shape[1:])
         self._group.sum_rows(own, _filled_up(grad, cut.part * cut.num_ranks))
-        return own[: len(master)]
+        return self._kept(own[: len(master)])
 
     def _adding_to(self, name: str) -> Callable[[Tensor], None]:
         def add(leaf: Tensor) -> None:
@@ -168,10 +174,14 @@ class GatheredOptimizer(Optimizer):
 
         return add
 
+    def _counts(self, name: str) -> bool:
+        """Whether this rank's part of a weight is the one that is counted, and written: there may be several copies."""
+        return True
+
     def _norm(self) -> Tensor | None:
         if not self._has_gradient:
             return None
-        grads = [p.grad for p in self.weights.values() if p.grad is not None and p.numel()]
+        grads = [p.grad for n, p in self.weights.items() if p.grad is not None and p.numel() and self._counts(n)]
         device = next(iter(self.weights.values())).device
         own = float(sum_of_squares(grads)) if grads else 0.0
         return torch.tensor(math.sqrt(self._group.total([own], device)[0]), device=device)

@@ -92,6 +92,10 @@ class Optimizer:
         """The same as `LanguageModel.using` takes them."""
         return kept
 
+    def own_parts(self, whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Whole weights as `LanguageModel.using` takes them."""
+        return whole
+
     def make_ready(self) -> None:
         """Before the passes of an update, where some rank may have none."""
 
@@ -162,6 +166,10 @@ class Optimizer:
     def for_saving(self) -> Mapping[str, Tensor] | None:
         """The masters in host memory, on the first rank; None where the module itself holds them."""
         return None
+
+    def to_save(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of tensors that a checkpoint has, by their keys, those that this rank writes."""
+        return kept
 
     def rows_of(self, key: str) -> slice | None:
         """Which rows are kept here of a tensor of a checkpoint, by its key; None: all."""

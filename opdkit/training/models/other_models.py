@@ -32,7 +32,7 @@ class OtherModel:
 
     def __init__(self, recipe: Recipe, section: TeacherSection, student: LanguageModel, ranks: Ranks = ALONE) -> None:
         assert section.path is not None
-        self._ranks = ranks
+        self._ranks, self._num_parts = ranks, recipe.parallel.hsdp
         self.path, self._section = section.path, section
         self._dtype = getattr(torch, section.dtype or recipe.model.dtype)
         self.home = self._device = student.device
@@ -84,7 +84,7 @@ class OtherModel:
         if isinstance(self._ranks, Group) and in_parts:
             from opdkit.engines.load_in_parts import load_in_parts
 
-            return load_in_parts(load, self._ranks, device=self._device, reads=lambda model: None)
+            return load_in_parts(load, self._ranks, device=self._device, num_parts=self._num_parts)
         return load()
 
     @property

@@ -26,15 +26,28 @@ class ShardedOptimizer(GatheredOptimizer):
     """
 
     def __init__(
-        self, student: LanguageModel, section: TrainSection, *, compute_dtype: torch.dtype, group: Group
+        self,
+        student: LanguageModel,
+        section: TrainSection,
+        *,
+        compute_dtype: torch.dtype,
+        group: Group,
+        offload: bool = False,
     ) -> None:
+        """offload: masters and moments are in host memory, as the layers' parts are."""
         assert student.shards is not None
         self._shards: Shards = student.shards
+        self._copy, self._place = divmod(group.rank, self._shards.num_parts)
+        self._offload = offload
         self._whole_cuts: dict[str, Cut] = {}  # of the matrices that Muon takes
         super().__init__(student.module, section, compute_dtype=compute_dtype, group=group)
 
     def stand_ins(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: part if n in self._shards else self._whole(self.cuts[n], part) for n, part in kept.items()}
+
+    def own_parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {name: self.cuts[name].rows(self._place) for name in whole if name in self._shards}
+        return {name: weight[own[name]] if name in own else weight for name, weight in whole.items()}
 
     def zero_grad(self) -> None:
         super().zero_grad()
@@ -44,7 +57,16 @@ class ShardedOptimizer(GatheredOptimizer):
         name, _, what = key.rpartition("/")
         if what == "momentum_buffer" and name in self._whole_cuts:
             return self._whole_cuts[name].rows(self._group.rank)
-        return super().rows_of(key)
+        in_parts = next((name for name in key.split("/") if name in self._shards), None)
+        return super().rows_of(key) if in_parts is None else self.cuts[in_parts].rows(self._place)
+
+    def to_save(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        def is_ours(key: str) -> bool:
+            name, _, what = key.rpartition("/")
+            is_momentum = what == "momentum_buffer" and name in self._whole_cuts
+            return is_momentum or all(self._counts(part) for part in key.split("/"))
+
+        return {key: tensor for key, tensor in kept.items() if is_ours(key)}
 
     @property
     def _gathered_names(self) -> Collection[str]:
@@ -53,14 +75,20 @@ class ShardedOptimizer(GatheredOptimizer):
     def _summed(self) -> dict[str, Tensor]:
         return {name: grad for name, grad in self._shards.gradients().items() if name in self.weights}
 
+    def _kept(self, part: Tensor) -> Tensor:
+        return part.cpu() if self._offload else part
+
+    def _counts(self, name: str) -> bool:
+        return self._copy == 0 or name not in self._shards
+
     def _masters(self, trained: Mapping[str, nn.Parameter], hidden: Collection[str]) -> dict[str, nn.Parameter]:
         outside = {name: parameter for name, parameter in trained.items() if name not in self._shards}
         found = super()._masters(outside, hidden)
         for name, parameter in trained.items():
             if name in self._shards:
-                self.cuts[name] = cut = Cut(tuple(parameter.shape), self._group.size, None)
+                self.cuts[name] = cut = Cut(tuple(parameter.shape), self._shards.num_parts, None)
                 found[name] = nn.Parameter(self._shards.part(name))
-                rows = cut.rows(self._group.rank)
+                rows = cut.rows(self._place)
                 assert len(found[name]) == rows.stop - rows.start
         return {name: found[name] for name in trained}
 
@@ -80,6 +108,9 @@ class ShardedOptimizer(GatheredOptimizer):
 
     def _move(self) -> None:
         super()._move()  # Muon's matrices have no gradient yet
+        for name, weight in self._moved.items():
+            if name not in self._whole_cuts:
+                weight.grad = None  # or each turn of Muon would move the matrices outside the layers once more
         muon = next((part for part in self._parts if isinstance(part, torch.optim.Muon)), None)
         for name, whole_cut in self._whole_cuts.items():
             master, moved, cut = self.weights[name], self._moved[name], self.cuts[name]
@@ -93,4 +124,4 @@ class ShardedOptimizer(GatheredOptimizer):
                 moved.data, moved.grad = self._nothing(name), None
             assert whole_cut.owner is not None
             self._group.send_from(whole_cut.owner, whole)
-            master.data.copy_(whole[cut.rows(self._group.rank)])
+            master.data.copy_(whole[cut.rows(self._place)])

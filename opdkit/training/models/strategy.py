@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from opdkit.cost.strategy import is_sharded
 from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
@@ -17,37 +17,29 @@ from opdkit.training.models.gathered import GatheredOptimizer
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student import load_student
 
-Strategy = Literal["gathered", "sharded"]
-GATHERED_SHARE = 0.5  # of a device's memory, that weights and gradients may take where they are gathered
 
-
-def strategy_of(recipe: Recipe, ranks: Ranks) -> Strategy:
-    """The recipe's, of several ranks. "auto" asks sizes alone, the model's and the smallest device's, never what is
-    free: "sharded" where gathered weights and gradients take more than `GATHERED_SHARE` of a GPU."""
-    asked = recipe.parallel.strategy
+def is_in_parts(recipe: Recipe, ranks: Ranks) -> bool:
+    """As the recipe says; "auto" by the sizes of the model and of the smallest GPU."""
     if not isinstance(ranks, Group):
-        return "gathered"
-    if asked != "auto":
-        return asked
-    device = pick_device(recipe.model.device)
-    if device.type != "cuda" or not Path(recipe.model.path, "config.json").exists():
-        return "gathered"
-    memory = min(ranks.gather(torch.cuda.get_device_properties(device).total_memory))
+        return False
+    device, folder = pick_device(recipe.model.device), Path(recipe.model.path)
+    if recipe.parallel.strategy != "auto" or device.type != "cuda" or not (folder / "config.json").exists():
+        return is_sharded(recipe, 0, ranks.size, None)
     from opdkit.cost.build import size_from_config
 
-    size = size_from_config(Path(recipe.model.path), trust_remote_code=recipe.model.trust_remote_code)
-    compute = getattr(torch, recipe.model.dtype).itemsize
-    a_parameter = compute if recipe.model.lora is not None else compute + 4 + 12 / ranks.size
-    return "sharded" if size.parameters * a_parameter > GATHERED_SHARE * memory else "gathered"
+    memory = min(ranks.gather(torch.cuda.get_device_properties(device).total_memory))
+    size = size_from_config(folder, trust_remote_code=recipe.model.trust_remote_code)
+    return is_sharded(recipe, size.parameters, ranks.size, memory)
 
 
 def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = None) -> LanguageModel:
     """See `load_student`; with its layers in parts, where the recipe's ranks keep them so."""
-    if not isinstance(ranks, Group) or strategy_of(recipe, ranks) == "gathered":
+    if not isinstance(ranks, Group) or not is_in_parts(recipe, ranks):
         return load_student(recipe, resume_from=resume_from)
     if recipe.model.activation_offload:
         raise UserError(
-            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove it'
+            'the ranks keep layers in parts (parallel.strategy = "auto"), and model.activation_offload would move the '
+            'gathered ones too; remove it, or set strategy = "gathered"'
         )
     from opdkit.engines.load_in_parts import load_in_parts
 
@@ -63,6 +55,8 @@ def load_student_on(ranks: Ranks, recipe: Recipe, *, resume_from: Path | None = 
         ranks,
         device=pick_device(recipe.model.device),
         reads=as_read,
+        num_parts=recipe.parallel.hsdp,
+        offload=recipe.parallel.offload,
     )
 
 
@@ -77,5 +71,6 @@ def make_optimizer(student: LanguageModel, recipe: Recipe, ranks: Ranks) -> Opti
     if student.shards is not None:
         from opdkit.training.models.sharded import ShardedOptimizer
 
-        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks)
+        offload = recipe.parallel.offload
+        return ShardedOptimizer(student, recipe.train, compute_dtype=dtype, group=ranks, offload=offload)
     return GatheredOptimizer(student.module, recipe.train, compute_dtype=dtype, group=ranks)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from opdkit.engines.devices import doubts_of
 from opdkit.engines.load import pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.losses.kernels.kernel_proof import prove
@@ -43,6 +44,7 @@ def load_student(recipe: Recipe, *, resume_from: Path | None = None, on_host: bo
     student.offloads_activations = section.activation_offload and device.type != "cpu"
     student.passes = recipe.train.passes(device.type, learning=False)
     student.prove_packed()  # so that it says what it cannot before the first step
+    student.notes += doubts_of(device, is_chosen=section.device == "auto")
     if device.type == "cuda":
         unproven = prove(device)
         student.notes.append(unproven or f"the loss runs in Triton kernels; on {device} they equal the eager path")

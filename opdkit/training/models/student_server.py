@@ -68,7 +68,7 @@ class StudentServer:
     ) -> StudentServer:
         """As sampling.engine asks. Raises UserError where there is no vLLM that could be started."""
         sampling = recipe.sampling
-        folder = run_dir / "sampler"
+        folder = (run_dir / "sampler").resolve()  # a server has another working directory
         process = None
         if sampling.engine == "vllm":
             room = str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None

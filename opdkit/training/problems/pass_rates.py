@@ -12,6 +12,7 @@ from opdkit.methods.weighting import Paced
 from opdkit.recipe import Recipe, stages_of
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.stored_answers import Store
+from opdkit.run.sums import note_so_far
 from opdkit.training.answers import Answers
 from opdkit.types import Problem
 
@@ -61,6 +62,8 @@ def measure_pass_rates(
             progress=heard,
             ranks=answers.ranks,
         )
+    if store is not None:
+        note_so_far(kept_in)
     rewards: dict[str, list[float]] = {}
     for answer in found:
         if answer.reward is not None:

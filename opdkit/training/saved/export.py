@@ -27,7 +27,8 @@ from opdkit.run.folder import RunFolder, sync_folder
 from opdkit.run.rows import load_rows
 from opdkit.training.saved import checkpoint
 from opdkit.training.saved.checkpoint import Saved
-from opdkit.training.saved.model_card import model_card
+from opdkit.training.saved.fsdp_shards import put_together, shards_of
+from opdkit.training.saved.model_card import card_of_shards, model_card
 
 COMPLETE = ".complete"  # written last: a folder without it was not finished
 MERGE_BOUND = 1e-3  # nats, of any token of the probe rows, both in float32
@@ -65,17 +66,25 @@ def export(
     license: str | None = None,
     console: Console,
 ) -> Proof:
-    """Write the model of a run's newest whole checkpoint, or of `step`, to the new folder `out`.
+    """Write the model of a run's newest whole checkpoint, or of `step`, to the new folder `out`. run: also a checkpoint
+    of another trainer in FSDP shards (`fsdp_shards.py`).
 
     adapter: of a LoRA run, the adapter alone, in float32. license: of the model card; the base model's terms bind it.
     Raises UserError for a run without such a checkpoint, a folder that is there already, and a model that the files do
     not give back; then nothing is left at `out`.
     """
     folder = RunFolder(run)
-    if not folder.recipe.is_file():
-        raise UserError(f"{run} is not a run folder: it holds no recipe.toml")
+    shards = None if folder.recipe.is_file() else shards_of(run)
+    if shards is None and not folder.recipe.is_file():
+        raise UserError(
+            f"{run} is no run folder (it holds no recipe.toml), and no checkpoint of FSDP shards as verl lays them out"
+        )
     if out.exists():
         raise UserError(f"{out} is there already; name another folder, or remove it")
+    if shards is not None:
+        if step is not None or adapter:
+            raise UserError(f"{shards} is one checkpoint of a whole model: leave --step and --adapter out")
+        return _export_shards(shards, out, dtype, license, console)
     recipe = folder.read_recipe()
     saved = _saved(folder, step)
     for path, why in saved.damaged.items():
@@ -102,6 +111,27 @@ def export(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     say(console, *_said(proof, written), f"wrote {out}")
+    return proof
+
+
+def _export_shards(shards: Path, out: Path, dtype: Dtype, license: str | None, console: Console) -> Proof:
+    """As a run's checkpoint, once the ranks' parts are put together in a folder beside `out`."""
+    unfinished = out.with_name(f".unfinished-{out.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        put_together(shards, unfinished / "parts")
+        student = LanguageModel.load(unfinished / "parts", dtype=torch.float32, device="cpu")
+        proof = _write(student, {}, RunFolder(shards), unfinished / "model", dtype, merges=False)
+        card = card_of_shards(shards, dtype=dtype, proof=_said(proof, dtype), license=license)
+        (unfinished / "model" / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / "model" / COMPLETE).write_text(f"opdkit {__version__}\n", encoding="utf-8")
+        (unfinished / "model").rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise UserError(f"{out} could not be written ({error}); make room, or name another folder") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    say(console, *_said(proof, dtype), f"wrote {out}")
     return proof
 
 

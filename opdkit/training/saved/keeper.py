@@ -9,6 +9,7 @@ from opdkit.engines.memory import enough_memory
 from opdkit.ranks.base import Ranks
 from opdkit.recipe import Recipe
 from opdkit.run.folder import RunFolder
+from opdkit.run.history import Point
 from opdkit.run.sums import note_so_far
 from opdkit.training.ahead import Ahead
 from opdkit.training.models.viewers import state_of
@@ -44,6 +45,12 @@ class Keeper:
         if self.ahead is not None:
             self.ahead.restore(saved.queue())
 
+    def keep_best(self, best: Point | None) -> None:
+        """best: the evaluation that is chosen so far, of this step or an earlier one."""
+        self.best_step = None if best is None else best.step
+        if self.best_step == self.state.step:
+            self.save_what_is_new()
+
     def save_what_is_new(self) -> None:
         if self.state.step > self.saved_step:
             self.save()
@@ -58,8 +65,8 @@ class Keeper:
                 step=state.step,
                 model=parts.student,
                 weights=parts.optimizer.for_saving(),
-                optimizer=parts.optimizer.state(),
-                teacher=state_of(parts.viewers),
+                optimizer=parts.optimizer.to_save(parts.optimizer.state()),
+                teacher=parts.optimizer.to_save(state_of(parts.viewers)),
                 counters=state.counters,
                 pass_rates=state.pass_rates,
                 keep=self.recipe.train.keep_checkpoints,

@@ -54,6 +54,15 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+def card_of_shards(shards: Path, *, dtype: str, proof: Sequence[str], license: str | None) -> str:
+    """Of a checkpoint of another trainer, of which nothing is known but its files."""
+    lines = [*_front("", license), "", f"# {_text(shards.parent.name)}", ""]
+    lines += [f"Put together by opdkit {__version__} from the FSDP shards of another trainer. Weights in {dtype}.", ""]
+    lines += ["## Use", "", *_use(False), "", "## Proof of the files", "", *(f"- {_text(said)}" for said in proof), ""]
+    lines += ["## Licence", "", f"{_text(license)}." if license else "Not stated by whoever exported it."]
+    return "\n".join(lines) + "\n"
+
+
 def _front(base: str, license: str | None) -> list[str]:
     """The YAML that model hubs read. JSON strings are YAML."""
     lines = ["---", "library_name: transformers", "tags: [opdkit, on-policy-distillation]"]

@@ -33,6 +33,8 @@ LAST_BITS = (
     "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
     "parallel.strategy",
+    "parallel.hsdp",
+    "parallel.offload",
 )
 # Nothing else that moves a number that is already on disk, or to come.
 CHANGEABLE = (

@@ -21,7 +21,7 @@ from opdkit.recipe.saved import read_description
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import load_rows
 from opdkit.training.saved.spool import head_file, reading_key, step_file, unpacked, vocabulary_digest
-from opdkit.types import Example, Group, Problem, Rollout, Signal, View
+from opdkit.types import Example, Group, Problem, Rollout, Signal, View, as_asked
 
 
 @dataclass(slots=True)
@@ -78,7 +78,9 @@ class SavedRun:
                 "train.problems_per_step as they were"
             )
         return [
-            Group(problem=problem, rollouts=tuple(row.rollout for row in answered[problem.id])) for problem in problems
+            Group(problem=as_asked(problem, rows[0].problem), rollouts=tuple(row.rollout for row in rows))
+            for problem in problems
+            for rows in [answered[problem.id]]
         ]
 
     def view(self, step: int, name: str, rollout: Rollout) -> View | None:
