@@ -7,6 +7,7 @@ environment draws name themselves. So a row depends on nobody that it is played 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -27,6 +28,7 @@ from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
 MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
+_GRACE_S = 0.05  # a round that does not wait for all waits so long
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
@@ -152,6 +154,8 @@ class _Play:
     def through(self, asked: Sequence[tuple[Problem, int]]) -> list[Played]:
         self._begin(asked, self._reset(asked))
         while len(self.done) < len(asked):
+            if self.stage.go_ahead:
+                self._hear_soon()
             live = [e for e in self.episodes if e.ended is None and e.number not in self.waiting]
             if live and (self.stage.go_ahead or not self.waiting):
                 self._round(live)
@@ -275,6 +279,12 @@ class _Play:
             elif reply.step is not None:
                 self.waiting.discard(episode.number)
                 self._stepped(episode, reply, reply.step)
+
+    def _hear_soon(self) -> None:
+        """Most tools answer at once: who would come a moment late does not wait for a whole round."""
+        until_s = time.monotonic() + _GRACE_S
+        while self.waiting and (left_s := until_s - time.monotonic()) > 0:
+            self._hear(left_s)
 
     def _stepped(self, episode: Episode, reply: Reply, step: Step) -> None:
         action, suffixes = episode.pending, self.suffixes[episode.number]
