@@ -80,6 +80,7 @@ def test_a_run_of_episodes(episodes: Callable[..., Recipe], console: Any) -> Non
     )
     assert 0 < seen["rollout/tool_share"] < 1 and seen["turn/0/teacher_kl"] > 0 and seen["turn/0/entropy"] > 0
     assert seen["rollout/max_logprob_gap"] < 1e-4 and seen["rollout/template_drift_tokens"] < 2
+    assert seen["rollout/num_no_answer"] == 0  # nobody looks for one
     for row in rows:
         rollout = row.rollout
         assert len(rollout.turns) == 3 and rollout.ended == "done"
