@@ -19,7 +19,7 @@ from opdkit.training.problems.demonstrations import WORDING
 from opdkit.training.problems.tool_lessons import calculator_tokenizer, direct_lessons, tool_lessons
 
 DATA = "arithmetic:multiply-2:train"
-TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 120
+TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 160
 POSITIONS = 192  # a peer's transcript, a problem and an episode
 
 ARMS: Mapping[str, Arm] = {

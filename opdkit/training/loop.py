@@ -22,6 +22,7 @@ from opdkit.hub import pinned
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
+from opdkit.recipe.episode_rules import check_environment
 from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -81,6 +82,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    check_environment(recipe)
     recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)

@@ -93,7 +93,8 @@ class _Tool:
         if parameters["answer"] == "?":
             raise ValueError("no number")
         self.log.append(f"execute {instance_id} {parameters}")
-        return SimpleNamespace(text=f"said {parameters['answer']}"), -0.05, {"tries": 1}
+        reward = 0.0 if parameters["answer"] == "8" else -0.05
+        return SimpleNamespace(text=f"said {parameters['answer']}"), reward, {"tries": 1}
 
     async def release(self, instance_id: str, **kwargs: Any) -> None:
         self.log.append(f"release {instance_id}")
@@ -130,7 +131,7 @@ def test_verl_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = acted(environment, ("check", {"answer": "7"}), ("check", {"answer": "?"}))
     assert [message["content"] for message in said["messages"]] == ["said 7", "error: ValueError: no number"]
     assert said["failures"] == [None, "tool_error"] and said["reward"] == -0.05 and said["info"] == {"tries": 1.0}
-    acted(environment, ("check", {"answer": "8"}))
+    assert acted(environment, ("check", {"answer": "8"}))["reward"] == 0.0  # which is not: no reward
     asyncio.run(environment.close())
     assert [line.split()[0] for line in _Tool.log] == ["create", "execute", "execute", "release"]
     assert _Tool.log[0] == "create {'ground_truth': '7'}"
@@ -178,7 +179,7 @@ def test_openenv(monkeypatch: pytest.MonkeyPatch) -> None:
     first = acted(environment, ("act", {"number": 5}), ("act", {"number": 3}), ("act", {"number": 4}))
     assert [message["content"] for message in first["messages"]] == ["wrong", '{"text": "right", "tries": 1}']
     assert first["done"] and first["reward"] == 0.75
-    assert environment.environment.grade(PROBLEM, OVER).score == 0.75
+    assert environment.environment.grade(PROBLEM, OVER).score == 0.0  # an episode's reward is the sum of both
     spoken = openenv.OpenEnv(url="", field="number")
     spoken.reset(PROBLEM, 13)
     said = spoken.step(Action(text="<think>5</think>3"), 0)

@@ -10,7 +10,7 @@ import pytest
 
 from opdkit.errors import UserError
 from opdkit.measure.repetition import ends_in_a_loop
-from opdkit.recipe import Recipe, parse_recipe
+from opdkit.recipe import Recipe, parse_recipe, warnings
 from opdkit.recipe.sentinels import SENTINELS
 from opdkit.run.history import History
 from opdkit.run.sentinels import LOOKS, WATCHED, find, judge
@@ -195,6 +195,16 @@ def test_what_a_recipe_cannot_ask(settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError) as refused:
         recipe(*settings)
     assert said in str(refused.value)
+
+
+def test_a_run_that_is_too_short_for_trends_is_told() -> None:
+    said = [
+        sentence for sentence in warnings(recipe("sentinels.action=stop", "train.steps=5")) if "sentinels" in sentence
+    ]
+    assert len(said) == 1 and "train.steps = 5 are fewer than two" in said[0]
+    assert not any(
+        "sentinels" in s for s in [*warnings(recipe("train.steps=5")), *warnings(recipe("sentinels.action=stop"))]
+    )
 
 
 def test_every_sentinel_has_a_key_and_a_look() -> None:

@@ -11,6 +11,7 @@ from opdkit.quickstart_agent import AGENT, ARMS
 from opdkit.rollouts.tools import parse_calls
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.training.problems.tool_lessons import TOOL, calculator_tokenizer, direct_lessons, tool_lessons
+from opdkit.types import Problem
 
 DATA = "arithmetic:multiply-2:train"
 TOKENIZER = calculator_tokenizer()
@@ -41,7 +42,9 @@ def test_lessons_are_turns_of_episodes() -> None:
         else:
             assert lesson.solution == lesson.gold and prompt.endswith(f"<r>{lesson.gold}<a>")
     assert len(calls) == len(answers) == 32
-    assert {lesson.solution == lesson.gold for lesson in direct_lessons(DATA, num=8, seed=0)} == {True}
+    for lesson in direct_lessons(DATA, num=8, seed=0):
+        left, right = lesson.meta["question"].rstrip("=").split("*")
+        assert lesson.solution == lesson.gold == str(int(left) * int(right))
 
 
 def test_a_lesson_reads_as_the_episode_does() -> None:
@@ -61,8 +64,9 @@ def test_a_lesson_reads_as_the_episode_does() -> None:
     ("text", "verdict"), [("136", "correct"), ("135", "wrong"), ("It is 136", "no_answer"), ("", "no_answer")]
 )
 def test_products_are_graded(text: str, verdict: str) -> None:
-    problem = next(p for p in tool_lessons(DATA, num=20_000, seed=0) if p.meta["question"] == "17*08=")
-    assert problem.gold == "136" and ArithmeticTask().grade([(problem, text)])[0].verdict == verdict
+    asked = ({"role": "user", "content": "17*08="},)
+    problem = Problem(id="p", task="arithmetic", messages=asked, gold="136")
+    assert ArithmeticTask().grade([(problem, text)])[0].verdict == verdict
 
 
 def test_every_arm_is_an_ordinary_recipe(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from opdkit.errors import UserError
-from opdkit.rollouts.environments.adapters.named import as_text, graded, named, plain
+from opdkit.rollouts.environments.adapters.named import as_text, named, plain
 from opdkit.rollouts.environments.base import Action, Grade, Step, Tool, Transcript
 from opdkit.rollouts.environments.functions import message_of
 from opdkit.tasks.base import Option
@@ -80,7 +80,8 @@ class OpenEnv:
             self._client.close()
 
     def grade(self, problem: Problem, transcript: Transcript) -> Grade:
-        return graded(self._reward)
+        """Adds nothing: the rewards of the steps are the episode's."""
+        return Grade(score=0.0, verdict="correct" if self._reward >= 1 else "wrong")
 
     def _said(self, results: Sequence[Any], messages: Sequence[Message]) -> Step:
         rewards = [float(result.reward) for result in results if result.reward is not None]

@@ -62,7 +62,7 @@ class Verl:
             messages.append(message_of(call, as_text(getattr(response, "text", None) or "")))
             rewards += [] if reward is None else [float(reward)]
             info |= {str(key): float(value) for key, value in (metrics or {}).items() if isinstance(value, int | float)}
-        return Step(messages=tuple(messages), reward=sum(rewards) if any(rewards) else None, info=info)
+        return Step(messages=tuple(messages), reward=sum(rewards) if rewards else None, info=info)
 
     async def close(self) -> None:
         for name, instance in self._instances.items():
