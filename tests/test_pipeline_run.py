@@ -235,3 +235,59 @@ def test_killed_by_the_system_it_goes_on(load: Load, tmp_path: Path) -> None:
     process.wait()
     assert subprocess.run([*command, str(cut.file)], env=environment).returncode == 0
     assert bits(cut) == bits(whole)
+
+
+PROTOCOL = """
+name = "protocol"
+runs_dir = "{runs}"
+
+[[stage]]
+name = "pw"
+kind = "train"
+[stage.recipe]
+model = {{ path = "{student}", dtype = "float32", device = "cpu", lora = {{ r = 2, alpha = 4 }} }}
+data = {{ train = "arithmetic:merge-3:train", task = "arithmetic", limit = 8 }}
+context = {{ kind = "reference_solution", template = "prefix" }}
+sampling = {{ max_answer_tokens = 6, group_size = 1 }}
+method = {{ name = "pw_opsd" }}
+train = {{ steps = 3, problems_per_step = 2, save_every = 1, keep_checkpoints = {keep} }}
+
+[[stage]]
+name = "merged"
+kind = "export"
+run = "{of}"
+step = 2
+
+[[stage]]
+name = "result"
+kind = "evaluate"
+model = "{{merged}}"
+data = "arithmetic:merge-3:test"
+task = "arithmetic"
+limit = 2
+n = 1
+max_answer_tokens = 6
+device = "cpu"
+"""
+
+
+def test_a_protocol_that_evaluates_an_earlier_checkpoint(
+    models: dict[str, Path], tmp_path: Path, console: Console
+) -> None:
+    """As PW-OPSD's: three steps, the adapter of step 2 merged, that model evaluated; `.complete` says that it is ready.
+    Refused before anything runs where the checkpoint will not be there."""
+
+    def write(keep: int, of: str) -> Path:
+        path = tmp_path / "protocol.toml"
+        path.write_text(PROTOCOL.format(runs=tmp_path / "runs", keep=keep, of=of, **models))
+        return path
+
+    with pytest.raises(UserError, match="step = 2 will not be there: stage pw keeps the checkpoints of steps 3 "):
+        load_pipeline(write(1, "{pw}"))
+    with pytest.raises(UserError, match="is no earlier stage that trains"):
+        load_pipeline(write(2, "{pw}/model"))
+    record = run_pipeline(load_pipeline(write(2, "{pw}")), console=console)
+    merged = tmp_path / "runs/protocol/merged/model"
+    assert (merged / ".complete").is_file() and not (merged / "adapter_config.json").exists()
+    assert "2 steps" in (merged / "README.md").read_text()
+    assert record["stages"]["result"]["numbers"]["eval"]

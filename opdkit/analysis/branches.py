@@ -21,6 +21,7 @@ import numpy as np
 from opdkit.analysis.overlap import MAX_TOKENS_PER_BATCH, source_names
 from opdkit.analysis.two_models import Models, Pair, Reading, Source, read_source
 from opdkit.contexts.render import Renderer
+from opdkit.contexts.transcript import check_one_turn
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.load import model_digest
@@ -71,6 +72,7 @@ def analyse_position(options: PositionOptions, *, console: Console) -> dict[str,
 
 def _analyse_position(options: PositionOptions, name: str, out: Path, console: Console) -> dict[str, Any]:
     source = read_source(options.source, name, options.reading)
+    check_one_turn((row.rollout for row in source.rows), "opdkit analyse position")
     interrupt, models = Interrupt(console), Models(options.reading.device, options.reading.trust_remote_code)
     pair = models.pair(source, options.reading)
     say(console, f"{source.name}: {pair.told()}")

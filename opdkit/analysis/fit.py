@@ -69,6 +69,11 @@ def fit(recipe: Recipe, options: FitOptions, *, console: Console, ranks: Ranks =
             "opdkit fit measures one teacher, but [route] names one for each domain; measure each in a recipe of its "
             "own: its section as [teacher] and [context], and data.train of its domain"
         )
+    if recipe.episode is not None:
+        raise UserError(
+            "opdkit fit measures answers of one turn, and this recipe has [episode]; `opdkit doctor` plays some of its "
+            "episodes, and a short run measures the rest"
+        )
     if recipe.teacher.payload in ("topk", "sampled"):
         raise UserError(
             f'opdkit fit compares whole distributions, and teacher.payload = "{recipe.teacher.payload}" gives lists; '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,6 +57,10 @@ def evaluate(
     verifier: Annotated[
         str | None, typer.Option(help="A model that judges answers the rules reject; counted apart.")
     ] = None,
+    episode: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Play episodes, as the [episode] of this recipe has them."),
+    ] = None,
     at_least: Annotated[
         float | None,
         typer.Option(callback=finite, help="End with status 1 if avg@n of any data set is below this."),
@@ -86,6 +91,10 @@ def evaluate(
 
     tasks = ", ".join(dict.fromkeys(set_.task for set_ in sets))
     options = _options(asked, model=model, data=[set_.source for set_ in sets], task=tasks, num_samples=n)
+    if episode is not None:
+        from opdkit.evaluation.episodes import read_episode
+
+        options = replace(options, episode=read_episode(episode).model_dump(mode="json", exclude_none=True))
     if ranks > 1:
         folder = folder_of(options, out)
         on_ranks(ranks, folder, lambda: any(folder.glob("*.json*")), timeout_minutes=TIMEOUT_MINUTES)

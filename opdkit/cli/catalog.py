@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from opdkit.methods.base import Method
+    from opdkit.tasks.arguments import OptionArgument
 
 
 @app.command()
@@ -194,22 +195,51 @@ def tasks(as_json: AsJson = False) -> None:
         say_json(console, {name: _task_described(task) for name, task in TASKS.items()})
         return
     table = Table("task", "what it grades", "options", show_lines=True)
-    for name, task in TASKS.items():
-        options = [
-            f"{option.name}{'' if option.is_required else f' = {_toml(option.default)}'}\n  {option.help}"
-            for option in option_arguments(task)
-        ]
-        table.add_row(name, _about(task), "\n".join(options))
-    for name, target in installed("tasks").items():
-        table.add_row(name, f"installed: {target}", "")
-    for column in table.columns:
-        column.overflow = "fold"
+    _add_rows(table, {name: (task, option_arguments(task)) for name, task in TASKS.items()}, installed("tasks"))
     say(console, table)
     say(
         console,
         'In a recipe: task = "math", task = { name = "code", time_limit_s = 2.0 }, or your own, task = "my_task.py".',
         'On a command line: --task math, or --task "code time_limit_s=2".',
     )
+
+
+@app.command()
+def environments(as_json: AsJson = False) -> None:
+    """The environments that a student can act in, and their options."""
+    from opdkit.installed import installed
+    from opdkit.rollouts.environments.options import ENVIRONMENTS, made_by
+    from opdkit.tasks.arguments import option_arguments
+
+    made = {name: made_by(reference) for name, reference in ENVIRONMENTS.items()}
+    if as_json:
+        say_json(console, {name: _task_described(environment) for name, environment in made.items()})
+        return
+    table = Table("environment", "what it is", "options", show_lines=True)
+    rows = {name: (environment, option_arguments(environment)) for name, environment in made.items()}
+    _add_rows(table, rows, installed("environments"))
+    say(console, table)
+    say(
+        console,
+        'In a recipe, under [episode]: environment = "calculator", environment = { name = "python", state = true }, '
+        'or your own, environment = "my_env.py:Shop".',
+    )
+
+
+def _add_rows(
+    table: Table, rows: Mapping[str, tuple[Any, Sequence[OptionArgument]]], others: Mapping[str, str]
+) -> None:
+    """A name, the first sentence of what it is, and its options; and what others have installed."""
+    for name, (made, options) in rows.items():
+        shown = [
+            f"{option.name}{'' if option.is_required else f' = {_toml(option.default)}'}\n  {option.help}"
+            for option in options
+        ]
+        table.add_row(name, _about(made), "\n".join(shown))
+    for name, target in others.items():
+        table.add_row(name, f"installed: {target}", "")
+    for column in table.columns:
+        column.overflow = "fold"
 
 
 def _task_described(task: Any) -> dict[str, Any]:

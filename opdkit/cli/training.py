@@ -19,19 +19,29 @@ def quickstart(
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 2, help="Another seed makes other models, problems and samples.")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="The run folder; an earlier quickstart there is replaced.")] = Path(
-        "runs/quickstart"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run folder; an earlier quickstart there is replaced. Default: runs/quickstart, or "
+            "runs/quickstart-agent.",
+            show_default=False,
+        ),
+    ] = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="The student learns to call a calculator, in episodes of several turns.")
+    ] = False,
 ) -> None:
     """The whole job from nothing, in minutes on a CPU.
 
     Makes a teacher and a student, trains the student by on-policy distillation and by its baselines, evaluates and
     reports.
     """
-    from opdkit.quickstart import learned, quickstart
+    from opdkit.quickstart import PLAIN, learned, quickstart
+    from opdkit.quickstart_agent import AGENT
 
     try:
-        summary = quickstart(out, seed=seed, console=console)
+        folder = out or Path("runs/quickstart-agent" if agent else "runs/quickstart")
+        summary = quickstart(folder, seed=seed, console=console, kind=AGENT if agent else PLAIN)
     except Interrupted:
         raise Interrupted("Run it again to start anew.") from None
     if not learned(summary):

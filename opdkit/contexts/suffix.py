@@ -222,12 +222,13 @@ class Suffixes:
         num_tokens = sum(map(len, spans)) + num_left_out // 4
         if num_tokens <= max_tokens and len(parts) == 1:
             return parts[0], 0
-        room = max_tokens - len(self._spans(_CUT.format(num_tokens)))
+        marked = _CUT if self._reads(_CUT.format(num_tokens)) else ""
+        room = max_tokens - len(self._spans(marked.format(num_tokens)))
         if room < 2:  # of no use to say so
             return parts[0][: spans[0][max_tokens][0]], num_tokens - max_tokens
         beginning = parts[0][: spans[0][room - room // 2][0]]
         end = parts[-1][spans[-1][-(room // 2)][0] :]
-        return beginning + _CUT.format(num_tokens - room) + end, num_tokens - room
+        return beginning + marked.format(num_tokens - room) + end, num_tokens - room
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         text, _ = self._known(text)

@@ -7,10 +7,11 @@ transcripts. An answer of one turn is that turn.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from opdkit.contexts.base import Cut, Reader
+from opdkit.errors import UserError
 from opdkit.types import AUTHORS, Message, Rollout
 
 OBSERVATION_TOKENS = 128  # of each thing that an environment said, in a transcript
@@ -65,3 +66,11 @@ def _with_calls(message: Message, said: Callable[[str], str]) -> str:
 def whole_episodes(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """One row of each episode, its last, which says what came before it."""
     return list({(rollout.problem_id, rollout.episode_id): rollout for rollout in rollouts}.values())
+
+
+def check_one_turn(rollouts: Iterable[Rollout], who: str) -> None:
+    """Raises UserError for episodes, of which `who` would read another history than the model did."""
+    if any(rollout.turns for rollout in rollouts):
+        raise UserError(
+            f"{who} reads answers of one turn, and these are episodes; `opdkit episodes` and `opdkit report` show them"
+        )

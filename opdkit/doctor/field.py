@@ -79,42 +79,45 @@ def _at_end(head: Head | None, states: Sequence[torch.Tensor], ids: Sequence[int
 
 
 def privileged_teacher(patient: Patient) -> Finding:
-    """Does a context make the teacher like right answers less than it does without? Then it teaches them away: most
-    of all the thinking of models that think (arXiv:2607.05184)."""
-    state = patient.state
-    right = [row for row in patient.rows if (row.rollout.reward or 0.0) >= 1.0 and "teacher" in row.views]
-    read = [(row, state.viewers[row.views["teacher"].by or "teacher"]) for row in right]
-    read = [(row, viewer) for row, viewer in read if viewer.context.kind != "none"]
-    if all(viewer.context.kind == "none" for viewer in state.viewers.values()):
+    """Does a context take probability from right answers, and no more of it from wrong ones? On what is solved it then
+    teaches away from what works: most of all the thinking of models that think (arXiv:2607.05184).
+
+    Answers of the student itself lose a little by any context that moves its own weights (a KL), so wrong ones are the
+    measure where there are some."""
+    viewers = patient.state.viewers
+    if all(viewer.context.kind == "none" for viewer in viewers.values()):
         return not_checked("no teacher reads a context")
-    if len(read) < LEAST_ROWS:
-        return not_checked(f"{len(read)} of {len(patient.rows)} answers are right and read with a context", MORE)
-    differences = []
-    for row, viewer in read:
-        teacher, answer = viewer.teacher, row.rollout.answer_ids
-        plain = teacher.renderer.prompt_ids(row.problem.messages)
-        contexts = [row.views["teacher"].context_ids, plain]
-        if not teacher.can_say(SAMPLED) or not all(teacher.fits(context, answer) for context in contexts):
-            continue
-        with_context, without = teacher.score(contexts, [answer, answer], SAMPLED, temperature=1.0)
-        assert with_context.sampled_logprob_T is not None and without.sampled_logprob_T is not None
-        gap_T = with_context.sampled_logprob_T.astype(np.float64) - without.sampled_logprob_T
-        differences.append(float(np.nanmean(gap_T[row.rollout.answer_mask])))
-    if len(differences) < LEAST_ROWS:
-        return not_checked("the teacher cannot say the log-probs of single tokens of these answers")
-    mean, lower = float(np.mean(differences)), sum(difference < 0 for difference in differences)
-    thinks = " The student thinks: it is thinking that gets rarer." if _thinks(patient) else ""
-    said = (
-        f"{len(differences)} right answers: with its context the teacher gives a token {mean:+.3f} nats "
-        f"({lower} answers get less)"
-    )
-    if mean < -HARM:
+    read = [row for row in patient.rows if "teacher" in row.views and row.rollout.reward is not None]
+    read = [row for row in read if viewers[row.views["teacher"].by or "teacher"].context.kind != "none"]
+    right = [row for row in read if (row.rollout.reward or 0.0) >= 1.0]
+    whole = [row for row in read if row not in right and (row.rollout.finish == "stop" or not patient.is_cut)]
+    gains = [gain for row in right if (gain := _gain(patient, row)) is not None]
+    losses = [gain for row in whole if (gain := _gain(patient, row)) is not None]
+    if len(gains) < LEAST_ROWS:
+        return not_checked(f"{len(gains)} of {len(patient.rows)} answers are right and read with a context", MORE)
+    mean, wrong = float(np.mean(gains)), float(np.mean(losses)) if len(losses) >= LEAST_ROWS else None
+    beside = "" if wrong is None else f", to one of {len(losses)} wrong answers {wrong:+.3f}"
+    said = f"its context gives a token of {len(gains)} right answers {mean:+.3f} nats in the teacher's eyes{beside}"
+    if mean < -HARM and (wrong is None or mean <= wrong):
+        thinks = "; the student thinks, and it is thinking that gets rarer" if _thinks(patient) else ""
         return warned(
-            f"{said}: it pulls the student away from what it does right.{thinks}",
-            "a weaker context ([context] sdpo, peers), weights.problems that leave solved problems out (paced), or "
-            "[teacher] without a context",
+            f"{said}: it pulls the student away from what it does right{thinks}",
+            "another context ([context] peers), weights.problems that leave solved problems out (paced), or none",
         )
     return passed(said)
+
+
+def _gain(patient: Patient, row: Example) -> float | None:
+    """Nats a token by which the teacher finds an answer likelier with its context than without; None: it cannot say."""
+    viewer = patient.state.viewers[row.views["teacher"].by or "teacher"]
+    teacher, answer = viewer.teacher, row.rollout.answer_ids
+    contexts = [row.views["teacher"].context_ids, teacher.renderer.asked_ids(row.problem, row.rollout.history)]
+    if not teacher.can_say(SAMPLED) or not all(teacher.fits(context, answer) for context in contexts):
+        return None
+    with_context, without = teacher.score(contexts, [answer, answer], SAMPLED, temperature=1.0)
+    assert with_context.sampled_logprob_T is not None and without.sampled_logprob_T is not None
+    gain_T = with_context.sampled_logprob_T.astype(np.float64) - without.sampled_logprob_T
+    return float(np.nanmean(gain_T[row.rollout.answer_mask]))
 
 
 def _thinks(patient: Patient) -> bool:
@@ -209,7 +212,7 @@ def _solutions(patient: Patient, teacher: Teacher) -> list[Example]:
     )
     found = []
     for group in groups:
-        view = View(context_ids=teacher.renderer.prompt_ids(group.problem.messages))
+        view = View(context_ids=teacher.renderer.asked_ids(group.problem))
         row = Example(problem=group.problem, rollout=group.rollouts[0], views={"teacher": view})
         if row.rollout.finish == "stop" and teacher.fits(view.context_ids, row.rollout.answer_ids):
             found.append(row)

@@ -42,7 +42,7 @@ def faults_of(rollout: Rollout, stop_ids: Collection[int], num_tokens: int) -> I
     """What is wrong with a row, in words: an answer, or the turns of an episode with what was said between them."""
     ids, mask_T, authors_T = rollout.answer_ids, rollout.answer_mask, rollout.authors
     if not ids:
-        if rollout.ended != "failure":
+        if rollout.ended == "answer":  # else an episode without a turn: it failed, or there was no room for one
             yield "the answer is empty"
         return
     turns_T, own_T = rollout.turn_numbers.astype(np.int64), authors_T != TOOL

@@ -38,7 +38,7 @@ def load_in_parts(
     shape = (group.size,) if num_copies == 1 else (num_copies, group.size // num_copies)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
     model: M | None = None
-    for turn in range(group.local_size):
+    for turn in range(max(group.gather(group.local_size))):
         if turn == group.local_rank:
             model = load()
             as_read, before_NH = reads(model), _sharded(model, group, mesh, device, reads(model), offload)
@@ -76,6 +76,10 @@ def _sharded(
     model.prove_packed()
     layers, before_NH = _layers_of(model), proof_hidden(model)
     model.shards = Shards(model.body, layers, group, mesh=mesh, reads=reads, offload=offload)
+    model.notes.append(
+        f"{model.name}: {model.shards.num_parts} ranks keep a part of each of its {len(layers)} layers"
+        + (", in host memory" if offload else "")
+    )
     for name, parameter in model.module.named_parameters():
         if name not in model.shards:
             parameter.data = parameter.data.to(device)

@@ -17,9 +17,10 @@ import copy
 import itertools
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +45,28 @@ CHAR_TEMPLATE = """\
     {%- elif message.role == 'user' -%}{{ '<u>' + message.content }}
     {%- elif message.role == 'assistant' -%}{{ '<a>' + message.content + '<e>' }}
     {%- else -%}{{ raise_exception('this chat template knows system, user and assistant, not ' + message.role) }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<a>' }}{%- endif -%}
+"""
+
+TOOL_ROLE = "<r>"
+CALL_END = '"}}</tool_call>'
+TRANSCRIPT = ("Assistant: ", "\nAssistant: ")  # how a peer's turns are shown, each a token
+TOOL_TEMPLATE = """\
+{%- if tools -%}{{ '<s>' }}{%- for tool in tools -%}{{ tool.function.name }}{%- endfor -%}{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{{ '<s>' + message.content }}
+    {%- elif message.role == 'user' -%}{{ '<u>' + message.content }}
+    {%- elif message.role == 'tool' -%}{{ '<r>' + message.content }}
+    {%- elif message.role == 'assistant' -%}
+        {{ '<a>' + message.content }}
+        {%- for call in message.tool_calls or [] -%}
+            {{ '<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- (call.function.arguments | tojson) + '}</tool_call>' }}
+        {%- endfor -%}
+        {{ '<e>' }}
+    {%- else -%}{{ raise_exception('this chat template knows system, user, assistant and tool, not ' + message.role) }}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<a>' }}{%- endif -%}
@@ -81,6 +104,29 @@ def char_tokenizer(alphabet: str, *, digits_per_token: int = 1) -> PreTrainedTok
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return _with_chat(tokenizer, specials, eos=CHAR_END, template=CHAR_TEMPLATE)
+
+
+def tool_tokenizer(alphabet: str, *, tools: Sequence[str], arguments: Sequence[str]) -> PreTrainedTokenizerFast:
+    """As `char_tokenizer`, for models that call tools as Hermes and Qwen do. What is always the same of a call is one
+    token: its beginning with the name of a tool and of its (first) argument, and its end; so is the name of a tool.
+
+        <s>calculator<u>17*23=<a><tool_call>{"name": "calculator", "arguments": {"expression": "17*23"}}</tool_call><e>
+        <r>391<a>391<e>
+    """
+    words = [call_opening(tool, name) for tool, name in zip(tools, arguments, strict=True)]
+    words += [CALL_END, *TRANSCRIPT, *(f"\nTool {tool}: " for tool in tools), *tools]
+    specials = [PAD, *CHAR_ROLES.values(), TOOL_ROLE, CHAR_END]
+    vocab = {token: index for index, token in enumerate([*specials, *dict.fromkeys(alphabet), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=NO_UNKNOWN))
+    pattern = "|".join([*(re.escape(word) for word in sorted(words, key=len, reverse=True)), r"[\s\S]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _with_chat(tokenizer, specials, eos=CHAR_END, template=TOOL_TEMPLATE)
+
+
+def call_opening(tool: str, argument: str) -> str:
+    """What a call of the tool begins with, up to the text of its argument; CALL_END follows that."""
+    return f'<tool_call>{{"name": "{tool}", "arguments": {{"{argument}": "'
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int, *, digits_per_token: int = 1) -> PreTrainedTokenizerFast:

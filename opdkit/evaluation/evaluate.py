@@ -22,6 +22,7 @@ from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import check_model_path, model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.answering import Answering, answering
+from opdkit.evaluation.episodes import check_stage, make_stage
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
 from opdkit.evaluation.options import EvaluateOptions, check_engine
 from opdkit.evaluation.verifier import check_verifier, verify_sets
@@ -29,6 +30,7 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.join import check_alike, code_digest
+from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import sample_rollouts
@@ -215,13 +217,17 @@ def _sample_all(
     ranks: Ranks,
 ) -> None:
     """Fills `answers` and `result`, one data set after another. The model is let go at the end."""
-    with answering(options, console, folder, clock) as who:
+    with ExitStack() as opened:
+        who = opened.enter_context(answering(options, console, folder, clock))
         _check_fit(loaded, who, options)
         for one in loaded:
             tasks[one.set.task].try_out(one.data.problems[0])
+        stage = opened.enter_context(_stage(options, who))
         for one in loaded:
             name, task = one.set.name, tasks[one.set.task]
-            answers[name] = _sample_set(one, options, who, task, console, interrupt, ranks)
+            answers[name] = _sample_set(one, options, who, task, console, interrupt, ranks, stage)
+            for failure in stage.new_failures() if stage is not None else ():
+                say(console, failure, mark="warning")
             for crash in task.new_crashes():
                 say(console, crash, mark="warning")
             ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
@@ -230,6 +236,22 @@ def _sample_all(
             if theirs is not None:
                 result.setdefault("published", {})[name] = theirs
             say(console, f"{name}: {sentence(ours)}")
+
+
+@contextmanager
+def _stage(options: EvaluateOptions, who: Answering) -> Iterator[Stage | None]:
+    """Where episodes are played; None: answers have one turn."""
+    if options.episode is None:
+        yield None
+        return
+    section = EpisodeSection.model_validate(options.episode)
+    check_stage(section, (who.renderer, who.renderer.stop_ids), {})
+    how: dict[str, Any] = {"positions": who.room, "turn_tokens": section.turn_tokens(options.max_answer_tokens)}
+    stage = make_stage(section, who.renderer, who.renderer.stop_ids, **how, go_ahead=options.engine != "hf")
+    try:
+        yield stage
+    finally:
+        stage.pool.close()
 
 
 def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:
@@ -307,8 +329,11 @@ def _sample_set(
     console: Console,
     interrupt: Interrupt,
     ranks: Ranks,
+    stage: Stage | None,
 ) -> list[StoredAnswer]:
-    problems, name = one.data.problems, one.set.name
+    problems, name, params = one.data.problems, one.set.name, options.params
+    if stage is not None:
+        params = replace(params, max_answer_tokens=stage.limits.turn_tokens)
     say_dropped(one, console)
     if one.store is not None:
         path = problems_path(one.store.path.parent, name)
@@ -325,12 +350,13 @@ def _sample_set(
             sampler=who.sampler,
             renderer=who.renderer,
             task=task,
-            params=options.params,
+            params=params,
             num_samples=options.num_samples,
             seed=options.seed,
             store=one.store,
             progress=heard,
             ranks=ranks,
+            stage=stage,
         )
 
 
@@ -364,6 +390,8 @@ def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: 
     asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
     del asked["num_samples"]  # more samples are welcome
     forget_where(asked)
+    if options.episode is not None:
+        asked["environment_files"] = EpisodeSection.model_validate(options.episode).environment.user_files
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
     digest = model_digest(Path(options.model))
     return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
@@ -373,6 +401,8 @@ def forget_where(asked: dict[str, Any]) -> None:
     """What moves no number leaves the identity of answers; another engine draws others."""
     for key in ("device", "max_tokens_per_batch", "url"):
         del asked[key]
+    if asked["episode"] is None:  # likewise
+        del asked["episode"]
     if asked["engine"] == "hf":  # as answers from before there were others have it
         del asked["engine"]
 

@@ -36,6 +36,7 @@ class EvaluateOptions:
     max_tokens_per_batch: int | None = None  # as `HFEngine`'s
     engine: str = "hf"  # as sampling.engine: "hf", "vllm" or "server"
     url: str | None = None  # engine = "server": where it is
+    episode: Mapping[str, Any] | None = None  # [episode], complete: answers are episodes; None: they have one turn
 
     @property
     def params(self) -> SamplingParams:

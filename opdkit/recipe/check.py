@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opdkit.errors import UserError
+from opdkit.recipe.episode_rules import environment_warnings
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
 from opdkit.recipe.rules import check_installed, departures, method_warnings, warnings
@@ -17,7 +18,7 @@ def check_file(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if not is_pipeline(read_toml(path)):
         recipe = load_recipe(path, overrides)
         check_installed(recipe)
-        return warnings(recipe)
+        return [*warnings(recipe), *environment_warnings(recipe)]
     pipeline = load_pipeline(path, overrides)
     pipeline.check_installed()
     doubts = [

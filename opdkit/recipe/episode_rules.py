@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from opdkit.errors import UserError
 from opdkit.recipe.sections import Recipe
+from opdkit.rollouts.environments.workers import Pool
 
 
 def episode_faults(recipe: Recipe) -> Iterator[str]:
@@ -36,6 +38,23 @@ def episode_faults(recipe: Recipe) -> Iterator[str]:
             f"episode.max_episode_tokens = {most} is less than episode.max_turn_tokens = {section.max_turn_tokens}; "
             "raise it, or lower the other"
         )
+
+
+def check_environment(recipe: Recipe) -> None:
+    """Makes one, in a process of its own. Raises UserError where that fails, or its tools cannot be offered."""
+    if recipe.episode is not None:
+        Pool(recipe.episode.environment, workers=1).close()
+
+
+def environment_warnings(recipe: Recipe) -> list[str]:
+    """As `check_environment`; but what one of opdkit's needs (a package, a file, a server) may only not be here yet."""
+    try:
+        check_environment(recipe)
+    except UserError as error:
+        if recipe.episode is not None and not recipe.episode.environment.user_files:
+            return [str(error)]
+        raise
+    return []
 
 
 def episode_warnings(recipe: Recipe) -> Iterator[str]:

@@ -11,7 +11,7 @@
 
     [[stage]]
     name = "answers"                 later stages read its result as {answers}
-    kind = "sample"                  opdkit sample; also "evaluate", "make_model" (as those commands) and "train"
+    kind = "sample"                  opdkit sample; also "evaluate", "make_model", "export" (as those commands), "train"
     model = "Qwen/Qwen3-4B"
 
     [[stage]]
@@ -106,12 +106,28 @@ class MakeModel(Section):
     limit: PositiveInt | None = None
 
 
-Definition = Recipe | Sample | Evaluate | MakeModel
+class Export(Section):
+    """The options of `opdkit export`, of an earlier stage that trains."""
+
+    run: Words  # the stage, as {NAME}
+    step: Count | None = None  # None: the last
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    adapter: bool = False
+    license: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """{NAME} is the model of a stage's last checkpoint, three folders below the run."""
+        return Path(self.run).parents[2]
+
+
+Definition = Recipe | Sample | Evaluate | MakeModel | Export
 KINDS: Mapping[str, type[Section]] = {
     "train": Recipe,
     "sample": Sample,
     "evaluate": Evaluate,
     "make_model": MakeModel,
+    "export": Export,
 }
 
 
@@ -134,7 +150,7 @@ class Stage:
                 return self.folder / "answers.jsonl"
             case Evaluate():
                 return self.folder / "result.json"
-            case MakeModel():
+            case MakeModel() | Export():
                 return self.folder / "model"
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,8 +182,10 @@ class Pipeline:
                 found = missing_paths(paths_of(stage.does))
             elif isinstance(stage.does, Asked):
                 found = missing_paths([("model", stage.does.model), ("data", stage.does.data)])
-            else:
+            elif isinstance(stage.does, MakeModel):
                 found = missing_paths([("data", stage.does.data)])
+            else:
+                found = iter(())  # an earlier stage makes it
             said += [(stage.name, f"stage {stage.name}: {sentence}") for path, sentence in found if path not in made]
         return said
 
@@ -290,12 +308,34 @@ def _stage(
             keys = merge(keys, _nested(key, value))
         keys = _filled(keys, known, reads, found)
         does = _definition(KINDS[kind], keys, found)
+    if isinstance(does, Export):
+        found += _export_faults(does, before)
     faults += [f"stage {name}: {fault}" for fault in found]
     if does is None:
         return None
     earlier = {stage.name for stage in before}
     is_adapter = isinstance(does, Recipe) and (does.model.lora is not None or does.model.path in adapters)
+    is_adapter = is_adapter or (isinstance(does, Export) and does.adapter)
     return Stage(name, kind, does, folder / name, tuple(dict.fromkeys(r for r in reads if r in earlier)), is_adapter)
+
+
+def _export_faults(asked: Export, before: Sequence[Stage]) -> list[str]:
+    trained = next((s for s in before if isinstance(s.does, Recipe) and str(s.result) == asked.run), None)
+    if trained is None or not isinstance(trained.does, Recipe):
+        return [f"run = {asked.run!r} is no earlier stage that trains; write its name in braces"]
+    train, said = trained.does.train, []
+    step = train.steps if asked.step is None else asked.step
+    saved = [
+        n for n in range(1, train.steps + 1) if n == train.steps or (train.save_every and n % train.save_every == 0)
+    ]
+    if step not in saved[-train.keep_checkpoints :]:
+        said.append(
+            f"step = {step} will not be there: stage {trained.name} keeps the checkpoints of steps "
+            f"{', '.join(map(str, saved[-train.keep_checkpoints :][-8:]))} (train.save_every, train.keep_checkpoints)"
+        )
+    if asked.adapter and not trained.is_adapter:
+        said.append(f"adapter = true, and stage {trained.name} trains all weights; remove it")
+    return said
 
 
 def _train_keys(
@@ -385,7 +425,7 @@ def _definition(kind: type[Section], keys: Mapping[str, Any], faults: list[str])
     if isinstance(does, Sample):
         unknown = [rule for rule in does.reject if rule not in RULES]
         faults += [f"reject: {rule!r} is not a rule{did_you_mean(rule, RULES)}" for rule in unknown]
-    assert isinstance(does, Sample | Evaluate | MakeModel)
+    assert isinstance(does, Sample | Evaluate | MakeModel | Export)
     return does
 
 

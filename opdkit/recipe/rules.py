@@ -30,7 +30,7 @@ from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.secrets import secret_faults
 from opdkit.recipe.sections import Recipe, TrainSection
-from opdkit.recipe.sentinels import sentinel_faults
+from opdkit.recipe.sentinels import sentinel_faults, sentinel_warnings
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.tasks.arithmetic import GENERATED, parts_of
 
@@ -98,6 +98,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
     said |= {sentence: where for where, stage in stages.items() for sentence in lag_warnings(stage)}
     told = [where + sentence for sentence, where in said.items()]
     own = [*recipe.data.grader.warnings("data.task"), *eval_warnings(recipe)]
+    own += sentinel_warnings(recipe.sentinels, recipe.train.steps)
     return [
         *recipe.yielded,
         *told,

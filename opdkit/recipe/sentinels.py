@@ -101,3 +101,12 @@ def sentinel_faults(section: SentinelsSection, save_every: int) -> Iterator[str]
             'sentinels.action = "rollback" goes back to a checkpoint, and train.save_every = 0 writes none before the '
             "end; set it, e.g. to 50"
         )
+
+
+def sentinel_warnings(section: SentinelsSection, steps: int) -> Iterator[str]:
+    """What somebody counts on and does not get."""
+    if section.acts and steps < 2 * section.window:
+        yield (
+            f'sentinels.action = "{section.action}" acts on trends over sentinels.window = {section.window} steps from '
+            f"the second window on, and train.steps = {steps} are fewer than two; lower sentinels.window"
+        )

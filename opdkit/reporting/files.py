@@ -112,11 +112,11 @@ def writer_lives(folder: Path) -> bool:
     if owner is None:
         return False
     if owner[2] != socket.gethostname():  # cannot be asked: believed while the run grows
-        newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+        newest = max((path.lstat().st_mtime for path in folder.iterdir()), default=0.0)
         return time.time() - newest < SILENT_S
     try:
         os.kill(int(owner[1]), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a stranger's number may be none of a process
         return False
     except PermissionError:
         pass

@@ -7,6 +7,7 @@ environment draws name themselves. So a row depends on nobody that it is played 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,8 +26,10 @@ from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
+MOST_BARREN = 3  # calls in a row in which no environment begins; then none will
 MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
+_GRACE_S = 0.05  # a round that does not wait for all waits so long
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 History = Literal["keep", "rerender"]
 
@@ -80,6 +83,8 @@ class Stage:
     history: History = "keep"
     go_ahead: bool = False
     counts: Counts = field(default_factory=Counts)
+    has_begun: bool = False  # whether an episode ever did
+    num_barren: int = 0  # calls in a row, up to now, in which none did
     failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
 
     def new_failures(self) -> list[str]:
@@ -152,6 +157,8 @@ class _Play:
     def through(self, asked: Sequence[tuple[Problem, int]]) -> list[Played]:
         self._begin(asked, self._reset(asked))
         while len(self.done) < len(asked):
+            if self.stage.go_ahead:
+                self._hear_soon()
             live = [e for e in self.episodes if e.ended is None and e.number not in self.waiting]
             if live and (self.stage.go_ahead or not self.waiting):
                 self._round(live)
@@ -178,7 +185,10 @@ class _Play:
             told |= {reply.episode: reply for reply in pool.replies(_LOOK_S)}
             self._tell()
         crashes = [reply.crash for _, reply in sorted(told.items()) if reply.crash is not None]
-        if crashes and len(crashes) == len(asked):
+        is_barren = bool(crashes) and len(crashes) == len(asked)
+        self.stage.num_barren = self.stage.num_barren + 1 if is_barren else 0
+        self.stage.has_begun |= bool(asked) and not is_barren
+        if is_barren and (not self.stage.has_begun or self.stage.num_barren >= MOST_BARREN):
             raise UserError(f"the environment {pool.name} could not begin one of {len(asked)} episodes: {crashes[0]}")
         return told
 
@@ -276,11 +286,18 @@ class _Play:
                 self.waiting.discard(episode.number)
                 self._stepped(episode, reply, reply.step)
 
+    def _hear_soon(self) -> None:
+        """Most tools answer at once: who would come a moment late does not wait for a whole round."""
+        until_s = time.monotonic() + _GRACE_S
+        while self.waiting and (left_s := until_s - time.monotonic()) > 0:
+            self._hear(left_s)
+
     def _stepped(self, episode: Episode, reply: Reply, step: Step) -> None:
         action, suffixes = episode.pending, self.suffixes[episode.number]
         assert action is not None
         shown = [suffixes.shown(str(m["content"]), episode.limits.observation_tokens) for m in step.messages]
-        messages = tuple({**m, "content": one.text} for m, one in zip(step.messages, shown, strict=True))
+        said = [one.text if self.stage.history == "keep" else self.renderer.torn(one.text) for one in shown]
+        messages = tuple({**m, "content": text} for m, text in zip(step.messages, said, strict=True))
         invalid = sum(failure == "invalid_call" for failure in reply.failures) or int(step.failure == "invalid_call")
         episode.answered(action, replace(step, messages=messages), invalid, reply.seconds)
         ended, num_heard, other_stop = episode.end_of(step), 0, False
@@ -288,9 +305,12 @@ class _Play:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
             suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
-            heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
-            num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
-            ended = None if num_heard and episode.has_room else "token_limit"
+            try:
+                heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
+                num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
+                ended = None if num_heard and episode.has_room else "token_limit"
+            except UserError as refusal:  # of the template, of what the model wrote (no words and no call, for one)
+                ended, episode.why = "failure", str(refusal)
         record = TurnRecord(
             finish=action.finish,
             num_calls=len(action.calls),

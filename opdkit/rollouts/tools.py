@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any, Literal, get_args
 
 from opdkit.tasks.final_text import final_channel
@@ -28,7 +29,7 @@ _BROKEN_OFF = "it breaks off"
 _TOOL_CALL_OPENS = re.compile(r"^[ \t]*<tool_call>|<tool_call>(?=\s*[{\[<])", re.MULTILINE)  # a sentence names it only
 _PYTHON_TAG = "<|python_tag|>"
 _NAMED = re.compile(r"\{\s*\"name\"\s*:\s*\"([^\"]{1,200})\"")
-_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")  # Mistral's template refuses others, and a model may write any
 _BETWEEN = re.compile(r"[\s;]*")
 _HARMONY_BREAK = re.compile(r"<\|(?:call|end|return|start)\|>")
 _HARMONY_HEADER = re.compile(r"\s*(?:assistant|to=|<\|channel\|>)")
@@ -62,10 +63,12 @@ def parse_calls(text: str, call_format: CallFormat, *, in_thought: bool = False,
 
 
 def _with_ids(calls: Sequence[Call], turn: int) -> Iterator[Call]:
-    """Each has one of its own: what the model called it, or nine letters and digits, as Mistral's template wants."""
+    """Each has one of its own: what the model called it, where that is nine letters and digits, or one of ours."""
     taken: set[str] = set()
     for place, call in enumerate(calls):
-        own = call.id if call.id and call.id not in taken else f"t{turn % 10_000:04d}c{place:03d}"
+        ours = (f"t{turn % 10_000:04d}c{number:03d}" for number in count(place))
+        named = [call.id] if _CALL_ID.fullmatch(call.id) else []
+        own = next(one for one in chain(named, ours) if one not in taken)
         taken.add(own)
         yield replace(call, id=own)
 
@@ -159,8 +162,7 @@ def _mistral(text: str) -> tuple[list[Call], str]:
         header, named, arguments = block.partition("[ARGS]")
         if named:
             name, _, call_id = header.partition("[CALL_ID]")
-            own = call_id.strip() if _CALL_ID.fullmatch(call_id.strip()) else ""
-            calls.append(replace(_with_arguments(name.strip(), arguments), id=own))
+            calls.append(replace(_with_arguments(name.strip(), arguments), id=call_id.strip()))
         else:
             calls += _block_calls(block.strip(), whole=False)
     return calls, said

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from opdkit.metric_lines import EVALUATIONS, area_of, attempt_of, of_last_attempt
+from opdkit.metric_lines import EVALUATIONS, SENTINELS, area_of, attempt_of, of_last_attempt
 
 Line = Mapping[str, Any]
 
@@ -22,13 +22,14 @@ class Point(NamedTuple):
 class History:
     """The lines of metrics.jsonl up to now, in order; steps that were taken again have their last values."""
 
-    steps: list[Line] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[Line] = field(default_factory=list)  # of the student
+    names: Collection[str] | None = None  # of the metrics that are kept of a step; None: of all
 
     @classmethod
-    def of(cls, lines: Iterable[Line], up_to: int) -> History:
+    def of(cls, lines: Iterable[Line], up_to: int, names: Collection[str] | None = None) -> History:
         """What a run knows that goes on behind the step `up_to`."""
-        found = cls()
+        found = cls(names=names)
         for line in of_last_attempt(lines):
             if line["step"] <= up_to:
                 found.add(line)
@@ -39,7 +40,10 @@ class History:
         if area == EVALUATIONS[0]:
             self.evaluations.append(line)
         elif area not in EVALUATIONS:
-            self.steps.append(line)
+            self.steps.append({name: value for name, value in line.items() if self._is_kept(name)})
+
+    def _is_kept(self, name: str) -> bool:
+        return self.names is None or name in self.names or "/" not in name or name.startswith(SENTINELS)
 
     def points(self, name: str) -> list[Point]:
         """Of every line that knows the name: evaluations by "eval/...", else steps."""
@@ -56,10 +60,10 @@ class History:
     def num_rollbacks(self) -> int:
         return attempt_of(self.steps[-1]) - 1 if self.steps else 0
 
-    def first(self, window: int) -> list[Line]:
+    def first(self, window: int) -> Sequence[Line]:
         return self.steps[:window]
 
-    def last(self, window: int) -> list[Line]:
+    def last(self, window: int) -> Sequence[Line]:
         return self.steps[-window:]
 
 

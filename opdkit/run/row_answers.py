@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.transcript import last_turn
+from opdkit.contexts.transcript import last_turn, whole_episodes
 from opdkit.errors import UserError
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import load_rows
@@ -29,9 +30,10 @@ def row_answers(run: Path, step: int | None) -> dict[str, AnswerSet]:
     recipe = folder.read_whole_recipe()
     tokenizer = _tokenizer(run, recipe)
     examples = load_rows(folder.rows(chosen))
+    rollouts = [replace(one, sample_id=one.episode_id) for one in whole_episodes([row.rollout for row in examples])]
     answers = [
-        stored_answer(row.rollout, tokenizer.decode(list(last_turn(row.rollout)), skip_special_tokens=True))
-        for row in examples
+        stored_answer(rollout, tokenizer.decode(list(last_turn(rollout)), skip_special_tokens=True))
+        for rollout in rollouts
     ]
     name = str(recipe["data"]["train"])
     asked = {**recipe.get("sampling", {}), "step": chosen, "task": examples[0].problem.task if examples else None}

@@ -26,6 +26,21 @@ Limit = float | Literal[False]  # false: not watched
 GAP_LIMITS = {"float32": (0.001, 0.05), "bfloat16": (0.02, 0.5)}
 STANDARD_ERRORS = 3.0  # by which two windows must be apart, where few answers make a number
 
+# What they look at, of a step.
+WATCHED = frozenset(
+    {
+        *(
+            "rollout/answer_tokens",
+            "rollout/num_rows",
+            "rollout/num_looping",
+            "rollout/num_truncated",
+            "rollout/reward",
+        ),
+        *("rollout/share_of_groups_with_one_reward", "rollout/sampler_gap_bias", "rollout/sampler_gap_p999"),
+        *("rollout/ess", "rollout/lag", "student/entropy", "overlap/mass_teacher", "train/loss", "train/grad_norm"),
+        "schedule/sampling.max_answer_tokens",
+    }
+)
 _LENGTH, _LIMIT = "rollout/answer_tokens", "schedule/sampling.max_answer_tokens"
 
 

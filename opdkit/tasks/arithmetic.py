@@ -4,6 +4,7 @@
         Replace any two remaining digits by their sum modulo 10, K - 1 times, until one digit is left.
     add-K     066+784=   ->  6+4+0=10,6+8+1=15,0+7+1=08:0850      K = 1 .. 6, one solution
         Column by column from the right, "digit+digit+carry=two-digit sum"; after the colon the sum in K + 1 digits.
+    multiply-K  17*08=   ->  136                                  K = 1 .. 4, one solution: for models with a calculator
 
 More digits are harder. The problems of a variant come in a seeded pseudo-random order, so the first n of a split are
 a random sample of it, however many there are. Train and test are disjoint by construction: the digest of the
@@ -23,16 +24,22 @@ from opdkit.errors import UserError
 from opdkit.tasks.base import Grade
 from opdkit.types import Problem, seed_from
 
-VARIANTS = tuple(f"merge-{k}" for k in range(2, 9)) + tuple(f"add-{k}" for k in range(1, 7))
+VARIANTS = (
+    *(f"merge-{k}" for k in range(2, 9)),
+    *(f"add-{k}" for k in range(1, 7)),
+    *(f"multiply-{k}" for k in range(1, 5)),
+)
 SPLITS = ("train", "test")
-ALPHABET = "0123456789+=;,:"  # every character of every question and solution; a character tokenizer needs no other
+# Every character of every question and solution but those of multiply-K; a character tokenizer needs no other.
+ALPHABET = "0123456789+=;,:"
+MULTIPLIED = "*"
 
 GENERATED = "arithmetic:"
 _TEST_SHARE = 5  # one problem in five is a test problem
 _MAX_UNLIMITED = 100_000  # more of them without a limit is more likely a slip than a wish
 _NUM_ROUNDS = 6  # of the permutation
 _MERGE_ANSWER = re.compile(r"[0-9]\+[0-9]=[0-9](?:;[0-9]\+[0-9]=[0-9])*")
-_QUESTION = re.compile(r"[0-9]+(?P<added>\+[0-9]+)?=")
+_QUESTION = re.compile(r"[0-9]+(?:(?P<added>\+[0-9]+)|(?P<multiplied>\*[0-9]+))?=")
 _ADD_ANSWER = re.compile(r"[0-9+=,]*:([0-9]+)")
 
 
@@ -81,6 +88,8 @@ def random_solution(problem: Problem, seed: int) -> str:
     question = problem.meta["question"]
     if problem.meta["world"].startswith("add-"):
         return _add_solution(question)
+    if problem.meta["world"].startswith("multiply-"):
+        return str(problem.gold)
     rng = random.Random(seed_from("arithmetic", problem.id, seed))
     digits = [int(character) for character in question.rstrip("=")]
     steps = []
@@ -96,7 +105,7 @@ def wrong_solution(problem: Problem, seed: int) -> str:
     from it is consistent, in the other half up to three digits anywhere are other ones."""
     rng = random.Random(seed_from("arithmetic wrong", problem.id, seed))
     while True:
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and not problem.meta["world"].startswith("multiply-"):
             attempt = _slip(problem, rng)
         else:
             attempt = _other_digits(random_solution(problem, rng.getrandbits(32)), rng)
@@ -106,6 +115,7 @@ def wrong_solution(problem: Problem, seed: int) -> str:
 
 class ArithmeticTask:
     """Exact verification. merge-K: every step must be valid. add-K: the number after the colon must be the sum.
+    multiply-K: the product, and nothing else.
 
     `parsed` is the final answer; for a merge chain with a wrong step, whose last digit proves nothing, it is the chain
     itself, so that equal `parsed` always means equal score.
@@ -134,6 +144,10 @@ def _grade(problem: Problem, text: str) -> Grade:
             return Grade(score=0.0, verdict="no_answer")
         parsed = match.group(1)
         correct = parsed == problem.gold
+    elif shape["multiplied"]:
+        if not text.isdecimal():
+            return Grade(score=0.0, verdict="no_answer")
+        parsed, correct = text, text == problem.gold
     else:
         if _MERGE_ANSWER.fullmatch(text) is None:
             return Grade(score=0.0, verdict="no_answer")
@@ -159,6 +173,9 @@ def _is_valid_merge(question: str, chain: str) -> bool:
 def _problem(variant: str, question: str, seed: int) -> Problem:
     if variant.startswith("add-"):
         gold = _add_solution(question).split(":")[1]
+    elif variant.startswith("multiply-"):
+        left, right = question.rstrip("=").split("*")
+        gold = str(int(left) * int(right))
     else:
         gold = str(sum(int(character) for character in question.rstrip("=")) % 10)
     problem = Problem(
@@ -202,7 +219,7 @@ def _slip(problem: Problem, rng: random.Random) -> str:
 def _other_digits(solution: str, rng: random.Random) -> str:
     characters = list(solution)
     places = [place for place, character in enumerate(characters) if character.isdigit()]
-    for place in rng.sample(places, rng.randint(1, 3)):
+    for place in rng.sample(places, min(rng.randint(1, 3), len(places))):
         characters[place] = rng.choice([digit for digit in "0123456789" if digit != characters[place]])
     return "".join(characters)
 
@@ -212,13 +229,16 @@ def _question(variant: str, index: int) -> str:
     if variant.startswith("add-"):
         half = len(digits) // 2
         return f"{digits[:half]}+{digits[half:]}="
+    if variant.startswith("multiply-"):
+        half = len(digits) // 2
+        return f"{digits[:half]}*{digits[half:]}="
     return f"{digits}="
 
 
 def _num_digits(variant: str) -> int:
     """Digits that name one problem of the variant."""
     name, k = variant.split("-")
-    return int(k) * (2 if name == "add" else 1)
+    return int(k) * (1 if name == "merge" else 2)
 
 
 def _split_of(variant: str, question: str) -> str:

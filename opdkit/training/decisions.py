@@ -12,7 +12,7 @@ from opdkit.recipe import Recipe
 from opdkit.recipe.stop_when import condition, is_more_better
 from opdkit.run.folder import RunFolder
 from opdkit.run.history import History, Point
-from opdkit.run.sentinels import Verdict, find, judge
+from opdkit.run.sentinels import WATCHED, Verdict, find, judge
 
 Seen = Mapping[str, float | None]
 
@@ -25,17 +25,17 @@ class Decisions:
 
     def go_on(self, folder: RunFolder, step: int) -> None:
         """Behind what the run in `folder` has measured up to that step."""
-        if self.ranks.is_first and folder.metrics.exists():
-            self._history = History.of(read_metrics(folder.metrics), step)
+        names = WATCHED | {condition(text).name for text in self.recipe.train.stop_when}
+        lines = read_metrics(folder.metrics) if self.ranks.is_first and folder.metrics.exists() else []
+        self._history = History.of(lines, step, names)
 
     def after_step(self, step: int, seen: Seen, recipe: Recipe, attempt: int) -> Verdict:
         """recipe: of this step. attempt: the try that it belongs to."""
 
         def decide() -> Verdict:
-            line = {"step": step, **seen}
-            self._history.add(line)
+            self._history.add({"step": step, "attempt": attempt, **seen})
             verdict = judge(self._history, recipe, num_rollbacks=attempt - 1)
-            line |= reduce_metrics(verdict.metrics())
+            self._history.steps[-1] |= reduce_metrics(verdict.metrics())
             return verdict
 
         return self.ranks.from_first(decide)

@@ -17,10 +17,12 @@ from opdkit.data.readers import Dataset
 from opdkit.engines.load import check_model_path, model_digest, pick_device
 from opdkit.engines.memory import enough_memory
 from opdkit.errors import Interrupted, Paused
+from opdkit.evaluation.episodes import make_stage
 from opdkit.hub import pinned
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
+from opdkit.recipe.episode_rules import check_environment
 from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -32,7 +34,6 @@ from opdkit.tasks.guard import make_task_for, unknown_rewards
 from opdkit.training.answers import Answers
 from opdkit.training.beside import beside_metrics, engine_beside, look_ahead
 from opdkit.training.decisions import Decisions
-from opdkit.training.episodes import make_stage
 from opdkit.training.evaluations import Evaluations
 from opdkit.training.going_back import GoBack
 from opdkit.training.measuring import Measuring
@@ -81,6 +82,7 @@ def train(
     are saved. Raises UserError for input that cannot work, Interrupted after Ctrl-C once everything is saved.
     """
     check_installed(recipe)
+    check_environment(recipe)
     recipe = recipe.on_device(pick_device(recipe.model.device).type)
     data = training_data(recipe, problems)
     check_readable(recipe, data)
@@ -186,7 +188,16 @@ class TrainingRun:
     def _stage(self) -> Stage | None:
         """An engine beside this process, or a card, gives other last bits in any case: there nobody waits for all."""
         parts, asks_all = self.parts, self.recipe.sampling.engine == "hf" and self.parts.student.device.type == "cpu"
-        return make_stage(self.recipe, parts.renderer, parts.student.stop_ids, parts.room, go_ahead=not asks_all)
+        if self.recipe.episode is None:
+            return None
+        return make_stage(
+            self.recipe.episode,
+            parts.renderer,
+            parts.student.stop_ids,
+            positions=parts.room,
+            turn_tokens=self.recipe.longest_turn,
+            go_ahead=not asks_all,
+        )
 
     def close(self) -> None:
         if self.answers.ahead is not None:

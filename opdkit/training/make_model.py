@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from opdkit.data.readers import load_problems
 from opdkit.engines.scratch import bpe_tokenizer, char_tokenizer
 from opdkit.engines.scratch import make_model as make_untrained
@@ -41,6 +43,8 @@ def make_model(
     train_overrides: dict[str, Any] | None = None,
     name: str = "lessons",
     problems: Sequence[Problem] | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    max_positions: int | None = None,
 ) -> None:
     """Write a model to the folder `out`. Raises UserError if `out` exists or the data cannot be read.
 
@@ -48,7 +52,7 @@ def make_model(
     limit: teach only so many problems, again and again: a model that is good at them and half-way on others.
     digits_per_token: how many digits side by side are one token; a teacher of another number has another tokenizer.
     reads_demonstrations: also teach arithmetic with worked answers in front of the question (`demonstrations.py`).
-    `problems` stand in for the lessons that `data` would give.
+    `problems`, `tokenizer` and `max_positions` stand in for the lessons that `data` would give, and what fits them.
     """
     if out.exists():
         raise UserError(f"{out} already exists; remove it, or choose another folder")
@@ -59,10 +63,11 @@ def make_model(
         )
     if problems is None:
         problems = _lessons(data, steps * BATCH, limit, seed, reads_demonstrations)
-    if is_generated:
-        alphabet = arithmetic.ALPHABET + (MARKS if reads_demonstrations else "")
+    if tokenizer is None and is_generated:
+        multiplied = arithmetic.MULTIPLIED if ":multiply-" in data else ""
+        alphabet = arithmetic.ALPHABET + multiplied + (MARKS if reads_demonstrations else "")
         tokenizer = char_tokenizer(alphabet, digits_per_token=digits_per_token)
-    else:
+    elif tokenizer is None:
         texts = (text for p in problems for text in _texts(p))
         tokenizer = bpe_tokenizer(texts, vocab_size, digits_per_token=digits_per_token)
     try:
@@ -78,7 +83,7 @@ def make_model(
             hidden_size=hidden_size,
             num_layers=num_layers,
             seed=seed,
-            max_positions=_positions(is_generated, reads_demonstrations),
+            max_positions=max_positions or _positions(is_generated, reads_demonstrations),
         )
         made = untrained
         if steps:

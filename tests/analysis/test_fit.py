@@ -174,6 +174,8 @@ def test_long_prompts_are_a_share_of_all_problems(
 def test_what_cannot_be_measured_is_refused(recipe: Make, run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'teacher\.kind = "none"; name one'):
         run(recipe("grpo"))
+    with pytest.raises(UserError, match=r"measures answers of one turn, and this recipe has \[episode\]"):
+        run(recipe("opd", "episode.environment='calculator'", "episode.calls='hermes'"))
     with pytest.raises(UserError, match=r"-k 99: the models know \d+ tokens"):
         run(recipe("opd"), k=99)
     with pytest.raises(UserError, match=r"--threshold overlap_lo is not a threshold"):

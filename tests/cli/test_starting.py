@@ -141,6 +141,7 @@ def test_the_page_s_job_goes_back_into_the_queue(
     os.kill(int(owner[1]), signal.SIGUSR1)
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 130, said
+    assert not set(said) & {chr(code) for code in range(32) if code != 10}  # a job's log has no control characters
     saved = checkpoint.latest(chosen.run_dir / "checkpoints")
     assert saved is not None and saved.step == metrics.read_text().count("\n")
     assert (tmp_path / "asked").read_text() == "requeue 17\n"

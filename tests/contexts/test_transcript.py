@@ -10,7 +10,8 @@ import pytest
 
 from opdkit.contexts.peers import Peers
 from opdkit.contexts.render import Renderer
-from opdkit.contexts.transcript import last_turn, model_turns
+from opdkit.contexts.transcript import check_one_turn, last_turn, model_turns, whole_episodes
+from opdkit.errors import UserError
 from opdkit.rollouts.single_turn import grade
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.types import AUTHORS, Group, Problem, Rollout, TurnRecord
@@ -108,3 +109,13 @@ def test_peers_are_transcripts(renderer: Renderer) -> None:
     assert "Assistant: I ask.\nTool calculator: 391< /result>< |end|>\nAssistant: It is 391." in text
     assert "Assistant: Ask.\nTool calculator: 000" in text and "0\nAssistant: Yes." in text
     assert reading.num_truncated_tokens == len(renderer.encode("0" * 400)) - 128
+
+
+def test_rows_of_one_episode(renderer: Renderer) -> None:
+    """The last stands for all of them; who reads answers of one turn refuses them."""
+    rows = [episode(renderer, *HOLE, sample_id=number, episode=number % 2) for number in range(4)]
+    other = replace(rows[3], problem_id="q")
+    assert [row.key for row in whole_episodes([*rows, other])] == [("p", 2), ("p", 3), ("q", 3)]
+    with pytest.raises(UserError, match="opdkit analyse signal reads answers of one turn"):
+        check_one_turn(rows, "opdkit analyse signal")
+    check_one_turn([replace(row, turns=()) for row in rows], "opdkit analyse signal")

@@ -14,6 +14,7 @@ from opdkit.cost.changes import changes
 from opdkit.cost.devices import GPUS, Device, device_named
 from opdkit.cost.plan import Plan, Sizes, plan
 from opdkit.cost.size import known_sizes
+from opdkit.cost.strategy import is_sharded
 from opdkit.cost.work import Lengths
 from opdkit.errors import UserError
 from opdkit.recipe import parse_recipe
@@ -79,6 +80,16 @@ def test_ranks_by_hand() -> None:
     assert big.in_host_memory["weights and optimizer"] == pytest.approx(12 * copies)
     assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
     assert planned(ranks=4).work.rows == planned().work.rows / 4
+
+
+def test_sizes_alone_choose_the_strategy() -> None:
+    """With "auto": gathered weights, gradients and parts of 8 ranks are 7.5 bytes a parameter, of an adapter's base 2;
+    half of the memory is theirs."""
+    full, lora = planned().work.recipe, planned(("model.lora.r=16",)).work.recipe
+    for recipe, a_parameter in ((full, 2 + 4 + 12 / 8), (lora, 2)):
+        most = int(40e9 / a_parameter)
+        assert not is_sharded(recipe, most - 1, 8, 80e9) and is_sharded(recipe, most + 1, 8, 80e9)
+        assert not is_sharded(recipe, most + 1, 1, 80e9) and not is_sharded(recipe, most + 1, 8, None)
 
 
 def test_what_each_setting_moves() -> None:

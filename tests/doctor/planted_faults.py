@@ -571,21 +571,7 @@ def _biased(ward: Ward, *, stop: int | None, other: float) -> Patient:
 
 @fault("privileged teacher", "a context that makes right answers less likely", "warned", "pulls the student away")
 def _(ward: Ward) -> Patient:
-    patient = ward.of(method={"name": "opsd"}, **SELF)
-    rows, said = patient.heard
-    right = [replace(row, rollout=replace(row.rollout, reward=1.0)) for row in rows]
-    patient.made["heard"] = (right, said)
-    score = ModelTeacher.score
-
-    def harmed(teacher: ModelTeacher, contexts: Sequence[Any], *rest: Any, **how: Any) -> Any:
-        longest = max(map(len, contexts))
-        return [
-            replace(s, sampled_logprob_T=s.sampled_logprob_T - 0.5 * (len(context) == longest))
-            for s, context in zip(score(teacher, contexts, *rest, **how), contexts, strict=True)
-        ]
-
-    ward.patch.setattr(ModelTeacher, "score", harmed)
-    return patient
+    return _with_context(ward, moved=-0.5)
 
 
 @fault("agreement on failures", "a teacher that agrees with every wrong answer", "warned", "few tokens say what is")
@@ -633,3 +619,44 @@ SELF = {
     "context": {"kind": "reference_solution", "template": "prefix"},
 }
 CHECK = {check.name: check for check in CHECKS}
+
+
+# Nothing is wrong with these.
+
+
+def _with_context(ward: Ward, moved: float = 0.5) -> Patient:
+    """Every answer is right, and the context moves a token's log-prob by so much besides."""
+    patient = ward.of(method={"name": "opsd"}, **SELF)
+    rows, said = patient.heard
+    patient.made["heard"] = ([replace(row, rollout=replace(row.rollout, reward=1.0)) for row in rows], said)
+    score = ModelTeacher.score
+
+    def other(teacher: ModelTeacher, contexts: Sequence[Any], *rest: Any, **how: Any) -> Any:
+        longest = max(map(len, contexts))
+        return [
+            replace(s, sampled_logprob_T=s.sampled_logprob_T + moved * (len(context) == longest))
+            for s, context in zip(score(teacher, contexts, *rest, **how), contexts, strict=True)
+        ]
+
+    ward.patch.setattr(ModelTeacher, "score", other)
+    return patient
+
+
+def _sampled_at_server(ward: Ward) -> Patient:
+    server = FakeServer(ward.models["student"])
+    server.start()
+    patient = ward.of(sampling={"engine": "server", "url": server.url})
+    patient._opened.callback(server.stop)
+    return patient
+
+
+HEALTHY: dict[str, Callable[[Ward], Patient]] = {
+    "LoRA": lambda ward: ward.of(model={"lora": {"r": 4, "alpha": 8}}),
+    "server and local": lambda ward: _at_server(ward, ward.models["teacher"]),
+    "privileged teacher": _with_context,
+    "what views read": _with_context,
+    "starving domains": lambda ward: _routed(ward, "math", "code"),
+    "episodes": _playing,
+    "nothing to learn": lambda ward: ward.of(method={"name": "eopd"}, **SELF),
+    "sampler and trainer": _sampled_at_server,
+}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_faults import CHECK, FAULTS, Fault, Ward
+from planted_faults import CHECK, FAULTS, HEALTHY, Fault, Ward
 from typer.testing import CliRunner
 
 from opdkit import toml
@@ -93,6 +93,13 @@ def ward(
     return Ward(
         patch=monkeypatch, clean=clean, copied=copied, admitted=admitted, raw=raw, models=models, folder=tmp_path
     )
+
+
+@pytest.mark.parametrize("name", [*sorted(NOT_HERE), "what views read", "nothing to learn", "sampler and trainer"])
+def test_what_the_clean_set_up_lacks_is_silent_too(name: str, ward: Ward) -> None:
+    """Adapters, servers of both sides, a context, two domains, episodes: nothing is found where nothing is wrong."""
+    found = look(CHECK[name], HEALTHY[name](ward))
+    assert found.level == "passed", found
 
 
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda one: f"{one.check}: {one.planted}".replace(" ", "_"))

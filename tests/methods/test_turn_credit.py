@@ -85,6 +85,9 @@ def test_turn_weights() -> None:
     for progress, reduction in ((0.0, "token"), (1.0, "turn")):
         weighed = TurnOPD().apply(plan(progress=progress)).coefficients("token")
         assert weighed.tolist() == pytest.approx(plan().coefficients(reduction).tolist())  # type: ignore[arg-type]
+    of_domains: dict[str, Any] = {"domain_N": torch.tensor([0] * 4 + [1] * 3), "num_domains": 2}
+    weighed = TurnOPD().apply(plan(progress=1.0, **of_domains)).coefficients("token")
+    assert weighed.tolist() == pytest.approx(plan(**of_domains).coefficients("turn").tolist())
     front = TCOD(most=2).apply(plan())
     assert front.mask_N.tolist() == [True, True, False, True, True, False, False]
     back = TCOD(most=2, order="b2f").apply(plan())

@@ -265,6 +265,27 @@ def test_what_moves_numbers_is_said(on: dict[str, Any], off: dict[str, Any]) -> 
     assert all(lines[key].fate == "left out" and "CHANGES RESULTS" not in lines[key].note for key in off)
 
 
+def test_several_turns_become_an_episode() -> None:
+    """verl's tool agent; what means something else here says so."""
+    keys = {
+        "enable": True, "max_assistant_turns": 6, "max_user_turns": 5, "max_parallel_calls": 2, "format": "hermes",
+        "max_tool_response_length": 256, "tool_response_truncate_side": "middle", "tool_config_path": "tools.yaml",
+        "tokenization_sanity_check_mode": "strict", "interaction_config_path": None, "new_key": 3,
+    }  # fmt: skip
+    length = {"data.max_response_length": 512}
+    imported = translate(BASE | length | {f"rollout.multi_turn.{key}": value for key, value in keys.items()})
+    assert imported.recipe["episode"] == {
+        "environment": {"name": "verl", "config": "tools.yaml"}, "max_turns": 5, "max_calls_per_turn": 2,
+        "max_observation_tokens": 256, "calls": "hermes", "max_episode_tokens": 512,
+    }  # fmt: skip
+    notes = {line.key.rpartition(".")[2]: line.note for line in imported.lines}
+    moving = {key for key in keys if "CHANGES RESULTS" in notes[key]}
+    assert moving == {"max_tool_response_length", "tool_response_truncate_side", "new_key"}
+    functions = {"rollout.multi_turn.enable": True, "rollout.multi_turn.function_tool_path": "t.py"}
+    assert translate(BASE | functions).recipe["episode"]["environment"] == "t.py:TOOLS"
+    assert "episode" not in translate(BASE | {"rollout.multi_turn.tool_config_path": "tools.yaml"}).recipe
+
+
 @pytest.mark.parametrize("section", ["rollout", "actor", "data", "model", "algorithm", "reward", "actor.optim"])
 def test_a_key_nobody_knows_is_not_said_to_be_harmless(section: str) -> None:
     """In any section of the trainer."""

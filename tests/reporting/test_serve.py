@@ -129,6 +129,11 @@ def test_links_and_pipes_of_a_hostile_run(client: Client, folder: Path, tmp_path
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "pipe" / "metrics.jsonl").unlink()
     os.mkfifo(folder / "pipe" / "metrics.jsonl")
+    write_run(folder / "locked")
+    (folder / "locked" / ".lock").write_text(f"process {'9' * 30} on {socket.gethostname()} since then\n")
+    write_run(folder / "far")
+    (folder / "far" / ".lock").write_text("process 1 on elsewhere since then\n")
+    (folder / "far" / "nowhere").symlink_to(tmp_path / "nowhere")
     for name in ("file", "rows"):
         status, text, _ = client.ask(f"run/{name}/")
         assert status == 200 and "is a link that leads out of" in text and SECRET not in text and "30 steps" not in text

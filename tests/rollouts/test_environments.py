@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from opdkit.errors import UserError
@@ -16,6 +18,7 @@ from opdkit.rollouts.environments.functions import FunctionTools, ToolError, pur
 from opdkit.rollouts.environments.game import _MOVES, Game
 from opdkit.rollouts.environments.held import Held, maker_of
 from opdkit.rollouts.environments.python import Python, _shared
+from opdkit.rollouts.environments.replay import Replay
 from opdkit.rollouts.environments.schema import tool_faults
 from opdkit.types import Problem
 
@@ -145,6 +148,34 @@ def test_a_list_of_functions_is_an_environment() -> None:
         maker_of([3], "TOOLS")
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("42", "step returned str, not a Step"),
+        (Step(messages=["42"]), "has the role 'str'"),
+        (Step(messages=[{"role": "assistant", "content": "42"}]), "has the role 'assistant'"),
+        (Step(messages=[{"role": "user", "content": 42}]), "not made of text alone"),
+        (Step(messages=[{"role": "user", "content": "", "name": "x" * 2000}]), "a name or an id of over 1000"),
+        (Step(messages=[{"role": "user", "content": "", "image": "x"}]), "has the key 'image'"),
+        (Step(reward=float("nan")), "the reward of a step is nan"),
+        (Step(failure="bad luck"), "the failure of a step is 'bad luck'"),
+    ],
+)
+def test_what_a_step_cannot_be(said: Any, sentence: str) -> None:
+    """One sentence, which becomes the episode's failure."""
+
+    class Odd:
+        def reset(self, problem: Problem, seed: int) -> Any: ...
+
+        def step(self, action: Action, seed: int) -> Any:
+            return said
+
+    held = Held(maker_of(Odd, "Odd"), {}, 4)
+    action_said = {"text": "", "token_ids": [], "calls": [], "finish": "stop", "turn": 0}
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        asyncio.run(held.step(action_said, 0))
+
+
 @pytest.fixture
 def python() -> Iterator[Any]:
     made: list[Python] = []
@@ -202,6 +233,33 @@ def test_game() -> None:
     lost = Game(max_moves=1)
     lost.reset(PROBLEM, 7)
     assert lost.step(Action(text="nothing"), 0) == Step(done=True, reward=-0.1, info={"won": 0.0})
+
+
+def test_replay(tmp_path: Path) -> None:
+    """What was said is said again, by the same calls; what was not called is not known; the ids are the new calls'."""
+
+    def turn(name: str, said: str) -> dict[str, str]:
+        return {"messages": json.dumps([{"role": "tool", "name": name, "tool_call_id": "old", "content": said}])}
+
+    asked = [[("role", "user"), ("content", "How is Oslo?")]]
+    tools = json.dumps(Calculator().tools)
+    went = [[turn("a", "1"), turn("b", "2")], [turn("a", "1"), turn("c", "3")], [turn("a", "7"), turn("b", "8")]]
+    rows = [{"problem_id": "p", "messages": asked[0], "tools": tools, "turns": turns} for turns in went]
+    kind = pa.list_(pa.map_(pa.string(), pa.string()))
+    (tmp_path / "rows").mkdir()
+    columns = {name: [row[name] for row in rows] for name in ("problem_id", "tools", "turns")}
+    messages = pa.array([asked] * 3, type=kind)
+    pq.write_table(pa.table({**columns, "messages": messages}), tmp_path / "rows" / "step_000001.parquet")
+    replay = Replay(str(tmp_path))
+    assert replay.reset(PROBLEM, 0) == ({"role": "user", "content": "How is Oslo?"},)
+    first = step(replay, ("a", {}))
+    assert contents(first) == ["1"] and first.messages[0]["tool_call_id"] == "c0"
+    assert contents(step(replay, ("d", {}))) == ["error: nothing is recorded of this call here"]
+    assert contents(step(replay, ("c", {}))) == ["3"] and step(replay).done
+    with pytest.raises(LookupError, match="no episode of problem q is recorded"):
+        replay.reset(Problem(id="q", task="none", messages=()), 0)
+    with pytest.raises(UserError, match="has no rows"):
+        Replay(str(tmp_path / "none"))
 
 
 def test_search(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Episode, Limits, Row
 from opdkit.rollouts.episodes import Played, Stage, play
-from opdkit.rollouts.single_turn import sample_groups
+from opdkit.rollouts.single_turn import read_by, sample_groups
 from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
-from opdkit.types import AUTHORS, Problem, Rollout, TurnRecord, seed_from
+from opdkit.types import AUTHORS, Group, Problem, Rollout, TurnRecord, seed_from
 
 TEMPLATES = Path(__file__).parent.parent / "contexts" / "chat_templates"
 TOOL = AUTHORS.index("tool")
@@ -63,6 +63,10 @@ class Talk:
     def grade(self, problem, transcript):
         said = {"parsed": transcript.last_text, "feedback": transcript.ended}
         return Grade(score=float(len(transcript.turns)), verdict="correct", **said)
+
+class Echo(Talk):
+    def step(self, action, seed):
+        return Step(messages=[{"role": "user", "content": "<|im_end|><|im_start|>"}])
 """
 
 
@@ -81,7 +85,8 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pool]]
     file = tmp_path_factory.mktemp("environment") / "env.py"
     file.write_text(ENVIRONMENT)
     made = {
-        name: Pool(resolve_environment(f"{file}:{name}"), workers=1, tool_timeout_s=1.0) for name in ("Tools", "Talk")
+        name: Pool(resolve_environment(f"{file}:{name}"), workers=workers, tool_timeout_s=1.0)
+        for name, workers in (("Tools", 2), ("Talk", 1), ("Echo", 1))
     }
     yield made
     for pool in made.values():
@@ -251,6 +256,27 @@ def test_rows_depend_on_nobody_else(renderer: Renderer, stage: Callable[..., Sta
         assert [row.turns for row in one] == [row.turns for row in rows]
 
 
+@pytest.mark.parametrize("go_ahead", [True, False])
+def test_who_waits_for_a_slow_tool(renderer: Renderer, stage: Callable[..., Stage], go_ahead: bool) -> None:
+    """p0's tool hangs for a second, in a process of its own: with `go_ahead` p1 has had all its turns before p0 has its
+    second one, without it they have every turn together."""
+    order: list[str] = []
+
+    def script(prompt: Sequence[int], seed: int) -> Sequence[int]:
+        text = renderer.tokenizer.decode(list(prompt))
+        number = text.partition("(")[2].count("<|im_start|>assistant")
+        is_slow = text.partition("(")[2].startswith(f"{seed_from(1, 2, 'sample', 'p0', 'reset') % 100})")
+        order.append(f"{'slow' if is_slow else 'fast'} {number}")
+        if number == 3:
+            return renderer.encode("Done.<|im_end|>")
+        return renderer.encode(f"{call(7 if is_slow and number == 1 else number, 1)}<|im_end|>")
+
+    rows = run(replace(stage(), go_ahead=go_ahead), FakeEngine(script), renderer, "p0", "p1")
+    assert [row.ended for row in rows] == ["answer", "answer"] and rows[0].turns[0].failure == "timeout"
+    together = ["slow 1", "fast 1", "slow 2", "fast 2", "slow 3", "fast 3"]
+    assert order == (["slow 1", "fast 1", "fast 2", "fast 3", "slow 2", "slow 3"] if go_ahead else together)
+
+
 def test_an_environment_that_does_not_begin(renderer: Renderer, stage: Callable[..., Stage]) -> None:
     """One episode without a prompt is ungraded, the others go on; where none begins the run is told."""
     engine = says(renderer, "Done.<|im_end|>")
@@ -296,6 +322,19 @@ def test_groups_of_episodes(renderer: Renderer, stage: Callable[..., Stage]) -> 
     assert len({row.prompt_ids for row in group.rollouts}) == 1 and [r.sample_id for r in group.rollouts] == [0, 1, 2]
 
 
+def test_a_history_that_is_shown_again_is_hostile_too(renderer: Renderer, stage: Callable[..., Stage]) -> None:
+    """What a tool said spells no token of the template; what the template refuses of a model's turn fails the episode
+    and not the run."""
+    refusing = "{% if messages[1:] and not messages[1].content %}{{ raise_exception('empty') }}{% endif %}"
+    words = replace(renderer, chat_template=refusing + (renderer.chat_template or ""))
+    again = replace(stage("Echo", max_turns=3), history="rerender")
+    played = run_all(again, says(words, "<|im_end|>"), words)
+    assert [row.ended for row in played[0].rollouts] == ["failure"] and "empty" in (played[0].why or "")
+    last = run(again, says(words, "a<|im_end|>"), words)[-1]
+    end = words.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (*last.prompt_ids, *last.answer_ids).count(end) == 6 and last.ended == "turn_limit"  # three turns of each
+
+
 def test_a_row_in_which_nothing_was_written_is_none() -> None:
     """What the template shows begins a row anew, and leaves no room for a turn: the reward stays with the last turn."""
     problem = Problem(id="a", task="math", messages=({"role": "user", "content": "?"},))
@@ -309,3 +348,19 @@ def test_a_row_in_which_nothing_was_written_is_none() -> None:
     episode.ended, episode.grade = "token_limit", Grade(score=1.0, verdict="correct")
     (row,) = episode.rollouts(0, 2)
     assert (row.reward, row.answer_ids, row.sample_id, row.episode) == (1.5, (7, 1), 1, None)
+
+
+def test_a_problem_is_asked_with_its_tools(renderer: Renderer) -> None:
+    """By whoever reads it, and with what was said since."""
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    problem = Problem(id="a", task="math", messages=({"role": "user", "content": "Go"},), tools=(tool,))
+    ids = renderer.asked_ids(problem)
+    text = renderer.tokenizer.decode(list(ids))
+    assert '"add"' in text and '"add"' not in renderer.tokenizer.decode(list(renderer.prompt_ids(problem.messages)))
+    said = ({"role": "assistant", "content": "Yes"}, {"role": "user", "content": "On"})
+    assert "On" in renderer.tokenizer.decode(list(renderer.asked_ids(problem, said)))
+    rollout = Rollout(
+        problem_id="a", sample_id=0, policy_version=0, prompt_ids=(), answer_ids=(7,), answer_logprobs=None,
+        answer_mask=np.ones(1, dtype=np.bool_), finish="stop",
+    )  # fmt: skip
+    assert read_by(renderer, Group(problem=problem, rollouts=(rollout,))).rollouts[0].prompt_ids == ids

@@ -58,6 +58,9 @@ def test_ids() -> None:
     own = '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}, {"name": "f", "arguments": {}, "id": "%s"}]'
     assert [c.id for c in parse_calls(own % "abcdefghi", "mistral", turn=2).calls] == ["abcdefghi", "t0002c001"]
     assert [c.id for c in parse_calls(own % "<|im_end|>", "mistral").calls] == ["abcdefghi", "t0000c001"]
+    # Mistral's template refuses ids of another length, and a model may write one of ours.
+    calls = parse_calls("[TOOL_CALLS]f[CALL_ID]t0000c001[ARGS]{}[TOOL_CALLS]f[CALL_ID]short[ARGS]{}", "mistral").calls
+    assert [c.id for c in calls] == ["t0000c001", "t0000c002"]
 
 
 PARAMETERS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opdkit.errors import UserError
+from opdkit.recipe.check import check_file
 from opdkit.rollouts.environments.base import Action
 from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import EnvironmentDown, Pool, Reply
@@ -198,9 +199,15 @@ def test_what_is_no_environment(make_pool, code: str, name: str, sentence: str) 
         make_pool(code, name)
 
 
-def test_bad_tools_are_refused_at_the_start(make_pool) -> None:
+def test_bad_tools_are_refused_at_the_start(tmp_path: Path) -> None:
+    """`opdkit check` makes one: before a model is loaded. What one of ours lacks may come yet."""
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP + "\n    tools = tools * 2")
+    recipe = Path(__file__).parents[2] / "recipes" / "agents" / "calculator.toml"
     with pytest.raises(UserError, match="Shop: two tools have the name buy, and a call could mean either"):
-        make_pool(SHOP + "\n    tools = tools * 2")
+        check_file(recipe, [f"episode.environment={file}"])
+    said = check_file(recipe, ["episode.environment={name = 'search', collection = 'none.jsonl'}"])
+    assert any("the environment search cannot be made: search: there is no file" in sentence for sentence in said)
 
 
 def test_options(make_pool) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from opdkit.errors import UserError
 from opdkit.measure.repetition import ends_in_a_loop
-from opdkit.recipe import Recipe, parse_recipe
+from opdkit.recipe import Recipe, parse_recipe, warnings
 from opdkit.recipe.sentinels import SENTINELS
 from opdkit.run.history import History
-from opdkit.run.sentinels import LOOKS, find, judge
+from opdkit.run.sentinels import LOOKS, WATCHED, find, judge
 
 Line = dict[str, Any]
 
@@ -121,7 +121,9 @@ def test_a_run_that_goes_well_is_silent() -> None:
     ],
 )
 def test_limits_and_what_is_not_known(late: Any, found: Any) -> None:
-    assert names(run(**late), recipe()) == found
+    history = run(**late)
+    assert names(history, recipe()) == found
+    assert names(History.of([{**line, "more/of_it": 1.0} for line in history.steps], 20, WATCHED), recipe()) == found
 
 
 def test_groups_without_signal_matter_where_rewards_are_compared() -> None:
@@ -131,7 +133,7 @@ def test_groups_without_signal_matter_where_rewards_are_compared() -> None:
 def test_length_is_measured_by_a_limit_that_is_scheduled() -> None:
     history = run(rollout__answer_tokens=400.0)
     for line in history.steps:
-        line["schedule/sampling.max_answer_tokens"] = 128 if line["step"] <= 15 else 512  # type: ignore[index]
+        line["schedule/sampling.max_answer_tokens"] = 128 if line["step"] <= 15 else 512
     assert not names(history, recipe())
 
 
@@ -158,10 +160,9 @@ def test_a_finding_is_acted_upon_when_it_is_new() -> None:
     chosen = recipe("sentinels.action=pause")
     history, actions = History(), []
     for number in range(1, 22):
-        line = step(number) | ({"train/loss": None} if number in (5, 6, 7, 9, 14) else {})
-        history.add(line)
+        history.add(step(number) | ({"train/loss": None} if number in (5, 6, 7, 9, 14) else {}))
         verdict = judge(history, chosen)
-        line |= {metric.name: metric.value for metric in verdict.metrics()}
+        history.steps[-1] |= {metric.name: metric.value for metric in verdict.metrics()}
         actions += [number] if verdict.action == "pause" else []
     assert actions == [5, 14]
     again = History.of(json.loads(json.dumps(history.steps[:5])), 5)  # what a resumed run reads decides the same
@@ -194,6 +195,16 @@ def test_what_a_recipe_cannot_ask(settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError) as refused:
         recipe(*settings)
     assert said in str(refused.value)
+
+
+def test_a_run_that_is_too_short_for_trends_is_told() -> None:
+    said = [
+        sentence for sentence in warnings(recipe("sentinels.action=stop", "train.steps=5")) if "sentinels" in sentence
+    ]
+    assert len(said) == 1 and "train.steps = 5 are fewer than two" in said[0]
+    assert not any(
+        "sentinels" in s for s in [*warnings(recipe("train.steps=5")), *warnings(recipe("sentinels.action=stop"))]
+    )
 
 
 def test_every_sentinel_has_a_key_and_a_look() -> None:

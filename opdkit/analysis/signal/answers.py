@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.transcript import check_one_turn
 from opdkit.data.readers import load_problems
 from opdkit.errors import UserError
 from opdkit.run.answer_sets import read_answers
@@ -203,6 +204,7 @@ def _of_rows(files: Sequence[Path], run: Path) -> Found:
     rows = [row for file in files for row in load_rows(file)]
     if not rows:
         raise UserError(f"--rollouts {run} holds no saved rows; set train.save_rows_every in the recipe")
+    check_one_turn((row.rollout for row in rows), "opdkit analyse signal")
     for row in rows:
         newest[row.problem.id] = max(newest.get(row.problem.id, 0), row.rollout.policy_version)
     kept = [row for row in rows if row.rollout.policy_version == newest[row.problem.id]]

@@ -42,8 +42,9 @@ class TurnOPD(ByTurn):
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         share = self.start + (self.end - self.start) * plan.progress
-        by_turn_N = replace(plan, weight_N=plan.weight_N.new_ones(len(plan.weight_N))).coefficients("turn")
-        return plan.weighed((1 - share) + share * by_turn_N * plan.mask_N.sum())
+        alike = replace(plan, weight_N=plan.weight_N.new_ones(len(plan.weight_N)))
+        by_token_N, by_turn_N = alike.coefficients("token"), alike.coefficients("turn")  # by domain
+        return plan.weighed(1 - share + share * (by_turn_N / by_token_N).where(plan.mask_N, 1.0))
 
     def faults(self, recipe: Any) -> Iterator[str]:
         yield from super().faults(recipe)

@@ -11,7 +11,7 @@ MOVES = "CHANGES RESULTS there"
 UNKNOWN = "no key that opdkit knows: it may change results there"
 
 _REWARDS = "rewards come from data.task: write yours as a task of your own (docs/guides/rewards.md)"
-_TOOLS = "answers here are one turn, without tools or an environment"
+_TOOLS = "nothing says in which environment: write [episode] yourself (docs/guides/agents.md)"
 _OVERLONG = 'a "length" term of a weighted task is DAPO\'s overlong penalty (docs/guides/rewards.md)'
 
 # Key -> (values that mean what happens here, what to do about others).

@@ -12,6 +12,7 @@ from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.recipe.imported.lines import Fate, Imported, Line
+from opdkit.recipe.imported.multi_turn import multi_turn
 from opdkit.recipe.imported.siblings import self_distillation, updates_per_step
 from opdkit.recipe.imported.unlike import MOVES, UNKNOWN, why_left_out
 
@@ -126,8 +127,10 @@ def translate(settings: Mapping[str, Any], *, task: str | None = None, parity: b
     known = {_short(key): value for key, value in settings.items()}
     imported = Imported()
     method = _method(known, imported)
+    multi_turn(known, imported)
+    told = {line.key for line in imported.lines}
     for key, value in known.items():
-        if not key.startswith(TOGETHER):
+        if not key.startswith(TOGETHER) and key not in told:
             _take(imported, key, value, known)
     if method == "sdpo":
         self_distillation(known, imported, parity)

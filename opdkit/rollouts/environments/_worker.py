@@ -91,6 +91,7 @@ class _Served:
         module, chosen, found = import_named(reference, path, content, _default_name, wanted)
         self._maker = maker_of(found, chosen)
         return {
+            "columns": list(getattr(found, "asks_columns", ())),
             "arguments": [argument_as_json(argument) for argument in option_arguments(self._maker.make)],
             "files": files_of(module, None if path is None else Path(path)),
         }

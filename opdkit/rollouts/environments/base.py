@@ -73,6 +73,7 @@ class Environment(Protocol):
     """One object per episode. `opdkit/rollouts/environments/` holds some; yours is a class of a file.
 
     May also have
+        asks_columns = ("city",)              columns of the data that `reset` finds in problem.row; "*": every one
         grade(problem, transcript) -> Grade   default: the recipe's data.task grades the last turn of the model
         repeatable = False                    reset and the same steps do not lead to the same state, or must not be
                                               taken twice: such an episode is lost where its worker is (default: True)

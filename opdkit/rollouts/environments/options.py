@@ -36,6 +36,11 @@ ENVIRONMENTS: Mapping[str, str] = {
     "python": f"{_OURS}.python:Python",
     "search": f"{_OURS}.search:Search",
     "game": f"{_OURS}.game:Game",
+    "replay": f"{_OURS}.replay:Replay",
+    "trl": f"{_OURS}.adapters.trl:Trl",
+    "openenv": f"{_OURS}.adapters.openenv:OpenEnv",
+    "verl": f"{_OURS}.adapters.verl:Verl",
+    "verifiers": f"{_OURS}.adapters.verifiers:Verifiers",
 }
 
 
@@ -47,6 +52,7 @@ class Source:
     path: Path | None  # of the file; None: a module
     content: bytes | None  # of the file, when it was first read
     arguments: tuple[OptionArgument, ...]
+    columns: tuple[str, ...]  # of the data, that its `reset` reads in Problem.row
     files: Mapping[str, tuple[str, str]]  # "", or " imports NAME" -> path, sha256; empty: ours
 
     def start(self) -> UserProcess:
@@ -80,8 +86,18 @@ class EnvironmentOptions(BaseModel):
 
     @property
     def user_files(self) -> dict[str, str]:
-        """{name: sha256} of the user's file and of what it imports from beside it."""
-        return {f"{self.name}{part}": digest for part, (_, digest) in type(self).source.files.items()}
+        """{name: sha256} of the user's file, of what it imports from beside it, and of files that options name."""
+        own = {f"{self.name}{part}": digest for part, (_, digest) in type(self).source.files.items()}
+        for key, value in self.options.items():
+            file = str(value).rpartition(":")[0] if ".py:" in str(value) else str(value)
+            if isinstance(value, str) and (digest := file_digest(Path(file).expanduser())):
+                own[f"{self.name} {key} {file}"] = digest
+        return own
+
+    @property
+    def columns_asked(self) -> tuple[str, ...]:
+        """Columns of the data that it reads, beside those that the recipe names; "*": every one."""
+        return type(self).source.columns
 
 
 def resolve_environment(value: Any) -> EnvironmentOptions:
@@ -132,11 +148,17 @@ def _source(name: str) -> Source:
     return found
 
 
+def made_by(reference: str) -> Any:
+    """The class of one of ENVIRONMENTS."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 @lru_cache(maxsize=64)
 def _our_source(reference: str) -> Source:
-    module, _, name = reference.partition(":")
-    arguments = tuple(option_arguments(getattr(importlib.import_module(module), name)))
-    return Source(reference=reference, path=None, content=None, arguments=arguments, files={})
+    made = made_by(reference)
+    arguments, columns = tuple(option_arguments(made)), tuple(getattr(made, "asks_columns", ()))
+    return Source(reference=reference, path=None, content=None, arguments=arguments, columns=columns, files={})
 
 
 def _described(reference: str, path: Path | None, content: bytes | None) -> Source:
@@ -149,6 +171,7 @@ def _described(reference: str, path: Path | None, content: bytes | None) -> Sour
             path=path,
             content=content,
             arguments=tuple(argument_from_json(argument) for argument in said["arguments"]),
+            columns=tuple(str(name) for name in said["columns"]),
             files={
                 str(part): (str(file), digest if digest and not part else str(known))
                 for part, (file, known) in said["files"].items()

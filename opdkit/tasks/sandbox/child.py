@@ -3,7 +3,7 @@
     script   the program is __main__; what it prints is its answer
     call     a function of the program, or a method of its class Solution, is called once; its result is written as JSON
     serve    that function is called as often as the process at the other end of the link asks; the tests are not here
-    cells    pieces of a program run one after the other in one interpreter, as they come over the link
+    cells    pieces of a program, one after the other, in one interpreter that stays (`session.py`)
     judge    the tests run here, and their calls go over the link; the program is not here
 
 Nothing here is trusted by the trainer, except a judge, in which no code of the graded program ever runs.

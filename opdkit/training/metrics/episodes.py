@@ -20,7 +20,7 @@ _TOOL = AUTHORS.index("tool")
 
 def describe_episodes(rows: Sequence[Example]) -> list[Metric]:
     """Of a step's rows; nothing where none is an episode. An episode in several rows counts once."""
-    if not any(row.rollout.turns for row in rows):
+    if not any(row.rollout.turns or row.rollout.ended != "answer" for row in rows):
         return []
     episodes = whole_episodes([row.rollout for row in rows])
     turns, num_episodes = [turn for row in rows for turn in row.rollout.turns], len(episodes)

@@ -21,12 +21,12 @@ from opdkit.engines.tokens.stops import Stops, find_stops, texts_of
 from opdkit.engines.tokens.token_bytes import encode_plainly
 from opdkit.engines.tokens.vocabulary import CommonIds, common_ids
 from opdkit.errors import UserError
+from opdkit.evaluation.episodes import check_stage
 from opdkit.recipe import Recipe, TeacherSection, load_recipe
 from opdkit.recipe.load import read_toml
 from opdkit.recipe.pipeline import Asked, is_pipeline, load_pipeline
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.sections import ModelSection
-from opdkit.training.episodes import check_stage
 from opdkit.types import Message
 
 QUESTION: tuple[Message, ...] = ({"role": "user", "content": "1+1"},)  # rendered, never encoded: any template shows it

@@ -46,7 +46,7 @@ def evaluation_sets(recipe: Recipe) -> dict[str, Dataset]:
             instruction=recipe.data.instruction,
             columns=columns,
             require_gold=task.needs_gold_or_tests,
-            asked=task.main.columns_asked,
+            asked=(*task.main.columns_asked, *_episode_columns(recipe)),
         )
         data = _in_domain(recipe, data, one.domain)
         found[one.path] = graded_by(task, data) if several or not isinstance(recipe.data.train, str) else data
@@ -74,12 +74,17 @@ def _load(recipe: Recipe, one: SetSection) -> Dataset:
         instruction=section.instruction,
         columns=(section.columns if one.columns is None else one.columns) or None,
         require_gold=needs_rewards(recipe) and task.needs_gold_or_tests,
-        asked=task.columns_asked,
+        asked=(*task.columns_asked, *_episode_columns(recipe)),
         kept=recipe.columns,
     )
     if one.domain is None:
         return data
     return graded_by(task, _in_domain(recipe, data, one.domain))
+
+
+def _episode_columns(recipe: Recipe) -> tuple[str, ...]:
+    """Of the data, that the environment reads."""
+    return () if recipe.episode is None else recipe.episode.environment.columns_asked
 
 
 def _in_domain(recipe: Recipe, data: Dataset, domain: str | None) -> Dataset:

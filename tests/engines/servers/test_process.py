@@ -168,9 +168,10 @@ def test_the_guard_lets_nobody_in_but_the_trainer(monkeypatch: pytest.MonkeyPatc
     async def send(message: Any) -> None:
         sent.append(message.get("status"))
 
-    def ask(path: str, *headers: tuple[bytes, bytes]) -> None:
-        asyncio.run(Guard(app)({"type": "http", "path": path, "headers": headers}, None, send))
+    def ask(path: str, *headers: tuple[bytes, bytes], kind: str = "http") -> None:
+        asyncio.run(Guard(app)({"type": kind, "path": path, "headers": headers}, None, send))
 
+    ask("/v1/realtime", kind="websocket")
     for path in ("/collective_rpc", "/sleep", "/v1/models", "/metrics", "/healthy", "//health"):
         ask(path)
         ask(path, (b"authorization", b"Bearer"))

@@ -22,9 +22,12 @@ class Guard:
         self.app, self.expected = app, b"Bearer " + os.environ["VLLM_API_KEY"].encode()
 
     async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
-        if scope["type"] == "http" and scope["path"] != OPEN:
+        if scope["type"] != "lifespan" and scope["path"] != OPEN:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             if not secrets.compare_digest(given, self.expected):
+                if scope["type"] == "websocket":  # vLLM answers on some, too
+                    await send({"type": "websocket.close", "code": 1008})
+                    return
                 await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
                 await send({"type": "http.response.body", "body": b""})
                 return

@@ -1,17 +1,21 @@
-"""From a recipe's [episode] to where episodes are played, and what is refused before a weight is loaded."""
+"""From [episode] to where episodes are played, and what is refused before a weight is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from opdkit.contexts.drift import drift_warnings
 from opdkit.contexts.render import Renderer
 from opdkit.contexts.suffix import Suffixes
 from opdkit.errors import UserError
-from opdkit.recipe import Recipe
+from opdkit.recipe.build import sentences
 from opdkit.recipe.episode import EpisodeSection
+from opdkit.recipe.load import read_sections
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Limits
 from opdkit.rollouts.episodes import Stage
@@ -29,22 +33,25 @@ _MARKS: Mapping[CallFormat, tuple[str, ...]] = {
 
 
 def make_stage(
-    recipe: Recipe, renderer: Renderer, stop_ids: frozenset[int], positions: int | None, *, go_ahead: bool = False
-) -> Stage | None:
-    """Starts the environment's workers; None: answers have one turn. To be closed by its pool.
+    section: EpisodeSection,
+    renderer: Renderer,
+    stop_ids: frozenset[int],
+    *,
+    positions: int | None,
+    turn_tokens: int,
+    go_ahead: bool = False,
+) -> Stage:
+    """Starts the environment's workers; to be closed by its pool.
 
-    positions: of a prompt and its answer together. go_ahead: where the recipe does not say. Raises UserError where the
-    environment cannot be made, or it is not known how the model calls its tools.
+    positions: of a prompt and its answer together. turn_tokens: the most of one turn. go_ahead: where the section does
+    not say. Raises UserError where the environment cannot be made, or it is not known how the model calls its tools.
     """
-    section = recipe.episode
-    if section is None:
-        return None
     pool = _pool(section)
     try:
         return Stage(
             pool=pool,
             limits=Limits(
-                turn_tokens=recipe.longest_turn,
+                turn_tokens=turn_tokens,
                 whole=section.max_episode_tokens,
                 max_turns=section.max_turns,
                 observation_tokens=section.max_observation_tokens,
@@ -140,3 +147,14 @@ def _pool(section: EpisodeSection) -> Pool:
         max_calls=section.max_calls_per_turn,
         tool_timeout_s=section.tool_timeout_s,
     )
+
+
+def read_episode(path: Path) -> EpisodeSection:
+    """The [episode] of a recipe. Raises UserError where it has none, or a wrong one."""
+    section = read_sections(path).get("episode")
+    if not isinstance(section, Mapping):
+        raise UserError(f"{path} has no [episode]; name the recipe that the model was trained with")
+    try:
+        return EpisodeSection.model_validate(section)
+    except ValidationError as error:
+        raise UserError(*(f"{path}: {said}" for said in sentences(error, EpisodeSection, "episode."))) from None
