@@ -198,7 +198,7 @@ def _readable(source: Source, student: LanguageModel, teacher: LanguageModel) ->
     saved = source.context not in (None, "none")
     rows = []
     for row in source.rows:
-        view = row.view if saved else View(context_ids=renderer.prompt_ids(row.problem.messages))
+        view = row.view if saved else View(context_ids=renderer.asked_ids(row.problem, row.rollout.history))
         if view is None or not row.rollout.answer_mask.any():
             continue
         length = len(row.rollout.answer_ids)

@@ -19,7 +19,7 @@ from typing import Any
 from opdkit.contexts.template_text import Variables, reads_clock, variables_of, with_date
 from opdkit.errors import UserError
 from opdkit.tasks.final_text import HARMONY_CHANNEL, final_channel
-from opdkit.types import Message
+from opdkit.types import Message, Problem
 
 # At the end of a rendered prompt only, so that no message's own text is taken for it.
 OPENED_THINKING = re.compile(r"<think\s*>\s*\Z")
@@ -126,6 +126,10 @@ class Renderer:
                 'chat_template to one that does, or episode.show_tools = "no" where the prompt itself tells of them'
             )
         return replace(self, template_kwargs=offered)
+
+    def asked_ids(self, problem: Problem, history: Sequence[Message] = ()) -> tuple[int, ...]:
+        """The problem as a model is asked it, with its tools; history: what was said since."""
+        return self.with_tools(problem.tools).prompt_ids([*problem.messages, *history])
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         text = self._rendered(self._turns(messages), add_generation_prompt=True)

@@ -111,7 +111,7 @@ def _gain(patient: Patient, row: Example) -> float | None:
     """Nats a token by which the teacher finds an answer likelier with its context than without; None: it cannot say."""
     viewer = patient.state.viewers[row.views["teacher"].by or "teacher"]
     teacher, answer = viewer.teacher, row.rollout.answer_ids
-    contexts = [row.views["teacher"].context_ids, teacher.renderer.prompt_ids(row.problem.messages)]
+    contexts = [row.views["teacher"].context_ids, teacher.renderer.asked_ids(row.problem, row.rollout.history)]
     if not teacher.can_say(SAMPLED) or not all(teacher.fits(context, answer) for context in contexts):
         return None
     with_context, without = teacher.score(contexts, [answer, answer], SAMPLED, temperature=1.0)
@@ -212,7 +212,7 @@ def _solutions(patient: Patient, teacher: Teacher) -> list[Example]:
     )
     found = []
     for group in groups:
-        view = View(context_ids=teacher.renderer.prompt_ids(group.problem.messages))
+        view = View(context_ids=teacher.renderer.asked_ids(group.problem))
         row = Example(problem=group.problem, rollout=group.rollouts[0], views={"teacher": view})
         if row.rollout.finish == "stop" and teacher.fits(view.context_ids, row.rollout.answer_ids):
             found.append(row)

@@ -113,7 +113,7 @@ def sample_rollouts(
             kept=kept,
         )
         return [one.answer for one in played]
-    prompts = {problem.id: renderer.with_tools(problem.tools).prompt_ids(problem.messages) for problem, _ in asked}
+    prompts = {problem.id: renderer.asked_ids(problem) for problem, _ in asked}
     graded: dict[int, Rollout] = {}
 
     def finished(answers: Mapping[int, Sampled]) -> None:
@@ -185,7 +185,7 @@ def dataset_groups(
             problem_id=problem.id,
             sample_id=0,
             policy_version=policy_version,
-            prompt_ids=renderer.with_tools(problem.tools).prompt_ids(problem.messages),
+            prompt_ids=renderer.asked_ids(problem),
             answer_ids=answer_ids,
             answer_logprobs=None,
             answer_mask=np.ones(len(answer_ids), dtype=np.bool_),
@@ -204,5 +204,5 @@ def written_by(author: str, group: Group) -> Group:
 
 def read_by(renderer: Renderer, group: Group) -> Group:
     """The same answers behind the prompt as another model reads it (its own chat template)."""
-    prompt_ids = renderer.prompt_ids(group.problem.messages)
+    prompt_ids = renderer.asked_ids(group.problem)
     return replace(group, rollouts=tuple(replace(rollout, prompt_ids=prompt_ids) for rollout in group.rollouts))

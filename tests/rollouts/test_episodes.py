@@ -20,10 +20,10 @@ from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Episode, Limits, Row
 from opdkit.rollouts.episodes import Played, Stage, play
-from opdkit.rollouts.single_turn import sample_groups
+from opdkit.rollouts.single_turn import read_by, sample_groups
 from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
-from opdkit.types import AUTHORS, Problem, Rollout, TurnRecord, seed_from
+from opdkit.types import AUTHORS, Group, Problem, Rollout, TurnRecord, seed_from
 
 TEMPLATES = Path(__file__).parent.parent / "contexts" / "chat_templates"
 TOOL = AUTHORS.index("tool")
@@ -348,3 +348,19 @@ def test_a_row_in_which_nothing_was_written_is_none() -> None:
     episode.ended, episode.grade = "token_limit", Grade(score=1.0, verdict="correct")
     (row,) = episode.rollouts(0, 2)
     assert (row.reward, row.answer_ids, row.sample_id, row.episode) == (1.5, (7, 1), 1, None)
+
+
+def test_a_problem_is_asked_with_its_tools(renderer: Renderer) -> None:
+    """By whoever reads it, and with what was said since."""
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    problem = Problem(id="a", task="math", messages=({"role": "user", "content": "Go"},), tools=(tool,))
+    ids = renderer.asked_ids(problem)
+    text = renderer.tokenizer.decode(list(ids))
+    assert '"add"' in text and '"add"' not in renderer.tokenizer.decode(list(renderer.prompt_ids(problem.messages)))
+    said = ({"role": "assistant", "content": "Yes"}, {"role": "user", "content": "On"})
+    assert "On" in renderer.tokenizer.decode(list(renderer.asked_ids(problem, said)))
+    rollout = Rollout(
+        problem_id="a", sample_id=0, policy_version=0, prompt_ids=(), answer_ids=(7,), answer_logprobs=None,
+        answer_mask=np.ones(1, dtype=np.bool_), finish="stop",
+    )  # fmt: skip
+    assert read_by(renderer, Group(problem=problem, rollouts=(rollout,))).rollouts[0].prompt_ids == ids

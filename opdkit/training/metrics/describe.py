@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opdkit import losses
-from opdkit.contexts.transcript import whole_episodes
+from opdkit.contexts.transcript import last_turn, whole_episodes
 from opdkit.measure.repetition import ends_in_a_loop
 from opdkit.methods.plan_inputs import PlanInputs
 from opdkit.methods.weighting import Weights
@@ -19,7 +19,7 @@ from opdkit.training.batch import Batch
 from opdkit.training.metrics.episodes import describe_episodes
 from opdkit.training.spans import describe_spans
 from opdkit.training.state import State
-from opdkit.types import Example, Group
+from opdkit.types import Example, Group, Rollout
 
 
 def describe_rows(rows: Sequence[Example]) -> list[Metric]:
@@ -32,14 +32,14 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
         Metric("rollout/tokens", float(sum(lengths)), "sum"),
         Metric("rollout/num_rows", float(len(rollouts)), "sum"),
         Metric("rollout/num_truncated", float(sum(r.finish == "length" for r in rollouts)), "sum"),
-        Metric("rollout/num_looping", float(sum(ends_in_a_loop(r.answer_ids) for r in rollouts)), "sum"),
+        Metric("rollout/num_looping", float(sum(ends_in_a_loop(last_turn(r)) for r in rollouts)), "sum"),
         # A data set's own solution is not an answer that anybody was asked to grade.
         Metric(
             "rollout/num_ungraded",
             float(sum(r.reward is None and r.answer_logprobs is not None for r in rollouts)),
             "sum",
         ),
-        Metric("rollout/num_no_answer", float(sum(r.reward is not None and r.parsed is None for r in rollouts)), "sum"),
+        Metric("rollout/num_no_answer", float(_num_no_answer(rollouts)), "sum"),
     ]
     if graded:
         rewards = [reward for _, reward in graded]
@@ -49,6 +49,13 @@ def describe_rows(rows: Sequence[Example]) -> list[Metric]:
         ]
         metrics += _group_metrics(graded)
     return [*metrics, *describe_episodes(rows)]
+
+
+def _num_no_answer(rollouts: Sequence[Rollout]) -> int:
+    """Graded, and no final answer was found. An environment that grades may look for none in any episode."""
+    if all(r.turns and r.parsed is None for r in rollouts if r.reward is not None):
+        return 0
+    return sum(r.reward is not None and r.parsed is None for r in rollouts)
 
 
 def describe_views(state: State, groups: Sequence[Group], rows: Sequence[Example]) -> list[Metric]:
