@@ -49,7 +49,8 @@ def _run(seed: int) -> dict[str, Any]:
         summary = quickstart(out, kind=AGENT, seed=seed, console=Console())
     arms = {name: arm["eval"] for name, arm in summary["arms"].items()}
     named = {"teacher": summary["eval"]["teacher"], "before": summary["eval"]["student_before"]}
-    named |= {"opd": summary["eval"]["student_after"], **arms}
+    begun = {f"{name}_before": arm["before"] for name, arm in summary["arms"].items() if "before" in arm}
+    named |= {"opd": summary["eval"]["student_after"], **begun, **arms}
     return {
         "seed": seed,
         "labels": {name: arm["label"] for name, arm in summary["arms"].items()},
@@ -68,15 +69,19 @@ def _keep(result: dict[str, Any]) -> None:
 
 def _table(results: list[dict[str, Any]]) -> str:
     labels = {"teacher": "the teacher", "before": "the student before", "opd": "**after OPD**"}
-    labels |= {name: f"after {label}" for name, label in results[0]["labels"].items()}
+    for name, label in results[0]["labels"].items():
+        if f"{name}_before" in results[0]["scores"]:
+            labels[f"{name}_before"] = f"before {label}"
+        labels[name] = f"after {label}"
     heads = ["", *(f"seed {one['seed']}" for one in results), "mean"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, label in labels.items():
         scores = [one["scores"][name] for one in results]
         cells = [f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" for score in scores]
         lines.append(f"| {label} | {' | '.join(cells)} | {_mean([score['value'] for score in scores])} |")
-    seconds = ", ".join(f"{one['cpu_s']:.0f}" for one in results)
-    return "\n".join([*lines, "", f"{results[0]['machine']}; {seconds} s of processor time.", ""])
+    seconds = [f"{one['cpu_s']:.0f}" for one in results if one["cpu_s"]]
+    took = f"; {', '.join(seconds)} s of processor time" if seconds else ""
+    return "\n".join([*lines, "", f"{results[0]['machine']}{took}.", ""])
 
 
 def _mean(values: list[float]) -> str:

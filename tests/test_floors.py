@@ -120,3 +120,9 @@ def test_light_modules_load_no_torch(module: str) -> None:
     code = f"import sys, opdkit.{module}; bad = {heavy} & set(sys.modules); assert not bad, bad"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by name alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

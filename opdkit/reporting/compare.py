@@ -14,8 +14,8 @@ from opdkit.reporting.figures.curves import PANELS, Curve, curve_of, evaluation_
 from opdkit.reporting.figures.series import NUM_COLOURS, legend
 from opdkit.reporting.html.document import Live, Part, document, notes, part, small, table, write_page
 from opdkit.reporting.html.markup import Html, tag
-from opdkit.reporting.html.numbers import UNKNOWN, compact, duration, score
-from opdkit.reporting.run import Entry, RunContents, flat, read_run
+from opdkit.reporting.html.numbers import UNKNOWN, compact, duration, known, score
+from opdkit.reporting.run import Entry, RunContents, flat, mapping, read_run
 from opdkit.reporting.sections.headline import explain, headline
 from opdkit.reporting.sections.results import results_table
 from opdkit.reporting.sections.warn import weighed
@@ -59,16 +59,15 @@ def _facts(runs: Sequence[RunContents], labels: Sequence[str]) -> Html:
     for run, label in zip(runs, labels, strict=True):
         summary = run.summary or {}
         last = run.metrics[-1]["step"] if run.metrics else 0
-        tokens = summary.get("tokens") or {}
-        seconds = summary.get("seconds")
+        tokens, seconds = mapping(summary.get("tokens")), known(summary.get("seconds"))
         rows.append(
             [
                 label,
                 str(run.setting("method", "name") or UNKNOWN),
                 compact(last) if run.summary else f"{compact(last)}, not finished",
                 UNKNOWN if seconds is None else duration(seconds),
-                compact(tokens.get("answer")),
-                compact(tokens.get("teacher")),
+                compact(known(tokens.get("answer"))),
+                compact(known(tokens.get("teacher"))),
             ]
         )
     return table(["", "method", "steps", "training", "answer tokens", "teacher tokens"], rows)

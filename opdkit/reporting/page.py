@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from opdkit.measure.intervals import FEW, Difference, side_of
 from opdkit.reporting.decode import tokenizer_decode
 from opdkit.reporting.figures.tokens import Decode
 from opdkit.reporting.html.document import Live, Part, document, facts, notes, part, small, write_page
 from opdkit.reporting.html.markup import Html, join, tag
-from opdkit.reporting.html.numbers import compact, duration, score
-from opdkit.reporting.run import Entry, RunContents, flat, read_run
+from opdkit.reporting.html.numbers import compact, duration, known, score
+from opdkit.reporting.run import Entry, RunContents, flat, mapping, read_run
 from opdkit.reporting.sections.answers import answers
 from opdkit.reporting.sections.happened import what_happened
 from opdkit.reporting.sections.headline import explain, headline
@@ -60,11 +59,11 @@ def _header(run: RunContents, by_problem: Mapping[str, Moved]) -> Html:
         facts.append(f"stopped or still running at step {compact(last)}")
         facts.append(None if planned is None else f"{planned} planned")
     else:
-        steps, seconds = _number(summary.get("steps")), _number(summary.get("seconds"))
+        steps, seconds = known(summary.get("steps")), known(summary.get("seconds"))
         facts.append(None if steps is None else f"{compact(steps)} steps")
         facts.append(None if seconds is None else f"{duration(seconds)} of training")
-        for whose, count in _mapping(summary.get("tokens")).items():
-            facts.append(f"{compact(_number(count))} {whose} tokens" if _number(count) else None)
+        for whose, count in mapping(summary.get("tokens")).items():
+            facts.append(f"{compact(known(count))} {whose} tokens" if known(count) else None)
     line = " · ".join(fact for fact in facts if fact)
     return tag(
         "header",
@@ -87,10 +86,10 @@ def _who(run: RunContents) -> Html | None:
         "Teacher": teachers.get(run.setting("teacher", "kind")),
         "It also reads": None if context == "none" else context,
         "Problems": run.setting("data", "train"),
-        "Started": _mapping(run.environment).get("time"),
+        "Started": mapping(run.environment).get("time"),
     }
-    known = {key: str(value) for key, value in said.items() if value is not None}
-    return facts(known) if known else None
+    there = {key: str(value) for key, value in said.items() if value is not None}
+    return facts(there) if there else None
 
 
 def _how(run: RunContents) -> Html | None:
@@ -100,10 +99,10 @@ def _how(run: RunContents) -> Html | None:
 
 def _best(run: RunContents) -> Html | None:
     """Which step `train.keep_best` chose; and that choosing by a set flatters the numbers on it."""
-    best = _mapping(_mapping(run.summary).get("best"))
+    best = mapping(mapping(run.summary).get("best"))
     if not best:
         return None
-    by, value = str(best.get("chosen_on")), _number(best.get("value"))
+    by, value = str(best.get("chosen_on")), known(best.get("value"))
     flattered = any(f"/{dataset}/" in f"/{by}/" for dataset in run.headline)
     words = f"The best step is {best.get('step')}, chosen by {by} ({compact(value)}): {best.get('model')}."
     return tag("p", words + " Its numbers on that set flatter it." * flattered, class_="quiet")
@@ -195,14 +194,6 @@ def _setting(run: RunContents) -> Part | None:
 
 
 def _footer(run: RunContents) -> Html:
-    versions = _mapping(_mapping(run.environment).get("versions"))
+    versions = mapping(mapping(run.environment).get("versions"))
     by = f"opdkit {versions['opdkit']}" if versions.get("opdkit") else "opdkit"
     return tag("footer", tag("p", join(f"Written by {by} from the files of {run.folder.name}/.")))
-
-
-def _mapping(content: Any) -> Mapping[str, Any]:
-    return content if isinstance(content, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from opdkit.errors import UserError
 from opdkit.metric_lines import WentBack, of_steps, went_back
 from opdkit.reporting.files import MetricLines, checked, writer_lives
+from opdkit.reporting.html.numbers import known
 from opdkit.run.rows import load_rows
 from opdkit.run.sums import changed
 from opdkit.types import Example
@@ -197,7 +198,9 @@ def measured(values: Mapping[str, Any]) -> Measured:
         passes={int(k): _interval(estimate) for k, estimate in values["pass_at_k"].items()},
         maj=_interval(values["maj_at_n"]),
         counts={
-            name: value for name, value in values.items() if name.startswith(("num_", "mean_")) and value is not None
+            name: number
+            for name, value in values.items()
+            if name.startswith(("num_", "mean_")) and (number := known(value)) is not None
         },
     )
 
@@ -281,6 +284,11 @@ def _evaluation(path: Path) -> dict[str, Any]:
     for values in evaluation.values():
         measured(values)
     return evaluation
+
+
+def mapping(content: object) -> Mapping[str, Any]:
+    """What a file holds where it should hold one; {} for anything else."""
+    return content if isinstance(content, Mapping) else {}
 
 
 def flat(content: object, prefix: str = "") -> list[tuple[str, str]]:

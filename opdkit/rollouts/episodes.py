@@ -27,6 +27,7 @@ from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 
+MOST_BARREN = 3  # calls in a row in which no environment begins; then none will
 MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
 _GRACE_S = 0.05  # a round that does not wait for all waits so long
@@ -83,6 +84,8 @@ class Stage:
     history: History = "keep"
     go_ahead: bool = False
     counts: Counts = field(default_factory=Counts)
+    has_begun: bool = False  # whether an episode ever did
+    num_barren: int = 0  # calls in a row, up to now, in which none did
     failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
 
     def new_failures(self) -> list[str]:
@@ -185,7 +188,10 @@ class _Play:
             told |= {reply.episode: reply for reply in pool.replies(_LOOK_S)}
             self._tell()
         crashes = [reply.crash for _, reply in sorted(told.items()) if reply.crash is not None]
-        if crashes and len(crashes) == len(asked):
+        is_barren = bool(crashes) and len(crashes) == len(asked)
+        self.stage.num_barren = self.stage.num_barren + 1 if is_barren else 0
+        self.stage.has_begun |= bool(asked) and not is_barren
+        if is_barren and (not self.stage.has_begun or self.stage.num_barren >= MOST_BARREN):
             raise UserError(f"the environment {pool.name} could not begin one of {len(asked)} episodes: {crashes[0]}")
         return told
 

@@ -307,6 +307,9 @@ class RunFolder:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if _is_unfinished(entry) and entry.is_file():
                     entry.unlink()
+        for begun in (self.path / "eval").glob("*.begun"):  # its answers are in the evaluation, once that is there
+            if begun.with_name(f"{begun.name.partition('.')[0]}.json").exists():
+                begun.unlink()
 
 
 def teacher_reading_of(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The proof that an episode is scored as it was sampled: made with the run's own environment before its first step.
 
-A row of several turns is sampled piece by piece and scored in one. So two episodes are played, and what the sampler
+A row of several turns is sampled piece by piece and scored in one. So a few episodes are played, and what the sampler
 said of every token of the model is compared with what the student says of the whole row. A mask that is one token off
 would compare other tokens, and must be told from a right one: where it would not be, the proof says that it shows
 nothing.
@@ -21,7 +21,7 @@ from opdkit.tasks.base import Task
 from opdkit.training.models.student_server import EXACT, LOW
 from opdkit.types import Asked, FloatArray, Problem, Rollout
 
-NUM_EPISODES = 2
+NUM_EPISODES = 4
 AS_SURE = 10.0  # a shifted mask must differ by so many times what is allowed
 
 

@@ -95,7 +95,7 @@ def ward(
     )
 
 
-@pytest.mark.parametrize("name", [*NOT_HERE, "what views read", "nothing to learn", "sampler and trainer"])
+@pytest.mark.parametrize("name", [*sorted(NOT_HERE), "what views read", "nothing to learn", "sampler and trainer"])
 def test_what_the_clean_set_up_lacks_is_silent_too(name: str, ward: Ward) -> None:
     """Adapters, servers of both sides, a context, two domains, episodes: nothing is found where nothing is wrong."""
     found = look(CHECK[name], HEALTHY[name](ward))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,6 +23,9 @@ from hostile_run import DATASET, EVIL, byte_tokenizer, decode, make_rows, make_s
 
 from opdkit.errors import UserError
 from opdkit.reporting import write_report
+from opdkit.reporting.compare import comparison
+from opdkit.reporting.page import page
+from opdkit.reporting.run import read_run
 from opdkit.run.rows import save_rows
 from opdkit.types import Example
 
@@ -253,6 +257,24 @@ def test_warnings_are_sorted_by_weight_and_never_twice(run_folder: Path) -> None
     assert [text.count(words) for words in order] == [1, 1, 2, 1, 1]  # cut answers: in training, and in an evaluation
     assert sorted(map(text.index, order)) == [text.index(words) for words in order]
     assert "ran into sampling" not in text
+
+
+def test_no_value_of_a_summary_breaks_the_page(run_folder: Path) -> None:
+    """Leaves that a page reads, with what no such leaf is; the page and a comparison are made all the same."""
+    shutil.rmtree(run_folder / "rows")
+    summary = make_summary(best={"step": 20, "chosen_on": "x", "value": 0.5, "model": "m", "eval": {}}, warnings=["w"])
+    places = [("seconds",), ("tokens", "answer"), ("best",), ("best", "value"), ("warnings",),
+              ("eval", "student_after", DATASET, "num_truncated")]  # fmt: skip
+    for place in places:
+        for value in (10**400, "x", [1]):
+            broken = copy.deepcopy(summary)
+            where = broken
+            for name in place[:-1]:
+                where = where[name]
+            where[place[-1]] = value
+            (run_folder / "summary.json").write_text(json.dumps(broken))
+            run = read_run(run_folder)
+            assert DATASET in page(run, None) and DATASET in comparison([run, run]), (place, value)
 
 
 def test_damaged_rows_and_evaluations_are_sentences(run_folder: Path) -> None:

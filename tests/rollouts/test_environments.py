@@ -148,6 +148,34 @@ def test_a_list_of_functions_is_an_environment() -> None:
         maker_of([3], "TOOLS")
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("42", "step returned str, not a Step"),
+        (Step(messages=["42"]), "has the role 'str'"),
+        (Step(messages=[{"role": "assistant", "content": "42"}]), "has the role 'assistant'"),
+        (Step(messages=[{"role": "user", "content": 42}]), "not made of text alone"),
+        (Step(messages=[{"role": "user", "content": "", "name": "x" * 2000}]), "a name or an id of over 1000"),
+        (Step(messages=[{"role": "user", "content": "", "image": "x"}]), "has the key 'image'"),
+        (Step(reward=float("nan")), "the reward of a step is nan"),
+        (Step(failure="bad luck"), "the failure of a step is 'bad luck'"),
+    ],
+)
+def test_what_a_step_cannot_be(said: Any, sentence: str) -> None:
+    """One sentence, which becomes the episode's failure."""
+
+    class Odd:
+        def reset(self, problem: Problem, seed: int) -> Any: ...
+
+        def step(self, action: Action, seed: int) -> Any:
+            return said
+
+    held = Held(maker_of(Odd, "Odd"), {}, 4)
+    action_said = {"text": "", "token_ids": [], "calls": [], "finish": "stop", "turn": 0}
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        asyncio.run(held.step(action_said, 0))
+
+
 @pytest.fixture
 def python() -> Iterator[Any]:
     made: list[Python] = []

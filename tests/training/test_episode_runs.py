@@ -33,7 +33,7 @@ class Talk:
     def __init__(self, broken: bool = False):
         self.broken = broken
     def reset(self, problem, seed):
-        if self.broken and int(problem.gold) % 3 == 0:
+        if self.broken and (problem.id.endswith("closed") or int(problem.gold) % 3 == 0):
             raise RuntimeError("closed")
         self.turn = 0
         return problem.messages
@@ -281,3 +281,19 @@ def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe]
     identity, *answers = [json.loads(line) for line in next(out.glob("arithmetic*.jsonl")).read_text().splitlines()]
     assert identity["identity"]["episode"]["max_turn_tokens"] == 8 and len(answers) == 2
     assert all(answer["reward"] % 0.5 == 0.25 for answer in answers)
+
+
+def test_steps_in_which_no_environment_begins(start: Callable[..., Any], episodes: Callable[..., Recipe]) -> None:
+    """One teaches nothing and is counted; the third in a row ends the run, and so does the first where none ever
+    began."""
+    run = start(episodes("opd", broken=True))
+    closed = [replace(problem, id=f"{problem.id} closed") for problem in run.drawn.of_step(0)]
+    with pytest.raises(UserError, match=r"could not begin one of 8 episodes: .*closed"):
+        train_step(run.state, closed)
+    run.answers.stage.has_begun, run.answers.stage.num_barren = True, 0
+    rows, metrics = train_step(run.state, closed)
+    seen = reduce_metrics(metrics)
+    assert all(row.rollout.ended == "failure" for row in rows) and seen["rollout/num_ungraded"] == 8
+    train_step(run.state, closed)
+    with pytest.raises(UserError, match="could not begin one of 8 episodes"):
+        train_step(run.state, closed)

@@ -5,14 +5,13 @@ Across, a panel is drawn in thousandths of its width, so it fits any column. Unk
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opdkit.reporting.figures.series import series
 from opdkit.reporting.html.markup import Html, tag
-from opdkit.reporting.html.numbers import compact, ticks
+from opdkit.reporting.html.numbers import compact, known, ticks
 from opdkit.reporting.run import Interval, Measured
 
 HEIGHT, TOP = 104, 8  # of the drawing area, and above it, in pixels
@@ -260,8 +259,7 @@ def curve_of(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point | No
 
 def number(line: Mapping[str, Any], name: str) -> float | None:
     """None for what is absent, null or no finite number."""
-    value = line.get(name)
-    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None
+    return known(line.get(name))
 
 
 def _point(step: int, avg: Interval) -> Point | None:

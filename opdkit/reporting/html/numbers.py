@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 UNKNOWN = "-"
 MOST_CHARACTERS = 50_000  # of one text on a page; Chromium is busy for minutes with a million in a phone's width
+
+
+def known(value: object) -> float | None:
+    """A finite number of a file that anybody may have written, or None."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None
 
 
 def score(value: float | None) -> str:

@@ -98,7 +98,7 @@ document.addEventListener("keydown", (event) => {
 });
 function stop(elements, only) { elements.forEach((each) => { each.tabIndex = each === only ? 0 : -1; }); }
 document.addEventListener("focusin", ({target}) => {
-  if (target.matches(".curve")) show(target, curvesOf(target).steps.length - 1);
+  if (target.matches(".curve") && shown !== target) show(target, curvesOf(target).steps.length - 1);
   if (target.matches(".heat i")) {
     stop(all("i[tabindex='0']", target.closest(".heat details, .heat")), target);
     target.setAttribute("aria-label", target.dataset.t);
@@ -173,8 +173,8 @@ function replace(text) {
     const was = fields.find((other) => other.name === each.name && other.ariaLabel === each.ariaLabel);
     if (was) [each.value, each.checked] = [was.type === "checkbox" ? each.value : was.value, was.checked];
   });
-  if (focused >= 0) all("input, select", fresh)[focused]?.focus({preventScroll: true});
   begin();
+  if (focused >= 0) all("input, select", fresh)[focused]?.focus({preventScroll: true});
 }
 async function look() {
   const address = location.href.split("#")[0], main = document.querySelector("main");

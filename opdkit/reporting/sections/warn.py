@@ -156,9 +156,8 @@ def _evaluation(run: RunContents) -> Iterator[Warned]:
             counts = entry.measured.counts
             for name, what in _EVALUATED.items():
                 count, of = counts.get(name, 0), counts.get("num_answers", 0)
-                if count > _NOTABLE[name] * of:
-                    part = min(0.9, count / of) if of else 0.9
-                    yield Warned(LOST + part, f"{entry.label}, {dataset}: {share(count, of)} {what}.")
+                if of > 0 and count > _NOTABLE[name] * of:
+                    yield Warned(LOST + min(0.9, count / of), f"{entry.label}, {dataset}: {share(count, of)} {what}.")
 
 
 def _gap(line: Mapping[str, Any]) -> Mapping[str, float | None]:

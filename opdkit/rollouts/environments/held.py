@@ -19,6 +19,7 @@ from opdkit.tasks.user._worker import grade_as_json
 from opdkit.types import Problem
 
 MAX_CHARACTERS = 200_000  # of one message; the middle of a longer one is left out, and counted
+_MAX_NAME_CHARACTERS = 1000
 NO_RESULT = "error: the environment gave no result for this call"
 _ROLES = {"reset": ("system", "user", "assistant", "tool"), "step": ("tool", "user")}
 _KEYS = {"role", "content", "name", "tool_call_id", "failure"}
@@ -186,6 +187,8 @@ def _checked_messages(said: Any, by: str) -> tuple[list[dict[str, str]], int]:
             raise ValueError(f"a message of {by} has the key {odd[0]!r}; keys are {', '.join(sorted(_KEYS))}")
         if not all(isinstance(value, str) for value in message.values()) or "content" not in message:
             raise TypeError(f"a message of {by} is not made of text alone, or has no content")
+        if any(len(value) > _MAX_NAME_CHARACTERS for key, value in message.items() if key != "content"):
+            raise ValueError(f"a message of {by} has a name or an id of over {_MAX_NAME_CHARACTERS} characters")
         if message.get("failure", FAILURES[0]) not in FAILURES:
             raise ValueError(f"a message of {by} has a failure that is none of {', '.join(FAILURES)}")
         content, too_many = _within(message["content"])

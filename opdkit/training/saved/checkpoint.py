@@ -181,9 +181,8 @@ def save(
         if behind is not None:
             with _all_or_nothing(target, unfinished, ranks):
                 behind.wait()
-        for old in _all(folder)[:-keep] if ranks.is_first else ():
-            if not also_kept(_step_of(old)):
-                shutil.rmtree(old)
+        if ranks.is_first:
+            remove_older(folder, keep, also_kept)
 
     behind: Behind | None = None
     with _all_or_nothing(target, unfinished, ranks):
@@ -217,6 +216,15 @@ def _on_host(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor
     if not copied:
         return on_host
     return {name: t.clone() if t.data_ptr() == tensors[name].data_ptr() else t for name, t in on_host.items()}
+
+
+def remove_older(folder: Path, keep: int, also_kept: Callable[[int], bool]) -> None:
+    """All but the newest `keep`. Each loses its name first: a crash leaves no part of one that looks like a whole."""
+    for left in folder.glob(".unfinished-removed-*"):
+        shutil.rmtree(left)
+    for old in _all(folder)[:-keep]:
+        if not also_kept(_step_of(old)):
+            shutil.rmtree(old.rename(folder / f".unfinished-removed-{old.name}"))
 
 
 def save_model(model: LanguageModel, path: Path) -> None:

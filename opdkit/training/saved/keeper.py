@@ -44,6 +44,8 @@ class Keeper:
         state.pass_rates.update(saved.pass_rates)
         if self.ahead is not None:
             self.ahead.restore(saved.queue())
+        if self.ranks.is_first:  # what a crash left between the writing of one and the removal of another
+            checkpoint.remove_older(self.folder.checkpoints, self.recipe.train.keep_checkpoints, self._is_kept)
 
     def keep_best(self, best: Point | None) -> None:
         """best: the evaluation that is chosen so far, of this step or an earlier one."""
