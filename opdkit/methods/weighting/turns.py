@@ -38,7 +38,7 @@ class TurnOPD(ByTurn):
 
     name: Literal["turnopd"] = "turnopd"
     start: Fraction = 0.0  # l at the first step; 0: every token counts the same
-    end: Fraction = 1.0  # l at the last step; 1: every turn of an episode counts the same
+    end: Fraction = 1.0  # l behind the last step; 1: every turn of an episode counts the same
 
     def apply(self, plan: PlanInputs) -> PlanInputs:
         share = self.start + (self.end - self.start) * plan.progress
