@@ -20,6 +20,7 @@ from rich.console import Console
 from opdkit.engines.base import SamplingParams
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.servers.engine import ServerEngine
+from opdkit.engines.servers.http import KEY_VARIABLE
 from opdkit.engines.servers.process import VllmOptions, VllmProcess
 from opdkit.engines.servers.served import Served
 from opdkit.recipe import Recipe, parse_recipe
@@ -75,9 +76,11 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vl
     process = VllmProcess(options, log=folder / "vllm.log", folder=folder / "weights")
     with one_thread():
         started = time.monotonic()
-        process.start(lambda seconds: None)
+        key = process.start(lambda seconds: None)._token
         print(f"\nvLLM {process.found.version} answered after {time.monotonic() - started:.0f} s")
-    yield process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, key or "")  # as whoever uses a running server sets it
+        yield process
     process.stop()
 
 
