@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,11 @@ def test_follows_to_the_end(tmp_path: Path, acts: Callable[..., None]) -> None:
         lock(folder, os.getpid())
 
     def write(text: str) -> Callable[[], object]:
-        return lambda: (folder / "metrics.jsonl").open("a").write(text)
+        def writes() -> None:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(text)
+
+        return writes
 
     def end() -> None:
         (folder / ".lock").write_text("")
@@ -198,7 +203,8 @@ def test_looking_ends_when_nobody_reads_on(run_folder: Path, monkeypatch: pytest
     os.close(read)
     looks: list[float] = []
     monkeypatch.setattr(time, "sleep", looks.append)
-    watch(run_folder, Terminal(file=os.fdopen(write, "w")))
+    with suppress(OSError), os.fdopen(write, "w") as gone:
+        watch(run_folder, Terminal(file=gone))
     assert len(looks) <= 1 and writer_lives(run_folder)
 
 

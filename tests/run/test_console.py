@@ -6,7 +6,8 @@ import io
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,28 +91,32 @@ def test_waiting_and_counting_redraw_nothing_where_nothing_can_be(environment: d
     assert said.getvalue() == "starting: 20 s\n"
 
 
-def reader_gone() -> Terminal:
+@pytest.fixture
+def reader_gone() -> Iterator[Terminal]:
     """A console on a pipe that nobody reads any more, as after `| head -1`."""
     read, write = os.pipe()
     os.close(read)
-    return Terminal(file=os.fdopen(write, "w"), width=200)
+    with suppress(OSError), os.fdopen(write, "w") as gone:
+        yield Terminal(file=gone, width=200)
 
 
-def test_a_closed_console_is_quiet() -> None:
-    console = reader_gone()
+def test_a_closed_console_is_quiet(reader_gone: Terminal) -> None:
+    console = reader_gone
     console.print("one")
     assert console.closed
     console.print("two")
     console.file.flush()
 
 
-def test_a_run_whose_reader_has_gone_stops_and_is_saved(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_run_whose_reader_has_gone_stops_and_is_saved(
+    recipe: Callable[..., Recipe], tmp_path: Path, reader_gone: Terminal
+) -> None:
     """It stops where nothing is half done, as after Ctrl-C; the same run goes on to its end with --resume."""
     steps = ("train.steps=4", "train.save_every=0", "train.problems_per_step=2", "data.limit=8")
     every_step = ('eval.data="arithmetic:merge-3:test"', "eval.every=1", "eval.limit=2")
     made = recipe("opd", *steps, *every_step, "eval.before=false", "eval.teacher=false")
     with pytest.raises(Interrupted):
-        train(made, console=reader_gone())
+        train(made, console=reader_gone)
     saved = checkpoint.latest(made.run_dir / "checkpoints")
     assert saved is not None and 0 < saved.step < 4
     train(made, console=Terminal(file=io.StringIO()), resume=True)
@@ -143,8 +148,9 @@ def test_a_closed_terminal_asks_as_ctrl_c_does(number: signal.Signals) -> None:
 def test_a_console_whose_terminal_is_gone_is_quiet() -> None:
     """Writing to a closed terminal gives EIO, which must end no step."""
     main, side = os.openpty()
-    console = Terminal(file=os.fdopen(side, "w"), force_terminal=True)
-    os.close(main)
-    console.print("one")
-    assert console.closed
-    console.print("two")
+    with suppress(OSError), os.fdopen(side, "w") as gone:
+        console = Terminal(file=gone, force_terminal=True)
+        os.close(main)
+        console.print("one")
+        assert console.closed
+        console.print("two")

@@ -277,11 +277,18 @@ def _state_of(pid: int, secret: Path) -> list[Any]:
         os.getpriority(os.PRIO_PROCESS, pid),
         sorted(os.sched_getaffinity(pid)),
         resource.prlimit(pid, resource.RLIMIT_CORE),
-        secret.read_text(),
+        _text_of(secret),
         oct(status.st_mode),
         status.st_mtime_ns,
         status.st_nlink,
     ]
+
+
+def _text_of(secret: Path) -> str:
+    try:
+        return secret.read_text()
+    except OSError as error:  # its mode was changed
+        return str(error)
 
 
 if __name__ == "__main__":
