@@ -241,6 +241,8 @@ class TrainingRun:
             self.measuring = Measuring(recipe, self.parts, state, self.answers, *known)
             self.decisions.go_on(folder, state.step)
             self.keeper.keep_best(self.decisions.best())
+            if saved:
+                self.keeper.remove_left_over()
             self.ended = self.decisions.has_stopped()
             opened.enter_context(self.interrupt.listening())
             try:

@@ -44,14 +44,17 @@ class Keeper:
         state.pass_rates.update(saved.pass_rates)
         if self.ahead is not None:
             self.ahead.restore(saved.queue())
-        if self.ranks.is_first:  # what a crash left between the writing of one and the removal of another
-            checkpoint.remove_older(self.folder.checkpoints, self.recipe.train.keep_checkpoints, self._is_kept)
 
     def keep_best(self, best: Point | None) -> None:
         """best: the evaluation that is chosen so far, of this step or an earlier one."""
         self.best_step = None if best is None else best.step
         if self.best_step == self.state.step:
             self.save_what_is_new()
+
+    def remove_left_over(self) -> None:
+        """What a crash left between the writing of one and the removal of another. The best one must be known."""
+        if self.ranks.is_first:
+            checkpoint.remove_older(self.folder.checkpoints, self.recipe.train.keep_checkpoints, self._is_kept)
 
     def save_what_is_new(self) -> None:
         if self.state.step > self.saved_step:
