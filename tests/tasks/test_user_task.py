@@ -20,6 +20,7 @@ from opdkit.errors import UserError
 from opdkit.tasks.base import MAX_TEXT_CHARACTERS, Crash, Grade, GraderDown
 from opdkit.tasks.guard import GuardedTask, make_task
 from opdkit.tasks.options import resolve_task
+from opdkit.tasks.user import imports
 from opdkit.tasks.user import task as user_task
 from opdkit.types import Problem
 
@@ -291,11 +292,9 @@ def test_it_is_refused_before_the_run(
     here: Path, monkeypatch: pytest.MonkeyPatch, where: str, does: str, why: str
 ) -> None:
     """One that always loops, exits or raises: one sentence that says when, and nothing is left running."""
-    from opdkit.tasks.user.task import START_LIMIT_S
-
-    assert START_LIMIT_S == 60.0
+    assert imports.START_LIMIT_S == 60.0
     if does.startswith("while") and where != "grade":
-        monkeypatch.setattr(user_task, "START_LIMIT_S", 3.0)
+        monkeypatch.setattr(imports, "START_LIMIT_S", 3.0)
         why = "no answer within 3 s"
     before = descendants(os.getpid())
     source = f"""

@@ -11,7 +11,6 @@ Yours is imported in a process of its own, never here, and what the file held th
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, Val
 
 from opdkit.errors import UserError
 from opdkit.installed import installed
-from opdkit.tasks.arguments import OptionArgument, argument_from_json, option_arguments
-from opdkit.tasks.base import GraderDown
+from opdkit.tasks.arguments import option_arguments
 from opdkit.tasks.options import option_sentence, task_table
-from opdkit.tasks.user.process import Failed, Lost, UserProcess
-from opdkit.tasks.user.task import START_LIMIT_S, file_digest, import_request
+from opdkit.tasks.user.imports import UserCode, fields_of, file_digest, find
+from opdkit.tasks.user.process import Failed, UserProcess
 
 WORKER = "opdkit.rollouts.environments._worker"
 _OURS = "opdkit.rollouts.environments"
@@ -45,24 +43,15 @@ ENVIRONMENTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """Where an environment is imported from."""
-
-    reference: str
-    path: Path | None  # of the file; None: a module
-    content: bytes | None  # of the file, when it was first read
-    arguments: tuple[OptionArgument, ...]
-    columns: tuple[str, ...]  # of the data, that its `reset` reads in Problem.row
-    files: Mapping[str, tuple[str, str]]  # "", or " imports NAME" -> path, sha256; empty: ours
+class Source(UserCode):
+    """Where an environment is imported from. columns: of the data, that its `reset` reads in Problem.row; files: none
+    of ours."""
 
     def start(self) -> UserProcess:
         """A process that has imported it. Raises UserError."""
         process = UserProcess(WORKER)
         try:
-            said = process.ask(import_request(self.reference, self.path, self.content), START_LIMIT_S)
-            for part, (file, digest) in self.files.items():
-                if said["files"].get(part) != [file, digest] and not (part == "" and self.content is not None):
-                    raise UserError(f"{file} has changed since it was first read; start again")
+            self.import_in(process)
         except Failed as error:
             process.end()
             raise UserError(f"the environment {self.reference} cannot be imported: {error}") from None
@@ -119,9 +108,6 @@ def resolve_environment(value: Any) -> EnvironmentOptions:
 ChosenEnvironment = Annotated[SerializeAsAny[EnvironmentOptions], BeforeValidator(resolve_environment)]
 
 
-_sources: dict[tuple[str, Path], Source] = {}
-
-
 def _source(name: str) -> Source:
     """The same object as long as no file of it has changed."""
     if name in ENVIRONMENTS:
@@ -129,23 +115,15 @@ def _source(name: str) -> Source:
     target = installed("environments").get(name)
     if target is None and (near := difflib.get_close_matches(name, ENVIRONMENTS, n=1, cutoff=0.75)):
         raise ValueError(f'does not exist; did you mean "{near[0]}"?')
-    reference = target or name
-    module_name = reference.partition(":")[0]
-    path = Path(module_name).expanduser() if module_name.endswith(".py") else None
-    if path is None and "." not in module_name and ":" not in reference:
-        known = ", ".join(ENVIRONMENTS)
-        raise ValueError(
-            f'is not an environment; known are {known}, or write your own: "file.py:Class" or "package.module:Class"'
-        )
-    if path is not None and not path.is_file():
-        raise ValueError(f"there is no file {path} (looked up from {Path.cwd()})")
-    found = _sources.get((reference, Path.cwd()))
-    if found is None or any(file_digest(Path(file)) != digest for file, digest in found.files.values()):
-        path = None if path is None else path.resolve()
-        found = _sources[reference, Path.cwd()] = _described(
-            reference, path, None if path is None else path.read_bytes()
-        )
-    return found
+    return find(
+        Source,
+        target or name,
+        worker=WORKER,
+        make=lambda said: Source(**fields_of(said)),
+        slow="reset",
+        unknown=f"is not an environment; known are {', '.join(ENVIRONMENTS)}, or write your own: "
+        '"file.py:Class" or "package.module:Class"',
+    )
 
 
 def made_by(reference: str) -> Any:
@@ -159,34 +137,6 @@ def _our_source(reference: str) -> Source:
     made = made_by(reference)
     arguments, columns = tuple(option_arguments(made)), tuple(getattr(made, "asks_columns", ()))
     return Source(reference=reference, path=None, content=None, arguments=arguments, columns=columns, files={})
-
-
-def _described(reference: str, path: Path | None, content: bytes | None) -> Source:
-    process = UserProcess(WORKER)
-    try:
-        said = process.ask(import_request(reference, path, content), START_LIMIT_S)
-        digest = None if content is None else hashlib.sha256(content).hexdigest()
-        return Source(
-            reference=reference,
-            path=path,
-            content=content,
-            arguments=tuple(argument_from_json(argument) for argument in said["arguments"]),
-            columns=tuple(str(name) for name in said["columns"]),
-            files={
-                str(part): (str(file), digest if digest and not part else str(known))
-                for part, (file, known) in said["files"].items()
-            },
-        )
-    except Lost as error:
-        raise ValueError(
-            f"{path or reference} cannot be imported: {error}; what is slow or may not return belongs into reset"
-        ) from None
-    except (Failed, GraderDown, UserError) as error:
-        raise ValueError(str(error)) from None
-    except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path or reference} was imported by a process that answers nonsense: {error!r}") from None
-    finally:
-        process.end()
 
 
 @lru_cache(maxsize=256)

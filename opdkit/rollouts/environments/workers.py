@@ -33,8 +33,9 @@ from opdkit.rollouts.environments.held import action_as_json, step_from_json, tr
 from opdkit.rollouts.environments.options import EnvironmentOptions
 from opdkit.tasks.arguments import value_as_json
 from opdkit.tasks.base import Crash, Grade
+from opdkit.tasks.user.imports import START_LIMIT_S
 from opdkit.tasks.user.process import Failed
-from opdkit.tasks.user.task import START_LIMIT_S, grade_from_json, problem_as_json
+from opdkit.tasks.user.task import grade_from_json, problem_as_json
 from opdkit.types import Message, Problem
 
 GRADE_LIMIT_S = 30.0

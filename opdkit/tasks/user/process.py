@@ -43,7 +43,7 @@ class TooLong(Lost):
 class UserProcess:
     """One process and the channel to it. module: whose `serve(descriptor)` runs there."""
 
-    def __init__(self, module: str = "opdkit.tasks.user._worker") -> None:
+    def __init__(self, module: str) -> None:
         ours, theirs = socket.socketpair()
         paths = json.dumps([os.path.abspath(path) for path in sys.path])  # "" is the folder we are in
         # No preexec_fn: that would run Python between fork and exec, in a copy of a multi-threaded trainer.

@@ -14,40 +14,33 @@ time limit, is killed with everything it started, and only JSON comes back from 
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
-from opdkit.tasks.arguments import OptionArgument, argument_from_json, value_as_json
+from opdkit.tasks.arguments import value_as_json
 from opdkit.tasks.base import Crash, Grade, GraderDown, Task, checked
+from opdkit.tasks.user import imports
 from opdkit.tasks.user.process import Failed, Lost, TooLong, UserProcess
 from opdkit.types import Problem
 
-START_LIMIT_S = 60.0  # of importing what the recipe names
+WORKER = "opdkit.tasks.user._worker"
 _MAX_BATCH_TIMES = 10  # a class gets a batch at once, and for it so many times the limit of one answer, or fewer
 _MAX_LOST_IN_A_ROW = 10  # answers on which the process was lost; then it grades nothing, and waiting costs hours
 _CLOSE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UserTask:
-    """What a recipe's reference names, as its own process describes it. Called with options, it makes the task."""
+class UserTask(imports.UserCode):
+    """A task as its own process describes it. Called with options, it makes the task. columns: those that a reward
+    function asks for (`rewards.py`)."""
 
-    reference: str
-    path: Path | None  # of the file; None: a module
-    content: bytes | None  # of the file, when it was first read: this is what runs, also if it is edited during a run
-    arguments: tuple[OptionArgument, ...]
     needs_gold: bool
-    columns: tuple[str, ...]  # that a reward function asks for (`rewards.py`)
     takes_batches: bool
     time_limit_s: float
-    files: Mapping[str, tuple[str, str]]  # "", or " imports NAME" -> path, sha256
 
     @property
     def digests(self) -> dict[str, str]:
@@ -73,59 +66,25 @@ class WorkerGrade(Grade):
         return self.said_numbers
 
 
-_known: dict[tuple[str, Path], UserTask] = {}
-
-
 def load_user_task(reference: str, known: Sequence[str]) -> UserTask:
-    """Raises ValueError with one sentence: not there, broken, without end, or not a task. The same object as long as
-    no file of it has changed."""
-    module_name = reference.partition(":")[0]
-    path = Path(module_name).expanduser() if module_name.endswith(".py") else None
-    if path is None and "." not in module_name and ":" not in reference:
-        raise ValueError(
-            f'is not a task; known are {", ".join(known)}, or write your own: "file.py" or "package.module:name"'
-        )
-    if path is not None and not path.is_file():
-        raise ValueError(f"there is no file {path} (looked up from {Path.cwd()})")
-    found = _known.get((reference, Path.cwd()))
-    if found is None or any(file_digest(Path(file)) != digest for file, digest in found.files.values()):
-        path = None if path is None else path.resolve()
-        found = _describe(reference, path, None if path is None else path.read_bytes())
-        _known[reference, Path.cwd()] = found
-    return found
+    """Raises ValueError as `imports.find`."""
+    return imports.find(
+        UserTask,
+        reference,
+        worker=WORKER,
+        make=_described,
+        slow="a function",
+        unknown=f'is not a task; known are {", ".join(known)}, or write your own: "file.py" or "package.module:name"',
+    )
 
 
-def _describe(reference: str, path: Path | None, content: bytes | None) -> UserTask:
-    process = UserProcess()
-    try:
-        said = process.ask(import_request(reference, path, content), START_LIMIT_S)
-        return UserTask(
-            reference=reference,
-            path=path,
-            content=content,
-            arguments=tuple(argument_from_json(argument) for argument in said["arguments"]),
-            needs_gold=bool(said["needs_gold"]),
-            columns=tuple(str(name) for name in said["columns"]),
-            takes_batches=bool(said["takes_batches"]),
-            time_limit_s=float(said["time_limit_s"]),
-            files={
-                str(part): (
-                    str(file),
-                    hashlib.sha256(content).hexdigest() if content is not None and not part else str(digest),
-                )
-                for part, (file, digest) in said["files"].items()
-            },
-        )
-    except Lost as error:
-        raise ValueError(
-            f"{path or reference} cannot be imported: {error}; what is slow or may not return belongs into a function"
-        ) from None
-    except (Failed, GraderDown, UserError) as error:
-        raise ValueError(str(error)) from None
-    except (KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path or reference} was imported by a process that answers nonsense: {error!r}") from None
-    finally:
-        process.end()
+def _described(said: Mapping[str, Any]) -> UserTask:
+    return UserTask(
+        **imports.fields_of(said),
+        needs_gold=bool(said["needs_gold"]),
+        takes_batches=bool(said["takes_batches"]),
+        time_limit_s=float(said["time_limit_s"]),
+    )
 
 
 class WorkerTask:
@@ -243,15 +202,10 @@ class WorkerTask:
         """The process, with the task in it. Raises UserError if the first cannot be made, GraderDown if a later one."""
         if self._process is not None and self._process.is_ours:
             return self._process
-        task, process = self._user_task, UserProcess()
+        task, process = self._user_task, UserProcess(WORKER)
         try:
-            said = process.ask(import_request(task.reference, task.path, task.content), START_LIMIT_S)
-            for part, (file, digest) in task.files.items():
-                if said["files"].get(part) != [file, digest] and not (part == "" and task.content is not None):
-                    raise UserError(
-                        f"{file} has changed since it was first read; start again, for one grader throughout"
-                    )
-            limit_s = max(START_LIMIT_S, task.time_limit_s)
+            task.import_in(process)
+            limit_s = max(imports.START_LIMIT_S, task.time_limit_s)
             self._has = process.ask({"do": "make", "options": self._options}, limit_s)
         except (Failed, UserError) as error:
             process.end()
@@ -283,12 +237,6 @@ class _Main:
         self._task.close()
 
 
-def import_request(reference: str, path: Path | None, content: bytes | None) -> dict[str, Any]:
-    """What tells the other side which code to import: of a file, the bytes that were read first."""
-    encoded = None if content is None else base64.b64encode(content).decode()
-    return {"do": "import", "reference": reference, "path": None if path is None else str(path), "content": encoded}
-
-
 def grade_from_json(said: Mapping[str, Any]) -> Grade:
     """A grade as another process sent it. Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
     accuracy, numbers = said["said_accuracy"], said["said_numbers"]
@@ -316,10 +264,3 @@ def problem_as_json(problem: Problem) -> dict[str, Any]:
         "columns": dict(problem.columns),
         "row": dict(problem.row),
     }
-
-
-def file_digest(file: Path) -> str | None:
-    """None: it cannot be read."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    return None
