@@ -25,6 +25,7 @@ from opdkit.training.answers import Answers
 from opdkit.training.backward import Learned, parts_of_terms, read
 from opdkit.training.batch import Batch
 from opdkit.training.deal import deal_rows
+from opdkit.training.plan import inputs_of
 from opdkit.training.state import State
 from opdkit.training.views import join, score, view_groups
 from opdkit.types import Example, Needs, Problem, seed_from
@@ -81,14 +82,7 @@ def target_of(method: Method) -> Target:
 @torch.no_grad()
 def _compared(state: State, batch: Batch, target: Target) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
     """([N] by kind, [N] which tokens were compared)."""
-    inputs = batch.plan_inputs(
-        step=state.step,
-        progress=state.step / state.num_steps,
-        seed=state.seed,
-        num_ids=state.student.num_tokens,
-        asked=state.asked,
-        required_views=state.method.required_views,
-    )
+    inputs = inputs_of(state, batch)
     said_N = inputs.mask_N & inputs.said_by(*target.views)
     weights = state.optimizer.compute_weights()
     terms = [

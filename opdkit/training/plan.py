@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -21,13 +22,9 @@ from opdkit.types import Group
 def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[losses.Term], Report, PlanInputs]:
     """The terms of the loss; what the method says of the batch; what both were made of."""
     route = state.route if state.route and state.route.denominator == "domain" else None
-    inputs = batch.plan_inputs(
-        step=state.step,
-        progress=state.step / state.num_steps,
-        seed=state.seed,
-        num_ids=state.student.num_tokens,
-        asked=state.asked,
-        required_views=state.method.required_views,
+    inputs = inputs_of(
+        state,
+        batch,
         pass_rates=state.weights.pass_rates(groups, state.pass_rates),
         domain_of=route.number_of if route else None,
         num_domains=len(route.views) if route else 1,
@@ -36,6 +33,19 @@ def plan(state: State, batch: Batch, groups: Sequence[Group]) -> tuple[list[loss
         return [], Report(), inputs
     inputs = state.weights.apply(spread_spans(batch, ask_student(state, batch, inputs)))
     return state.method.terms(inputs), state.method.report(inputs), inputs
+
+
+def inputs_of(state: State, batch: Batch, **more: Any) -> PlanInputs:
+    """What coefficients are made of, at this step of the run. more: further arguments of `Batch.plan_inputs`."""
+    return batch.plan_inputs(
+        step=state.step,
+        progress=state.step / state.num_steps,
+        seed=state.seed,
+        num_ids=state.student.num_tokens,
+        asked=state.asked,
+        required_views=state.method.required_views,
+        **more,
+    )
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ BEHIND = "train.save_in_background=true"
         (("opdkit.rollouts.single_turn.sample_rollouts", 4), ()),  # while the fourth step samples
         (("opdkit.training.step.backward", 6), (BEHIND,)),  # with the checkpoint of step 4 two steps behind
         (("opdkit.training.saved.checkpoint.save_file", 3), ()),  # the second checkpoint half written
-        (("opdkit.training.saved.checkpoint._write_sums", 2), (BEHIND,)),  # the same, while the run goes on
+        (("opdkit.training.saved.checkpoint.write_sums", 2), (BEHIND,)),  # the same, while the run goes on
     ],
 )
 def test_killed_runs_resume_to_the_same_bits(

@@ -14,7 +14,6 @@ There is no random state to save: every seed comes from identity (seed, step, pr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -38,12 +37,12 @@ from opdkit.ranks.base import ALONE, Ranks
 from opdkit.run.folder import sync_folder
 from opdkit.run.rows import load_rows, save_rows
 from opdkit.training.saved.behind import Behind, on_all
+from opdkit.training.saved.checkpoint_sums import Damaged, check_sums, check_without_sums, write_sums
 from opdkit.types import Example
 
 VERSION = 2
 IN_PARTS = 3  # written by several ranks
 WITHOUT_SUMS = 1  # the format before this one
-SUMS = "SHA256SUMS"
 RowsOf = Callable[[str], slice | None]
 _NAME = re.compile(r"step_(\d{6,})")
 
@@ -147,22 +146,22 @@ def save(
     """
     target, unfinished = folder / f"step_{step:06d}", folder / f".unfinished-step_{step:06d}"
     kept = {name: tensors for name, tensors in (("optimizer", optimizer), ("teacher", teacher)) if tensors}
-    files = sorted({name for names in ranks.gather(list(kept)) for name in names})
-    state = {"version": VERSION if ranks.size == 1 else IN_PARTS, "step": step, "files": files}
-    state |= {"attempt": attempt, "lr_factor": lr_factor, "counters": dict(counters), "pass_rates": dict(pass_rates)}
+    state = {
+        "version": VERSION if ranks.size == 1 else IN_PARTS,
+        "step": step,
+        "files": sorted({name for names in ranks.gather(list(kept)) for name in names}),
+        "attempt": attempt,
+        "lr_factor": lr_factor,
+        "counters": dict(counters),
+        "pass_rates": dict(pass_rates),
+    }
     part = "" if ranks.size == 1 else f"-{ranks.rank + 1:05d}-of-{ranks.size:05d}"
 
     def begin() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(".unfinished-*"):  # of a run that was killed
-            shutil.rmtree(old, ignore_errors=True)
-        unfinished.mkdir()
-        # Whole weights, also of layers that are in parts.
-        with swapped(slots(model.module, weights or {})):
+        _begin(folder, unfinished)
+        with swapped(slots(model.module, weights or {})):  # whole weights, also of layers that are in parts
             save_model(model, unfinished / "model")
-        for later, rows in (queue or {}).items():
-            (unfinished / "queue").mkdir(exist_ok=True)
-            save_rows(unfinished / "queue" / f"step_{later:06d}.parquet", rows)
+        _save_queue(unfinished / "queue", queue or {})
 
     def write() -> None:
         for name in list(on_host):
@@ -170,12 +169,8 @@ def save(
 
     def finish() -> None:
         (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-        _write_sums(unfinished)
-        _sync(unfinished)
-        if target.exists():  # a run that was resumed from an older checkpoint writes this one anew
-            shutil.rmtree(target)
-        unfinished.rename(target)
-        sync_folder(folder)
+        write_sums(unfinished)
+        _rename(unfinished, target)
 
     def whole() -> None:
         if behind is not None:
@@ -195,6 +190,28 @@ def save(
         on_all(ranks, finish if ranks.is_first else None)
     whole()
     return lambda: None
+
+
+def _begin(folder: Path, unfinished: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(".unfinished-*"):  # of a run that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir()
+
+
+def _save_queue(folder: Path, queue: Mapping[int, Sequence[Example]]) -> None:
+    for later, rows in queue.items():
+        folder.mkdir(exist_ok=True)
+        save_rows(folder / f"step_{later:06d}.parquet", rows)
+
+
+def _rename(unfinished: Path, target: Path) -> None:
+    """Give what is whole, and on the disk, its name."""
+    _sync(unfinished)
+    if target.exists():  # a run that was resumed from an older checkpoint writes this one anew
+        shutil.rmtree(target)
+    unfinished.rename(target)
+    sync_folder(target.parent)
 
 
 @contextmanager
@@ -250,7 +267,7 @@ def latest(folder: Path) -> Saved | None:
     for path in reversed(_all(folder)):
         try:
             return _checked(path, dict(damaged))
-        except _Damaged as error:
+        except Damaged as error:
             damaged[path] = str(error)
     if damaged:
         said = "; ".join(f"{path}: {why}" for path, why in damaged.items())
@@ -268,7 +285,7 @@ def at(folder: Path, step: int) -> Saved:
         raise UserError(f"there is no checkpoint of step {step} in {folder}; there are: {there}")
     try:
         return _checked(path, {})
-    except _Damaged as error:
+    except Damaged as error:
         raise UserError(f"the checkpoint {path} is damaged ({error}); choose another step") from None
 
 
@@ -303,10 +320,6 @@ def set_aside(saved: Saved) -> list[str]:
     return said
 
 
-class _Damaged(Exception):
-    """Why a checkpoint is not whole."""
-
-
 def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
     state = _read_state(path / "state.json")
     if state.get("version") not in (IN_PARTS, VERSION, WITHOUT_SUMS):
@@ -318,15 +331,15 @@ def _checked(path: Path, damaged: Mapping[Path, str]) -> Saved:
     files = state.get("files")
     attempt, lr_factor = state.get("attempt", 1), state.get("lr_factor", 1.0)
     if type(step) is not int or path.name != f"step_{step:06d}":
-        raise _Damaged(f"its state.json is of step {step!r}")
+        raise Damaged(f"its state.json is of step {step!r}")
     if not (_are_numbers(counters) and _are_numbers(pass_rates) and isinstance(files, list)):
-        raise _Damaged("its state.json has no counters, pass_rates and files")
+        raise Damaged("its state.json has no counters, pass_rates and files")
     if type(attempt) is not int or not isinstance(lr_factor, float):
-        raise _Damaged("its state.json has no attempt and lr_factor")
+        raise Damaged("its state.json has no attempt and lr_factor")
     if state["version"] != WITHOUT_SUMS:
-        _check_sums(path)
+        check_sums(path)
     else:
-        _check_without_sums(path, files)
+        check_without_sums(path, files)
     return Saved(
         path=path,
         step=step,
@@ -343,67 +356,16 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _Damaged(f"{path.name} is missing") from None
+        raise Damaged(f"{path.name} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise _Damaged(f"{path.name} cannot be read: {error}") from None
+        raise Damaged(f"{path.name} cannot be read: {error}") from None
     if not isinstance(state, dict):
-        raise _Damaged(f"{path.name} is no JSON object")
+        raise Damaged(f"{path.name} is no JSON object")
     return state
 
 
 def _are_numbers(table: Any) -> TypeGuard[dict[str, float]]:
     return isinstance(table, dict) and all(isinstance(value, int | float) for value in table.values())
-
-
-def _write_sums(folder: Path) -> None:
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def _check_sums(folder: Path) -> None:
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except FileNotFoundError:
-        raise _Damaged(f"{SUMS} is missing") from None
-    except (OSError, ValueError) as error:
-        raise _Damaged(f"{SUMS} cannot be read: {error}") from None
-    if "state.json" not in sums:
-        raise _Damaged(f"{SUMS} is cut short")
-    for name, digest in sums.items():
-        file = folder / name
-        try:
-            is_same = file.is_file() and _sha256(file) == digest
-        except OSError as error:
-            raise _Damaged(f"{name} cannot be read: {error.strerror}") from None
-        if not is_same:
-            raise _Damaged(f"{name} is not what was written" if file.exists() else f"{name} is missing")
-
-
-def _check_without_sums(folder: Path, files: Sequence[str]) -> None:
-    """Of a checkpoint from before there were checksums: whether everything is there and begins as it should."""
-    for name in (f"{name}.safetensors" for name in files):
-        if not (folder / name).is_file():
-            raise _Damaged(f"{name} is missing")
-    if not any((folder / "model").glob("*.safetensors")):
-        raise _Damaged("model has no weights")
-    for file in _files(folder):
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise _Damaged(f"{file.relative_to(folder)} cannot be read: {error}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every file below it; SHA256SUMS is written after the others."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _all(folder: Path) -> list[Path]:

@@ -9,7 +9,8 @@ written (`FILE_BOUND`). What the rounding changes is measured too, and written i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,46 +94,47 @@ def export(
     adapted = hasattr(student.module, "merge_and_unload")
     if adapter and not adapted:
         raise UserError(f"{run} trained all weights, so it has no adapter; leave --adapter out")
-    unfinished = out.with_name(f".unfinished-{out.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
+    with _written(out) as folder_of_model:
         written: Dtype = "float32" if adapter else dtype
-        proof = _write(student, recipe, folder, unfinished, written, merges=adapted and not adapter)
+        proof = _write(student, recipe, folder, folder_of_model, written, merges=adapted and not adapter)
         card = model_card(
             folder, step=saved.step, dtype=written, is_adapter=adapter, proof=_said(proof, written), license=license
         )
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        (unfinished / COMPLETE).write_text(f"opdkit {__version__}\n", encoding="utf-8")
-        unfinished.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise UserError(f"{out} could not be written ({error}); make room, or name another folder") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (folder_of_model / "README.md").write_text(card, encoding="utf-8")
     say(console, *_said(proof, written), f"wrote {out}")
     return proof
 
 
 def _export_shards(shards: Path, out: Path, dtype: Dtype, license: str | None, console: Console) -> Proof:
     """As a run's checkpoint, once the ranks' parts are put together in a folder beside `out`."""
+    with _written(out) as folder_of_model:
+        parts = folder_of_model.with_name("parts")
+        put_together(shards, parts)
+        student = LanguageModel.load(parts, dtype=torch.float32, device="cpu")
+        proof = _write(student, {}, RunFolder(shards), folder_of_model, dtype, merges=False)
+        card = card_of_shards(shards, dtype=dtype, proof=_said(proof, dtype), license=license)
+        (folder_of_model / "README.md").write_text(card, encoding="utf-8")
+    say(console, *_said(proof, dtype), f"wrote {out}")
+    return proof
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder, alone in another one, that becomes `out` where the block ends well, with COMPLETE in it. Whatever
+    happens, nothing else is left."""
     unfinished = out.with_name(f".unfinished-{out.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        put_together(shards, unfinished / "parts")
-        student = LanguageModel.load(unfinished / "parts", dtype=torch.float32, device="cpu")
-        proof = _write(student, {}, RunFolder(shards), unfinished / "model", dtype, merges=False)
-        card = card_of_shards(shards, dtype=dtype, proof=_said(proof, dtype), license=license)
-        (unfinished / "model" / "README.md").write_text(card, encoding="utf-8")
-        (unfinished / "model" / COMPLETE).write_text(f"opdkit {__version__}\n", encoding="utf-8")
-        (unfinished / "model").rename(out)
+        model = unfinished / "model"
+        model.mkdir(parents=True)
+        yield model
+        (model / COMPLETE).write_text(f"opdkit {__version__}\n", encoding="utf-8")
+        model.rename(out)
         sync_folder(out.parent)
     except OSError as error:
         raise UserError(f"{out} could not be written ({error}); make room, or name another folder") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    say(console, *_said(proof, dtype), f"wrote {out}")
-    return proof
 
 
 def push(folder: Path, name: str) -> str:
