@@ -29,7 +29,8 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.recipe import Recipe
 from opdkit.recipe.build import flat
 from opdkit.recipe.check import check_num_ranks
-from opdkit.recipe.pipeline import Asked, Evaluate, Export, MakeModel, Pipeline, Sample, Stage
+from opdkit.recipe.pipeline import Pipeline, Stage
+from opdkit.recipe.stage_kinds import Asked, Evaluate, Export, MakeModel, Sample
 from opdkit.reporting import write_report
 from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import RunFolder, atomic_write

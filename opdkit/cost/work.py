@@ -9,7 +9,8 @@ from opdkit.contexts import Context
 from opdkit.contexts.peers import Peers
 from opdkit.contexts.reference_solution import ReferenceSolution
 from opdkit.cost.size import ModelSize
-from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.recipe.model_sections import TeacherSection
+from opdkit.recipe.sections import Recipe
 from opdkit.types import Asked
 
 PROMPT_TOKENS = 256  # of a problem and its template, where nobody says otherwise

@@ -13,7 +13,7 @@ from opdkit.doctor.patient import Patient
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.servers.probe import LIMITS
-from opdkit.recipe.sections import TeacherSection
+from opdkit.recipe.model_sections import TeacherSection
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.types import Asked, Example, base_name
 

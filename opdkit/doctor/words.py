@@ -9,7 +9,7 @@ import torch
 from opdkit.doctor.findings import Finding, failed, passed, warned
 from opdkit.doctor.patient import Patient
 from opdkit.engines.tokens.stops import texts_of
-from opdkit.training.models.sides import Side
+from opdkit.training.models.side import Side
 
 ALIKE = "make [teacher] read and end as [model] does; `opdkit check --models` says the same without weights"
 OPEN, CLOSE = "<think>", "</think>"

@@ -6,32 +6,31 @@ Every answer goes to a JSONL file soon after its end, graded, under its (problem
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.render import Renderer, read_chat_template
+from opdkit.contexts.render import Renderer
 from opdkit.contexts.transcript import last_turn
 from opdkit.data.files.names import slug
 from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
-from opdkit.engines.load import check_model_path, model_digest
+from opdkit.engines.load import model_digest
 from opdkit.errors import Interrupted, UserError
 from opdkit.evaluation.answering import Answering, answering
 from opdkit.evaluation.episodes import check_stage, make_stage
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
-from opdkit.evaluation.options import EvaluateOptions, check_engine
+from opdkit.evaluation.identity import check_options, identity_of
+from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.verifier import check_verifier, verify_sets
 from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe.episode import EpisodeSection
-from opdkit.recipe.rules import number_faults
 from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -52,7 +51,6 @@ from opdkit.run.stored_answers import (
 )
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import GuardedTask, make_task, task_named
-from opdkit.tasks.options import TaskOptions
 from opdkit.types import Problem, Rollout
 
 ANSWERS_PER_BATCH = 512  # that the engine may choose from; what has ended is written while the others go on
@@ -293,7 +291,7 @@ def _load(options: EvaluateOptions, set_: EvalSet, folder: Path, clock: datetime
         require_gold=task.needs_gold_or_tests,
         asked=task.columns_asked,
     )
-    identity = _identity(options, set_, data.fingerprint, clock)
+    identity = identity_of(options, set_, data.fingerprint, clock)
     store = Store(folder / f"{slug(set_.name)}.jsonl", identity) if keeps else None
     return Loaded(set=set_, data=data, store=store)
 
@@ -358,55 +356,3 @@ def _sample_set(
             ranks=ranks,
             stage=stage,
         )
-
-
-def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
-    check_engine(options.engine, options.url)
-    for task in tasks:
-        task_named(task, may_be_none=True)  # `opdkit sample` needs nobody
-    check_model_path(options.model)
-    if options.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype {options.dtype}: choose float32 or bfloat16")
-    if options.instruction not in ("auto", "boxed", "answer_line", "none"):
-        raise UserError(f"--instruction {options.instruction}: choose auto, boxed, answer_line or none")
-    if faults := list(number_faults({"--temperature": options.temperature, "--top-p": options.top_p})):
-        raise UserError(faults[0])
-    if not math.isfinite(options.temperature) or not options.temperature >= 0 or not 0 <= options.top_p <= 1:
-        raise UserError(
-            f"--temperature {options.temperature} and --top-p {options.top_p}: give numbers from 0 on, --top-p up to 1"
-        )
-    if options.top_p == 0:
-        raise UserError(
-            "--top-p 0 leaves no token to draw; use 1 to leave it off, or --temperature 0 for the likeliest"
-        )
-    if options.temperature == 0 and options.num_samples > 1:
-        raise UserError(
-            f"-n {options.num_samples} with --temperature 0 samples the same greedy answer every time; use -n 1"
-        )
-
-
-def _identity(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
-    task = task_named(set_.task).main
-    asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
-    del asked["num_samples"]  # more samples are welcome
-    forget_where(asked)
-    if options.episode is not None:
-        asked["environment_files"] = EpisodeSection.model_validate(options.episode).environment.user_files
-    asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
-    digest = model_digest(Path(options.model))
-    return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
-
-
-def forget_where(asked: dict[str, Any]) -> None:
-    """What moves no number leaves the identity of answers; another engine draws others."""
-    for key in ("device", "max_tokens_per_batch", "url"):
-        del asked[key]
-    if asked["episode"] is None:  # likewise
-        del asked["episode"]
-    if asked["engine"] == "hf":  # as answers from before there were others have it
-        del asked["engine"]
-
-
-def task_files(task: TaskOptions) -> dict[str, Any]:
-    """For the identity of answers: a grader of one's own that has changed is another one."""
-    return {"task_files": task.user_files} if task.user_files else {}

@@ -20,7 +20,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.evaluation.answering import Answering, answering
-from opdkit.evaluation.evaluate import check_options, forget_where, task_files
+from opdkit.evaluation.identity import check_options, forget_where, task_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say

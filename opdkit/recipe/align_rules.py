@@ -7,7 +7,8 @@ from typing import get_args
 
 from opdkit.losses.names import SupportKind
 from opdkit.methods.preference import Preference
-from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.recipe.model_sections import TeacherSection
+from opdkit.recipe.sections import Recipe
 
 _LISTS = tuple(kind for kind in get_args(SupportKind) if kind not in ("full", "sampled"))
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ValidationError
 
 from opdkit.contexts import Context
 from opdkit.data.files.formats import format_of
 from opdkit.engines.quantized import missing_package
 from opdkit.errors import UserError
 from opdkit.hub import TRUSTED
-from opdkit.methods.base import Method
 from opdkit.metrics import is_installed
 from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
+from opdkit.recipe.device_rules import check_optimizer, flash_faults, master_faults, parallel_faults, place_faults
 from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
 from opdkit.recipe.episode_rules import episode_faults, episode_warnings
 from opdkit.recipe.eval_rules import eval_faults, eval_warnings
@@ -29,10 +25,9 @@ from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.secrets import secret_faults
-from opdkit.recipe.sections import Recipe, TrainSection
+from opdkit.recipe.sections import Recipe
 from opdkit.recipe.sentinels import sentinel_faults, sentinel_warnings
 from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
-from opdkit.tasks.arithmetic import GENERATED, parts_of
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
 
@@ -49,10 +44,10 @@ def impossible(recipe: Recipe, stages: Mapping[str, Recipe], adapters: Collectio
         *_teacher_faults(recipe, is_adapter),
         *route_faults(recipe),
         *_data_faults(recipe),
-        *_place_faults(recipe),
-        *_flash_faults(recipe),
-        *_master_faults(recipe, is_adapter or recipe.model.lora is not None),
-        *_parallel_faults(recipe),
+        *place_faults(recipe),
+        *flash_faults(recipe),
+        *master_faults(recipe, is_adapter or recipe.model.lora is not None),
+        *parallel_faults(recipe),
         *engine_faults(recipe),
         *episode_faults(recipe),
         *sentinel_faults(recipe.sentinels, recipe.train.save_every),
@@ -119,48 +114,6 @@ def _trusted_code(recipe: Recipe) -> list[str]:
     ]
 
 
-def departures(recipe: Recipe) -> str | None:
-    """One line: every key that is not what the method's paper has, with the paper's value behind it. None: none is."""
-    method = recipe.method
-    own: dict[str, Mapping[str, Any]] = dict(method.defaults)
-    if "views" in own:  # those of the paper that the method's keys do not ask are named by these keys
-        own["views"] = {name: view for name, view in own["views"].items() if name in recipe.views}
-    if any("train.warmup_steps" in sentence for sentence in recipe.yielded):
-        own["train"] = {key: value for key, value in own["train"].items() if key != "warmup_steps"}
-    found = [said for name, paper in own.items() for said in _departed(name, getattr(recipe, name), paper)]
-    fields = {name: field for name, field in type(method).model_fields.items() if name != "name"}
-    try:
-        plain: Method | None = type(method).model_validate({"name": method.name})
-    except ValidationError:  # a method that must be told something has no paper's value of it
-        plain = None
-    for key, field in fields.items():
-        value = getattr(plain, key) if plain is not None else field.default
-        if field.is_required() and plain is None:
-            continue
-        if getattr(method, key) != value:
-            found.append(f"method.{key} = {_shown(getattr(method, key))} ({_shown(value)})")
-    return f"not as {method.name} has it by default: {', '.join(found)}" if found else None
-
-
-def _departed(where: str, chosen: Any, paper: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in paper.items():
-        has = chosen.get(key) if isinstance(chosen, Mapping) else getattr(chosen, key, None)
-        if isinstance(value, Mapping) and isinstance(has, BaseModel | Mapping):
-            yield from _departed(f"{where}.{key}", has, value)
-        elif _plain(has) != _plain(value):
-            yield f"{where}.{key} = {_shown(has)} ({_shown(value)})"
-            if key == "kind":  # of another kind: its other keys are not the paper's either
-                return
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else json.dumps(_plain(value), default=str)
-
-
 def needs_rewards(recipe: Recipe) -> bool:
     """Whether any stage of its schedule does, so that its problems need a gold."""
     return any(who for stage in stages_of(recipe).values() for who in _who_needs_rewards(stage))
@@ -177,15 +130,6 @@ def check_installed(recipe: Recipe) -> None:
     if absent := [sink for sink in recipe.log.sinks if not is_installed(sink)]:
         names = ", ".join(absent)
         raise UserError(f"log.sinks: {names} is not installed; pip install 'opdkit[{absent[0]}]', or leave it out")
-
-
-def check_optimizer(train: TrainSection) -> None:
-    """Raises UserError for an optimizer that is not installed on this machine."""
-    if train.optimizer == "adamw_8bit" and find_spec("torchao") is None:
-        raise UserError(
-            "train.optimizer = \"adamw_8bit\" needs torchao, which is not installed; pip install 'opdkit[quantized]', "
-            'or use "adamw"'
-        )
 
 
 def paths_of(recipe: Recipe) -> list[tuple[str, str]]:
@@ -343,68 +287,6 @@ def number_faults(keys: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} = {value!r}: give 0, or a number from {LEAST:g} to {LARGEST:g}"
         elif isinstance(value, int) and abs(value) > MOST and key != "seed":
             yield f"{key} = {value!r} is more than can be counted here; give at most {MOST}"
-
-
-def _master_faults(recipe: Recipe, has_adapter: bool) -> Iterator[str]:
-    if recipe.train.master_dtype == "bfloat16" and has_adapter:
-        yield (
-            'train.master_dtype = "bfloat16" is of full training, and an adapter is trained, in float32: it is small; '
-            "remove the key"
-        )
-    elif recipe.train.master_dtype == "bfloat16" and recipe.model.dtype != "bfloat16":
-        yield (
-            f'train.master_dtype = "bfloat16" with model.dtype = "{recipe.model.dtype}" computes with digits that the '
-            'weights do not have; set model.dtype = "bfloat16", or remove the key'
-        )
-
-
-def _parallel_faults(recipe: Recipe) -> Iterator[str]:
-    parallel = recipe.parallel
-    for key in ("hsdp", "offload"):
-        if getattr(parallel, key) and parallel.strategy != "sharded":
-            yield (
-                f"parallel.{key} is of layers that are kept in parts, and parallel.strategy = "
-                f'"{parallel.strategy}"; set it to "sharded", or remove the key'
-            )
-    if parallel.strategy == "sharded" and recipe.model.activation_offload:
-        yield (
-            'model.activation_offload with parallel.strategy = "sharded" would move the gathered layers too; remove '
-            "one of the two"
-        )
-    if parallel.offload and recipe.train.optimizer == "muon":
-        yield (
-            'parallel.offload = true keeps momenta in host memory, and train.optimizer = "muon" multiplies them on the '
-            "device; remove one of the two"
-        )
-
-
-def _flash_faults(recipe: Recipe) -> Iterator[str]:
-    """Its kernels take 16-bit numbers and nothing else."""
-    kind = recipe.model.attn_implementation or ""
-    keys = {"model.dtype": recipe.model.dtype, "teacher.dtype": recipe.teacher.dtype}
-    keys |= {f"views.{name}.teacher.dtype": view.teacher.dtype for name, view in recipe.views.items()}
-    for key, dtype in keys.items():
-        if "flash" in kind and dtype == "float32":
-            yield (
-                f'model.attn_implementation = "{kind}" computes in bfloat16 alone, and {key} = "float32"; set that to '
-                '"bfloat16", or leave attn_implementation out'
-            )
-
-
-def _place_faults(recipe: Recipe) -> Iterator[str]:
-    """What is there already, and cannot be what it is named for."""
-    for key, path in recipe.model_paths.items():
-        if os.path.isfile(path):
-            yield f"{key} = {path} is no folder; give a folder with a config.json, or a hub name"
-    if os.path.lexists(recipe.runs_dir) and not os.path.isdir(recipe.runs_dir):
-        yield f"runs_dir = {recipe.runs_dir} is no folder, and runs are written below it; name another"
-    sets = [("data.train", one.path) for one in recipe.data.sets] + [("eval.data", s) for s in recipe.eval.sources]
-    for key, source in sets:
-        if source.startswith(GENERATED):
-            try:
-                parts_of(source)
-            except UserError as error:
-                yield f"{key} = {source}: {error}"
 
 
 def _data_faults(recipe: Recipe) -> Iterator[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from opdkit.engines.servers.http import Client
 from opdkit.errors import UserError
-from opdkit.recipe.sections import Recipe, TeacherSection
+from opdkit.recipe.model_sections import TeacherSection
+from opdkit.recipe.sections import Recipe
 from opdkit.types import Asked
 
 SERVER_KEYS = ("url", "served_name", "payload", "spool", "at_once", "patience_s", "timeout_s")

@@ -8,7 +8,7 @@ from opdkit.engines.load import pick_device
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.training.models.base_teacher import Teacher
-from opdkit.training.models.sides import student_reading
+from opdkit.training.models.side import student_reading
 from opdkit.training.models.strategy import load_student_on, make_optimizer
 from opdkit.training.models.viewers import load_state, make_viewers
 from opdkit.training.saved import checkpoint

@@ -9,7 +9,8 @@ from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, load_recipe
 from opdkit.recipe.check import check_file
-from opdkit.recipe.pipeline import Pipeline, Sample, load_pipeline
+from opdkit.recipe.pipeline import Pipeline, load_pipeline
+from opdkit.recipe.stage_kinds import Sample
 
 ANSWERS: dict[str, Any] = {"name": "answers", "kind": "sample", "model": "{big}", "data": "d.jsonl", "task": "math"}
 SFT: dict[str, Any] = {"name": "sft", "kind": "train", "recipe": "sft.toml", "set": {"data": {"train": "{answers}"}}}

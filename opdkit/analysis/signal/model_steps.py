@@ -53,7 +53,7 @@ from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.answering import AskedEngine, served
-from opdkit.evaluation.evaluate import task_files
+from opdkit.evaluation.identity import task_files
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from opdkit.engines.model import LanguageModel
 from opdkit.engines.prove import proof_hidden
 from opdkit.errors import UserError
-from opdkit.recipe.sections import LoraSection
+from opdkit.recipe.model_sections import LoraSection
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 EXPERTS = ("experts", "local_experts")

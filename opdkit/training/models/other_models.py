@@ -22,7 +22,7 @@ from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.group import Group
 from opdkit.recipe import Recipe, TeacherSection
-from opdkit.training.models.sides import read_words
+from opdkit.training.models.side import read_words
 
 Readable = tuple[str, Renderer, int]  # a model's name, how it reads, and how many ids it can read
 

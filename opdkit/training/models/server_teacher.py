@@ -22,7 +22,7 @@ from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, TeacherSection, stages_of
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.other_models import Readable
-from opdkit.training.models.sides import read_words, teacher_reading
+from opdkit.training.models.side import read_words, teacher_reading
 from opdkit.types import Asked, Signal
 
 

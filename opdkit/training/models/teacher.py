@@ -27,7 +27,7 @@ from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer, check_tensors
 from opdkit.training.models.other_models import OtherModel
-from opdkit.training.models.sides import teacher_reading
+from opdkit.training.models.side import teacher_reading
 from opdkit.types import Asked, Signal
 
 # Of the moment, all of them or those of these names, where the student is; None: the module's own.

@@ -16,7 +16,8 @@ from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.other_models import OtherModel, common_limit
 from opdkit.training.models.saved_teacher import SavedTeacher
 from opdkit.training.models.server_teacher import ServerTeacher
-from opdkit.training.models.sides import check_lists, teacher_reading
+from opdkit.training.models.side import teacher_reading
+from opdkit.training.models.side_doubts import check_lists
 from opdkit.training.models.teacher import make_teacher
 from opdkit.training.saved.saved_run import SavedRun
 from opdkit.training.state import Viewer

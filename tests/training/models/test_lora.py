@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
-from opdkit.recipe.sections import LoraSection
+from opdkit.recipe.model_sections import LoraSection
 from opdkit.training.models.lora import with_lora
 
 SMALL: dict[str, Any] = {
