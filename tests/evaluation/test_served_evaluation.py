@@ -76,6 +76,17 @@ def test_sample_asks_the_server(server: FakeServer, models: dict[str, Path], tmp
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2 == len(server.asked("/inference/v1/generate"))
 
 
+def test_analyse_signal_asks_the_server(server: FakeServer, models: dict[str, Path], tmp_path: Path) -> None:
+    """The student's answers come from there; the teacher scores here."""
+    who = ("--model", models["teacher"], "--student", models["student"])
+    asked = ("analyse", "signal", tmp_path / "a", *who, *DATA, *HOW, "-n", "2", "--steps", "rollouts")
+    code, said = run(*asked, "--engine", "server", "--url", server.url)
+    assert code == 0, said
+    assert len(server.asked("/inference/v1/generate")) == 4
+    code, said = run("analyse", "signal", tmp_path / "b", *who, "--rollouts", tmp_path / "a", "--engine", "vllm")
+    assert code != 0 and "samples answers to --data" in said
+
+
 def test_fit_asks_the_server(
     server: FakeServer, recipe: Callable[..., Recipe], tmp_path: Path, console: Console
 ) -> None:
