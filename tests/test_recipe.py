@@ -12,7 +12,7 @@ import pytest
 from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe, key_values, load_recipe, parse_recipe
-from opdkit.recipe.departures import departures
+from opdkit.recipe.rules.departures import departures
 
 ROOT = Path(__file__).parent.parent
 MINIMAL: dict[str, Any] = {

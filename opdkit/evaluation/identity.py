@@ -15,7 +15,7 @@ from opdkit.errors import UserError
 from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.options import EvaluateOptions, check_engine
 from opdkit.recipe.episode import EpisodeSection
-from opdkit.recipe.rules import number_faults
+from opdkit.recipe.rules.whole import number_faults
 from opdkit.tasks.guard import task_named
 from opdkit.tasks.options import TaskOptions
 

@@ -6,7 +6,7 @@ Precedence: the method's defaults (the paper) < the recipe < `--set a.b=c`. Impo
 from opdkit.recipe.data import EvalSection
 from opdkit.recipe.load import key_values, load_recipe, override, parse_recipe
 from opdkit.recipe.model_sections import TeacherSection, ViewSection
-from opdkit.recipe.rules import check_installed, impossible, needs_rewards, warnings
+from opdkit.recipe.rules.whole import check_installed, impossible, needs_rewards, warnings
 from opdkit.recipe.schedule import recipe_at, scheduled_at, stage_starts, stages_of
 from opdkit.recipe.sections import DiagnosticsSection, Recipe, SamplingSection, SpoolSection, TrainSection
 

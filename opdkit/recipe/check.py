@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opdkit.errors import UserError
-from opdkit.recipe.departures import departures
-from opdkit.recipe.episode_rules import environment_warnings
 from opdkit.recipe.load import load_recipe, read_toml
 from opdkit.recipe.pipeline import is_pipeline, load_pipeline
-from opdkit.recipe.rules import check_installed, method_warnings, warnings
+from opdkit.recipe.rules.departures import departures
+from opdkit.recipe.rules.episode import environment_warnings
+from opdkit.recipe.rules.whole import check_installed, method_warnings, warnings
 from opdkit.recipe.sections import Recipe
 
 

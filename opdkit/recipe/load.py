@@ -16,7 +16,7 @@ from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.recipe.build import choice, chosen_views, chosen_weights, sentences
 from opdkit.recipe.points import Points
-from opdkit.recipe.rules import impossible
+from opdkit.recipe.rules.whole import impossible
 from opdkit.recipe.schedule import read_schedule, stages_of, start_with
 from opdkit.recipe.sections import Recipe
 from opdkit.recipe.shipped import recipe_file, shipped_recipes

@@ -41,7 +41,7 @@ from opdkit.recipe.fields import (
     did_you_mean,
 )
 from opdkit.recipe.load import check_plain, key_values, merge, parse_recipe, read_toml
-from opdkit.recipe.rules import check_installed, missing_paths, number_faults, paths_of
+from opdkit.recipe.rules.whole import check_installed, missing_paths, number_faults, paths_of
 from opdkit.recipe.sections import Recipe
 from opdkit.recipe.shipped import recipe_file
 from opdkit.recipe.stage_kinds import Asked, Evaluate, Export, MakeModel, Sample

@@ -22,7 +22,7 @@ from opdkit.hub import pinned
 from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
-from opdkit.recipe.episode_rules import check_environment
+from opdkit.recipe.rules.episode import check_environment
 from opdkit.rollouts.episodes import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say

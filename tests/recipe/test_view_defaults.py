@@ -11,7 +11,7 @@ from opdkit import toml
 from opdkit.errors import UserError
 from opdkit.methods import METHODS
 from opdkit.recipe import Recipe, parse_recipe
-from opdkit.recipe.departures import departures
+from opdkit.recipe.rules.departures import departures
 
 TEACHER = {"kind": "model", "path": "t"}
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
 from opdkit.recipe.replay import replay_recipe
-from opdkit.recipe.rules import warnings
+from opdkit.recipe.rules.whole import warnings
 from opdkit.training.loop import train
 
 Make = Callable[..., Recipe]

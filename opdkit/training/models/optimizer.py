@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from opdkit.errors import UserError
 from opdkit.recipe import TrainSection
-from opdkit.recipe.device_rules import check_optimizer
+from opdkit.recipe.rules.device import check_optimizer
 from opdkit.types import seed_from
 
 

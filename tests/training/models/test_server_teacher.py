@@ -24,7 +24,7 @@ from opdkit.engines.servers.http import HalfError
 from opdkit.engines.servers.prompt_logprobs import Loaded, Scan, read_any, signal_of
 from opdkit.errors import UserError
 from opdkit.recipe import Recipe
-from opdkit.recipe.rules import warnings
+from opdkit.recipe.rules.whole import warnings
 from opdkit.training.loop import TrainingRun, train
 from opdkit.training.saved.resume import check_same_recipe
 from opdkit.training.step import train_step

@@ -14,20 +14,20 @@ from opdkit.engines.quantized import missing_package
 from opdkit.errors import UserError
 from opdkit.hub import TRUSTED
 from opdkit.metrics import is_installed
-from opdkit.recipe.align_rules import align_faults
 from opdkit.recipe.build import flat
-from opdkit.recipe.device_rules import check_optimizer, flash_faults, master_faults, parallel_faults, place_faults
-from opdkit.recipe.engine_rules import engine_faults, lag_faults, lag_warnings
-from opdkit.recipe.episode_rules import episode_faults, episode_warnings
-from opdkit.recipe.eval_rules import eval_faults, eval_warnings
 from opdkit.recipe.fields import MOST, did_you_mean
-from opdkit.recipe.route_rules import context_faults, route_faults, stage_route_faults
+from opdkit.recipe.rules.align import align_faults
+from opdkit.recipe.rules.device import check_optimizer, flash_faults, master_faults, parallel_faults, place_faults
+from opdkit.recipe.rules.engine import engine_faults, lag_faults, lag_warnings
+from opdkit.recipe.rules.episode import episode_faults, episode_warnings
+from opdkit.recipe.rules.evaluation import eval_faults, eval_warnings
+from opdkit.recipe.rules.route import context_faults, route_faults, stage_route_faults
+from opdkit.recipe.rules.teacher import payload_faults, reader_faults, server_warnings, writer_faults
 from opdkit.recipe.saved import saved_faults, saved_warnings
 from opdkit.recipe.schedule import stages_of
 from opdkit.recipe.secrets import secret_faults
 from opdkit.recipe.sections import Recipe
 from opdkit.recipe.sentinels import sentinel_faults, sentinel_warnings
-from opdkit.recipe.teacher_rules import payload_faults, reader_faults, server_warnings, writer_faults
 
 _VIEW_NAME = re.compile(r"[A-Za-z]\w*")
 
