@@ -117,7 +117,7 @@ def head_stats(
         for chunk in chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
             output_nV = project(chunk)
             for block in blocks(output_nV):
-                logprob_nV, prob_nV = logprobs.distribution(head.logits(output_nV[block], temperature))
+                logprob_nV, prob_nV = logprobs.distribution_(head.logits(output_nV[block], temperature))
                 rows = chunk[block]
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
@@ -131,17 +131,20 @@ def head_stats(
 
 
 class _WithGradients(torch.autograd.Function):
-    """The loss, joined to gradients that are known already: backward only scales them."""
+    """The loss, joined to gradients that are known already: backward only scales them, and hands them over."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *leaves_then_gradients: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*leaves_then_gradients[3:])
+        ctx.gradients = leaves_then_gradients[3:]  # nobody else's, so that backward may write into them
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the loss of head_loss was differentiated already: its gradients were handed over")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, *(None if grad is None else grad.mul_(grad_loss) for grad in gradients), None, None, None)
 
 
 def _score(
@@ -179,7 +182,7 @@ def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None
     if output_nV is not None:
         assert said.head is not None
         logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
-        logprob_nV, prob_nV = logprobs.distribution(logits_nV)
+        logprob_nV, prob_nV = logprobs.distribution_(logits_nV)
         logprob_nV, prob_nV = said.head.for_reader(logprob_nV, ABSENT_LOGIT), said.head.for_reader(prob_nV, 0.0)
         silent_V = said.head.silent_W
     return view_scores(said, logprob_nV, prob_nV, dtype, silent_V)
@@ -196,12 +199,14 @@ def _closed_form(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Reco
     output_nV, outputs_nV = batch.student(rows), _view_outputs(batch, rows, terms)
     for block in blocks(output_nV):
         logits_nV = batch.student.head.logits(output_nV[block], batch.temperature)
-        student_nV, prob_nV = logprobs.distribution(logits_nV)
+        slope_nV = batch.student.head.slope(logits_nV, batch.temperature) if gradients.any_wanted else None
+        student_nV, prob_nV = logprobs.distribution_(logits_nV)
         seen = {name: view_nV[block] for name, view_nV in outputs_nV.items()}
         scored = _score(batch, rows[block], terms, student_nV, prob_nV, seen)
         record.add(rows[block], scored)
         if gradients.any_wanted:
-            output_nV[block] = _output_gradient(scored, prob_nV, logits_nV, batch.student.head, batch.temperature)
+            factor = batch.student.head.logit_scale / batch.temperature
+            _write_gradient(scored, prob_nV, slope_nV, factor, output_nV[block])
     if gradients.any_wanted:
         gradients.add_from_output(rows, batch, output_nV)
 
@@ -216,27 +221,29 @@ def _through_kernels(batch: Batch, rows: Tensor, terms: Sequence[Term], record: 
         gradients.add_from_output(rows, batch, output_nV)
 
 
-def _output_gradient(scored: Scored, prob_nV: Tensor, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:
-    """[n, V] gradient with respect to the head's plain output. Consumes `scored` and prob_nV.
+def _write_gradient(scored: Scored, prob_nV: Tensor, slope_nV: Tensor | None, factor: float, out_nV: Tensor) -> None:
+    """Write the gradient with respect to the head's plain output into `out_nV`. Consumes all else that is given.
 
     With g a term's coefficient times its gradient at the entries, scattered to the vocabulary: the sum over terms of
-    (g - p * sum g) * scale / temperature, times the slope of the soft cap, 1 - tanh^2.
+    (g - p * sum g) * factor, times the slope of the soft cap; factor: the head's scale / temperature.
     """
-    total_n1, dense_nV, sparse = torch.zeros_like(logits_nV[:, :1]), None, []
+    total_n1, dense_nV, sparse = torch.zeros_like(prob_nV[:, :1]), None, []
     for part in scored.terms:
-        coef_n1 = part.term.coef_N.to(logits_nV.dtype).unsqueeze(-1) * (head.logit_scale / temperature)
+        coef_n1 = part.term.coef_N.to(prob_nV.dtype).unsqueeze(-1) * factor
         grad_nE = part.gradient_nE().mul_(coef_n1)
         total_n1 += grad_nE.sum(-1, keepdim=True)
         if part.entries.ids_nE is not None:
             sparse.append((part.entries.ids_nE, grad_nE))
         else:
             dense_nV = grad_nE if dense_nV is None else dense_nV.add_(grad_nE)
-    grad_nV = prob_nV.mul_(-total_n1) if dense_nV is None else dense_nV.addcmul_(prob_nV, total_n1, value=-1)
+    if dense_nV is None:
+        torch.mul(prob_nV, -total_n1, out=out_nV)
+    else:
+        torch.addcmul(dense_nV, prob_nV, total_n1, value=-1, out=out_nV)
     for ids_nE, grad_nE in sparse:
-        grad_nV.scatter_add_(-1, ids_nE, grad_nE)
-    if head.softcap is not None:
-        grad_nV.mul_(1 - (logits_nV * (temperature / head.softcap)) ** 2)
-    return grad_nV
+        out_nV.scatter_add_(-1, ids_nE, grad_nE)
+    if slope_nV is not None:
+        out_nV.mul_(slope_nV)
 
 
 def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record, gradients: Gradients) -> None:

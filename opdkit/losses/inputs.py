@@ -106,7 +106,7 @@ class Head:
         return torch.addmm(self.bias_V, hidden_nH, self.weight_VH.T, out=out)
 
     def logits(self, output_nV: Tensor, temperature: float) -> Tensor:
-        """[n, V] logits / temperature from the plain output, in `math_dtype`."""
+        """[n, V] logits / temperature from the plain output, in `math_dtype`; in its memory where nothing changes."""
         output_nV = output_nV.to(math_dtype(output_nV.dtype))
         factor = self.logit_scale / temperature
         if self.softcap is not None:
@@ -114,6 +114,10 @@ class Head:
         elif factor != 1:
             output_nV = output_nV * factor
         return output_nV if self.absent_ids is None else output_nV.index_fill(-1, self.absent_ids, ABSENT_LOGIT)
+
+    def slope(self, logits_nV: Tensor, temperature: float) -> Tensor | None:
+        """[n, V] what the soft cap passes on of a small change, 1 - tanh^2, read off its `logits`; None: all."""
+        return None if self.softcap is None else 1 - (logits_nV * (temperature / self.softcap)) ** 2
 
 
 def mixed_head(reference: Head, other: Head, share: float) -> Head:
