@@ -79,7 +79,7 @@ def _gap(
         if pair[0] is None or pair[1] is None:
             pair = (their.topk_logprob_TK, our.topk_logprob_TK)
         assert pair[0] is not None and pair[1] is not None
-        their_N, our_N = (said.astype(np.float64).ravel() for said in pair)
+        their_N, our_N = pair[0].astype(np.float64).ravel(), pair[1].astype(np.float64).ravel()
         is_said_N = ~np.isnan(our_N)
         gaps.append(np.nan_to_num(np.abs(their_N - our_N)[is_said_N], nan=np.inf))  # a server's NaN is no agreement
     gap_N = np.concatenate(gaps)
