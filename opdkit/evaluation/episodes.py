@@ -18,7 +18,7 @@ from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.load import read_sections
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Limits
-from opdkit.rollouts.episodes import Stage
+from opdkit.rollouts.stage import Stage
 from opdkit.rollouts.tools import CALL_FORMATS, CallFormat
 from opdkit.types import Message
 

@@ -11,7 +11,7 @@ import numpy as np
 from opdkit.contexts.transcript import whole_episodes
 from opdkit.losses.names import DivergenceKind
 from opdkit.metrics import Metric
-from opdkit.rollouts.episodes import Counts
+from opdkit.rollouts.stage import Counts
 from opdkit.types import AUTHORS, Ended, Example, FloatArray, TurnRecord
 
 MOST_TURNS = 16  # that have metrics of their own
