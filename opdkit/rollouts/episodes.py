@@ -72,6 +72,7 @@ def play(
 
     Raises UserError where no environment at all could begin, or gave siblings different prompts.
     """
+    params = replace(params, stop=stage.stop)
     played = _Play(stage, sampler, renderer, task, params, identity, policy_version, group_size, progress, kept)
     try:
         # Episodes take as many calls of the sampler as they have turns, and ranks have other episodes each.
@@ -213,6 +214,7 @@ class _Play:
         if self.stage.calls is not None and episode.has_tools and finish == "stop":  # a turn that was cut calls nothing
             calls = parse_calls(text, self.stage.calls, in_thought=episode.in_thought, turn=number).calls
         self.stage.counts.num_turns += 1
+        self.stage.counts.num_at_text += finish == "stop" and len(written) == len(ids)
         self.stage.counts.num_reencoded += self._reencodes(text, written)
         action = Action(text=text, token_ids=tuple(ids), calls=calls, finish=finish, turn=number)
         self.waiting.add(episode.number)

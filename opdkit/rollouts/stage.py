@@ -20,6 +20,7 @@ class Counts:
 
     num_turns: int = 0
     num_reencoded: int = 0  # whose text is encoded to other ids than were sampled
+    num_at_text: int = 0  # that a text ended
     drift: list[int] = field(default_factory=list)  # tokens that the chat template would show otherwise, by episode
 
 
@@ -30,6 +31,7 @@ class Stage:
     stop_ids      what ends a sampled turn
     calls         how the model writes calls; None: it has no tools to call
     shows_tools   whether the chat template tells it of them
+    stop          texts that end a sampled turn, too
     go_ahead      whether a round begins with those whose environments have answered, or waits for all
     """
 
@@ -42,6 +44,7 @@ class Stage:
     closers: tuple[str, ...] = ()
     history: History = "keep"
     go_ahead: bool = False
+    stop: tuple[str, ...] = ()
     counts: Counts = field(default_factory=Counts)
     has_begun: bool = False  # whether an episode ever did
     num_barren: int = 0  # calls in a row, up to now, in which none did

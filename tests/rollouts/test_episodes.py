@@ -347,6 +347,30 @@ def test_a_history_that_is_shown_again_is_hostile_too(renderer: Renderer, stage:
     assert (*last.prompt_ids, *last.answer_ids).count(end) == 6 and last.ended == "turn_limit"  # three turns of each
 
 
+def test_a_text_ends_a_turn(renderer: Renderer, stage: Callable[..., Stage]) -> None:
+    """It stays as it was sampled, in the row and in what the environment reads; the end of the turn that the model did
+    not write stands in front of what is said, and is the environment's."""
+    asked = []
+
+    class Recording(FakeEngine):
+        def sample(self, prompts: Any, seeds: Any, params: SamplingParams, *more: Any) -> list[Sampled]:
+            asked.append(params.stop)
+            return super().sample(prompts, seeds, params, *more)
+
+    own = replace(stage("Talk", max_turns=2), stop=("Observation:",))
+    written = renderer.encode("Action: look\nObservation: ")
+    (row,) = run(own, Recording(lambda prompt, seed: written), renderer)
+    assert asked == [("Observation:",)] * 2 and row.finish == "stop"
+    heard = row.authors == TOOL
+    assert np.array(row.answer_ids)[~heard].tolist() == [*written, *written]
+    said = renderer.tokenizer.decode(np.array(row.answer_ids)[heard])
+    assert (
+        said
+        == f"<|im_end|>\n<|im_start|>user\n1:{len('Action: look Observation: ')}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert row.parsed == "Action: look\nObservation: " and own.taken().num_at_text == 2
+
+
 def test_an_environment_that_tells_another_past(renderer: Renderer, stage: Callable[..., Stage]) -> None:
     """The first turns are one row, then one begins anew behind what it says was said, which ends no turn of the prompt;
     every sampled token is in one row, and the episode's reward in each."""

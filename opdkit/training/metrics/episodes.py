@@ -54,6 +54,7 @@ def describe_counts(counts: Counts) -> list[Metric]:
         return []
     return [
         Metric("rollout/reencoded_share", counts.num_reencoded / counts.num_turns),
+        Metric("rollout/stop_text_share", counts.num_at_text / counts.num_turns),
         Metric("rollout/template_drift_tokens", float(np.mean(counts.drift)) if counts.drift else None),
     ]
 
