@@ -158,5 +158,5 @@ def _same(root: str, model: str) -> bool:
 def _rank(adapter: Path) -> int:
     try:
         return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{adapter}/adapter_config.json names no rank r ({error}); copy the adapter again") from None

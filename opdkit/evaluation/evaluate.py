@@ -113,7 +113,10 @@ def sample_answers(
                 kept=keep,
                 stage=stage,
             )
-    return [kept[problem.id, sample_id] for problem, sample_id in pairs]
+    order = [(problem.id, sample_id) for problem, sample_id in pairs]
+    if store:
+        store.put_in_order(order)
+    return [kept[pair] for pair in order]
 
 
 @contextmanager

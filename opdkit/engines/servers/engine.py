@@ -132,7 +132,7 @@ class ServerEngine:
             raise
         try:
             written = self.host.api.written(answer)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{self.host.api.client.url}{self.host.api.path} gave an answer that cannot be read "
                 f"({type(error).__name__}: {error}); is it a server of this kind, and of a version that was tried?"
