@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.run.folder import atomic_write
+from opdkit.run.sums import note_so_far
 
 Row = dict[str, Any]
+Pair = tuple[str, int]  # a problem and the number of its answer
 
 
 def open_lines(path: Path) -> list[Row]:
@@ -46,6 +48,7 @@ def open_lines(path: Path) -> list[Row]:
         raise UserError(f"{path} is a file of something else; choose another name")
     if lines[-1]:  # cut inside a line, or just before its end
         atomic_write(path, _text(rows))
+        note_so_far(path)
     return rows
 
 
@@ -61,6 +64,17 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             f"cannot write to {path} ({error.strerror}); what was written before is kept: mend that, and run the same "
             "command again"
         ) from error
+
+
+def put_in_order(path: Path, pairs: Iterable[Pair], pair_of: Callable[[Row], Pair], *, header: bool) -> None:
+    """Lines in the order of their pairs, what else is there after them: the same file however often it was begun.
+
+    header: its first line stays first. Read by nobody else at this moment: it is replaced if it changes.
+    """
+    rows, place = open_lines(path), {pair: number for number, pair in enumerate(pairs)}
+    ordered = rows[: int(header)] + sorted(rows[int(header) :], key=lambda row: place.get(pair_of(row), len(place)))
+    if ordered != rows:
+        atomic_write(path, _text(ordered))
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -59,6 +59,7 @@ class VllmOptions:
     lora_rank: int | None = None  # None: the model's own weights are replaced
     sleeps: bool = False
     trust_remote_code: bool = False
+    reads_text: bool = False  # an answer may end at a text, which takes the tokenizer
 
 
 class Found(NamedTuple):
@@ -193,8 +194,10 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         "--tensor-parallel-size", str(options.tensor_parallel_size),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "-1",
         "--middleware", "opdkit_guard.Guard",
-        "--enable-scale-out", "--skip-tokenizer-init", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     ]  # fmt: skip
+    if not options.reads_text:
+        args += ["--skip-tokenizer-init"]
     if options.max_model_len is not None:
         args += ["--max-model-len", str(options.max_model_len)]
     if options.gpu_memory_utilization is not None:

@@ -231,6 +231,7 @@ def vocabulary_of(student: LanguageModel) -> Vocabulary:
         stop_ids=frozenset(token for token in student.stop_ids if token < student.num_tokens),
         absent=student.absent_ids,
         max_positions=student.max_positions,
+        tokenizer=student.tokenizer,
     )
 
 
@@ -250,4 +251,5 @@ def vllm_options(recipe: Recipe, student: LanguageModel) -> VllmOptions:
         lora_rank=None if adapter is None else adapter.r,
         sleeps=recipe.sampling.when_idle == "sleep",
         trust_remote_code=model.trust_remote_code,
+        reads_text=recipe.episode is not None and bool(recipe.episode.stop),
     )

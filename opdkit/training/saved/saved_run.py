@@ -129,7 +129,7 @@ class SavedRun:
         try:
             places = {(reader, key): (int(signal), head and str(head)) for reader, key, signal, head in told["index"]}
             temperature = float(told["temperature"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None
         return _Step(number, load_rows(self.folder.rows(number)), file, temperature, places)
 
