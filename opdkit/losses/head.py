@@ -117,7 +117,7 @@ def head_stats(
         for chunk in chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
             output_nV = project(chunk)
             for block in blocks(output_nV):
-                logprob_nV, prob_nV = logprobs.distribution_(head.logits(output_nV[block], temperature))
+                logprob_nV, prob_nV = project.distribution_(head.logits(output_nV[block], temperature))
                 rows = chunk[block]
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
@@ -131,7 +131,11 @@ def head_stats(
 
 
 class _WithGradients(torch.autograd.Function):
-    """The loss, joined to gradients that are known already: backward only scales them, and hands them over."""
+    """The loss, joined to gradients that are known already: backward only scales them, and hands them over.
+
+    They are as large as the head's weights. So they are scaled in their own memory, and not at all by 1; a graph that
+    is kept for another backward gets scaled copies.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *leaves_then_gradients: Tensor | None) -> Tensor:
@@ -142,9 +146,16 @@ class _WithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the loss of head_loss was differentiated already: its gradients were handed over")
-        gradients, ctx.gradients = ctx.gradients, None
-        return (None, *(None if grad is None else grad.mul_(grad_loss) for grad in gradients), None, None, None)
+            raise RuntimeError("backward through head_loss a second time: the first one needed retain_graph=True")
+        gradients = ctx.gradients
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            scaled = [None if grad is None else grad * grad_loss for grad in gradients]
+        else:
+            ctx.gradients = None
+            # Looking at the number would make a GPU's host wait for it.
+            is_one = grad_loss.device.type == "cpu" and bool(grad_loss == 1)
+            scaled = [grad if grad is None or is_one else grad.mul_(grad_loss) for grad in gradients]
+        return (None, *scaled, None, None, None)
 
 
 def _score(
@@ -182,7 +193,7 @@ def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None
     if output_nV is not None:
         assert said.head is not None
         logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
-        logprob_nV, prob_nV = logprobs.distribution_(logits_nV)
+        logprob_nV, prob_nV = batch.projectors[name].distribution_(logits_nV)
         logprob_nV, prob_nV = said.head.for_reader(logprob_nV, ABSENT_LOGIT), said.head.for_reader(prob_nV, 0.0)
         silent_V = said.head.silent_W
     return view_scores(said, logprob_nV, prob_nV, dtype, silent_V)
@@ -200,7 +211,7 @@ def _closed_form(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Reco
     for block in blocks(output_nV):
         logits_nV = batch.student.head.logits(output_nV[block], batch.temperature)
         slope_nV = batch.student.head.slope(logits_nV, batch.temperature) if gradients.any_wanted else None
-        student_nV, prob_nV = logprobs.distribution_(logits_nV)
+        student_nV, prob_nV = batch.student.distribution_(logits_nV)
         seen = {name: view_nV[block] for name, view_nV in outputs_nV.items()}
         scored = _score(batch, rows[block], terms, student_nV, prob_nV, seen)
         record.add(rows[block], scored)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from opdkit.losses import logprobs, memory
 from opdkit.losses.logprobs import math_dtype, product_dtype
 from opdkit.losses.terms import Term, counted_tokens
 from opdkit.types import Asked
@@ -141,7 +142,7 @@ def mixed_head(reference: Head, other: Head, share: float) -> Head:
 class Projector:
     """A head applied to chunk after chunk of hidden states, into the same memory each time.
 
-    Fresh memory of this size costs a CPU more in page faults than the arithmetic that fills it.
+    Fresh memory of this size is dear (`memory.py`).
     """
 
     def __init__(self, head: Head, hidden_NH: Tensor) -> None:
@@ -149,7 +150,8 @@ class Projector:
         self.dtype = product_dtype(self._compute_dtype, hidden_NH.device)
         with torch.no_grad():
             self.head, self.hidden_NH = head.trimmed(self._compute_dtype, self.dtype), hidden_NH
-        self._memory = hidden_NH.new_empty(0, self.head.num_rows, dtype=math_dtype(self.dtype))
+        self._output = hidden_NH.new_empty(0, self.head.num_rows, dtype=math_dtype(self.dtype))
+        self._probs = hidden_NH.new_empty(0, self.head.num_tokens, dtype=math_dtype(self.dtype))
 
     def hidden(self, rows: Tensor) -> Tensor:
         """[n, H] as the head's matrix product takes them in: rounded to autocast's dtype where that applies."""
@@ -157,9 +159,15 @@ class Projector:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, V] plain output for these tokens; valid until the next call."""
-        if len(self._memory) < len(rows):
-            self._memory = self._memory.new_empty(len(rows), self.head.num_rows)
-        return self.head.project(self.hidden(rows), out=self._memory[: len(rows)])
+        self._output = memory.at_least(len(rows), self._output)
+        return self.head.project(self.hidden(rows), out=self._output[: len(rows)])
+
+    def distribution_(self, logits_nV: Tensor) -> tuple[Tensor, Tensor]:
+        """`logprobs.distribution_` of logits of this head; the probabilities are valid until the next call."""
+        if logits_nV.dtype != self._probs.dtype:
+            return logprobs.distribution_(logits_nV)
+        self._probs = memory.at_least(len(logits_nV), self._probs)
+        return logprobs.distribution_(logits_nV, out=self._probs[: len(logits_nV)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
