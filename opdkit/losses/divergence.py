@@ -28,7 +28,7 @@ Gradient = Callable[[], Tensor]
 ABSENT = -1e4
 # Beyond exp(80) one side's probability is below 1e-34 and its terms vanish; fp32's exp overflows at 88.
 MAX_LOG_RATIO = 80.0
-# Of either side in a mixture: from here on its gap to the mixture is no small difference of large numbers.
+# Of either side in a mixture: from here on a gap to the mixture is no small difference of large numbers.
 MIN_PLAIN_SHARE = 0.25
 
 
@@ -91,6 +91,7 @@ class Sides:
     ) -> None:
         self.student_nE, self.teacher_nE = student_nE, teacher_nE
         self._student_prob_nE, self._teacher_prob_nE = student_prob_nE, teacher_prob_nE
+        self.probs_at_hand = student_prob_nE is not None and teacher_prob_nE is not None
 
     @property
     def student_prob_nE(self) -> Tensor:
@@ -180,11 +181,12 @@ def skewed_reverse_kl(sides: Sides, share: float) -> tuple[Tensor, Gradient]:
 def mixture_gaps(sides: Sides, share: float) -> tuple[Tensor, Tensor]:
     """(log p - log m, log q - log m) for m = (1 - s) p + s q.
 
-    Where s approaches 0 or 1, p (log p - log m) / s is a ratio of two vanishing numbers: there log1p and expm1 keep the
-    gap to the nearer side exact. Between, log m from the probabilities loses nothing and takes half the time.
+    log1p and expm1 keep the gap to the nearer side exact: where p and q are nearly 1, as a tail's can be, and where s
+    approaches 0 or 1, so that p (log p - log m) / s is a ratio of two vanishing numbers. Of a whole vocabulary, and away
+    from these ends, log m from the probabilities is as exact as the logits, in half the time.
     """
     student_nE, teacher_nE = sides.student_nE, sides.teacher_nE
-    if MIN_PLAIN_SHARE <= share <= 1 - MIN_PLAIN_SHARE:
+    if sides.probs_at_hand and MIN_PLAIN_SHARE <= share <= 1 - MIN_PLAIN_SHARE:
         mixture_nE = torch.lerp(sides.student_prob_nE, sides.teacher_prob_nE, share)
         surprise_nE = mixture_nE.clamp_(min=torch.finfo(mixture_nE.dtype).tiny).log_().neg_()
         return student_nE + surprise_nE, surprise_nE.add_(teacher_nE)

@@ -31,8 +31,10 @@ from opdkit.losses.terms import Term, token_loss
 
 __all__ = ["Head", "HeadOutput", "HeadStats", "ViewTokens", "head_loss", "head_stats"]
 
-# Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom.
+# Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom;
+# beside wide weights, which take longer to read, a share of theirs.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+CHUNK_OF_WEIGHTS = 8
 CHUNK_MULTIPLE = {"cpu": 1, "cuda": 128}  # tokens: a GPU's matrix products come in tiles
 # The elementwise mathematics takes a chunk in blocks of this size, so that its few arrays stay in a CPU's cache.
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
@@ -65,7 +67,7 @@ def head_loss(
     sampled_ids_N  long, the token that was predicted there
     views          what each view said, by name; one alone is the view "teacher"
     temperature    divides all sides' logits before anything else; top-k and sampled log-probs arrive already at it
-    chunk_size     tokens whose logits exist at one time; None: as many as fit `CHUNK_BYTES`; moves only the rounding
+    chunk_size     tokens whose logits exist at one time; None: by `CHUNK_BYTES`; moves only the rounding
 
     A head's matrix product takes in the dtype of its hidden states (or autocast's); its sums, and all behind it, are in
     fp32 (fp64 for fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is
@@ -81,7 +83,7 @@ def head_loss(
             score = _autograd if gradient == "autograd" else _closed_form
             if score is _closed_form and kernel.is_chosen(batch, counting):
                 score = _through_kernels
-            for rows in chunks(counted_rows, widest, chunk_size):
+            for rows in chunks(counted_rows, widest, hidden_NH.shape[-1], chunk_size):
                 score(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
@@ -114,7 +116,8 @@ def head_stats(
         entropy_N=torch.empty(len(hidden_NH), **math) if entropy else None,
     )
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        for chunk in chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
+        all_rows = torch.arange(len(hidden_NH), device=hidden_NH.device)
+        for chunk in chunks(all_rows, num_tokens, hidden_NH.shape[-1], chunk_size):
             output_nV = project(chunk)
             for block in blocks(output_nV):
                 logprob_nV, prob_nV = project.distribution_(head.logits(output_nV[block], temperature))
@@ -275,11 +278,12 @@ def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record,
     gradients.add(rows, *found)
 
 
-def chunks(rows: Tensor, num_tokens: int, chunk_size: int | None) -> Iterator[Tensor]:
-    """`rows` in pieces of chunk_size, or of as many as fit `CHUNK_BYTES`."""
+def chunks(rows: Tensor, num_tokens: int, width: int, chunk_size: int | None = None) -> Iterator[Tensor]:
+    """`rows` in pieces of chunk_size, or of as many as fit `CHUNK_BYTES` for a head of these sizes."""
     if chunk_size is None:
         kind = rows.device.type
-        chunk_size = max(1, CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * num_tokens))
+        fitting = CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * num_tokens)
+        chunk_size = max(1, fitting, width // CHUNK_OF_WEIGHTS)
         chunk_size -= chunk_size % min(chunk_size, CHUNK_MULTIPLE.get(kind, 1))
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size} must be at least 1")
