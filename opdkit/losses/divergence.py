@@ -182,8 +182,8 @@ def mixture_gaps(sides: Sides, share: float) -> tuple[Tensor, Tensor]:
     """(log p - log m, log q - log m) for m = (1 - s) p + s q.
 
     log1p and expm1 keep the gap to the nearer side exact: where p and q are nearly 1, as a tail's can be, and where s
-    approaches 0 or 1, so that p (log p - log m) / s is a ratio of two vanishing numbers. Of a whole vocabulary, and away
-    from these ends, log m from the probabilities is as exact as the logits, in half the time.
+    approaches 0 or 1, so that p (log p - log m) / s is a ratio of two vanishing numbers. Of a whole vocabulary, away
+    from these ends, log m from the probabilities is as exact as the logits are, in half the time.
     """
     student_nE, teacher_nE = sides.student_nE, sides.teacher_nE
     if sides.probs_at_hand and MIN_PLAIN_SHARE <= share <= 1 - MIN_PLAIN_SHARE:
