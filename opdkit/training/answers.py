@@ -19,6 +19,7 @@ from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
+from opdkit.rollouts.stage import Counts as EpisodeCounts
 from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
@@ -224,7 +225,7 @@ class Answers:
             stage=self.stage,
         )
         if self.stage is not None:
-            self._played += describe_counts(self.stage.taken())
+            self._played += describe_counts(EpisodeCounts.sum(self.ranks.gather(self.stage.taken())))
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts
         return groups

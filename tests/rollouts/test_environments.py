@@ -238,8 +238,9 @@ def test_game() -> None:
 def test_replay(tmp_path: Path) -> None:
     """What was said is said again, by the same calls; what was not called is not known; the ids are the new calls'."""
 
-    def turn(name: str, said: str) -> dict[str, str]:
-        return {"messages": json.dumps([{"role": "tool", "name": name, "tool_call_id": "old", "content": said}])}
+    def turn(name: str, said: str) -> dict[str, Any]:
+        messages = [{"role": "tool", "name": name, "tool_call_id": "old", "content": said}]
+        return {"messages": json.dumps(messages), "reward": None if name == "a" else float(said)}
 
     asked = [[("role", "user"), ("content", "How is Oslo?")]]
     tools = json.dumps(Calculator().tools)
@@ -255,7 +256,9 @@ def test_replay(tmp_path: Path) -> None:
     first = step(replay, ("a", {}))
     assert contents(first) == ["1"] and first.messages[0]["tool_call_id"] == "c0"
     assert contents(step(replay, ("d", {}))) == ["error: nothing is recorded of this call here"]
-    assert contents(step(replay, ("c", {}))) == ["3"] and step(replay).done
+    assert first.reward is None
+    third = step(replay, ("c", {}))
+    assert (contents(third), third.reward) == (["3"], 3.0) and step(replay).done
     with pytest.raises(LookupError, match="no episode of problem q is recorded"):
         replay.reset(Problem(id="q", task="none", messages=()), 0)
     with pytest.raises(UserError, match="has no rows"):

@@ -3,8 +3,9 @@
     environment = { name = "replay", run = "runs/shop" }
 
 Read from the rows of a run. A turn is answered as it was in an episode of the same problem that had the same results so
-far and called the same tools, in the same order; what was never called is answered with an error. A turn without a
-call ends the episode, as an answer.
+far and called the same tools, in the same order, with the reward that it had; what was never called is answered with
+an error. A turn without a call ends the episode, as an answer: data.task grades it, since a recorded reward would be of
+other words.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class _Recorded:
     prompt: tuple[Message, ...]
     tools: tuple[Tool, ...]
     turns: tuple[tuple[Message, ...], ...]  # what the environment said to each
+    rewards: tuple[float | None, ...]  # of each
 
 
 class Replay:
@@ -61,10 +63,11 @@ class Replay:
             return Step(messages=tuple(message_of(call, _NOT_KNOWN, "tool_error") for call in action.calls))
         said = fitting[0].turns[self._turn]
         self._left = [one for one in fitting if one.turns[self._turn] == said]
+        reward = fitting[0].rewards[self._turn]
         self._turn += 1
         results = iter(action.calls)
         answers = ({**one, "tool_call_id": next(results).id} if one["role"] == "tool" else one for one in said)
-        return Step(messages=tuple(answers))
+        return Step(messages=tuple(answers), reward=reward)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -95,4 +98,5 @@ def _read(run: Path) -> Mapping[str, list[_Recorded]]:
 def _of(row: Mapping[str, Any]) -> _Recorded:
     prompt = tuple({str(key): str(value) for key, value in turn} for turn in row["messages"])
     turns = tuple(tuple(json.loads(turn["messages"])) for turn in row["turns"])
-    return _Recorded(prompt, tuple(json.loads(row["tools"] or "[]")), turns)
+    rewards = tuple(turn.get("reward") for turn in row["turns"])
+    return _Recorded(prompt, tuple(json.loads(row["tools"] or "[]")), turns, rewards)
