@@ -231,7 +231,8 @@ def _sample_all(
                 say(console, failure, mark="warning")
             for crash in task.new_crashes():
                 say(console, crash, mark="warning")
-            ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
+            finals = stage is None or not stage.pool.grades
+            ours, theirs = measure(answers[name], task=task.name, with_published=with_published, has_finals=finals)
             result["sets"][name] = about(one)
             result["eval"][name] = ours
             if theirs is not None:

@@ -63,6 +63,8 @@ def forget_where(asked: dict[str, Any]) -> None:
         del asked[key]
     if asked["episode"] is None:  # likewise
         del asked["episode"]
+    else:
+        asked["episode"] = {key: value for key, value in asked["episode"].items() if key != "workers"}
     if asked["engine"] == "hf":  # as answers from before there were others have it
         del asked["engine"]
 

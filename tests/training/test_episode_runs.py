@@ -123,7 +123,7 @@ def test_peers_are_shown_transcripts(
 
 
 def test_a_resumed_run_has_the_same_bits(episodes: Callable[..., Recipe], console: Any, tmp_path: Path) -> None:
-    """Stopped in the middle of the second step's episodes: the step is played again."""
+    """Stopped in the middle of the second step's episodes: the step is played again, with more workers."""
     whole, stopped = (episodes("opd", f"runs_dir={tmp_path / name}", "train.steps=3") for name in ("a", "b"))
     train(whole, console=console)
     calls = 0
@@ -139,7 +139,8 @@ def test_a_resumed_run_has_the_same_bits(episodes: Callable[..., Recipe], consol
         with pytest.raises(Interrupted):
             train(stopped, console=console)
     assert len(rows_of(stopped)) < len(rows_of(whole))
-    train(stopped, console=console, resume=True)
+    more = episodes("opd", f"runs_dir={tmp_path / 'b'}", "train.steps=3", "episode.workers=2")
+    train(more, console=console, resume=True)
     assert [row.rollout.turns for row in rows_of(stopped)] == [row.rollout.turns for row in rows_of(whole)]
     for name in ("model", "optimizer"):
         files = [
