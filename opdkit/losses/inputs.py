@@ -59,7 +59,7 @@ class Head:
         def cut(array: Tensor) -> Tensor:
             array = array[: self.num_tokens]
             for dtype in dtypes:
-                array = array.to(dtype)
+                array = memory.cast(array, dtype)
             return torch.cat([array, array.new_zeros(missing, *array.shape[1:])]) if missing else array
 
         return replace(self, weight_VH=cut(self.weight_VH), bias_V=None if self.bias_V is None else cut(self.bias_V))

@@ -30,6 +30,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return array.view(dtype).view(shape)
 
 
+def cast(array: Tensor, dtype: torch.dtype) -> Tensor:
+    """`array` in another dtype; itself if it has that one. Not for autograd."""
+    return array if array.dtype == dtype else empty(array.shape, dtype, array.device).copy_(array)
+
+
 def at_least(num_rows: int, array: Tensor) -> Tensor:
     """`array`, or if it has fewer rows a new one with so many; what it held is gone."""
     return array if len(array) >= num_rows else empty((num_rows, *array.shape[1:]), array.dtype, array.device)

@@ -122,7 +122,7 @@ class Gradients:
         self._fill_with_zeros()
         sums = (self.hidden_NH, self.weight_VH, self.bias_V)
         return [
-            None if total is None or leaf is None else total.to(leaf.dtype)
+            None if total is None or leaf is None else memory.cast(total, leaf.dtype)
             for total, leaf in zip(sums, self.leaves, strict=True)
         ]
 
