@@ -8,12 +8,13 @@ from pathlib import Path
 
 from opdkit.metrics import Metric
 from opdkit.recipe import Recipe, recipe_at
+from opdkit.rollouts.single_turn import Answer
 from opdkit.run.console import Console, Interrupt, told_while_waiting
 from opdkit.training.ahead import Ahead
 from opdkit.training.answers import Answers
 from opdkit.training.models.student_server import StudentServer
 from opdkit.training.parts import Parts
-from opdkit.types import Group, Problem
+from opdkit.types import Problem
 
 
 def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Sequence[Problem]]) -> Ahead | None:
@@ -21,11 +22,11 @@ def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Se
     if not recipe.sampling.lag:
         return None
 
-    def begin(problems: Sequence[Problem], step: int, version: int) -> Callable[[], list[Group]]:
+    def begin(problems: Sequence[Problem], step: int, version: int) -> Callable[[], Sequence[Answer]]:
         return answers.begin(recipe_at(recipe, step), problems, step, version)
 
     is_beside = recipe.sampling.engine != "hf"
-    return Ahead(recipe.sampling.lag, recipe.train.steps, begin, problems_of, is_beside)
+    return Ahead(recipe.sampling.lag, recipe.train.steps, begin, problems_of, is_beside, answers.ranks)
 
 
 @contextmanager

@@ -55,13 +55,11 @@ def test_ranks_that_are_not_alike(what: str, recipe: Callable[..., Recipe]) -> N
     ("overrides", "num_ranks", "sentence"),
     [
         ((), 11, "11 ranks are more than the 10 rows of a step .train.problems_per_step = 5, 2 answers to each."),
-        (("spool.max_gib=1",), 2, "keeps what one process sees"),
         (
             ("parallel.strategy=sharded", "parallel.hsdp=2"),
             3,
             "hsdp = 2 ranks keep .* 3 ranks are no multiple",
         ),
-        (("sampling.lag=1",), 2, "sampling.lag = 1 is for one process"),
     ],
 )
 def test_recipes_that_ranks_cannot_run(
