@@ -5,8 +5,8 @@ begins, with the weights of t steps, the answers to the problems of step t + lag
 writes them while the trainer scores and learns, the one in this process before. How old an answer is does not depend on
 who is faster, and what is not used yet is part of every checkpoint: a resumed run has the same numbers.
 
-Of several ranks each writes its share, beside its trainer or not. They tell each other at the end of a step, when no pass
-over a model is under way.
+Of several ranks each writes its share, beside its trainer or not. They tell each other at the end of a step, when no
+pass over a model is under way.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, recipe_at
 from opdkit.rollouts.single_turn import Answer
 from opdkit.run.console import Console, Interrupt, told_while_waiting
@@ -37,12 +38,13 @@ def engine_beside(
     console: Console,
     interrupt: Interrupt,
     warn: Callable[[str], object],
+    ranks: Ranks = ALONE,
 ) -> Iterator[StudentServer | None]:
     """The engine that samples for the student, if not this process; it is ended behind the block, whatever happens."""
     if recipe.sampling.engine == "hf":
         yield None
         return
-    server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn)
+    server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn, ranks)
     try:
         what = "starting vLLM" if server.served.process else f"looking for {recipe.sampling.url}"
         with told_while_waiting(console, what) as tell:
@@ -52,7 +54,6 @@ def engine_beside(
                 interrupt.check()
 
             server.open(waiting)
-        server.served.waiting = lambda seconds: None  # a step that has begun is ended, as with any engine
         yield server
     finally:
         server.close()
