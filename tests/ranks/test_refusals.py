@@ -99,7 +99,7 @@ def test_what_fails_on_one_rank_fails_on_all() -> None:
     fine = Two(lambda mine: (["theirs"], None))
     assert fine.from_all(lambda: ["ours"]) == ["ours", "theirs"]
     failing = Two(lambda mine: ((), UserError("the engine is gone")))
-    with pytest.raises(UserError, match="^rank 1: the engine is gone$"):
+    with pytest.raises(UserError, match=r"^rank 1: the engine is gone$"):
         failing.from_all(lambda: ["ours"])
 
 
