@@ -7,6 +7,8 @@ BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
 AGENTS := .venv-agents
 AGENTS_READY := $(AGENTS)/.ready
+AGENTS_V1 := .venv-agents-v1
+AGENTS_V1_READY := $(AGENTS_V1)/.ready
 TOOLS := .venv-tools
 TOOLS_READY := $(TOOLS)/.ready
 UV := $(TOOLS)/bin/uv
@@ -36,9 +38,10 @@ test-docs: $(READY)
 test-vllm: $(READY) $(VLLM_READY)
 	OPDKIT_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm -n 0 -s -rs --timeout 1800 tests/vllm
 
-# The adapters with verifiers and openenv-core themselves, which are in this environment only.
-test-agents: $(AGENTS_READY)
-	$(AGENTS)/bin/python -m pytest -m agents -n 0 -rs --timeout 600 tests/agents
+# The adapters with verifiers (0 and 1, which cannot be in one environment) and openenv-core themselves.
+test-agents: $(AGENTS_READY) $(AGENTS_V1_READY)
+	$(AGENTS)/bin/python -m pytest -m agents -n 0 -rs --timeout 600 tests/agents/test_real_packages.py
+	$(AGENTS_V1)/bin/python -m pytest -m agents -n 0 -rs --timeout 600 tests/agents/test_verifiers_v1.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu -n 0
@@ -140,6 +143,12 @@ $(AGENTS_READY): pyproject.toml constraints.txt
 	test -x $(AGENTS)/bin/python || $(PYTHON) -m venv $(AGENTS)
 	$(AGENTS)/bin/python -m pip install --quiet -c constraints.txt torch
 	$(AGENTS)/bin/python -m pip install --quiet -e ".[dev]" "verifiers<0.2" "openenv-core>=0.3"
+	touch $@
+
+$(AGENTS_V1_READY): pyproject.toml constraints.txt
+	test -x $(AGENTS_V1)/bin/python || $(PYTHON) -m venv $(AGENTS_V1)
+	$(AGENTS_V1)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(AGENTS_V1)/bin/python -m pip install --quiet -e ".[dev]" "verifiers>=0.4" uv
 	touch $@
 
 $(TOOLS_READY):

@@ -27,7 +27,7 @@ NOTES = {
     "steps": "Both sides get the same models, prompts and answers, in float32; all else of TRL's side is its own "
     "`trainer.train()`, with all answers in one micro-batch. Equal contexts: the teacher of `sdpo` reads one right "
     "sibling, that of `opsd` a solution of 32 tokens. SmolLM2: random weights of its shape, 8 siblings, answers of "
-    "20 to 500 tokens (quick: 200). TRL's kernels fall back to eager torch on a CPU.",
+    "20 to 500 tokens. TRL's kernels fall back to eager torch on a CPU.",
     "passes": "`padded`: one batch padded to its longest row, as TRL's trainers make it, and TRL's loss.",
     "growth of passes": "One prompt, answers of 128 tokens, V = 32000.",
     "sampling": "Seconds per 1000 tokens of answer. `ragged`: a random model stops by chance. `generate`: "

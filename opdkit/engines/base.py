@@ -22,11 +22,13 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     min_p: float = 0.0
     max_answer_tokens: int = 1024
+    stop: tuple[str, ...] = ()  # texts that end an answer with the token that completes one (`tokens.stop_strings`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One sampled answer. T = len(answer_ids); the stop token is the last id if finish == "stop"."""
+    """One sampled answer. T = len(answer_ids); if finish == "stop" the last id is a stop token, or completes a string
+    of `stop`."""
 
     answer_ids: tuple[int, ...]
     logprobs_T: FloatArray  # nats, under the distribution that was sampled (after temperature, top-k, top-p, min-p)

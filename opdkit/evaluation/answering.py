@@ -85,8 +85,16 @@ def answering(
         num_rows=tokens if rows is None else rows,
         stop_ids=stops.ids,
         max_positions=load_max_positions(options.model, options.trust_remote_code),
+        tokenizer=tokenizer,
     )
-    asked = AskedEngine(options.model, options.engine, options.url, options.dtype, options.trust_remote_code)
+    asked = AskedEngine(
+        options.model,
+        options.engine,
+        options.url,
+        options.dtype,
+        options.trust_remote_code,
+        bool((options.episode or {}).get("stop")),
+    )
     with served(asked, vocabulary, console, folder) as one:
         yield Answering(one.engine(), Renderer(tokenizer, template, stop_ids=stops.ids, **how), one.max_model_len)
 
@@ -99,6 +107,7 @@ class AskedEngine(NamedTuple):
     url: str | None
     dtype: str
     trust_remote_code: bool
+    reads_text: bool = False  # answers may end at a text
 
 
 @contextmanager
@@ -113,6 +122,7 @@ def served(asked: AskedEngine, vocabulary: Vocabulary, console: Console, folder:
             dtype=asked.dtype,
             lora_rank=None if base is None else _rank(Path(asked.model)),
             trust_remote_code=asked.trust_remote_code,
+            reads_text=asked.reads_text,
         )
         process = VllmProcess(own, log=folder / "vllm.log", folder=spool)
 
@@ -148,5 +158,5 @@ def _same(root: str, model: str) -> bool:
 def _rank(adapter: Path) -> int:
     try:
         return int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{adapter}/adapter_config.json names no rank r ({error}); copy the adapter again") from None

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from opdkit.contexts.drift import drift_warnings
 from opdkit.contexts.render import Renderer
 from opdkit.contexts.suffix import Suffixes
+from opdkit.engines.tokens.stop_strings import StopStrings
 from opdkit.errors import UserError
 from opdkit.recipe.build import sentences
 from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.load import read_sections
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Limits
-from opdkit.rollouts.episodes import Stage
+from opdkit.rollouts.stage import Stage
 from opdkit.rollouts.tools import CALL_FORMATS, CallFormat
 from opdkit.types import Message
 
@@ -29,6 +30,13 @@ _MARKS: Mapping[CallFormat, tuple[str, ...]] = {
     "mistral": ("[TOOL_CALLS]",),
     "hermes": ("<tool_call>",),
     "llama3": ("ipython", "<|python_tag|>"),
+}
+
+_CALLS: Mapping[CallFormat, str] = {
+    "harmony": '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}',
+    "mistral": '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}]',
+    "hermes": '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
+    "llama3": '{"name": "f", "parameters": {"x": 1}}',
 }
 
 
@@ -67,6 +75,7 @@ def make_stage(
             role=section.observations,
             closers=section.turn_closers,
             history=section.history,
+            stop=section.stop,
             go_ahead=go_ahead if section.go_ahead is None else section.go_ahead,
         )
     except BaseException:
@@ -91,6 +100,7 @@ def check_stage(
     names = [str(tool["function"]["name"]) for tool in tools]
     if tools:
         _call_format(section, student[0])
+    _check_stop(section, student[0], has_tools=bool(tools))
     own = _suffixes(section, student, shown)
     own.check(names)
     for where, teacher in teachers.items():
@@ -103,6 +113,23 @@ def check_stage(
                     f"give both one chat template ({where}.chat_template)"
                 )
     return drift_warnings(own, shown) if section.history == "keep" else []
+
+
+def _check_stop(section: EpisodeSection, renderer: Renderer, *, has_tools: bool) -> None:
+    """Raises UserError for texts that the model cannot write, or that would end every call before its end."""
+    for text in section.stop:
+        ids = renderer.tokenizer.encode(text, add_special_tokens=False)
+        if StopStrings(renderer.tokenizer, (text,)).end(ids) is None:
+            raise UserError(
+                f"episode.stop: the tokenizer of {renderer.name} cannot write {text!r} (it makes "
+                f"{renderer.tokenizer.decode(ids)!r} of it), so no turn could end there; give it as the model writes it"
+            )
+        call = _CALLS[_call_format(section, renderer) or "hermes"] if has_tools else ""
+        if text in call[:-1] and not call.endswith(text):
+            raise UserError(
+                f"episode.stop: {text!r} stands within every call of a tool, which would be cut there; remove it, or "
+                "give the text that ends a call"
+            )
 
 
 def _suffixes(

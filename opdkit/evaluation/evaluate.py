@@ -31,8 +31,8 @@ from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.join import check_alike, code_digest
 from opdkit.recipe.episode import EpisodeSection
-from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import sample_rollouts
+from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.lock import Lock
@@ -113,7 +113,10 @@ def sample_answers(
                 kept=keep,
                 stage=stage,
             )
-    return [kept[problem.id, sample_id] for problem, sample_id in pairs]
+    order = [(problem.id, sample_id) for problem, sample_id in pairs]
+    if store:
+        store.put_in_order(order)
+    return [kept[pair] for pair in order]
 
 
 @contextmanager

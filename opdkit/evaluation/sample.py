@@ -24,7 +24,7 @@ from opdkit.evaluation.identity import check_options, forget_where, task_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.run.console import Bar, Console, Interrupt, say
-from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import append_lines, open_lines, put_in_order
 from opdkit.run.lock import Lock
 from opdkit.run.stored_answers import check_identity, clock_of
 from opdkit.tasks.base import Task
@@ -98,7 +98,10 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
                     bar.update(len(done.kept), note=f"{sum(counts.values()) - counts['kept']} rejected")
     finally:
         task.close()
-    missing = len(data.problems) * asked.num_samples - len(done.kept)
+    order = [(problem.id, number) for problem in data.problems for number in range(asked.num_samples)]
+    put_in_order(rejected, order, lambda row: (row["id"], row["number"]), header=True)
+    put_in_order(out, order, lambda row: (row["problem_id"], row["number"]), header=False)
+    missing = len(order) - len(done.kept)
     said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     say(console, f"{out}: {len(done.kept)} answers; now {said or 'nothing new'}")
     if missing:

@@ -10,6 +10,7 @@ from opdkit.recipe.fields import PositiveInt, Section, Strings
 from opdkit.rollouts.environments.options import ChosenEnvironment
 from opdkit.rollouts.tools import CallFormat
 
+StopText = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -27,6 +28,9 @@ class EpisodeSection(Section):
     history: Literal["keep", "rerender"] = "keep"
     # Tokens that end an assistant's turn in the history, where the model samples another (gpt-oss: ["<|end|>"]).
     turn_closers: Strings = ()
+    # Texts that end a turn, of protocols that write their actions out (["Observation:"]): with the token that completes
+    # one, which stays whole. The text is the model's own: the environment and the grader read it, and it is taught.
+    stop: Annotated[tuple[StopText, ...], Field(strict=False, max_length=16)] = ()
     max_turns: PositiveInt = 8  # of the model
     max_turn_tokens: PositiveInt | None = None  # of one turn; default: sampling.max_answer_tokens
     # Of the model and the environment together, behind the prompt. Default: room for all turns and their answers.

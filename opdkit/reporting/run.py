@@ -157,7 +157,7 @@ def headline_of(summary: Mapping[str, Any]) -> dict[str, list[Entry]]:
             ("Teacher", "teacher", summary["eval"]["teacher"]),
         ]
         return _by_dataset(results)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"summary.json is not of the form this opdkit writes ({error!r})") from None
 
 
@@ -190,7 +190,7 @@ def _best(summary: Mapping[str, Any]) -> list[tuple[str, Kind, Mapping[str, Any]
 
 
 def measured(values: Mapping[str, Any]) -> Measured:
-    """`E` of summary.json. KeyError, TypeError or ValueError if it is something else."""
+    """`E` of summary.json. KeyError, TypeError, ValueError or OverflowError if it is something else."""
     return Measured(
         problems=int(values["problems"]),
         samples=int(values["samples"]),
@@ -258,7 +258,7 @@ def _piece(path: Path, read: Callable[[Path], T], missing: list[str], so: str) -
         missing.append(f"{path.name} is not there: {so}.")
     except UserError as error:
         missing.append(f"{error}: {so}.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         missing.append(f"{path.name} cannot be read ({type(error).__name__}: {error}): {so}.")
     return None
 

@@ -89,6 +89,8 @@ class Episode:
     rows: list[Row] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)  # as the environment sees them
     records: list[TurnRecord] = field(default_factory=list)
+    told: tuple[Message, ...] = ()  # behind the prompt, as the environment told it anew after so many turns
+    num_told: int = 0
     ended: Ended | None = None
     grade: Grade | None = None
     why: str | None = None  # it failed

@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from opdkit.contexts.drift import compared
 from opdkit.contexts.render import OPENED_THINKING, Renderer
-from opdkit.contexts.suffix import Role, Suffixes
+from opdkit.contexts.suffix import Suffixes
 from opdkit.engines.base import Gathering, Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.rollouts.environments.base import Action, Step
-from opdkit.rollouts.environments.workers import EnvironmentDown, Pool, Reply
-from opdkit.rollouts.episode import Episode, Limits, Row
-from opdkit.rollouts.history import messages_of
-from opdkit.rollouts.tools import CallFormat, parse_calls
+from opdkit.rollouts.environments.workers import EnvironmentDown, Reply
+from opdkit.rollouts.episode import Episode, Row
+from opdkit.rollouts.history import messages_of, told_anew
+from opdkit.rollouts.stage import Stage
+from opdkit.rollouts.tools import parse_calls
 from opdkit.tasks.base import Task, can_grade
 from opdkit.tasks.tool_calls import Call
 from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
@@ -32,7 +32,6 @@ MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
 _GRACE_S = 0.05  # a round that does not wait for all waits so long
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
-History = Literal["keep", "rerender"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,57 +54,6 @@ class Played:
         return replace(problem, messages=self.messages, tools=self.tools)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Of the turns that were sampled, besides what rows say."""
-
-    num_turns: int = 0
-    num_reencoded: int = 0  # whose text is encoded to other ids than were sampled
-    drift: list[int] = field(default_factory=list)  # tokens that the chat template would show otherwise, by episode
-
-
-@dataclass(slots=True, kw_only=True)
-class Stage:
-    """Where episodes are played: the environment's workers, how the model reads them, and when it is enough.
-
-    stop_ids      what ends a sampled turn
-    calls         how the model writes calls; None: it has no tools to call
-    shows_tools   whether the chat template tells it of them
-    go_ahead      whether a round begins with those whose environments have answered, or waits for all
-    """
-
-    pool: Pool
-    limits: Limits
-    stop_ids: frozenset[int]
-    calls: CallFormat | None
-    shows_tools: bool = True
-    role: Role = "tool"
-    closers: tuple[str, ...] = ()
-    history: History = "keep"
-    go_ahead: bool = False
-    counts: Counts = field(default_factory=Counts)
-    has_begun: bool = False  # whether an episode ever did
-    num_barren: int = 0  # calls in a row, up to now, in which none did
-    failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
-
-    def new_failures(self) -> list[str]:
-        """A sentence for each way in which an environment has failed that was not told of yet."""
-        fresh = [why for why, is_told in self.failed.items() if not is_told]
-        self.failed.update(dict.fromkeys(fresh, True))
-        return [
-            f"the environment {self.pool.name} failed in an episode, which stays without a reward: {why}"
-            for why in fresh
-        ]
-
-    def taken(self) -> Counts:
-        """What was counted since the last call."""
-        counted, self.counts = self.counts, Counts()
-        return counted
-
-    def suffixes(self, renderer: Renderer) -> Suffixes:
-        return Suffixes(renderer, self.stop_ids, self.closers, self.role)
-
-
 def play(
     asked: Sequence[tuple[Problem, int]],
     *,
@@ -124,6 +72,7 @@ def play(
 
     Raises UserError where no environment at all could begin, or gave siblings different prompts.
     """
+    params = replace(params, stop=stage.stop)
     played = _Play(stage, sampler, renderer, task, params, identity, policy_version, group_size, progress, kept)
     try:
         # Episodes take as many calls of the sampler as they have turns, and ranks have other episodes each.
@@ -265,6 +214,7 @@ class _Play:
         if self.stage.calls is not None and episode.has_tools and finish == "stop":  # a turn that was cut calls nothing
             calls = parse_calls(text, self.stage.calls, in_thought=episode.in_thought, turn=number).calls
         self.stage.counts.num_turns += 1
+        self.stage.counts.num_at_text += finish == "stop" and len(written) == len(ids)
         self.stage.counts.num_reencoded += self._reencodes(text, written)
         action = Action(text=text, token_ids=tuple(ids), calls=calls, finish=finish, turn=number)
         self.waiting.add(episode.number)
@@ -304,14 +254,21 @@ class _Play:
         invalid = sum(failure == "invalid_call" for failure in reply.failures) or int(step.failure == "invalid_call")
         episode.answered(action, replace(step, messages=messages), invalid, reply.seconds)
         ended, num_heard, other_stop = episode.end_of(step), 0, False
-        if ended is None and not messages:
+        if ended is None and not messages and step.history is None:
             ended, episode.why = "failure", "its step said nothing and was not done"
         if ended is None:
-            suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages)
+            suffix = suffixes.after(action.token_ids[-1] if action.token_ids else None, messages) if messages else None
+            if step.history is not None:
+                episode.told = told_anew(step.history, suffixes, episode.limits.observation_tokens)
+                episode.num_told = len(episode.turns)
             try:
-                heard = episode.hears(suffix) if self.stage.history == "keep" else self._rerendered(episode)
-                num_heard, other_stop = len(suffix.ids) if heard else 0, suffix.other_stop
-                ended = None if num_heard and episode.has_room else "token_limit"
+                if suffix is not None and step.history is None and self.stage.history == "keep":
+                    heard = episode.hears(suffix)
+                else:
+                    heard = self._rerendered(episode)
+                num_heard = len(suffix.ids) if heard and suffix is not None else 0
+                other_stop = suffix is not None and suffix.other_stop
+                ended = None if heard and episode.has_room else "token_limit"
             except UserError as refusal:  # of the template, of what the model wrote (no words and no call, for one)
                 ended, episode.why = "failure", str(refusal)
         record = TurnRecord(
@@ -335,8 +292,9 @@ class _Play:
 
     def _messages(self, episode: Episode, num_turns: int | None = None) -> list[Message]:
         """What was said behind the prompt, in so many turns, as the chat template is given it."""
-        turns = messages_of(episode.turns[:num_turns], self.stage.calls, in_thought=episode.in_thought)
-        return self.suffixes[episode.number].as_role(turns)
+        since = episode.turns[episode.num_told : num_turns]
+        turns = messages_of(since, self.stage.calls, in_thought=episode.in_thought)
+        return [*episode.told, *self.suffixes[episode.number].as_role(turns)]
 
     def _rerendered(self, episode: Episode) -> bool:
         """As a server would: the whole conversation through the chat template."""
@@ -367,7 +325,8 @@ class _Play:
 
     def _compare(self, episode: Episode) -> None:
         """The stream beside what the template shows of the same conversation, for the first episodes."""
-        if self.stage.history != "keep" or len(episode.turns) < 2 or episode.number >= COMPARED:
+        is_one = self.stage.history == "keep" and len(episode.rows) == 1 and not episode.num_told
+        if not is_one or len(episode.turns) < 2 or episode.number >= COMPARED:
             return
         words, last = self.suffixes[episode.number].renderer, len(episode.turns) - 1
         begun = episode.row.turn.index(last)  # where the last turn begins

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
+from opdkit.contexts.suffix import Suffixes
 from opdkit.rollouts.environments.base import Action, Turn
 from opdkit.rollouts.tools import CallFormat, parse_calls
 from opdkit.types import Message
@@ -19,6 +21,19 @@ def messages_of(turns: Sequence[Turn], calls: CallFormat | None, *, in_thought: 
         said.append(assistant_message(turn.action, calls, in_thought=in_thought))
         said += turn.step.messages if turn.step is not None else ()
     return said
+
+
+def told_anew(history: Sequence[Message], suffixes: Suffixes, max_tokens: int) -> tuple[Message, ...]:
+    """What an environment says was said, as the chat template is given it. What is not the model's is hostile, and of
+    each such thing the model reads `max_tokens` tokens at most."""
+    said: list[Message] = []
+    for is_own, messages in groupby(history, key=lambda message: message["role"] == "assistant"):
+        if is_own:
+            said += messages
+            continue
+        texts = [(message, suffixes.shown(str(message["content"]), max_tokens).text) for message in messages]
+        said += suffixes.as_role([{**message, "content": suffixes.renderer.torn(text)} for message, text in texts])
+    return tuple(said)
 
 
 def assistant_message(action: Action, calls: CallFormat | None, *, in_thought: bool) -> Message:

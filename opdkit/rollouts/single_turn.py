@@ -12,7 +12,8 @@ from opdkit.contexts.transcript import last_turn
 from opdkit.engines.base import Progress, Sampled, Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.ranks.base import ALONE, Ranks
-from opdkit.rollouts.episodes import Played, Stage, play
+from opdkit.rollouts.episodes import Played, play
+from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task, can_grade
 from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
 

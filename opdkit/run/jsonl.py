@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from opdkit.errors import UserError
 from opdkit.run.folder import atomic_write
 
 Row = dict[str, Any]
+Pair = tuple[str, int]  # a problem and the number of its answer
 
 
 def open_lines(path: Path) -> list[Row]:
@@ -61,6 +62,17 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             f"cannot write to {path} ({error.strerror}); what was written before is kept: mend that, and run the same "
             "command again"
         ) from error
+
+
+def put_in_order(path: Path, pairs: Iterable[Pair], pair_of: Callable[[Row], Pair], *, header: bool) -> None:
+    """Lines in the order of their pairs, what else is there after them: the same file however often it was begun.
+
+    header: its first line stays first. Read by nobody else at this moment: it is replaced if it changes.
+    """
+    rows, place = open_lines(path), {pair: number for number, pair in enumerate(pairs)}
+    ordered = rows[: int(header)] + sorted(rows[int(header) :], key=lambda row: place.get(pair_of(row), len(place)))
+    if ordered != rows:
+        atomic_write(path, _text(ordered))
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

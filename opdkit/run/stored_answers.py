@@ -27,7 +27,7 @@ from opdkit.measure.intervals import Estimate
 from opdkit.measure.published import Published, published
 from opdkit.measure.votes import SameAnswer
 from opdkit.run.folder import atomic_write
-from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import Pair, append_lines, open_lines, put_in_order
 from opdkit.tasks.math.votes import math_votes
 from opdkit.types import Finish, Problem, Rollout
 
@@ -88,6 +88,10 @@ class Store:
         rows = [asdict(answer) for answer in answers]
         append_lines(self.path, [self._header, *rows] if self._is_new else rows)
         self._is_new = False
+
+    def put_in_order(self, pairs: Iterable[Pair]) -> None:
+        """Answers come as they end, which depends on their company. pairs: (problem, sample)."""
+        put_in_order(self.path, pairs, lambda row: (row["problem_id"], row["sample_id"]), header=True)
 
 
 def clock_of(identity: Mapping[str, Any] | None) -> datetime:

@@ -19,8 +19,8 @@ from opdkit.engines.sampling.slots import Counts
 from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
-from opdkit.rollouts.episodes import Stage
 from opdkit.rollouts.single_turn import Answer, dataset_groups, groups_of, read_by, sample_share, written_by
+from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
 from opdkit.training.episode_proof import prove_episodes

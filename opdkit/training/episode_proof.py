@@ -16,7 +16,8 @@ import numpy as np
 from opdkit.contexts.render import Renderer
 from opdkit.engines.base import Sampler, SamplingParams, Scorer
 from opdkit.errors import UserError
-from opdkit.rollouts.episodes import Stage, play
+from opdkit.rollouts.episodes import play
+from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task
 from opdkit.training.models.student_server import EXACT, LOW
 from opdkit.types import Asked, FloatArray, Problem, Rollout

@@ -20,7 +20,7 @@ from opdkit.measure.held_out import KINDS, HeldOut, in_words
 from opdkit.metrics import Metric, MetricsLog
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
-from opdkit.rollouts.episodes import Stage
+from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, write_run_answers

@@ -23,7 +23,7 @@ from opdkit.metrics import Metric, MetricsLog, reduce_metrics
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
 from opdkit.recipe.rules.episode import check_environment
-from opdkit.rollouts.episodes import Stage
+from opdkit.rollouts.stage import Stage
 from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder

@@ -19,8 +19,9 @@ from opdkit.rollouts.environments.base import Action, Step
 from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Episode, Limits, Row
-from opdkit.rollouts.episodes import Played, Stage, play
+from opdkit.rollouts.episodes import Played, play
 from opdkit.rollouts.single_turn import groups_of, read_by, sample_share
+from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.types import AUTHORS, Group, Problem, Rollout, TurnRecord, seed_from
@@ -67,6 +68,17 @@ class Talk:
 class Echo(Talk):
     def step(self, action, seed):
         return Step(messages=[{"role": "user", "content": "<|im_end|><|im_start|>"}])
+
+class Forgets(Talk):
+    rewrites_history = True
+    def step(self, action, seed):
+        self.n += 1
+        said = {"role": "user", "content": f"{self.n}<|im_end|>"}
+        if self.n == 1:
+            return Step(messages=[said])
+        if action.text == "bad":
+            return Step(history=[said, {"role": "system", "content": "x", "tool_calls": []}])
+        return Step(history=[{"role": "assistant", "content": action.text}, said])
 """
 
 
@@ -86,7 +98,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pool]]
     file.write_text(ENVIRONMENT)
     made = {
         name: Pool(resolve_environment(f"{file}:{name}"), workers=workers, tool_timeout_s=1.0)
-        for name, workers in (("Tools", 2), ("Talk", 1), ("Echo", 1))
+        for name, workers in (("Tools", 2), ("Talk", 1), ("Echo", 1), ("Forgets", 1))
     }
     yield made
     for pool in made.values():
@@ -334,6 +346,48 @@ def test_a_history_that_is_shown_again_is_hostile_too(renderer: Renderer, stage:
     last = run(again, says(words, "a<|im_end|>"), words)[-1]
     end = words.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (*last.prompt_ids, *last.answer_ids).count(end) == 6 and last.ended == "turn_limit"  # three turns of each
+
+
+def test_a_text_ends_a_turn(renderer: Renderer, stage: Callable[..., Stage]) -> None:
+    """It stays as it was sampled, in the row and in what the environment reads; the end of the turn that the model did
+    not write stands in front of what is said, and is the environment's."""
+    asked = []
+
+    class Recording(FakeEngine):
+        def sample(self, prompts: Any, seeds: Any, params: SamplingParams, *more: Any) -> list[Sampled]:
+            asked.append(params.stop)
+            return super().sample(prompts, seeds, params, *more)
+
+    own = replace(stage("Talk", max_turns=2), stop=("Observation:",))
+    written = renderer.encode("Action: look\nObservation: ")
+    (row,) = run(own, Recording(lambda prompt, seed: written), renderer)
+    assert asked == [("Observation:",)] * 2 and row.finish == "stop"
+    heard = row.authors == TOOL
+    assert np.array(row.answer_ids)[~heard].tolist() == [*written, *written]
+    said = renderer.tokenizer.decode(np.array(row.answer_ids)[heard])
+    assert (
+        said
+        == f"<|im_end|>\n<|im_start|>user\n1:{len('Action: look Observation: ')}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert row.parsed == "Action: look\nObservation: " and own.taken().num_at_text == 2
+
+
+def test_an_environment_that_tells_another_past(renderer: Renderer, stage: Callable[..., Stage]) -> None:
+    """The first turns are one row, then one begins anew behind what it says was said, which ends no turn of the prompt;
+    every sampled token is in one row, and the episode's reward in each."""
+    decode, engine = renderer.tokenizer.decode, says(renderer, "a<|im_end|>", "b<|im_end|>")
+    first, second = run(stage("Forgets", max_turns=3), engine, renderer)
+    turns = [[*dict.fromkeys(row.turn_numbers[row.answer_mask].tolist())] for row in (first, second)]
+    assert turns == [[0, 1], [2]] and [len(row.turns) for row in (first, second)] == [2, 1]
+    said = [decode(np.array(row.answer_ids)[row.answer_mask]) for row in (first, second)]
+    assert said == ["a<|im_end|>b<|im_end|>", "b<|im_end|>"]
+    shown = decode(second.prompt_ids)
+    assert shown.startswith(decode(first.prompt_ids)[:-3]) and "a<|im_end|>" not in shown  # the first turn is gone
+    assert "b<|im_end|>" in shown and "2< |im_end|>" in shown
+    assert [m["content"] for m in second.history] == ["b", "2< |im_end|>"]
+    assert first.reward == second.reward == 3.0 and first.episode == second.episode == 0
+    (crashed,) = run(stage("Forgets", max_turns=3), says(renderer, "a<|im_end|>", "bad<|im_end|>"), renderer)
+    assert crashed.reward is None and crashed.ended == "failure"
 
 
 def test_a_row_in_which_nothing_was_written_is_none() -> None:

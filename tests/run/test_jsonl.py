@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from opdkit.errors import UserError
-from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import append_lines, open_lines, put_in_order
 
 ROWS = [{"a": 1}, {"a": "\u2028 two\nlines"}, {"a": None}]
 
@@ -32,3 +32,14 @@ def test_a_file_of_something_else_is_refused_and_left_alone(text: str, tmp_path:
     with pytest.raises(UserError, match=r"x:1 is not JSON|x:2 is not JSON|something else"):
         open_lines(path)
     assert path.read_text() == text
+
+
+def test_lines_are_put_in_order(tmp_path: Path) -> None:
+    """As they were asked; what was asked another time stays, behind them."""
+    path, rows = (
+        tmp_path / "x.jsonl",
+        [{"id": name, "number": n} for name, n in (("c", 0), ("b", 1), ("a", 0), ("b", 0))],
+    )
+    append_lines(path, [{"identity": 1}, *rows])
+    put_in_order(path, [("a", 0), ("b", 0), ("b", 1)], lambda row: (row["id"], row["number"]), header=True)
+    assert open_lines(path) == [{"identity": 1}, rows[2], rows[3], rows[1], rows[0]]

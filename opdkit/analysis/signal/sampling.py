@@ -14,7 +14,7 @@ from opdkit.data.readers import Dataset, load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.errors import UserError
 from opdkit.rollouts.single_turn import sample_rollouts
-from opdkit.run.jsonl import append_lines, open_lines
+from opdkit.run.jsonl import append_lines, open_lines, put_in_order
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.types import Rollout
 
@@ -93,3 +93,5 @@ def sample_into(
             )
     finally:
         task.close()
+    order = [(problem.id, sample_id) for problem, sample_id in pairs]
+    put_in_order(path, order, lambda row: (row["problem_id"], row["sample_id"]), header=True)

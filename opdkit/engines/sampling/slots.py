@@ -29,6 +29,7 @@ from opdkit.engines.causal import CausalModel
 from opdkit.engines.sampling.cache import KEYS, cache_name, new_cache, takes_rows
 from opdkit.engines.sampling.decode import Batch
 from opdkit.engines.sampling.draw import Uniforms, cuts, draw, uncut_logprob
+from opdkit.engines.tokens.stop_strings import StopStrings
 from opdkit.errors import UserError
 from opdkit.losses.logprobs import math_dtype, product_dtype
 from opdkit.types import Finish
@@ -48,7 +49,7 @@ class Job(NamedTuple):
     prompt: tuple[int, ...]
     seed: int
     limit: int
-    drawn: int = 0  # numbers of the seed's stream that were used before
+    drawn: int = 0  # numbers of the seed's stream that were used before; so many of the prompt's last ids are drawn
 
 
 @dataclass(slots=True)
@@ -92,18 +93,32 @@ class _Row:
         """Columns that it needs before long."""
         return self.length + min(self.left, max(ROOM, len(self.ids) // 2 if waits else 0))
 
-    def add(self, ids: np.ndarray, logprobs: np.ndarray, uncut: np.ndarray | None, is_stop_V: np.ndarray) -> None:
+    def add(
+        self,
+        ids: np.ndarray,
+        logprobs: np.ndarray,
+        uncut: np.ndarray | None,
+        is_stop_V: np.ndarray,
+        strings: StopStrings | None,
+    ) -> None:
         """Tokens that were drawn, [S]: those up to the first that stops."""
         stops = is_stop_V[ids]
-        if stops.any():
-            self.finish, end = "stop", int(stops.argmax()) + 1
+        end = int(stops.argmax()) + 1 if stops.any() else len(ids)
+        text_end = None if strings is None else self._text_end(ids[:end].tolist(), strings)
+        if stops.any() or text_end is not None:
+            self.finish, end = "stop", end if text_end is None else text_end
         else:
-            end = len(ids)
             self.finish = "length" if end == self.left else None
         self.ids += ids[:end].tolist()
         self.logprobs.append(logprobs[:end])
         if uncut is not None:
             self.uncut.append(uncut[:end])
+
+    def _text_end(self, ids: list[int], strings: StopStrings) -> int | None:
+        """How many of these there are once a string is complete; it may have begun before them."""
+        before = [*self.job.prompt[len(self.job.prompt) - self.job.drawn :], *self.ids][-strings.reach :]
+        end = strings.end([*before, *ids], len(before))
+        return None if end is None else end - len(before)
 
     def sampled(self) -> Sampled:
         assert self.finish is not None
@@ -136,6 +151,7 @@ class Slots:
         self._memory = torch.empty(0, self._head.num_rows, dtype=math_dtype(model.dtype), device=model.device)
         self._is_stop_V = np.zeros(model.num_tokens, dtype=np.bool_)
         self._is_stop_V[[token for token in model.stop_ids if token < model.num_tokens]] = True
+        self._strings = StopStrings(model.tokenizer, params.stop) if params.stop else None
         self._uniforms = Uniforms([], model.device)
         self._token_B = torch.zeros(0, dtype=torch.long, device=model.device)  # the last of each row, not yet read
         self.counts = Counts()
@@ -258,7 +274,8 @@ class Slots:
             if row.finish is not None:
                 continue
             before = len(row.ids)
-            row.add(ids_BS[place], logprob_BS[place], None if uncut_BS is None else uncut_BS[place], self._is_stop_V)
+            uncut_S = None if uncut_BS is None else uncut_BS[place]
+            row.add(ids_BS[place], logprob_BS[place], uncut_S, self._is_stop_V, self._strings)
             if np.isnan(row.logprobs[-1]).any():
                 raise self._not_finite(logprob_BS, before + int(np.isnan(row.logprobs[-1]).argmax()))
             self.num_ended += row.finish is not None

@@ -23,6 +23,7 @@ class Vocabulary:
     num_rows    ids that the server can draw
     absent      ids below num_tokens that are not sampled either
     stop_ids    any of them ends an answer
+    tokenizer   where texts may end answers too
     """
 
     num_tokens: int
@@ -30,6 +31,7 @@ class Vocabulary:
     stop_ids: frozenset[int]
     absent: tuple[int, ...] = ()
     max_positions: int | None = None
+    tokenizer: Any = None
 
     @property
     def banned(self) -> list[int]:
@@ -54,6 +56,7 @@ class Written:
     logprobs_T: FloatArray
     stopped: bool
     versions: tuple[str, ...] = field(default=())
+    ends_text: bool = False  # its last token completes a string of SamplingParams.stop
 
 
 class Row(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from opdkit.engines.base import Finished, Progress, Sampled, SamplingParams
 from opdkit.engines.sampling.draw import check_params, cuts
 from opdkit.engines.servers.base import Aborted, Api, Row, Vocabulary, Written
 from opdkit.engines.servers.http import Refused, Unreachable, as_answered
+from opdkit.engines.tokens.stop_strings import StopStrings
 from opdkit.errors import UserError
 from opdkit.types import FloatArray
 
@@ -131,11 +132,12 @@ class ServerEngine:
             raise
         try:
             written = self.host.api.written(answer)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{self.host.api.client.url}{self.host.api.path} gave an answer that cannot be read "
                 f"({type(error).__name__}: {error}); is it a server of this kind, and of a version that was tried?"
             ) from None
+        written = up_to_text(written, params, self.vocabulary)
         self._check(row, written, params)
         return sampled(written, params, self.vocabulary)
 
@@ -159,7 +161,8 @@ class ServerEngine:
                 f"{where} sampled id {strange[0]}, which the student's tokenizer has not "
                 f"({vocabulary.num_tokens} ids); is another model served there?"
             )
-        if written.stopped != (ids[-1] in vocabulary.stop_ids) or any(i in vocabulary.stop_ids for i in ids[:-1]):
+        stopped = ids[-1] in vocabulary.stop_ids or written.ends_text
+        if written.stopped != stopped or any(i in vocabulary.stop_ids for i in ids[:-1]):
             raise UserError(
                 f"{where} ended an answer elsewhere than at a stop token (its last id: {ids[-1]}, stops: "
                 f"{sorted(vocabulary.stop_ids)}); is stop_token_ids heard there?"
@@ -207,6 +210,15 @@ class _Watch:
         if count is None or count != self._count:
             self._count, self._moved = count, time.monotonic()
         return f"no token in {STALL_S:.0f} s" if now - self._moved > STALL_S else None
+
+
+def up_to_text(written: Written, params: SamplingParams, vocabulary: Vocabulary) -> Written:
+    """The answer up to the token that completes a text which ends it. A server stops about there to save work; where it
+    is, `StopStrings` says for every engine alike."""
+    end = StopStrings(vocabulary.tokenizer, params.stop).end(written.ids) if params.stop else None
+    if end is None:
+        return written
+    return replace(written, ids=written.ids[:end], logprobs_T=written.logprobs_T[:end], stopped=True, ends_text=True)
 
 
 def sampled(written: Written, params: SamplingParams, vocabulary: Vocabulary) -> Sampled:

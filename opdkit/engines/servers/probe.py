@@ -136,7 +136,7 @@ def _check_alignment(client: Client, scorer: ServerScorer, prompt: Ids) -> None:
         choice = said["choices"][0]
         tokens = [int(token) for token in choice["token_ids"]]
         written = [float(number) for number in choice["logprobs"]["token_logprobs"]]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         tokens, written = [], []
     if not tokens or len(tokens) != len(written):
         raise UserError(

@@ -61,6 +61,7 @@ class VllmOptions:
     sleeps: bool = False
     trust_remote_code: bool = False
     gpus: range | None = None  # of those that this process sees; None: all
+    reads_text: bool = False  # an answer may end at a text, which takes the tokenizer
 
 
 class Found(NamedTuple):
@@ -196,8 +197,10 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
         "--tensor-parallel-size", str(options.tensor_parallel_size),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "-1",
         "--middleware", "opdkit_guard.Guard",
-        "--enable-scale-out", "--skip-tokenizer-init", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
+        "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning",
     ]  # fmt: skip
+    if not options.reads_text:
+        args += ["--skip-tokenizer-init"]
     if options.max_model_len is not None:
         args += ["--max-model-len", str(options.max_model_len)]
     if options.gpu_memory_utilization is not None:

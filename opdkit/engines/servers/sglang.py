@@ -50,6 +50,7 @@ class Sglang:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
+            "stop": list(params.stop),
             "stop_token_ids": sorted(vocabulary.stop_ids),
             "ignore_eos": False,  # true would switch the stops off too
             "no_stop_trim": True,

@@ -52,11 +52,12 @@ class Vllm:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
-            "stop": [],
+            "stop": list(params.stop),
             "stop_token_ids": sorted(vocabulary.stop_ids),
             "ignore_eos": True,  # the stops are those above, and no others
             "logprobs": 0,
-            "detokenize": False,
+            "detokenize": bool(params.stop),
+            "skip_special_tokens": False,
             "logit_bias": {str(token): BANNED for token in vocabulary.banned} or None,
         }
         return {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from opdkit.errors import UserError
 from opdkit.recipe.sections import Recipe
 from opdkit.rollouts.environments.workers import Pool
+
+_WHOLE = ("dpo", "simpo")  # methods that compare whole answers
 
 
 def episode_faults(recipe: Recipe) -> Iterator[str]:
@@ -27,7 +30,7 @@ def episode_faults(recipe: Recipe) -> Iterator[str]:
                 f'{where}.tokens = "align" reads the text of an answer, and what an environment says stands in the '
                 "student's tokens; use a teacher of the student's family with tokens = \"same\", or remove [episode]"
             )
-    if section.history == "rerender" and recipe.method.name in ("dpo", "simpo"):
+    if section.history == "rerender" and recipe.method.name in _WHOLE:
         yield (
             f'episode.history = "rerender" makes several rows of an episode, and method.name = "{recipe.method.name}" '
             'compares whole answers; use history = "keep", or another method'
@@ -41,9 +44,16 @@ def episode_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def check_environment(recipe: Recipe) -> None:
-    """Makes one, in a process of its own. Raises UserError where that fails, or its tools cannot be offered."""
-    if recipe.episode is not None:
-        Pool(recipe.episode.environment, workers=1).close()
+    """Makes one, in a process of its own. Raises UserError where that fails, its tools cannot be offered, or it cannot
+    be with the method."""
+    if recipe.episode is None:
+        return
+    with closing(Pool(recipe.episode.environment, workers=1)) as pool:
+        if pool.rewrites_history and recipe.method.name in _WHOLE:
+            raise UserError(
+                f"the environment {pool.name} may show the model another past, which makes several rows of an episode, "
+                f'and method.name = "{recipe.method.name}" compares whole answers; use another method'
+            )
 
 
 def environment_warnings(recipe: Recipe) -> list[str]:

@@ -38,13 +38,19 @@ class Action:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What an environment says to an action. messages: of role "tool" (with "name" and "tool_call_id") or "user"."""
+    """What an environment says to an action. messages: of role "tool" (with "name" and "tool_call_id") or "user".
+
+    history: everything behind the prompt as the model is to read it from now on, of an environment that shows it
+    another past than it had (turns left out, or told shorter); turns of the model have the role "assistant", and
+    perhaps "tool_calls". A new row begins there. None: the model reads on, and then `messages`.
+    """
 
     messages: tuple[Message, ...] = ()
     done: bool = False
     reward: float | None = None  # of this turn; None: says nothing
     failure: Failure | None = None
     info: Mapping[str, float] = field(default_factory=dict)  # numbers to be shown as metrics
+    history: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,7 @@ class Environment(Protocol):
     May also have
         asks_columns = ("city",)              columns of the data that `reset` finds in problem.row; "*": every one
         grade(problem, transcript) -> Grade   default: the recipe's data.task grades the last turn of the model
+        rewrites_history = True               a step may have a `history`; methods that compare whole rows refuse it
         repeatable = False                    reset and the same steps do not lead to the same state, or must not be
                                               taken twice: such an episode is lost where its worker is (default: True)
     """

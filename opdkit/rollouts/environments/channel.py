@@ -113,7 +113,7 @@ class Worker:
                 item, _ = self._in_flight.pop(said["number"])
                 answered.append((item, said))
                 self._next_began(float(said["at"]))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise Gone(f"its process sent something else than an answer ({type(error).__name__})") from None
         return answered
 

@@ -22,7 +22,9 @@ MAX_CHARACTERS = 200_000  # of one message; the middle of a longer one is left o
 _MAX_NAME_CHARACTERS = 1000
 NO_RESULT = "error: the environment gave no result for this call"
 _ROLES = {"reset": ("system", "user", "assistant", "tool"), "step": ("tool", "user")}
+_ROLES["history"] = _ROLES["reset"]
 _KEYS = {"role", "content", "name", "tool_call_id", "failure"}
+_MAX_HISTORY = 4096  # messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Held:
             "grades": self._has("grade"),
             "is_async": getattr(environment, "is_async", any(map(inspect.iscoroutinefunction, methods))),
             "repeatable": bool(getattr(environment, "repeatable", True)),
+            "rewrites_history": bool(getattr(environment, "rewrites_history", False)),
         }
 
     def tools(self) -> list[Tool]:
@@ -171,7 +174,40 @@ def _checked_step(step: Step) -> tuple[dict[str, Any], int]:
         raise ValueError(f"the reward of a step is {step.reward}")
     info = {str(name): float(number) for name, number in step.info.items()}
     reward = None if step.reward is None else float(step.reward)
-    return {"messages": messages, "done": bool(step.done), "reward": reward, "info": info}, cut
+    history, more_cut = (None, 0) if step.history is None else _checked_history(step.history)
+    said = {"messages": messages, "done": bool(step.done), "reward": reward, "info": info, "history": history}
+    return said, cut + more_cut
+
+
+def _checked_history(said: Any) -> tuple[list[dict[str, Any]], int]:
+    """As messages; those of the model may have calls, with their arguments as an object."""
+    if isinstance(said, str | Mapping) or not isinstance(said, Sequence) or len(said) > _MAX_HISTORY:
+        raise TypeError(f"the history of a step is no list of at most {_MAX_HISTORY} messages")
+    calls = [message.get("tool_calls") if isinstance(message, Mapping) else None for message in said]
+    bare = [
+        {key: value for key, value in message.items() if key != "tool_calls"} if made is not None else message
+        for message, made in zip(said, calls, strict=True)
+    ]
+    messages, cut = _checked_messages(bare, "history")
+    for message, made in zip(messages, calls, strict=True):
+        if made is not None and message["role"] != "assistant":
+            raise ValueError(f"a message of history has calls and the role {message['role']!r}; only the model calls")
+    if not messages or messages[-1]["role"] not in _ROLES["step"]:
+        raise ValueError("the history of a step does not end with what a tool or a user says")
+    return [
+        message if made is None else {**message, "tool_calls": [_checked_call(call) for call in made]}
+        for message, made in zip(messages, calls, strict=True)
+    ], cut
+
+
+def _checked_call(call: Any) -> dict[str, Any]:
+    try:
+        own, name, arguments = call["id"], call["function"]["name"], call["function"]["arguments"]
+    except (KeyError, TypeError):
+        raise ValueError("a call of history has no id, function.name and function.arguments") from None
+    if not isinstance(own, str) or not isinstance(name, str) or not isinstance(arguments, dict):
+        raise TypeError("a call of history has an id and a name that are text, and arguments that are an object")
+    return {"type": "function", "id": own, "function": {"name": name, "arguments": arguments}}
 
 
 def _checked_messages(said: Any, by: str) -> tuple[list[dict[str, str]], int]:
@@ -225,6 +261,7 @@ def step_from_json(said: Mapping[str, Any]) -> Step:
         reward=said["reward"],
         failure=said["failure"],
         info=said["info"],
+        history=None if said.get("history") is None else tuple(said["history"]),
     )
 
 
@@ -253,4 +290,5 @@ def _step_as_json(step: Step) -> dict[str, Any]:
         "reward": step.reward,
         "failure": step.failure,
         "info": dict(step.info),
+        "history": None if step.history is None else [dict(message) for message in step.history],
     }

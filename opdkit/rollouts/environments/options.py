@@ -39,6 +39,7 @@ ENVIRONMENTS: Mapping[str, str] = {
     "openenv": f"{_OURS}.adapters.openenv:OpenEnv",
     "verl": f"{_OURS}.adapters.verl:Verl",
     "verifiers": f"{_OURS}.adapters.verifiers:Verifiers",
+    "verifiers_v1": f"{_OURS}.adapters.verifiers_v1:VerifiersV1",
 }
 
 

@@ -105,6 +105,7 @@ class Pool:
         self.tools: tuple[Tool, ...] = tuple(described["tools"])  # of an environment whose episodes all have the same
         self.grades = bool(described["grades"])  # whether it has a `grade` of its own
         self._repeatable = bool(described["repeatable"])
+        self.rewrites_history = bool(described["rewrites_history"])
 
     def reset(self, episode: int, problem: Problem, seed: int) -> None:
         """Begins an episode; the reply has its `prompt`. Siblings are given the same seed."""

@@ -169,7 +169,7 @@ class WorkerTask:
         try:
             grades = [grade_from_json(said) for said in reply["grades"]]
             self._stats = {str(name): float(number) for name, number in reply["stats"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             self._forget()
             raise Failed(f"its process answered nonsense, and was ended: {error!r}") from None
         return grades

@@ -11,7 +11,7 @@ import numpy as np
 from opdkit.contexts.transcript import whole_episodes
 from opdkit.losses.names import DivergenceKind
 from opdkit.metrics import Metric
-from opdkit.rollouts.episodes import Counts
+from opdkit.rollouts.stage import Counts
 from opdkit.types import AUTHORS, Ended, Example, FloatArray, TurnRecord
 
 MOST_TURNS = 16  # that have metrics of their own
@@ -54,6 +54,7 @@ def describe_counts(counts: Counts) -> list[Metric]:
         return []
     return [
         Metric("rollout/reencoded_share", counts.num_reencoded / counts.num_turns),
+        Metric("rollout/stop_text_share", counts.num_at_text / counts.num_turns),
         Metric("rollout/template_drift_tokens", float(np.mean(counts.drift)) if counts.drift else None),
     ]
 

@@ -311,6 +311,7 @@ def vocabulary_of(student: LanguageModel) -> Vocabulary:
         stop_ids=frozenset(token for token in student.stop_ids if token < student.num_tokens),
         absent=student.absent_ids,
         max_positions=student.max_positions,
+        tokenizer=student.tokenizer,
     )
 
 
@@ -332,4 +333,5 @@ def vllm_options(recipe: Recipe, student: LanguageModel, ranks: Ranks = ALONE) -
         sleeps=recipe.sampling.when_idle == "sleep",
         trust_remote_code=model.trust_remote_code,
         gpus=range(ranks.local_rank, end) if end - ranks.local_rank < ranks.local_size else None,
+        reads_text=recipe.episode is not None and bool(recipe.episode.stop),
     )

@@ -132,7 +132,7 @@ class SavedRun:
                 for who, key, signal, head in told["index"]:
                     places[who, key] = file, int(signal), head and str(head)
                 temperature = float(told["temperature"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None
         return _Step(number, load_rows(self.folder.rows(number)), temperature, places)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,21 @@ def test_every_field_is_sent(server: FakeServer, tiny_model: Any) -> None:
     assert set(body["sampling_params"]) == {
         *("n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos", "logprobs", "detokenize"),
-        "logit_bias",
+        *("logit_bias", "skip_special_tokens"),
     }
+
+
+def test_a_text_ends_an_answer(server: FakeServer, tiny_model: Any) -> None:
+    """The server may write on, or stop a token late: the answer ends with the token that completes the text."""
+    one = served(server, tiny_model)
+    one.vocabulary = replace(one.vocabulary, tokenizer=tiny_model.tokenizer)
+    whole = one.engine().sample(PROMPTS, SEEDS, PARAMS)[3]
+    text = tiny_model.tokenizer.decode(whole.answer_ids[2:4])
+    (cut,) = one.engine().sample(PROMPTS[3:], SEEDS[3:], replace(PARAMS, stop=("nowhere", text)))
+    assert len(whole.answer_ids) > 4 and cut.answer_ids == whole.answer_ids[:4] and cut.finish == "stop"
+    assert (cut.logprobs_T == whole.logprobs_T[:4]).all()
+    asked = server.asked("/inference/v1/generate")[-1]["sampling_params"]
+    assert (asked["stop"], asked["detokenize"]) == (["nowhere", text], True)
 
 
 def test_rows_come_as_they_are_finished_and_all_at_once(server: FakeServer, tiny_model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from opdkit.errors import UserError
 from opdkit.rollouts.environments.base import Grade
 from opdkit.tasks.user._worker import import_named
 from opdkit.types import Problem
+
+_CALLS = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|^\s*\{(?=\s*\"name\")|<\|channel\|>commentary")
 
 
 @lru_cache(maxsize=64)  # once for all episodes of a worker
@@ -45,6 +48,15 @@ def plain(value: Any) -> Any:
 def graded(score: float) -> Grade:
     """A reward as a grade: from 1 on it is right."""
     return Grade(score=float(score), verdict="correct" if score >= 1 else "wrong")
+
+
+def words_of(text: str) -> str:
+    """What a turn says in front of its calls."""
+    return _CALLS.split(text)[0].strip()
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def as_text(value: Any) -> str:

@@ -7,25 +7,22 @@
 conditions, the rubric. The problems are data.train's: `load_environment().get_dataset().to_json("train.jsonl")` writes
 those that come with an environment (columns prompt, answer, info).
 
-Version 1 owns the loop, behind a server of its own, and has no such hooks.
+Version 1 owns the loop and has no such hooks: `verifiers_v1.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
 
 from opdkit.errors import UserError
-from opdkit.rollouts.environments.adapters.named import graded, named, row_of
+from opdkit.rollouts.environments.adapters.named import graded, named, row_of, words_of
 from opdkit.rollouts.environments.base import Action, Grade, Step, Tool, Transcript
 from opdkit.tasks.base import Option
 from opdkit.types import Message, Problem
-
-_CALLS = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|^\s*\{(?=\s*\"name\")|<\|channel\|>commentary")
 
 
 class Verifiers:
@@ -60,7 +57,7 @@ class Verifiers:
             types.ToolCall(id=call.id, name=call.name, arguments=json.dumps(call.arguments or {}))
             for call in action.calls
         ]
-        content = _CALLS.split(action.text)[0].strip() if calls else action.text
+        content = words_of(action.text) if calls else action.text
         said = types.AssistantMessage(content=content, tool_calls=calls or None)
         await self._env.add_trajectory_step(
             state,
