@@ -79,9 +79,10 @@ def _gap(
         if pair[0] is None or pair[1] is None:
             pair = (their.topk_logprob_TK, our.topk_logprob_TK)
         assert pair[0] is not None and pair[1] is not None
-        gaps.append(np.abs(pair[0].astype(np.float64) - pair[1]).ravel())
+        their_N, our_N = pair[0].astype(np.float64).ravel(), pair[1].astype(np.float64).ravel()
+        is_said_N = ~np.isnan(our_N)
+        gaps.append(np.nan_to_num(np.abs(their_N - our_N)[is_said_N], nan=np.inf))  # a server's NaN is no agreement
     gap_N = np.concatenate(gaps)
-    gap_N = gap_N[~np.isnan(gap_N)]
     return (float(gap_N.mean()), float(gap_N.max())) if len(gap_N) else (np.nan, np.nan)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from opdkit.errors import UserError
 from opdkit.run.folder import atomic_write
+from opdkit.run.sums import note_so_far
 
 Row = dict[str, Any]
 Pair = tuple[str, int]  # a problem and the number of its answer
@@ -47,6 +48,7 @@ def open_lines(path: Path) -> list[Row]:
         raise UserError(f"{path} is a file of something else; choose another name")
     if lines[-1]:  # cut inside a line, or just before its end
         atomic_write(path, _text(rows))
+        note_so_far(path)
     return rows
 
 

@@ -227,12 +227,12 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 def read_answer_file(path: Path) -> dict[str, AnswerSet]:
     rows = read_lines(path)
     asked = rows[0].get("identity") if rows else None
-    if not isinstance(asked, dict) or not (asked.get("sets") or asked.get("name") or asked.get("data")):
+    if not isinstance(asked, dict) or not (_are_sets(asked.get("sets")) or isinstance(_name_of(asked), str)):
         raise UserError(f"{path} is not a file of answers: its first line should say what was asked")
     if "sets" in asked:  # a training run: the data sets of one evaluation share a file
         answers: dict[str, list[StoredAnswer]] = {name: [] for name in asked["sets"]}
         for row in rows[1:]:
-            if row.get("data") not in answers:
+            if not isinstance(row.get("data"), str) or row["data"] not in answers:
                 raise UserError(
                     f"{path} holds a line of no data set of its first line ({row.get('data')!r}); restore it"
                 )
@@ -242,10 +242,22 @@ def read_answer_file(path: Path) -> dict[str, AnswerSet]:
             name: AnswerSet(name=name, asked={**shared, **asked["sets"][name]}, answers=found, problems=None)
             for name, found in answers.items()
         }
-    name = asked.get("name") or asked["data"][0]
+    name = _name_of(asked)
     problems = read_problems(problems_path(path.parent, name))
     stored = [_stored(path, row) for row in rows[1:]]
     return {name: AnswerSet(name=name, asked=asked, answers=stored, problems=problems)}
+
+
+def _are_sets(sets: Any) -> bool:
+    return isinstance(sets, dict) and bool(sets) and all(isinstance(own, dict) for own in sets.values())
+
+
+def _name_of(asked: Mapping[str, Any]) -> Any:
+    """Of the only data set of an evaluation; something else than a string if a stranger wrote it."""
+    if "sets" in asked:
+        return None
+    data = asked.get("data")
+    return asked.get("name") or (data[0] if isinstance(data, list) and data else None)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

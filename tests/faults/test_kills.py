@@ -43,6 +43,13 @@ class Training(Case):
         return done
 
 
+class Episodes(Training):
+    """Several turns in a user's environment, a process of its own; checkpoints are written beside the steps."""
+
+    argv = ("train", "episodes.toml")
+    made = "runs/episodes"
+
+
 class Evaluation(Case):
     argv = ("evaluate", "--model", "MODEL", "--data", "arithmetic:merge-3:test", "--task", "arithmetic", "--limit", "4",
             "-n", "2", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu", "--out", "out")  # fmt: skip
@@ -56,7 +63,34 @@ class Pipelined(Case):
     made = "runs/pipeline"
 
 
-CASES = [Training(), Evaluation(), Pipelined()]
+CASES = [Training(), Episodes(), Evaluation(), Pipelined()]
+TALK = '''
+from opdkit.rollouts.environments.base import Step
+
+class Talk:
+    """Says a number after every turn, twice."""
+    tools = ()
+    def reset(self, problem, seed):
+        self.turn = 0
+        return problem.messages
+    def step(self, action, seed):
+        self.turn += 1
+        said = [{"role": "user", "content": str(seed % 100)}]
+        return Step(messages=said, reward=0.5 * (len(action.text) % 2), done=self.turn == 3)
+'''
+EPISODES = """
+name = "episodes"
+seed = 3
+runs_dir = "runs"
+model = {{ path = "{student}", dtype = "float32", device = "cpu" }}
+data = {{ train = "arithmetic:merge-3:train", task = "arithmetic", limit = 8 }}
+teacher = {{ kind = "model", path = "{teacher}" }}
+episode = {{ environment = "talk.py", max_turn_tokens = 6, max_observation_tokens = 6, workers = 1 }}
+sampling = {{ max_answer_tokens = 40, group_size = 2 }}
+method = {{ name = "opd" }}
+train = {{ steps = 2, problems_per_step = 2, lr = 1e-3, save_every = 1, save_in_background = true }}
+diagnostics = {{ every = 0 }}
+"""
 PIPELINE = """
 name = "pipeline"
 runs_dir = "runs"
@@ -105,6 +139,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, write_recipe: Callable[..., 
     """A folder to copy: the inputs of every command."""
     folder = tmp_path_factory.mktemp("world")
     write_recipe(folder)
+    (folder / "talk.py").write_text(TALK)
+    (folder / "episodes.toml").write_text(EPISODES.format(**models))
     braces = {"answers": "{answers}", "sft": "{sft}"}
     (folder / "pipeline.toml").write_text(PIPELINE.format(model=models["student"], **braces))
     (folder / "MODEL").symlink_to(models["student"])
