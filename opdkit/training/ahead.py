@@ -79,11 +79,10 @@ class Ahead:
         """What `waiting` gave, from a checkpoint. Raises UserError where it is not of these problems."""
         for step, examples in rows.items():
             problems = self.problems_of(step)
-            # No step holds a problem twice; an episode may have several rows.
+            # No step holds a problem twice, and all are answered equally often; an episode may have several rows.
             own = [[*rows] for _, rows in groupby(examples, key=lambda example: example.problem.id)]
-            if len(own) != len(problems) or any(
-                row.problem.id != problem.id for problem, part in zip(problems, own, strict=True) for row in part
-            ):
+            counts = {len({row.rollout.episode_id for row in part}) for part in own}
+            if [part[0].problem.id for part in own] != [problem.id for problem in problems] or len(counts) > 1:
                 raise UserError(
                     f"the checkpoint's answers of step {step} are not to the problems of that step: the data or the "
                     "recipe has changed"

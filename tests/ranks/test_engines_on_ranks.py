@@ -18,6 +18,7 @@ from opdkit.run.rows import load_rows
 sys.path.append(str(Path(__file__).parent.parent / "engines" / "servers"))
 from fake_server import FakeServer
 
+pytestmark = pytest.mark.ranks
 Make = Callable[..., Recipe]
 SHORT = ("train.steps=3", "train.problems_per_step=3", "sampling.max_answer_tokens=8", "diagnostics.every=0")
 TWO = ("--ranks", "2")
@@ -28,7 +29,6 @@ def rows(run: Path, step: int) -> list[object]:
     return [(row.rollout.key, row.rollout.policy_version, row.rollout.answer_ids) for row in found]
 
 
-@pytest.mark.ranks
 def test_answers_lag_on_ranks_as_in_one_process(recipe: Make) -> None:
     """The first two steps learn from answers of the weights that all began with. A run that was stopped with answers
     waiting goes on with them, on as many ranks to the same bits."""
@@ -48,7 +48,6 @@ def test_answers_lag_on_ranks_as_in_one_process(recipe: Make) -> None:
         assert apart(weights(part, 4), weights(whole, 4)) <= (0 if flags else 1e-5)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("strategy", ["gathered", "sharded"])
 def test_a_spool_of_ranks_is_read_again(strategy: str, recipe: Make) -> None:
     """Each keeps what it heard of its own rows. Read again by as many ranks it gives the same weights to the bit, by
@@ -90,7 +89,6 @@ def test_two_ranks_ask_one_engine(recipe: Make, server: FakeServer) -> None:
     assert not list((run / "sampler").glob("*"))
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize(
     "keys", [("parallel.strategy=sharded",), ("model.lora={r=4, alpha=8}",)], ids=["parts", "lora"]
 )
@@ -104,7 +102,6 @@ def test_every_update_reaches_the_engine_of_ranks(keys: tuple[str, ...], recipe:
     assert rows(run, 1) == rows(alone, 1)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("keys", [(), ("sampling.lag=1",)], ids=["in turn", "lagging"])
 def test_the_engine_is_restarted_under_ranks(keys: tuple[str, ...], recipe: Make, server: FakeServer) -> None:
     """In mid-step it has the weights it began with: whichever rank finds it, the host publishes the student's again,
@@ -125,7 +122,6 @@ def test_the_engine_is_restarted_under_ranks(keys: tuple[str, ...], recipe: Make
     assert apart(weights(broken, 3), weights(plain, 3)) == 0
 
 
-@pytest.mark.ranks
 def test_an_engine_that_is_not_the_students_is_refused_once(recipe: Make, models: dict[str, Path]) -> None:
     with FakeServer(models["student"], raw_logprobs=True) as wrong:
         chosen = recipe("opd", *at(wrong))

@@ -181,6 +181,7 @@ def _load(recipe: dict[str, Any], saved: Saved) -> LanguageModel:
 def _write(
     student: LanguageModel, recipe: dict[str, Any], folder: RunFolder, out: Path, dtype: Dtype, *, merges: bool
 ) -> Proof:
+    """The student has no weights afterwards."""
     rows, of_run = _probe_rows(folder, student)
     trusted = bool(recipe.get("model", {}).get("trust_remote_code", False))
     with enough_memory("exporting", "use a machine with more memory"), torch.inference_mode():
@@ -206,6 +207,7 @@ def _write(
         written = _logprobs(student.module, rows)
         student.module.to(getattr(torch, dtype))
         checkpoint.save_model(student, out)
+        student.module.to("meta")  # it is not held beside what is loaded again
         base = recipe.get("model", {}).get("path") if (out / "adapter_config.json").exists() else None
         with quiet_libraries():
             again, _, _ = load_checkpoint(
