@@ -5,6 +5,7 @@ A command is a function in the file of its area.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -36,6 +37,8 @@ import opdkit.cli.reports  # isort: skip
 import opdkit.cli.export  # isort: skip
 import opdkit.cli.catalog  # isort: skip  # noqa: F401
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 def main() -> None:
     """Run a command; a UserError becomes its sentences and status 2, Ctrl-C becomes status 130, a run that paused 3."""
@@ -60,10 +63,17 @@ def _status() -> int:
     except _UsageError as error:
         _print_usage_error(error)
         return 2
-    except OSError as error:  # of a named file: the user's, wherever it was met (too long a name, a loop of links)
-        if error.filename is None:
+    except OSError as error:  # the user's, wherever it was met: a path (too long, a loop of links), or the disk
+        if error.errno in DISK_ERRORS:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _print_error(
+                f"{where}the disk cannot be written ({error.strerror}); what was saved before is kept: mend that, and "
+                "run the same command again (a run with --resume)"
+            )
+        elif error.filename is not None:
+            _print_error(f"{error.filename}: {error.strerror}; choose another path")
+        else:
             raise
-        _print_error(f"{error.filename}: {error.strerror}; choose another path")
         return 2
     except UserError as error:
         for sentence in error.sentences:

@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -47,7 +48,8 @@ class Lock:
                 f"cannot write to {str(self._path.parent)[:SHOWN]} ({error.strerror}); choose another place"
             ) from error
         self._remove_unfinished()
-        self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        with suppress(OSError):  # who holds it is only said; a full disk is met, and told, by what is written next
+            self._write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         # A forked child shares the lock; it must not keep the run locked after we are gone.
         os.register_at_fork(after_in_child=self._close)
 
@@ -95,13 +97,14 @@ class Lock:
         """Safe to call twice. refused: a lock that was made for nothing goes, whatever else is in its folder."""
         if self._descriptor is None:
             return
-        self._write("")
-        if (
-            self._is_file
-            or (refused and self._is_new)
-            or [entry.name for entry in self._what.glob("*")] == [self._path.name]
-        ):
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that failed, which is said already: the lock ends with the descriptor
+            self._write("")
+            if (
+                self._is_file
+                or (refused and self._is_new)
+                or [entry.name for entry in self._what.glob("*")] == [self._path.name]
+            ):
+                self._path.unlink(missing_ok=True)
         self._remove_made()
         self._close()
 

@@ -68,10 +68,13 @@ def _root_of(path: Path) -> Path | None:
 
 def _append(root: Path, digest: str, name: str) -> None:
     line = f"{digest}  {name}"
-    with (root / SUMS).open("a", encoding="utf-8") as file:
-        file.write(f"{line}  {zlib.crc32(line.encode()):08x}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with (root / SUMS).open("a", encoding="utf-8") as file:
+            file.write(f"{line}  {zlib.crc32(line.encode()):08x}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(root / SUMS)) from error
 
 
 def _known(root: Path) -> tuple[dict[str, set[str]], list[str]]:
