@@ -332,8 +332,8 @@ class TrainingRun:
         self.task.drain()  # what evaluations counted is theirs
         with enough_memory("taking a step", LESS_TO_KEEP):
             rows, metrics = train_step(state, chosen)
-        metrics += self.task.drain(self.ranks)
         metrics += self.ranks.joined([*beside_metrics(self.answers), *self.answers.drain()])
+        metrics += self.task.drain(self.ranks)  # nothing is graded beside the trainer any more
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)

@@ -100,7 +100,9 @@ def test_a_checkpoint_goes_on_with_other_ranks(
             shutil.rmtree(half / f"checkpoints/step_{later:06d}")
         assert trained(recipe(*chosen, f"name={half.name}", *strategy), *flags[num_ranks], "--resume") == half
         distance = apart(weights(whole, 4), weights(half, 4))
-        rounding = 5e-5 if optimizer == "muon" else 1e-5  # Muon makes small differences of a momentum larger
+        rounding = (
+            5e-5 if optimizer == "muon" else 1e-6
+        )  # Muon's iteration rounds to bfloat16 (docs/guides/parallel.md)
         assert distance <= (0 if saved_on == (num_ranks, strategy) else rounding), (num_ranks, strategy)
         last = latest(half / "checkpoints")
         assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}
