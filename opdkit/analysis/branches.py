@@ -84,7 +84,7 @@ def _analyse_position(options: PositionOptions, name: str, out: Path, console: C
         "student_files": model_digest(Path(source.student)) if source.student else None,
         "teacher": source.teacher,
         "teacher_files": model_digest(Path(source.teacher)) if source.teacher else None,
-        "sampling": asdict(params),
+        "sampling": params.identity,
         "task": told.text,
         "continuations": options.continuations,
         "seed": options.reading.seed,

@@ -183,7 +183,7 @@ def _asked(recipe: Recipe, options: FitOptions, data: Dataset) -> dict[str, Any]
         "teacher": resolved["teacher"],
         "teacher_files": model_digest(Path(teacher)) if teacher else None,
         "context": resolved["context"],
-        "sampling": asdict(recipe.sampling.params),
+        "sampling": recipe.sampling.params.identity,
         **({} if recipe.sampling.engine == "hf" else {"engine": recipe.sampling.engine}),
         "data": data.fingerprint,
         **({"files": recipe.user_files} if recipe.user_files else {}),

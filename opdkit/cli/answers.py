@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +35,10 @@ Published = Annotated[
     bool, typer.Option("--published", help="Also the estimators of published code, under their own names.")
 ]
 
+Episode = Annotated[
+    Path | None, typer.Option(metavar="RECIPE", help="Play episodes, as the [episode] of this recipe has them.")
+]
+
 
 @app.command()
 @with_sampling
@@ -57,10 +60,7 @@ def evaluate(
     verifier: Annotated[
         str | None, typer.Option(help="A model that judges answers the rules reject; counted apart.")
     ] = None,
-    episode: Annotated[
-        Path | None,
-        typer.Option(metavar="RECIPE", help="Play episodes, as the [episode] of this recipe has them."),
-    ] = None,
+    episode: Episode = None,
     at_least: Annotated[
         float | None,
         typer.Option(callback=finite, help="End with status 1 if avg@n of any data set is below this."),
@@ -90,11 +90,9 @@ def evaluate(
     from opdkit.run.stored_answers import RESULT
 
     tasks = ", ".join(dict.fromkeys(set_.task for set_ in sets))
-    options = _options(asked, model=model, data=[set_.source for set_ in sets], task=tasks, num_samples=n)
-    if episode is not None:
-        from opdkit.evaluation.episodes import read_episode
-
-        options = replace(options, episode=read_episode(episode).model_dump(mode="json", exclude_none=True))
+    options = _options(
+        asked, model=model, data=[set_.source for set_ in sets], task=tasks, num_samples=n, episode=episode
+    )
     if ranks > 1:
         folder = folder_of(options, out)
         on_ranks(ranks, folder, lambda: any(folder.glob("*.json*")), timeout_minutes=TIMEOUT_MINUTES)
@@ -152,6 +150,7 @@ def sample(
         "truncated,no_answer,repetition"
     ),
     attempts: Annotated[int, typer.Option(min=1, max=MANY, help="For each wanted answer.")] = 3,
+    episode: Episode = None,
 ) -> None:
     """A model's answers as training data; resumes.
 
@@ -160,7 +159,7 @@ def sample(
     from opdkit.evaluation.sample import SampleOptions, rules_of
     from opdkit.evaluation.sample import sample as sample_answers
 
-    options = _options(asked, model=model, data=[data], task=task, num_samples=n)
+    options = _options(asked, model=model, data=[data], task=task, num_samples=n, episode=episode)
     try:
         sample_answers(
             SampleOptions(model=options, reject=rules_of(reject), attempts=attempts), out=out, console=console
@@ -192,7 +191,10 @@ def _missing(missing: Mapping[str, str], data_dir: Path) -> tuple[str, ...]:
     )
 
 
-def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num_samples: int) -> EvaluateOptions:
+def _options(
+    asked: Sampling, *, model: str, data: Sequence[str], task: str, num_samples: int, episode: Path | None
+) -> EvaluateOptions:
+    from opdkit.evaluation.episodes import read_episode
     from opdkit.evaluation.options import EvaluateOptions
     from opdkit.recipe import key_values
 
@@ -219,6 +221,7 @@ def _options(asked: Sampling, *, model: str, data: Sequence[str], task: str, num
         stop_tokens=tuple(asked.stop_token) if asked.stop_token else None,
         instruction=asked.instruction,
         trust_remote_code=asked.trust_remote_code,
+        episode=None if episode is None else read_episode(episode).model_dump(mode="json", exclude_none=True),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from opdkit.types import Asked, Finish, FloatArray, Signal
 
@@ -23,6 +23,11 @@ class SamplingParams:
     min_p: float = 0.0
     max_answer_tokens: int = 1024
     stop: tuple[str, ...] = ()  # texts that end an answer with the token that completes one (`tokens.stop_strings`)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of answers: what they were drawn from. Without `stop` where nothing stops, as older answers have it."""
+        return {key: value for key, value in asdict(self).items() if key != "stop" or value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,11 @@ from opdkit.engines.servers.served import Served, Weights
 from opdkit.engines.tokens.stops import find_stops
 from opdkit.engines.tokens.vocabulary import num_tokens
 from opdkit.errors import UserError
+from opdkit.evaluation.episodes import check_stage, make_stage
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.hub import TRUSTED
+from opdkit.recipe.episode import EpisodeSection
+from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Console, say, told_while_waiting
 
 
@@ -97,6 +100,22 @@ def answering(
     )
     with served(asked, vocabulary, console, folder) as one:
         yield Answering(one.engine(), Renderer(tokenizer, template, stop_ids=stops.ids, **how), one.max_model_len)
+
+
+@contextmanager
+def stage_of(options: EvaluateOptions, who: Answering) -> Iterator[Stage | None]:
+    """Inside the block, where the episodes of `options` are played; None: answers have one turn."""
+    if options.episode is None:
+        yield None
+        return
+    section = EpisodeSection.model_validate(options.episode)
+    check_stage(section, (who.renderer, who.renderer.stop_ids), {})
+    how: dict[str, Any] = {"positions": who.room, "turn_tokens": section.turn_tokens(options.max_answer_tokens)}
+    stage = make_stage(section, who.renderer, who.renderer.stop_ids, **how, go_ahead=options.engine != "hf")
+    try:
+        yield stage
+    finally:
+        stage.pool.close()
 
 
 class AskedEngine(NamedTuple):

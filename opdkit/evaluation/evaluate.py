@@ -20,8 +20,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.base import Sampler, SamplingParams
 from opdkit.engines.load import model_digest
 from opdkit.errors import Interrupted, UserError
-from opdkit.evaluation.answering import Answering, answering
-from opdkit.evaluation.episodes import check_stage, make_stage
+from opdkit.evaluation.answering import Answering, answering, stage_of
 from opdkit.evaluation.eval_sets import EvalSet, Loaded, about, say_dropped
 from opdkit.evaluation.identity import check_options, identity_of
 from opdkit.evaluation.options import EvaluateOptions
@@ -30,7 +29,6 @@ from opdkit.measure.accuracy import Accuracy
 from opdkit.measure.intervals import mean_over_sets
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.ranks.join import check_alike, code_digest
-from opdkit.recipe.episode import EpisodeSection
 from opdkit.rollouts.single_turn import sample_rollouts
 from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
@@ -223,7 +221,7 @@ def _sample_all(
         _check_fit(loaded, who, options)
         for one in loaded:
             tasks[one.set.task].try_out(one.data.problems[0])
-        stage = opened.enter_context(_stage(options, who))
+        stage = opened.enter_context(stage_of(options, who))
         for one in loaded:
             name, task = one.set.name, tasks[one.set.task]
             answers[name] = _sample_set(one, options, who, task, console, interrupt, ranks, stage)
@@ -231,28 +229,13 @@ def _sample_all(
                 say(console, failure, mark="warning")
             for crash in task.new_crashes():
                 say(console, crash, mark="warning")
-            ours, theirs = measure(answers[name], task=task.name, with_published=with_published)
+            finals = stage is None or not stage.pool.grades
+            ours, theirs = measure(answers[name], task=task.name, with_published=with_published, has_finals=finals)
             result["sets"][name] = about(one)
             result["eval"][name] = ours
             if theirs is not None:
                 result.setdefault("published", {})[name] = theirs
             say(console, f"{name}: {sentence(ours)}")
-
-
-@contextmanager
-def _stage(options: EvaluateOptions, who: Answering) -> Iterator[Stage | None]:
-    """Where episodes are played; None: answers have one turn."""
-    if options.episode is None:
-        yield None
-        return
-    section = EpisodeSection.model_validate(options.episode)
-    check_stage(section, (who.renderer, who.renderer.stop_ids), {})
-    how: dict[str, Any] = {"positions": who.room, "turn_tokens": section.turn_tokens(options.max_answer_tokens)}
-    stage = make_stage(section, who.renderer, who.renderer.stop_ids, **how, go_ahead=options.engine != "hf")
-    try:
-        yield stage
-    finally:
-        stage.pool.close()
 
 
 def _clock(sets: Sequence[EvalSet], folder: Path) -> datetime:

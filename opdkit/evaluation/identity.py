@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,11 +47,9 @@ def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
 
 def identity_of(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
     task = task_named(set_.task).main
-    asked = asdict(replace(options, data=(set_.name,), task=task.text)) | task_files(task)
+    asked = asdict(replace(options, data=(set_.name,), task=task.text)) | own_files(task, options.episode)
     del asked["num_samples"]  # more samples are welcome
     forget_where(asked)
-    if options.episode is not None:
-        asked["environment_files"] = EpisodeSection.model_validate(options.episode).environment.user_files
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
     digest = model_digest(Path(options.model))
     return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
@@ -63,10 +61,15 @@ def forget_where(asked: dict[str, Any]) -> None:
         del asked[key]
     if asked["episode"] is None:  # likewise
         del asked["episode"]
+    else:
+        asked["episode"] = {key: value for key, value in asked["episode"].items() if key != "workers"}
     if asked["engine"] == "hf":  # as answers from before there were others have it
         del asked["engine"]
 
 
-def task_files(task: TaskOptions) -> dict[str, Any]:
-    """For the identity of answers: a grader of one's own that has changed is another one."""
-    return {"task_files": task.user_files} if task.user_files else {}
+def own_files(task: TaskOptions, episode: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """For the identity of answers: a grader or an environment of one's own that has changed is another one."""
+    found: dict[str, Any] = {"task_files": task.user_files} if task.user_files else {}
+    if episode is not None:
+        found["environment_files"] = EpisodeSection.model_validate(episode).environment.user_files
+    return found

@@ -153,6 +153,11 @@ def _read(folder: Path, task: str | None) -> tuple[dict[str, AnswerSet], dict[st
                 f"{name} was graded by {one.task!r}, which is none of opdkit's own tasks ({', '.join(TASKS)}); name "
                 "the task to grade with, --task TASK"
             )
+        if task is None and one.asked.get("episode"):
+            raise UserError(
+                f"{name} was answered in episodes, and what their environment gave (its verdict, rewards of turns) is "
+                "not told by the last turns, which are what is stored; name the task to grade those with, --task TASK"
+            )
         task_named(task or one.asked["task"])
     return sets, read_result(folder) or {"eval": {}}
 

@@ -1,8 +1,10 @@
 """`opdkit sample`: answers of a teacher as training data, rejected by named rules, tried again, resumable.
 
 The file it writes is read by `data.train` as it is: one JSON object a line with `id`, `prompt` (chat turns), `answer`
-(the gold) and `solution` (the sampled answer). Beside it stands `<out>.rejected.jsonl`: what was asked, and every
-attempt that was rejected with its reason; so a second call goes on where the first one stopped.
+(the gold) and `solution` (the sampled answer). An episode is a conversation in place of the two, with the tools it had:
+`messages` and `tools`, as trainers of chats read them, `reward` and `ended`. Beside it stands `<out>.rejected.jsonl`:
+what was asked, and every attempt that was rejected with its reason; so a second call goes on where the first one
+stopped.
 """
 
 from __future__ import annotations
@@ -10,19 +12,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opdkit.contexts.transcript import last_turn
+from opdkit.contexts.transcript import model_turns
 from opdkit.data.files.write import file_to_write
 from opdkit.data.readers import load_problems
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
-from opdkit.evaluation.answering import Answering, answering
-from opdkit.evaluation.identity import check_options, forget_where, task_files
+from opdkit.evaluation.answering import Answering, answering, stage_of
+from opdkit.evaluation.identity import check_options, forget_where, own_files
 from opdkit.evaluation.options import EvaluateOptions
+from opdkit.rollouts.episodes import Played, play
 from opdkit.rollouts.single_turn import sample_rollouts
+from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import append_lines, open_lines, put_in_order
 from opdkit.run.lock import Lock
@@ -66,7 +70,8 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
     asked = options.model
     (source,) = asked.data
     chosen = task_named(asked.task, may_be_none=True)
-    if chosen.is_none and (graded := {"no_answer", "wrong"}.intersection(options.reject)):
+    grades = not chosen.is_none or asked.episode is not None  # an environment may
+    if not grades and (graded := {"no_answer", "wrong"}.intersection(options.reject)):
         raise UserError(
             f"--reject {','.join(sorted(graded))} needs a grader, and --task none has none; give "
             "--reject truncated,repetition"
@@ -87,14 +92,15 @@ def _sample(options: SampleOptions, out: Path, console: Console) -> dict[str, in
         with (
             interrupt.listening(),
             answering(asked, console, out.parent, clock) as who,
+            stage_of(asked, who) as stage,
             Bar(console, f"sampling {source}", len(data.problems) * asked.num_samples) as bar,
         ):
             for attempt in range(options.attempts):
                 while wanted := _wanted(data.problems, asked.num_samples, done, attempt)[:PROBLEMS_PER_BATCH]:
                     interrupt.check()
-                    _attempt(wanted, attempt, options, who, task, done, counts, (out, rejected), interrupt)
-                    for crash in task.new_crashes():
-                        say(console, crash, mark="warning")
+                    _attempt(wanted, attempt, options, who, task, stage, done, counts, (out, rejected), interrupt)
+                    for warning in (*task.new_crashes(), *(stage.new_failures() if stage is not None else ())):
+                        say(console, warning, mark="warning")
                     bar.update(len(done.kept), note=f"{sum(counts.values()) - counts['kept']} rejected")
     finally:
         task.close()
@@ -126,6 +132,7 @@ def _attempt(
     options: SampleOptions,
     who: Answering,
     task: Task,
+    stage: Stage | None,
     done: Done,
     counts: Counter[str],
     files: tuple[Path, Path],
@@ -134,36 +141,43 @@ def _attempt(
     """Both files get the answers as they are finished. Raises Interrupted, between two tokens."""
     asked = options.model
     problems = {problem.id: problem for problem, _ in wanted}
+    has_finals = stage is None or not (stage.pool.grades or task_named(asked.task, may_be_none=True).is_none)
 
-    def keep(rollouts: Sequence[Rollout]) -> None:
+    def keep(answers: Sequence[tuple[Rollout, Played | None]]) -> None:
         kept_lines, rejected_lines = [], []
-        for rollout in rollouts:
+        for rollout, played in answers:
             problem, number = problems[rollout.problem_id], rollout.sample_id
-            text = who.renderer.answer_text(last_turn(rollout))
-            reason = rejected_by(rollout, text, options.reject)
+            rows = (rollout,) if played is None else played.rollouts
+            turns = [who.renderer.answer_text(ids) for row in rows for ids in model_turns(row)]
+            reason = rejected_by(rollout, turns, options.reject, has_finals=has_finals)
             done.attempts[problem.id, number] += 1
             counts[reason or "kept"] += 1
             if reason is None:
                 done.kept.add((problem.id, number))
-                kept_lines.append(_row(problem, number, asked.num_samples, text))
+                said = _answer(problem, turns[-1]) if played is None else _conversation(problem, played)
+                kept_lines.append(_names(problem, number, asked.num_samples) | said)
             else:
+                text = "".join(turns[-1:])
                 rejected_lines.append(
                     {"id": problem.id, "number": number, "attempt": attempt, "reason": reason, "text": text}
                 )
         append_lines(files[1], rejected_lines)  # first: a lost attempt is made again, a kept answer is not lost
         append_lines(files[0], kept_lines)
 
-    sample_rollouts(
-        wanted,
-        sampler=who.sampler,
-        renderer=who.renderer,
-        task=task,
-        params=asked.params,
-        identity=(asked.seed, "sample data", attempt),
-        policy_version=0,
-        progress=lambda finished, total: interrupt.check(),
-        kept=keep,
-    )
+    how: dict[str, Any] = {
+        "sampler": who.sampler,
+        "renderer": who.renderer,
+        "task": task,
+        "identity": (asked.seed, "sample data", attempt),
+        "policy_version": 0,
+        "progress": lambda finished, total: interrupt.check(),
+    }
+    if stage is None:
+        sample_rollouts(wanted, **how, params=asked.params, kept=lambda found: keep([(one, None) for one in found]))
+        return
+    params = replace(asked.params, max_answer_tokens=stage.limits.turn_tokens)
+    how |= {"stage": stage, "params": params, "group_size": asked.num_samples}
+    play(wanted, **how, kept=lambda found: keep([(one.answer, one) for one in found]))
 
 
 def _wanted(problems: Sequence[Problem], num: int, done: Done, attempt: int) -> list[tuple[Problem, int]]:
@@ -175,14 +189,29 @@ def _wanted(problems: Sequence[Problem], num: int, done: Done, attempt: int) -> 
     ]
 
 
-def _row(problem: Problem, number: int, num: int, text: str) -> dict[str, Any]:
+def _names(problem: Problem, number: int, num: int) -> dict[str, Any]:
     return {
         "id": problem.id if num == 1 else f"{problem.id}/{number}",
         "problem_id": problem.id,
         "number": number,
+    }
+
+
+def _answer(problem: Problem, text: str) -> dict[str, Any]:
+    return {
         "prompt": [dict(message) for message in problem.messages],
         "answer": problem.gold,
         "solution": text,
+    }
+
+
+def _conversation(problem: Problem, played: Played) -> dict[str, Any]:
+    return {
+        "messages": [dict(message) for message in (*played.messages, *played.said)],
+        "tools": [dict(tool) for tool in played.tools],
+        "answer": problem.gold,
+        "reward": played.answer.reward,
+        "ended": played.answer.ended,
     }
 
 
@@ -210,7 +239,7 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     task = task_named(options.model.task, may_be_none=True)
-    asked = asdict(options.model) | {"task": task.text} | task_files(task)
+    asked = asdict(options.model) | {"task": task.text} | own_files(task, options.model.episode)
     forget_where(asked)
     digest = model_digest(Path(options.model.model))
     return {**asked, "reject": options.reject, "fingerprint": fingerprint, "model_files": digest}

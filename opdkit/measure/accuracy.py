@@ -98,14 +98,18 @@ def accuracy(
     success_at: float = 1.0,
     same: SameAnswer | None = None,
     has_votes: bool = True,
+    has_finals: bool = True,
 ) -> Accuracy:
     """All accuracy numbers of one dataset. The order of `answers` does not matter.
 
     same: when two parsed answers are one vote. None: when the texts are equal (graders write equal answers alike).
     has_votes: False for a task without final answers to vote on (programs): maj_at_n is unknown.
+    has_finals: False for a grader that need not read any (an environment): where no answer has one, maj_at_n and
+    format_rate are unknown, and nothing is without an answer.
     Raises UserError for no answers at all, or one (problem_id, sample_id) twice.
     """
-    scores = problem_scores(answers, success_at=success_at, same=same, has_votes=has_votes)
+    has_finals = has_finals or any(answer.parsed is not None for answer in answers)
+    scores = problem_scores(answers, success_at=success_at, same=same, has_votes=has_votes, has_finals=has_finals)
     most = max(score.num_graded for score in scores)
     ks = range(1, most + 1)
     passes = {
@@ -123,7 +127,7 @@ def accuracy(
         answer_tokens=estimate_mean([score.mean_tokens for score in scores], scale=None),
         num_answers=len(answers),
         num_truncated=sum(answer.finish == "length" for answer in answers),
-        num_no_answer=sum(answer.reward is not None and answer.parsed is None for answer in answers),
+        num_no_answer=sum(has_finals and a.reward is not None and a.parsed is None for a in answers),
         num_ungraded=sum(answer.reward is None for answer in answers),
         num_ungraded_problems=sum(score.num_graded == 0 for score in scores),
         mean_answer_tokens=sum(lengths) / len(lengths) if len(lengths) == len(answers) else None,
@@ -131,18 +135,24 @@ def accuracy(
 
 
 def problem_scores(
-    answers: Iterable[Answer], *, success_at: float = 1.0, same: SameAnswer | None = None, has_votes: bool = True
+    answers: Iterable[Answer],
+    *,
+    success_at: float = 1.0,
+    same: SameAnswer | None = None,
+    has_votes: bool = True,
+    has_finals: bool = True,
 ) -> list[ProblemScore]:
     """One `ProblemScore` per problem, sorted by problem id.
 
     majority is None for a problem without graded answers and without `has_votes`. Both it and format_rate are None for
-    every problem if some right answer was saved without its parsed form: calling such answers INVALID would report 0
-    for a perfect model.
+    every problem without `has_finals`, and if some right answer was saved without its parsed form: calling such answers
+    INVALID would report 0 for a perfect model.
     """
     groups = by_problem(answers)
     if not groups:
         raise UserError("there are no answers to measure: the rows are empty")
-    was_parsed = not any(is_right(a, success_at) and a.parsed is None for group in groups.values() for a in group)
+    every = (answer for group in groups.values() for answer in group)
+    was_parsed = has_finals and not any(is_right(answer, success_at) and answer.parsed is None for answer in every)
     return [_problem_score(group, success_at, same, was_parsed, has_votes) for group in groups.values()]
 
 

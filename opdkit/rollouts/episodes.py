@@ -41,6 +41,7 @@ class Played:
     messages: tuple[Message, ...]  # of the environment's reset: the prompt
     tools: tuple[Mapping[str, object], ...]
     rollouts: tuple[Rollout, ...]
+    said: tuple[Message, ...] = ()  # behind the prompt, as the chat template is given it; for whoever hears of each
     why: str | None = None  # it failed
 
     @property
@@ -66,7 +67,7 @@ def play(
     policy_version: int,
     group_size: int,
     progress: Progress | None = None,
-    kept: Callable[[list[Rollout]], None] | None = None,
+    kept: Callable[[list[Played]], None] | None = None,
 ) -> list[Played]:
     """An episode for every (problem, sample id), in order, graded. kept, progress: as in `sample_rollouts`.
 
@@ -98,7 +99,7 @@ class _Play:
     policy_version: int
     group_size: int
     progress: Progress | None
-    kept: Callable[[list[Rollout]], None] | None
+    kept: Callable[[list[Played]], None] | None
     episodes: list[Episode] = field(default_factory=list)
     suffixes: list[Suffixes] = field(default_factory=list)  # of each episode
     done: dict[int, Played] = field(default_factory=dict)
@@ -343,11 +344,14 @@ class _Play:
             self._compare(episode)
             if episode.is_failed and len(self.stage.failed) < MOST_FAILURES:
                 self.stage.failed.setdefault(episode.why or "it took too long", False)
-            rollouts = tuple(episode.rollouts(self.policy_version, self.group_size))
             played = self.done[episode.number] = Played(
-                messages=episode.problem.messages, tools=episode.problem.tools, rollouts=rollouts, why=episode.why
+                messages=episode.problem.messages,
+                tools=episode.problem.tools,
+                rollouts=tuple(episode.rollouts(self.policy_version, self.group_size)),
+                said=() if self.kept is None else tuple(self._messages(episode)),
+                why=episode.why,
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
             if self.kept is not None:
-                self.kept([played.answer])
+                self.kept([played])

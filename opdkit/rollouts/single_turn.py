@@ -115,7 +115,7 @@ def sample_rollouts(
             policy_version=policy_version,
             group_size=1 + max((sample_id for _, sample_id in asked), default=0),
             progress=progress,
-            kept=kept,
+            kept=None if kept is None else lambda played: kept([one.answer for one in played]),
         )
         return [one.answer for one in played]
     prompts = {problem.id: renderer.asked_ids(problem) for problem, _ in asked}

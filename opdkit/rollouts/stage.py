@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,16 @@ class Counts:
     num_reencoded: int = 0  # whose text is encoded to other ids than were sampled
     num_at_text: int = 0  # that a text ended
     drift: list[int] = field(default_factory=list)  # tokens that the chat template would show otherwise, by episode
+
+    @classmethod
+    def sum(cls, parts: Sequence[Counts]) -> Counts:
+        """Of several processes, which played other episodes each."""
+        return cls(
+            num_turns=sum(one.num_turns for one in parts),
+            num_reencoded=sum(one.num_reencoded for one in parts),
+            num_at_text=sum(one.num_at_text for one in parts),
+            drift=[num for one in parts for num in one.drift],
+        )
 
 
 @dataclass(slots=True, kw_only=True)

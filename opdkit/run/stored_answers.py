@@ -118,12 +118,15 @@ def write_run_answers(path: Path, asked: Mapping[str, Any], answers: Mapping[str
 TASKS_WITHOUT_VOTES = ("code",)  # two right programs are seldom the same text
 
 
-def measure(answers: Sequence[Answer], *, task: str, with_published: bool = False) -> tuple[Accuracy, Published | None]:
+def measure(
+    answers: Sequence[Answer], *, task: str, with_published: bool = False, has_finals: bool = True
+) -> tuple[Accuracy, Published | None]:
     """Every number of one data set. Equal answers of the math task are one vote of maj@n, however they are spelled;
-    programs have none."""
+    programs have none. has_finals: as in `accuracy`; False where an environment grades."""
     same: SameAnswer | None = math_votes(contested(answers)) if task == "math" else None
     other = published(answers, same=same) if with_published else None
-    return accuracy(answers, same=same, has_votes=task not in TASKS_WITHOUT_VOTES), other
+    has_votes = task not in TASKS_WITHOUT_VOTES
+    return accuracy(answers, same=same, has_votes=has_votes, has_finals=has_finals), other
 
 
 def sentence(e: Accuracy) -> str:

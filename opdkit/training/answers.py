@@ -20,6 +20,7 @@ from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
 from opdkit.rollouts.single_turn import Answer, dataset_groups, groups_of, read_by, sample_share, written_by
+from opdkit.rollouts.stage import Counts as EpisodeCounts
 from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task
 from opdkit.training.ahead import Ahead
@@ -49,7 +50,7 @@ class Answers:
     ahead: Ahead | None = None  # who asks for answers before their step (sampling.lag)
     stage: Stage | None = None  # where the student plays episodes; None: answers have one turn
     _counts: Counts = field(default_factory=Counts)  # of the step
-    _played: list[Metric] = field(default_factory=list)  # of its episodes
+    _played: list[EpisodeCounts] = field(default_factory=list)  # of its episodes
 
     def __call__(self, problems: Sequence[Problem], step: int) -> list[Group]:
         if self.run is not None:
@@ -115,7 +116,10 @@ class Answers:
         occupancy: the share of rows times columns, over all tokens decoded, that holds a token of a row that goes on.
         """
         counts, self._counts = self._counts, Counts()
-        played, self._played = self._played, []
+        played: list[Metric] = []
+        if self.stage is not None:  # the first rank says it of all
+            turns, self._played = EpisodeCounts.sum(self._played), []
+            played = describe_counts(EpisodeCounts.sum(self.ranks.gather_on_first(turns)))
         if not counts.steps:
             return played
         return [
@@ -232,7 +236,7 @@ class Answers:
             stage=self.stage,
         )
         if self.stage is not None:
-            self._played += describe_counts(self.stage.taken())
+            self._played.append(self.stage.taken())
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts
         return answers

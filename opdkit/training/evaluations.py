@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +107,8 @@ class Evaluations:
                     ranks=self.ranks,
                     stage=self.stage,
                 )
-            results[source], _ = measure(answers[source], task=tasks[source].main.name)
+            finals = self.stage is None or not self.stage.pool.grades
+            results[source], _ = measure(answers[source], task=tasks[source].main.name, has_finals=finals)
             say(self.console, f"{label}: {source}: {sentence(results[source])}")
             if beside is not None:
                 apart = results[source]["divergence"] = beside(data.problems)
@@ -127,8 +128,9 @@ class Evaluations:
             for source, data in self.sets.items()
             if source in sources
         }
-        played = {} if self.recipe.episode is None else {"episode": self.recipe.episode.model_dump(mode="json")}
-        return {**asdict(self.recipe.eval.params(self.recipe.longest_turn)), "seed": seed, "sets": sets, **played}
+        episode, sampled = self.recipe.episode, self.recipe.eval.params(self.recipe.longest_turn).identity
+        played = {} if episode is None else {"episode": episode.model_dump(mode="json", exclude={"workers"})}
+        return {**sampled, "seed": seed, "sets": sets, **played}
 
 
 def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str, Reader]:

@@ -191,7 +191,8 @@ def test_what_torch_modules_hold_is_what_the_plan_says() -> None:
     assert work.TOKENS_PER_BATCH == engines_memory.TOKENS_PER_BATCH
     assert memory.CACHE_SHARE == engines_memory.CACHE_SHARE
     assert memory.LOGIT_BYTES == slots.LOGIT_BYTES
-    assert (memory.CHUNK_BYTES, memory.BLOCK_BYTES) == (head.CHUNK_BYTES, head.BLOCK_BYTES)
+    for name in ("CHUNK_BYTES", "CHUNK_OF_WEIGHTS", "BLOCK_BYTES"):
+        assert getattr(memory, name) == getattr(head, name)
 
 
 def test_recipes_say_which_gpus_they_fit() -> None:

@@ -164,11 +164,18 @@ def test_a_stranger_s_task_is_not_imported(result: Path, tmp_path: Path) -> None
 
 
 def test_refusals(result: Path, tmp_path: Path) -> None:
-    """A folder of something else, a run, no problems, a task that is gone, a name that is none."""
+    """A folder of something else, a run, episodes, no problems, a task that is gone, a name that is none."""
     with pytest.raises(UserError, match="no file or folder"):
         regrade(tmp_path / "nope")
     with pytest.raises(UserError, match="no answers to 'x'; it has set"):
         regrade(result, data={"x": "y"})
+    answers = result / "set.jsonl"
+    whole = answers.read_text()
+    answers.write_text(whole.replace('"seed": 0', '"seed": 0, "episode": {"max_turns": 2}', 1))
+    with pytest.raises(UserError, match=r"set was answered in episodes, .* --task TASK"):
+        regrade(result)
+    assert regrade(result, task="arithmetic", dry_run=True)[0]
+    answers.write_text(whole)
     problems_path(result, "set").write_bytes(b"no gzip")
     with pytest.raises(UserError, match="is damaged"):
         regrade(result)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -13,7 +14,8 @@ from opdkit.evaluation import sample as module
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.evaluation.sample import SampleOptions, rules_of, sample
 from opdkit.run.lock import Lock
-from opdkit.tasks.rejection import rejected_by, repeats
+from opdkit.tasks.rejection import RULES, rejected_by, repeats
+from opdkit.types import Rollout
 
 
 @pytest.fixture
@@ -83,6 +85,21 @@ def test_repetition_by_hand() -> None:
     assert len(period) == 137 and repeats(period * 12) and not repeats(period)
     assert rules_of("wrong, truncated") == ("truncated", "wrong") and rules_of("none") == ()
     assert rejected_by is module.rejected_by
+
+
+def test_episodes_are_rejected_whole() -> None:
+    """A limit is a cut, one turn in circles is enough, and an environment may look for no final answer."""
+    nothing = np.zeros(0, dtype=np.bool_)
+    answer = Rollout(
+        problem_id="p", sample_id=0, policy_version=0, prompt_ids=(), answer_ids=(), answer_logprobs=None,
+        answer_mask=nothing, finish="stop", reward=1.0,
+    )  # fmt: skip
+    turns = ["call it", "it is 7"]
+    assert rejected_by(answer, turns, RULES) == "no_answer"
+    for ended, reason in (("turn_limit", "truncated"), ("failure", "failure"), ("done", None), ("answer", None)):
+        assert rejected_by(replace(answer, ended=ended), turns, RULES, has_finals=False) == reason
+    assert rejected_by(answer, ["a b " * 100, "7"], ("repetition",)) == "repetition"
+    assert rejected_by(answer, ["call it", " "], ()) == rejected_by(answer, [], ()) == "empty"
 
 
 def test_one_writer_of_a_file(options: SampleOptions, tmp_path: Path, console: Console) -> None:

@@ -175,6 +175,16 @@ def test_a_task_without_final_answers_has_no_vote() -> None:
     assert accuracy(rows)["maj_at_n"] == nothing and accuracy(rows)["format_rate"] == nothing
 
 
+def test_an_environment_that_reads_no_final_answer_has_none() -> None:
+    """Nothing of it is parsed: unknown, and not 0; of one that does say what it read, a missing one is missing."""
+    rows = [answer("p", 0, 0.5, None), answer("p", 1, 0.0, None)]
+    nothing = {"value": None, "low": None, "high": None, "problems": 0}
+    told = accuracy(rows, has_finals=False)
+    assert told["format_rate"] == told["maj_at_n"] == nothing and told["num_no_answer"] == 0
+    assert accuracy(rows)["format_rate"]["value"] == 0.0 and accuracy(rows)["num_no_answer"] == 2
+    assert accuracy([*rows, answer("q", 0, 0.5, "a")], has_finals=False)["format_rate"]["value"] == 0.5
+
+
 def test_row_order_does_not_matter() -> None:
     """Shuffled rows give the same bits, intervals and ties included."""
     rng = np.random.default_rng(3)

@@ -49,6 +49,7 @@ def step(recipe: Recipe, ranks: Ranks, num_steps: int) -> dict[str, Any]:
     for number in range(num_steps):
         run.stages.enter(run.state, run.answers)
         rows, metrics = train_step(run.state, run.drawn.of_step(number))
+        metrics += ranks.joined(run.answers.drain())
         answers = [(row.rollout.key, row.rollout.answer_ids, row.rollout.reward) for row in rows]
         kept = {name: value for name, value in reduce_metrics(metrics).items() if not name.startswith(OF_THE_SPLIT)}
         seen.append({"answers": answers, "metrics": kept})

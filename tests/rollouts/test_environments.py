@@ -238,24 +238,28 @@ def test_game() -> None:
 def test_replay(tmp_path: Path) -> None:
     """What was said is said again, by the same calls; what was not called is not known; the ids are the new calls'."""
 
-    def turn(name: str, said: str) -> dict[str, str]:
-        return {"messages": json.dumps([{"role": "tool", "name": name, "tool_call_id": "old", "content": said}])}
+    def turn(name: str, said: str) -> dict[str, Any]:
+        messages = [{"role": "tool", "name": name, "tool_call_id": "old", "content": said}]
+        return {"messages": json.dumps(messages), "reward": None if name == "a" else float(said)}
 
     asked = [[("role", "user"), ("content", "How is Oslo?")]]
     tools = json.dumps(Calculator().tools)
-    went = [[turn("a", "1"), turn("b", "2")], [turn("a", "1"), turn("c", "3")], [turn("a", "7"), turn("b", "8")]]
-    rows = [{"problem_id": "p", "messages": asked[0], "tools": tools, "turns": turns} for turns in went]
+    went = [[turn("a", "1"), turn("b", "2")], [turn("a", "1")], [turn("a", "7"), turn("b", "8")], [turn("c", "3")]]
+    of = [0, 1, 2, 1]  # the second episode is in two rows
     kind = pa.list_(pa.map_(pa.string(), pa.string()))
     (tmp_path / "rows").mkdir()
-    columns = {name: [row[name] for row in rows] for name in ("problem_id", "tools", "turns")}
-    messages = pa.array([asked] * 3, type=kind)
+    columns = {"problem_id": ["p"] * 4, "sample_id": range(4), "episode": of, "tools": [tools] * 4, "turns": went}
+    columns["ended"] = ["answer", "done", "answer", "done"]
+    messages = pa.array([asked] * 4, type=kind)
     pq.write_table(pa.table({**columns, "messages": messages}), tmp_path / "rows" / "step_000001.parquet")
     replay = Replay(str(tmp_path))
     assert replay.reset(PROBLEM, 0) == ({"role": "user", "content": "How is Oslo?"},)
     first = step(replay, ("a", {}))
     assert contents(first) == ["1"] and first.messages[0]["tool_call_id"] == "c0"
     assert contents(step(replay, ("d", {}))) == ["error: nothing is recorded of this call here"]
-    assert contents(step(replay, ("c", {}))) == ["3"] and step(replay).done
+    assert first.reward is None and not first.done
+    third = step(replay, ("c", {}))
+    assert (contents(third), third.reward, third.done) == (["3"], 3.0, True) and step(replay).done
     with pytest.raises(LookupError, match="no episode of problem q is recorded"):
         replay.reset(Problem(id="q", task="none", messages=()), 0)
     with pytest.raises(UserError, match="has no rows"):

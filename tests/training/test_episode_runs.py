@@ -123,7 +123,7 @@ def test_peers_are_shown_transcripts(
 
 
 def test_a_resumed_run_has_the_same_bits(episodes: Callable[..., Recipe], console: Any, tmp_path: Path) -> None:
-    """Stopped in the middle of the second step's episodes: the step is played again."""
+    """Stopped in the middle of the second step's episodes: the step is played again, with more workers."""
     whole, stopped = (episodes("opd", f"runs_dir={tmp_path / name}", "train.steps=3") for name in ("a", "b"))
     train(whole, console=console)
     calls = 0
@@ -139,7 +139,8 @@ def test_a_resumed_run_has_the_same_bits(episodes: Callable[..., Recipe], consol
         with pytest.raises(Interrupted):
             train(stopped, console=console)
     assert len(rows_of(stopped)) < len(rows_of(whole))
-    train(stopped, console=console, resume=True)
+    more = episodes("opd", f"runs_dir={tmp_path / 'b'}", "train.steps=3", "episode.workers=2")
+    train(more, console=console, resume=True)
     assert [row.rollout.turns for row in rows_of(stopped)] == [row.rollout.turns for row in rows_of(whole)]
     for name in ("model", "optimizer"):
         files = [
@@ -264,8 +265,9 @@ def test_what_is_refused_before_a_weight_is_loaded(episodes: Callable[..., Recip
         episodes("opd", "episode.max_turns=0")
 
 
-def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
-    """The same environment as in training: three turns, of which the last is stored; the environment's rewards."""
+def test_commands_play_the_episodes_of_a_recipe(episodes: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same environment as in training: three turns. Of them `evaluate` stores the last, `sample` the conversation,
+    whatever the environment gave; a second call samples nothing again."""
     from typer.testing import CliRunner
 
     from opdkit import toml
@@ -273,14 +275,23 @@ def test_evaluate_plays_the_episodes_of_a_recipe(episodes: Callable[..., Recipe]
 
     chosen = episodes("opd")
     (tmp_path / "agent.toml").write_text(toml.dumps(chosen.as_dict()))
-    asked = ["evaluate", "--model", chosen.model.path, "--data", "arithmetic:merge-3:test", "--task", "arithmetic"]
-    few = ["--limit", "2", "-n", "1", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu"]
-    out = tmp_path / "evaluated"
-    told = [*asked, *few, "--out", str(out), "--episode", str(tmp_path / "agent.toml")]
-    assert CliRunner().invoke(app, told, catch_exceptions=False).exit_code == 0
+    asked = ["--model", chosen.model.path, "--data", "arithmetic:merge-3:test", "--task", "arithmetic", "--limit", "2"]
+    few = ["-n", "1", "--max-answer-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+    out, how = tmp_path / "evaluated", ["--episode", str(tmp_path / "agent.toml")]
+    invoke = CliRunner().invoke
+    assert invoke(app, ["evaluate", *asked, *few, *how, "--out", str(out)], catch_exceptions=False).exit_code == 0
     identity, *answers = [json.loads(line) for line in next(out.glob("arithmetic*.jsonl")).read_text().splitlines()]
     assert identity["identity"]["episode"]["max_turn_tokens"] == 8 and len(answers) == 2
     assert all(answer["reward"] % 0.5 == 0.25 for answer in answers)
+    file = tmp_path / "sampled.jsonl"
+    told = ["sample", *asked, *few, "--reject", "none", "--out", str(file)]
+    for _ in range(2):
+        assert invoke(app, [*told, *how], catch_exceptions=False).exit_code == 0
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert len(rows) == 2 and all(row["ended"] == "done" and row["reward"] % 0.5 == 0.25 for row in rows)
+        assert [[said["role"] for said in row["messages"]] for row in rows] == [["user", "assistant"] * 3] * 2
+    with pytest.raises(UserError, match=r"holds answers to another question: .*episode = {"):
+        invoke(app, told, catch_exceptions=False)
 
 
 def test_steps_in_which_no_environment_begins(start: Callable[..., Any], episodes: Callable[..., Recipe]) -> None:

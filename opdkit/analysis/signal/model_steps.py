@@ -53,7 +53,7 @@ from opdkit.engines.load import model_digest, pick_device
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.evaluation.answering import AskedEngine, served
-from opdkit.evaluation.identity import task_files
+from opdkit.evaluation.identity import own_files
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import open_lines
 from opdkit.run.stored_answers import clock_of
@@ -180,7 +180,7 @@ class ModelSteps:
         identity = {
             "rollouts": "sampled",
             **asdict(sampling),
-            **task_files(task_named(sampling.task)),
+            **own_files(task_named(sampling.task)),
             **student.identity,
             **({} if options.engine == "hf" else {"engine": options.engine}),
             "fingerprint": data.fingerprint,

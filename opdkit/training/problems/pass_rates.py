@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from opdkit.engines.load import model_digest
@@ -38,7 +37,7 @@ def measure_pass_rates(
     identity = {
         "purpose": "pass rates before training",
         "seed": recipe.seed,
-        "sampling": asdict(recipe.sampling.params),
+        "sampling": recipe.sampling.params.identity,
         "data": data_fingerprint,
         "model": model_digest(Path(recipe.model.path)) or recipe.model.path,
     }

@@ -58,6 +58,7 @@ CHANGEABLE = (
     "log.sinks",
     "log.project",
     "parallel.timeout_minutes",
+    "episode.workers",  # a row depends on nobody that it is played with
     "diagnostics.every",
     "diagnostics.rows",
     "diagnostics.k",
