@@ -30,7 +30,7 @@ from opdkit.data.files.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
 from opdkit.run import sums
 from opdkit.run.environment import changes, describe_environment
-from opdkit.run.lock import NAME_BYTES, Lock
+from opdkit.run.lock import NAME_BYTES, Lock, is_unfinished
 
 _FILES = (sums.SUMS, "environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
 _FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
@@ -278,7 +278,7 @@ class RunFolder:
         if resume:
             raise UserError(f"nothing to resume at {self.path}: it has no recipe.toml; start without --resume")
         entries = self.path.iterdir() if self.path.exists() else ()
-        foreign = sorted(entry.name for entry in entries if entry.name not in _OURS and not _is_unfinished(entry))
+        foreign = sorted(entry.name for entry in entries if entry.name not in _OURS and not is_unfinished(entry))
         if foreign:
             names = ", ".join(foreign[:3])
             raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
@@ -307,7 +307,7 @@ class RunFolder:
         """Temporary files of a process that was killed while writing. We hold the lock, so nobody is using them."""
         for folder in (self.path, self.path / "rows", self.path / "eval", self.spool):
             for entry in folder.iterdir() if folder.is_dir() else ():
-                if _is_unfinished(entry) and entry.is_file():
+                if is_unfinished(entry) and entry.is_file():
                     entry.unlink()
         for begun in (self.path / "eval").glob("*.begun"):  # its answers are in the evaluation, once that is there
             if begun.with_name(f"{begun.name.partition('.')[0]}.json").exists():
@@ -377,10 +377,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _damaged(path, "it is no JSON object")
     return found
-
-
-def _is_unfinished(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".unfinished")
 
 
 def _damaged(path: Path, why: Exception | str) -> UserError:
