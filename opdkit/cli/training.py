@@ -227,10 +227,13 @@ def check(
 
 def _checked(path: Path, overrides: list[str], models: bool) -> dict[str, Any]:
     """What `check --json` says of a file."""
+    from opdkit.cost.at_hand import misfits_in
+    from opdkit.cost.plan import Sizes
     from opdkit.recipe.check import check_file, departures_in
 
     try:
         doubts, notes = check_file(path, overrides), departures_in(path, overrides)
+        doubts += misfits_in(path, overrides, Sizes(may_build=models))
         if models:
             from opdkit.training.models.sides import check_models
 
