@@ -29,7 +29,8 @@ def test_what_two_ranks_trained_is_exported(
     keys = ("train.steps=2", f"parallel.strategy={strategy}", *(("model.lora={r=4, alpha=8}",) if lora else ()))
     run = trained(recipe("opd", *keys), "--ranks", "2")
     proof = export(run, tmp_path / "out", dtype="float32", console=console)
-    assert proof.of_run and proof.rounded.most == proof.files.most == 0 and (proof.merged is not None) == lora
+    assert proof.of_run and proof.files.most == 0 and (proof.merged is not None) == lora
+    assert proof.rounded.most <= (1e-5 if lora else 0)  # beside base and adapter, which are merged
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(again).__name__ == "Qwen3ForCausalLM"
     if not lora:
