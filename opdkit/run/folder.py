@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,8 +142,9 @@ class RunFolder:
         """Remove rows, spools and evaluations of later steps than the one a run goes on from: they are made again."""
         for folder in ("rows", "spool", "eval"):
             for path in (self.path / folder).glob("step_*"):
-                number = path.name.removeprefix("step_").partition(".")[0]  # of one that was begun, more follows
-                if number.isdigit() and int(number) > step:
+                # Behind the number more may follow: of one that was begun, or a rank's own.
+                found = re.match(r"step_(\d+)[.-]", path.name)
+                if found and int(found[1]) > step:
                     path.unlink()
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
