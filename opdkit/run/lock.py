@@ -108,7 +108,7 @@ class Lock:
 
     def _remove_unfinished(self) -> None:
         """Temporary files (`folder.atomic_path`) of a holder that was killed: nobody else writes here."""
-        of = f".{self._what.name[:NAME_BYTES]}" if self._is_file else "."
+        of = f".{self._what.name[:NAME_BYTES]}." if self._is_file else "."
         for entry in list(self._path.parent.iterdir()):
             if entry.name.startswith(of) and is_unfinished(entry) and entry.is_file():
                 entry.unlink()

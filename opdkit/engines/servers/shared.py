@@ -90,6 +90,8 @@ class Keeper:
 
     def __init__(self, served: Served, folder: Path) -> None:
         self._served, self._folder, self._number = served, folder, 0
+        for bell in folder.glob("trouble-*"):  # of a run that was killed: nobody waits for it
+            bell.unlink(missing_ok=True)
         self._failed: str | None = None
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._listen, name="engine", daemon=True)
@@ -136,7 +138,7 @@ class Keeper:
             try:
                 self._served.recover(trouble)
                 self._number += 1
-            except UserError as error:
+            except (UserError, OSError) as error:  # without an answer the others would wait for long
                 self._failed = str(error)
             finally:
                 self._served.waiting = waiting

@@ -222,7 +222,8 @@ def _write(
 
 
 def _round(module: Any, dtype: Dtype) -> None:
-    """In place, and so that nothing here outlives it: all weights of a file are one piece of memory."""
+    """In place. A function of its own, so that none of its names keeps a weight: one keeps the memory of all that came
+    from the same file."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             rounded = tensor.to(getattr(torch, dtype))
