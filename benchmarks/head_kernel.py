@@ -80,9 +80,9 @@ class Problem:
         assert self.view.head is not None and self.view.hidden_NH is not None
         other = Projector(self.view.head, self.view.hidden_NH)
         grad_VH = torch.zeros_like(own.head.weight_VH, dtype=torch.float32)
-        for rows in chunks(rows_N, self.head.num_tokens, None):
+        for rows in chunks(rows_N, self.head.num_tokens, self.hidden_NH.shape[-1]):
             own(rows), other(rows)
-            grad_nV = own._memory[: len(rows)].bfloat16()
+            grad_nV = own._output[: len(rows)].bfloat16()
             grad_nV @ own.head.weight_VH
             grad_VH += torch.mm(grad_nV.T, own.hidden(rows), out_dtype=torch.float32)
 

@@ -26,7 +26,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.recipe import Recipe
-from opdkit.rollouts.single_turn import sample_groups
+from opdkit.rollouts.single_turn import groups_of, sample_share
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task
 from opdkit.types import Asked, Group, Problem, Rollout, seed_from
@@ -56,8 +56,9 @@ def measure_reading(peers: Recipe, solution: Recipe) -> list[dict[str, Any]]:
     renderer = Renderer(model.tokenizer, chat_template=model.chat_template)
     task = make_task(peers.data.task)
     (source,) = peers.eval.sources
-    groups = sample_groups(
-        load_problems(source, task=peers.data.task.main.name, limit=NUM_PROBLEMS).problems,
+    problems = load_problems(source, task=peers.data.task.main.name, limit=NUM_PROBLEMS).problems
+    answers = sample_share(
+        problems,
         sampler=engine,
         renderer=renderer,
         task=task,
@@ -66,6 +67,7 @@ def measure_reading(peers: Recipe, solution: Recipe) -> list[dict[str, Any]]:
         identity=(peers.seed, "reading"),
         policy_version=0,
     )
+    groups = groups_of(problems, answers)
     rows = []
     for context, name in ((solution.context, "the reference solution"), (peers.context, None)):
         readings = _readings(groups, context, renderer, name, peers.seed)

@@ -97,7 +97,7 @@ def main() -> None:
             "diagnostics": {"every": 0},
         }
         places: list[tuple[Any, str, str]] = [
-            (parts, "load_student", "loading"),
+            (parts, "load_student_on", "loading"),
             (parts, "make_viewers", "teacher's weights"),
             (Optimizer, "reserve", "optimizer's state"),
             (HFEngine, "sample", "sampling"),

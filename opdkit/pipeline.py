@@ -34,7 +34,7 @@ from opdkit.recipe.stage_kinds import Asked, Evaluate, Export, MakeModel, Sample
 from opdkit.reporting import write_report
 from opdkit.run.console import Console, Line, Table, say
 from opdkit.run.folder import RunFolder, atomic_write
-from opdkit.run.lock import Lock
+from opdkit.run.lock import Lock, is_unfinished
 from opdkit.training.loop import train
 from opdkit.training.make_model import make_model
 from opdkit.training.saved.export import export
@@ -95,7 +95,9 @@ class Record:
         self.content: dict[str, Any] = {"name": self.pipeline.name, "stages": {}}
         if self.path.exists():
             self.content = _read_record(self.path)
-        elif self.pipeline.folder.is_dir() and any(e.name != ".lock" for e in self.pipeline.folder.iterdir()):
+        elif self.pipeline.folder.is_dir() and any(
+            entry.name != ".lock" and not is_unfinished(entry) for entry in self.pipeline.folder.iterdir()
+        ):
             raise UserError(
                 f"{self.pipeline.folder} is a folder of something else (it has no {RECORD}): give the pipeline another "
                 "name, or remove it"

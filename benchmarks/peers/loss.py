@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdkit.losses import Divergence, Head, Term, ViewTokens, head_loss
-from opdkit.losses.head import CHUNK_BYTES
+from opdkit.losses.head import chunks
 
 from .worker import Prepared
 
@@ -110,7 +110,7 @@ def dense(case: dict[str, Any], dtype: torch.dtype = torch.float32) -> Callable[
 def products(case: dict[str, Any]) -> Callable[[], None]:
     given = inputs(case["tokens"], case)
     student_NH, student_VH, teacher_NH, teacher_VH = (array.detach().float() for array in given[:4])
-    size = max(1, CHUNK_BYTES["cpu"] // (4 * case["vocabulary"]))
+    size = max(len(rows) for rows in chunks(torch.arange(case["tokens"]), case["vocabulary"], case["width"]))
     own_nV, other_nV = torch.empty(size, case["vocabulary"]), torch.empty(size, case["vocabulary"])
     grad_NH, grad_VH = torch.zeros_like(student_NH), torch.zeros_like(student_VH)
 

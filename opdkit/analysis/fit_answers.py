@@ -59,12 +59,12 @@ class Asker:
         path, wanted = self.folder / "asked.json", json.loads(json.dumps(asked))
         if (found := asked_before(self.folder)) is not None:
             check_identity(path, found, wanted)
-            return
-        if not path.exists() and any(entry.name not in (".lock", "ranks") for entry in self.folder.iterdir()):
+        elif not path.exists() and any(entry.name not in (".lock", "ranks") for entry in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a folder of opdkit fit; choose another --out")
+        else:
+            atomic_write(path, json.dumps(wanted, indent=1))
         for name in ("student", "teacher"):
             (self.folder / name).mkdir(exist_ok=True)
-        atomic_write(path, json.dumps(wanted, indent=1))
 
     def student(
         self, problems: Sequence[Problem], sampler: Sampler, renderer: Renderer, num_samples: int, done: Done

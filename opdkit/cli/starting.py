@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,9 +38,9 @@ class WithResumeAuto(TyperCommand):
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What a command was told besides the recipe, which is read from `recipe`."""
+    """What a command was told besides its settings. command: what it is and what it reads, e.g. ("train", "a.toml")."""
 
-    recipe: Path
+    command: tuple[str, ...]
     ranks: int
     resume: bool
     overwrite: bool
@@ -65,7 +64,7 @@ class How:
         """One run. settings: those of --set."""
         from opdkit.ranks.join import NUM_RANKS, is_launched, join
 
-        command = ["train", str(self.recipe), *(word for setting in settings for word in ("--set", setting))]
+        command = [*self.command, *(word for setting in settings for word in ("--set", setting))]
         num_ranks = self.ranks if self.ranks > 1 else int(os.environ.get(NUM_RANKS, "1"))
         again = shlex.join(["opdkit", *command, *(["--ranks", str(num_ranks)] if num_ranks > 1 else []), "--resume"])
         if self.ranks > 1:

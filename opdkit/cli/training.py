@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +75,7 @@ def train(
     resolved = load_recipe(recipe, set_ or [])  # refused before anything heavy is imported
     if is_rank() and (ranks > 1 or seeds is not None):
         raise UserError("--ranks starts the ranks itself, and --seeds the runs; under torchrun leave them out")
-    how = How(recipe, ranks, resume, overwrite, resume_auto)
+    how = How(("train", str(recipe)), ranks, resume, overwrite, resume_auto)
     if seeds is None:
         how.train(resolved, set_ or [])
         return
@@ -105,27 +104,21 @@ def replay(
     ] = None,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier replay of this name.")] = False,
+    ranks: Ranks = 1,
     resume_auto: ResumeAuto = False,
 ) -> None:
     """Train again on a run's answers and what its teachers said, with another loss.
 
     Nothing is sampled, and no teacher is loaded: any loss, weight or support on the same answers.
     """
+    from opdkit.ranks.join import is_rank
     from opdkit.recipe.replay import replay_recipe
 
     resolved = replay_recipe(run, set_ or [], name)
-    resume = How(run, 1, resume, overwrite, resume_auto).resumes(resolved)
-    from opdkit.reporting import write_report
-    from opdkit.training.loop import train
-
-    try:
-        train(resolved, resume=resume, overwrite=overwrite, console=console)
-        say(console, f"report: {write_report(resolved.run_dir)}")
-    except Interrupted:
-        settings = [word for setting in set_ or [] for word in ("--set", setting)]
-        named = [] if name is None else ["--name", name]
-        again = shlex.join(["opdkit", "replay", str(run), *settings, *named, "--resume"])
-        raise Interrupted(f"Everything is saved in {resolved.run_dir}; go on with:\n  {again}") from None
+    if is_rank() and ranks > 1:
+        raise UserError("--ranks starts the ranks itself; under torchrun leave it out")
+    command = ("replay", str(run), *(() if name is None else ("--name", name)))
+    How(command, ranks, resume, overwrite, resume_auto).train(resolved, set_ or [])
 
 
 @app.command()
@@ -240,10 +233,13 @@ def check(
 
 def _checked(path: Path, overrides: list[str], models: bool) -> dict[str, Any]:
     """What `check --json` says of a file."""
+    from opdkit.cost.at_hand import misfits_in
+    from opdkit.cost.plan import Sizes
     from opdkit.recipe.check import check_file, departures_in
 
     try:
         doubts, notes = check_file(path, overrides), departures_in(path, overrides)
+        doubts += misfits_in(path, overrides, Sizes(may_build=models))
         if models:
             from opdkit.training.models.sides import check_models
 

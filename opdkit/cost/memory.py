@@ -28,6 +28,7 @@ VLLM_SHARE = 0.9  # of a GPU, by vLLM's own default
 CACHE_SHARE = 0.5  # as `engines.memory`
 LOGIT_BYTES = 512 << 20  # as `engines.slots`
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # as `losses.head`
+CHUNK_OF_WEIGHTS = 8
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 BLOCKS, FEW_BLOCKS = 12, 2  # arrays of a block held at once: by a divergence of two distributions, without a second one
 CODE_BYTES = 1 + 4 / 256  # of a number in 8 bits, with the scale of its block
@@ -285,7 +286,7 @@ def _head_at_work(work: Work, kind: str) -> float:
     student, compute = work.student, BYTES[work.dtype]
     sides = [(reader.size.head, reader.dtype) for reader in work.readers for _ in range(reader.gives_states)]
     tokens = work.answer / work.row * work.learned_at_once
-    chunk = min(CHUNK_BYTES[kind], 4.0 * student.vocabulary * tokens)
+    chunk = min(max(CHUNK_BYTES[kind], 4.0 * student.head / CHUNK_OF_WEIGHTS), 4.0 * student.vocabulary * tokens)
     total = chunk * (1 + len(sides)) + (BLOCKS if sides else FEW_BLOCKS) * BLOCK_BYTES[kind]
     total += 0.0 if kind == "cpu" else chunk * compute / 4  # the gradient, as the products take it in
     total += _head_copy(student.head, work.dtype, kind) + sum(_head_copy(*side, kind) for side in sides)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import torch
 
+from opdkit.cost import at_hand
 from opdkit.cost.devices import Device, device_named
 from opdkit.cost.plan import plan as make_plan
 from opdkit.cost.work import Lengths
@@ -99,17 +99,7 @@ def _device(patient: Patient) -> Device:
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / GIB
         return device_named(f"{gib:.1f}GB")
-    return Device(name="this machine", capacity=_machine_bytes(), is_cpu=True)
-
-
-def _machine_bytes() -> int:
-    """Of this machine, or of the share that its container has."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    return Device(name="this machine", capacity=at_hand.machine_bytes(), is_cpu=True)
 
 
 def duration(patient: Patient) -> Finding:

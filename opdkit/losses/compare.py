@@ -73,7 +73,8 @@ def compare_heads(
     sides = Projector(student_head, student_hidden_NH), Projector(teacher_head, teacher_hidden_NH)
     with torch.autocast(device.type, enabled=False):
         widest = max(num_tokens, teacher_head.num_tokens)
-        for rows in chunks(torch.arange(len(sampled_ids_N), device=device), widest, chunk_size):
+        rows_N, width = torch.arange(len(sampled_ids_N), device=device), student_hidden_NH.shape[-1]
+        for rows in chunks(rows_N, widest, width, chunk_size):
             student_nV, teacher_nV = (side(rows) for side in sides)
             for block in blocks(student_nV):
                 logits_nV, teacher_logits_nV = (

@@ -28,6 +28,8 @@ Gradient = Callable[[], Tensor]
 ABSENT = -1e4
 # Beyond exp(80) one side's probability is below 1e-34 and its terms vanish; fp32's exp overflows at 88.
 MAX_LOG_RATIO = 80.0
+# Of either side in a mixture: from here on a gap to the mixture is no small difference of large numbers.
+MIN_PLAIN_SHARE = 0.25
 
 
 def divergence(spec: Divergence, entries: Entries) -> tuple[Tensor, Gradient, Tensor | None]:
@@ -89,6 +91,7 @@ class Sides:
     ) -> None:
         self.student_nE, self.teacher_nE = student_nE, teacher_nE
         self._student_prob_nE, self._teacher_prob_nE = student_prob_nE, teacher_prob_nE
+        self.probs_at_hand = student_prob_nE is not None and teacher_prob_nE is not None
 
     @property
     def student_prob_nE(self) -> Tensor:
@@ -127,12 +130,13 @@ def _terms(spec: Divergence, sides: Sides) -> tuple[Tensor, Gradient]:
 
 def forward_kl(sides: Sides) -> tuple[Tensor, Gradient]:
     """KL(teacher || student): d = q (log q - log p), dd/da = -q."""
-    return sides.teacher_prob_nE * (sides.teacher_nE - sides.student_nE), lambda: -sides.teacher_prob_nE
+    term_nE = (sides.teacher_nE - sides.student_nE).mul_(sides.teacher_prob_nE)
+    return term_nE, lambda: torch.neg(sides.teacher_prob_nE, out=term_nE)
 
 
 def reverse_kl(sides: Sides) -> tuple[Tensor, Gradient]:
     """KL(student || teacher): d = p (log p - log q), dd/da = d + p."""
-    term_nE = sides.student_prob_nE * (sides.student_nE - sides.teacher_nE)
+    term_nE = (sides.student_nE - sides.teacher_nE).mul_(sides.student_prob_nE)
     return term_nE, lambda: term_nE.add_(sides.student_prob_nE)
 
 
@@ -153,32 +157,39 @@ def renyi(sides: Sides, order: float) -> tuple[Tensor, Gradient]:
 
 def jsd(sides: Sides, share: float, scale: float) -> tuple[Tensor, Gradient]:
     """scale * ((1 - s) KL(student || m) + s KL(teacher || m)): dd/da = scale (1 - s) p (log p - log m)."""
-    student_gap_nE, teacher_gap_nE = mixture_gaps(sides.student_nE, sides.teacher_nE, share)
-    student_term_nE = sides.student_prob_nE * student_gap_nE * (scale * (1 - share))
-    return student_term_nE + sides.teacher_prob_nE * teacher_gap_nE * (scale * share), lambda: student_term_nE
+    student_gap_nE, teacher_gap_nE = mixture_gaps(sides, share)
+    student_term_nE = student_gap_nE.mul_(sides.student_prob_nE).mul_(scale * (1 - share))
+    term_nE = torch.addcmul(student_term_nE, sides.teacher_prob_nE, teacher_gap_nE, value=scale * share)
+    return term_nE, lambda: student_term_nE
 
 
 def skewed_forward_kl(sides: Sides, share: float) -> tuple[Tensor, Gradient]:
     """KL(teacher || m): d = q (log q - log m), dd/da = -(1 - s) q p / m."""
-    student_gap_nE, teacher_gap_nE = mixture_gaps(sides.student_nE, sides.teacher_nE, share)
+    student_gap_nE, teacher_gap_nE = mixture_gaps(sides, share)
     prob_nE = sides.teacher_prob_nE
     return prob_nE * teacher_gap_nE, lambda: student_gap_nE.exp() * prob_nE * (share - 1)
 
 
 def skewed_reverse_kl(sides: Sides, share: float) -> tuple[Tensor, Gradient]:
     """KL(student || m): d = p (log p - log m), dd/da = d + s p q / m."""
-    student_gap_nE, teacher_gap_nE = mixture_gaps(sides.student_nE, sides.teacher_nE, share)
+    student_gap_nE, teacher_gap_nE = mixture_gaps(sides, share)
     prob_nE = sides.student_prob_nE
     term_nE = prob_nE * student_gap_nE
     return term_nE, lambda: term_nE + teacher_gap_nE.exp() * prob_nE * share
 
 
-def mixture_gaps(student_nE: Tensor, teacher_nE: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def mixture_gaps(sides: Sides, share: float) -> tuple[Tensor, Tensor]:
     """(log p - log m, log q - log m) for m = (1 - s) p + s q.
 
-    log1p and expm1 keep the gap to the nearer side exact as s approaches 0 or 1, where p (log p - log m) / s is a ratio
-    of two vanishing numbers.
+    log1p and expm1 keep the gap to the nearer side exact: where p and q are nearly 1, as a tail's can be, and where s
+    approaches 0 or 1, so that p (log p - log m) / s is a ratio of two vanishing numbers. Of a whole vocabulary, away
+    from these ends, log m from the probabilities is as exact as the logits are, in half the time.
     """
+    student_nE, teacher_nE = sides.student_nE, sides.teacher_nE
+    if sides.probs_at_hand and MIN_PLAIN_SHARE <= share <= 1 - MIN_PLAIN_SHARE:
+        mixture_nE = torch.lerp(sides.student_prob_nE, sides.teacher_prob_nE, share)
+        surprise_nE = mixture_nE.clamp_(min=torch.finfo(mixture_nE.dtype).tiny).log_().neg_()
+        return student_nE + surprise_nE, surprise_nE.add_(teacher_nE)
     log_ratio_nE = (teacher_nE - student_nE).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if share <= 0.5:
         student_gap_nE = -torch.log1p(share * torch.expm1(log_ratio_nE))

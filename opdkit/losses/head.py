@@ -31,8 +31,10 @@ from opdkit.losses.terms import Term, token_loss
 
 __all__ = ["Head", "HeadOutput", "HeadStats", "ViewTokens", "head_loss", "head_stats"]
 
-# Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom.
+# Bytes of one [n, V] array of logits: rows enough for an efficient matrix product that reads the head's weights seldom;
+# beside wide weights, which take longer to read, a share of theirs.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+CHUNK_OF_WEIGHTS = 8
 CHUNK_MULTIPLE = {"cpu": 1, "cuda": 128}  # tokens: a GPU's matrix products come in tiles
 # The elementwise mathematics takes a chunk in blocks of this size, so that its few arrays stay in a CPU's cache.
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
@@ -65,7 +67,7 @@ def head_loss(
     sampled_ids_N  long, the token that was predicted there
     views          what each view said, by name; one alone is the view "teacher"
     temperature    divides all sides' logits before anything else; top-k and sampled log-probs arrive already at it
-    chunk_size     tokens whose logits exist at one time; None: as many as fit `CHUNK_BYTES`; moves only the rounding
+    chunk_size     tokens whose logits exist at one time; None: by `CHUNK_BYTES`; moves only the rounding
 
     A head's matrix product takes in the dtype of its hidden states (or autocast's); its sums, and all behind it, are in
     fp32 (fp64 for fp64). A head that does not require grad is spared its gradient. Raises ValueError naming what is
@@ -81,7 +83,7 @@ def head_loss(
             score = _autograd if gradient == "autograd" else _closed_form
             if score is _closed_form and kernel.is_chosen(batch, counting):
                 score = _through_kernels
-            for rows in chunks(counted_rows, widest, chunk_size):
+            for rows in chunks(counted_rows, widest, hidden_NH.shape[-1], chunk_size):
                 score(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
@@ -114,10 +116,11 @@ def head_stats(
         entropy_N=torch.empty(len(hidden_NH), **math) if entropy else None,
     )
     with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
-        for chunk in chunks(torch.arange(len(hidden_NH), device=hidden_NH.device), num_tokens, chunk_size):
+        all_rows = torch.arange(len(hidden_NH), device=hidden_NH.device)
+        for chunk in chunks(all_rows, num_tokens, hidden_NH.shape[-1], chunk_size):
             output_nV = project(chunk)
             for block in blocks(output_nV):
-                logprob_nV, prob_nV = logprobs.distribution(head.logits(output_nV[block], temperature))
+                logprob_nV, prob_nV = project.distribution_(head.logits(output_nV[block], temperature))
                 rows = chunk[block]
                 if stats.sampled_logprob_N is not None and sampled_ids_N is not None:
                     stats.sampled_logprob_N[rows] = logprobs.gather(logprob_nV, sampled_ids_N[rows])
@@ -131,17 +134,31 @@ def head_stats(
 
 
 class _WithGradients(torch.autograd.Function):
-    """The loss, joined to gradients that are known already: backward only scales them."""
+    """The loss, joined to gradients that are known already: backward only scales them, and hands them over.
+
+    They are as large as the head's weights. So they are scaled in their own memory, and not at all by 1; a graph that
+    is kept for another backward gets scaled copies.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *leaves_then_gradients: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*leaves_then_gradients[3:])
+        ctx.gradients = leaves_then_gradients[3:]  # nobody else's, so that backward may write into them
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("backward through head_loss a second time: the first one needed retain_graph=True")
+        gradients = ctx.gradients
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            scaled = [None if grad is None else grad * grad_loss for grad in gradients]
+        else:
+            ctx.gradients = None
+            # Looking at the number would make a GPU's host wait for it.
+            is_one = grad_loss.device.type == "cpu" and bool(grad_loss == 1)
+            scaled = [grad if grad is None or is_one else grad.mul_(grad_loss) for grad in gradients]
+        return (None, *scaled, None, None, None)
 
 
 def _score(
@@ -179,7 +196,7 @@ def _view_scores(batch: Batch, name: str, rows: Tensor, output_nV: Tensor | None
     if output_nV is not None:
         assert said.head is not None
         logits_nV = said.head.logits(output_nV, batch.temperature).to(dtype)
-        logprob_nV, prob_nV = logprobs.distribution(logits_nV)
+        logprob_nV, prob_nV = batch.projectors[name].distribution_(logits_nV)
         logprob_nV, prob_nV = said.head.for_reader(logprob_nV, ABSENT_LOGIT), said.head.for_reader(prob_nV, 0.0)
         silent_V = said.head.silent_W
     return view_scores(said, logprob_nV, prob_nV, dtype, silent_V)
@@ -196,12 +213,14 @@ def _closed_form(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Reco
     output_nV, outputs_nV = batch.student(rows), _view_outputs(batch, rows, terms)
     for block in blocks(output_nV):
         logits_nV = batch.student.head.logits(output_nV[block], batch.temperature)
-        student_nV, prob_nV = logprobs.distribution(logits_nV)
+        slope_nV = batch.student.head.slope(logits_nV, batch.temperature) if gradients.any_wanted else None
+        student_nV, prob_nV = batch.student.distribution_(logits_nV)
         seen = {name: view_nV[block] for name, view_nV in outputs_nV.items()}
         scored = _score(batch, rows[block], terms, student_nV, prob_nV, seen)
         record.add(rows[block], scored)
         if gradients.any_wanted:
-            output_nV[block] = _output_gradient(scored, prob_nV, logits_nV, batch.student.head, batch.temperature)
+            factor = batch.student.head.logit_scale / batch.temperature
+            _write_gradient(scored, prob_nV, slope_nV, factor, output_nV[block])
     if gradients.any_wanted:
         gradients.add_from_output(rows, batch, output_nV)
 
@@ -216,27 +235,29 @@ def _through_kernels(batch: Batch, rows: Tensor, terms: Sequence[Term], record: 
         gradients.add_from_output(rows, batch, output_nV)
 
 
-def _output_gradient(scored: Scored, prob_nV: Tensor, logits_nV: Tensor, head: Head, temperature: float) -> Tensor:
-    """[n, V] gradient with respect to the head's plain output. Consumes `scored` and prob_nV.
+def _write_gradient(scored: Scored, prob_nV: Tensor, slope_nV: Tensor | None, factor: float, out_nV: Tensor) -> None:
+    """Write the gradient with respect to the head's plain output into `out_nV`. Consumes all else that is given.
 
     With g a term's coefficient times its gradient at the entries, scattered to the vocabulary: the sum over terms of
-    (g - p * sum g) * scale / temperature, times the slope of the soft cap, 1 - tanh^2.
+    (g - p * sum g) * factor, times the slope of the soft cap; factor: the head's scale / temperature.
     """
-    total_n1, dense_nV, sparse = torch.zeros_like(logits_nV[:, :1]), None, []
+    total_n1, dense_nV, sparse = torch.zeros_like(prob_nV[:, :1]), None, []
     for part in scored.terms:
-        coef_n1 = part.term.coef_N.to(logits_nV.dtype).unsqueeze(-1) * (head.logit_scale / temperature)
+        coef_n1 = part.term.coef_N.to(prob_nV.dtype).unsqueeze(-1) * factor
         grad_nE = part.gradient_nE().mul_(coef_n1)
         total_n1 += grad_nE.sum(-1, keepdim=True)
         if part.entries.ids_nE is not None:
             sparse.append((part.entries.ids_nE, grad_nE))
         else:
             dense_nV = grad_nE if dense_nV is None else dense_nV.add_(grad_nE)
-    grad_nV = prob_nV.mul_(-total_n1) if dense_nV is None else dense_nV.addcmul_(prob_nV, total_n1, value=-1)
+    if dense_nV is None:
+        torch.mul(prob_nV, -total_n1, out=out_nV)
+    else:
+        torch.addcmul(dense_nV, prob_nV, total_n1, value=-1, out=out_nV)
     for ids_nE, grad_nE in sparse:
-        grad_nV.scatter_add_(-1, ids_nE, grad_nE)
-    if head.softcap is not None:
-        grad_nV.mul_(1 - (logits_nV * (temperature / head.softcap)) ** 2)
-    return grad_nV
+        out_nV.scatter_add_(-1, ids_nE, grad_nE)
+    if slope_nV is not None:
+        out_nV.mul_(slope_nV)
 
 
 def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record, gradients: Gradients) -> None:
@@ -257,11 +278,12 @@ def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record,
     gradients.add(rows, *found)
 
 
-def chunks(rows: Tensor, num_tokens: int, chunk_size: int | None) -> Iterator[Tensor]:
-    """`rows` in pieces of chunk_size, or of as many as fit `CHUNK_BYTES`."""
+def chunks(rows: Tensor, num_tokens: int, width: int, chunk_size: int | None = None) -> Iterator[Tensor]:
+    """`rows` in pieces of chunk_size, or of as many as fit `CHUNK_BYTES` for a head of these sizes."""
     if chunk_size is None:
         kind = rows.device.type
-        chunk_size = max(1, CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * num_tokens))
+        fitting = CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // (4 * num_tokens)
+        chunk_size = max(1, fitting, width // CHUNK_OF_WEIGHTS)
         chunk_size -= chunk_size % min(chunk_size, CHUNK_MULTIPLE.get(kind, 1))
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size} must be at least 1")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from opdkit.losses import logprobs, memory
 from opdkit.losses.logprobs import math_dtype, product_dtype
 from opdkit.losses.terms import Term, counted_tokens
 from opdkit.types import Asked
@@ -58,7 +59,7 @@ class Head:
         def cut(array: Tensor) -> Tensor:
             array = array[: self.num_tokens]
             for dtype in dtypes:
-                array = array.to(dtype)
+                array = memory.cast(array, dtype)
             return torch.cat([array, array.new_zeros(missing, *array.shape[1:])]) if missing else array
 
         return replace(self, weight_VH=cut(self.weight_VH), bias_V=None if self.bias_V is None else cut(self.bias_V))
@@ -106,7 +107,7 @@ class Head:
         return torch.addmm(self.bias_V, hidden_nH, self.weight_VH.T, out=out)
 
     def logits(self, output_nV: Tensor, temperature: float) -> Tensor:
-        """[n, V] logits / temperature from the plain output, in `math_dtype`."""
+        """[n, V] logits / temperature from the plain output, in `math_dtype`; in its memory where nothing changes."""
         output_nV = output_nV.to(math_dtype(output_nV.dtype))
         factor = self.logit_scale / temperature
         if self.softcap is not None:
@@ -114,6 +115,10 @@ class Head:
         elif factor != 1:
             output_nV = output_nV * factor
         return output_nV if self.absent_ids is None else output_nV.index_fill(-1, self.absent_ids, ABSENT_LOGIT)
+
+    def slope(self, logits_nV: Tensor, temperature: float) -> Tensor | None:
+        """[n, V] what the soft cap passes on of a small change, 1 - tanh^2, read off its `logits`; None: all."""
+        return None if self.softcap is None else 1 - (logits_nV * (temperature / self.softcap)) ** 2
 
 
 def mixed_head(reference: Head, other: Head, share: float) -> Head:
@@ -137,7 +142,7 @@ def mixed_head(reference: Head, other: Head, share: float) -> Head:
 class Projector:
     """A head applied to chunk after chunk of hidden states, into the same memory each time.
 
-    Fresh memory of this size costs a CPU more in page faults than the arithmetic that fills it.
+    Fresh memory of this size is dear (`memory.py`).
     """
 
     def __init__(self, head: Head, hidden_NH: Tensor) -> None:
@@ -145,7 +150,8 @@ class Projector:
         self.dtype = product_dtype(self._compute_dtype, hidden_NH.device)
         with torch.no_grad():
             self.head, self.hidden_NH = head.trimmed(self._compute_dtype, self.dtype), hidden_NH
-        self._memory = hidden_NH.new_empty(0, self.head.num_rows, dtype=math_dtype(self.dtype))
+        self._output = hidden_NH.new_empty(0, self.head.num_rows, dtype=math_dtype(self.dtype))
+        self._probs = hidden_NH.new_empty(0, self.head.num_tokens, dtype=math_dtype(self.dtype))
 
     def hidden(self, rows: Tensor) -> Tensor:
         """[n, H] as the head's matrix product takes them in: rounded to autocast's dtype where that applies."""
@@ -153,9 +159,15 @@ class Projector:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, V] plain output for these tokens; valid until the next call."""
-        if len(self._memory) < len(rows):
-            self._memory = self._memory.new_empty(len(rows), self.head.num_rows)
-        return self.head.project(self.hidden(rows), out=self._memory[: len(rows)])
+        self._output = memory.at_least(len(rows), self._output)
+        return self.head.project(self.hidden(rows), out=self._output[: len(rows)])
+
+    def distribution_(self, logits_nV: Tensor) -> tuple[Tensor, Tensor]:
+        """`logprobs.distribution_` of logits of this head; the probabilities are valid until the next call."""
+        if logits_nV.dtype != self._probs.dtype:
+            return logprobs.distribution_(logits_nV)
+        self._probs = memory.at_least(len(logits_nV), self._probs)
+        return logprobs.distribution_(logits_nV, out=self._probs[: len(logits_nV)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,16 +34,16 @@ def log_softmax(logits_nV: Tensor) -> Tensor:
     return torch.log_softmax(logits_nV, dim=-1, dtype=math_dtype(logits_nV.dtype))
 
 
-def distribution(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """([n, V] log-probabilities in nats, [n, V] probabilities), in `math_dtype`, without gradient.
+def distribution_(logits_nV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """([n, V] log-probabilities in nats, [n, V] probabilities) of logits in `math_dtype`, without gradient; the former
+    are written over the logits and the latter into `out`: fresh memory is dear (`memory.py`).
 
     As exact as `log_softmax` and its exponential, in half the time on a CPU: softmax's is the only exponential taken,
     and the normaliser is read off the likeliest entry, log p = z - (max z - log max p).
     """
-    logits_nV = logits_nV.detach().to(math_dtype(logits_nV.dtype))
-    prob_nV = logits_nV.softmax(-1)
+    prob_nV = torch.softmax(logits_nV, -1, out=out)
     log_norm_n1 = logits_nV.amax(-1, keepdim=True) - prob_nV.amax(-1, keepdim=True).log()
-    return logits_nV - log_norm_n1, prob_nV
+    return logits_nV.sub_(log_norm_n1), prob_nV
 
 
 @dataclass(frozen=True, slots=True)

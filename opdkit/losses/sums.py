@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdkit.errors import UserError
-from opdkit.losses import logprobs
+from opdkit.losses import logprobs, memory
 from opdkit.losses.inputs import Batch, Head
 from opdkit.losses.support import Entries
 from opdkit.losses.terms import Term
@@ -77,7 +77,8 @@ class Gradients:
             raise UserError("fp16 loses the gradient of unlikely tokens to underflow; train in bfloat16 or float32.")
         dtype = logprobs.math_dtype(dtype)
         self.hidden_NH = torch.zeros_like(hidden_NH) if wanted[0] else None
-        self.weight_VH = torch.zeros_like(head.weight_VH, dtype=dtype) if wanted[1] else None
+        self.weight_VH = memory.empty(head.weight_VH.shape, dtype, head.weight_VH.device) if wanted[1] else None
+        self._weight_is_empty = True  # the first chunk writes, later ones add: no pass over it to fill it with zeros
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
 
     def add_from_output(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
@@ -92,17 +93,25 @@ class Gradients:
             self.hidden_NH[rows] = (grad_nV @ head.weight_VH).to(self.hidden_NH.dtype)
         if self.weight_VH is not None:
             weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.student.hidden(rows)
-            if weight_VH.dtype != grad_nV.dtype:
-                weight_VH += torch.mm(grad_nV.T, hidden_nH, out_dtype=weight_VH.dtype)[:num_tokens]
-            elif head.num_rows > num_tokens:
-                weight_VH += torch.mm(grad_nV.T, hidden_nH)[:num_tokens]
+            if weight_VH.dtype == grad_nV.dtype and head.num_rows == num_tokens:
+                weight_VH.addmm_(grad_nV.T, hidden_nH, beta=0 if self._weight_is_empty else 1)
+                self.weight_VH[num_tokens:].zero_()
+                self._weight_is_empty = False
             else:
-                weight_VH.addmm_(grad_nV.T, hidden_nH)
+                self._fill_with_zeros()
+                wider = {} if weight_VH.dtype == grad_nV.dtype else {"out_dtype": weight_VH.dtype}
+                weight_VH += torch.mm(grad_nV.T, hidden_nH, **wider)[:num_tokens]
+
+    def _fill_with_zeros(self) -> None:
+        if self.weight_VH is not None and self._weight_is_empty:
+            self.weight_VH.zero_()
+        self._weight_is_empty = False
 
     def add(self, rows: Tensor, hidden_nH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None) -> None:
         """Add a chunk, given its gradients."""
         if self.hidden_NH is not None:
             self.hidden_NH[rows] = hidden_nH.to(self.hidden_NH.dtype)
+        self._fill_with_zeros()
         for total, found in ((self.weight_VH, weight_VH), (self.bias_V, bias_V)):
             if total is not None and found is not None:
                 both = min(len(total), len(found))  # rows beyond the vocabulary, on either side, have no gradient
@@ -110,9 +119,10 @@ class Gradients:
 
     def finished(self) -> list[Tensor | None]:
         """[grad_hidden, grad_weight, grad_bias] in their leaves' dtypes; None where none is wanted."""
+        self._fill_with_zeros()
         sums = (self.hidden_NH, self.weight_VH, self.bias_V)
         return [
-            None if total is None or leaf is None else total.to(leaf.dtype)
+            None if total is None or leaf is None else memory.cast(total, leaf.dtype)
             for total, leaf in zip(sums, self.leaves, strict=True)
         ]
 

@@ -57,7 +57,7 @@ def target_scores(
     logprob_nV = combined(full, target.kind)
     if target.kind == "mixture":
         return TargetScores(logprob_nV, logprob_nV.exp())
-    return TargetScores(*logprobs.distribution(logprob_nV))  # a weighted sum of log-probs is one of logits
+    return TargetScores(*logprobs.distribution_(logprob_nV))  # a weighted sum of log-probs is one of logits
 
 
 def combined(parts: Sequence[tuple[Tensor, float]], kind: TargetKind = "logits") -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from opdkit.errors import UserError
+
 T = TypeVar("T")
 
 LOST = 75  # exit status of a rank that ended because another one did
@@ -24,6 +26,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among those of this machine
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -40,6 +44,22 @@ class Ranks:
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` gives the first rank, who alone calls it. A UserError that it raises is raised on all."""
         return make()
+
+    def from_all(self, make: Callable[[], Sequence[T]]) -> list[T]:
+        """What `make` gives every rank, one behind the other. A UserError that it raises on one is raised on all."""
+        own: Sequence[T] = ()
+        failed: UserError | None = None
+        try:
+            own = make()
+        except UserError as error:
+            failed = error
+        told = self.gather((own, failed))
+        if failed is not None:
+            raise failed
+        for rank, (_, theirs) in enumerate(told):
+            if theirs is not None:
+                raise UserError(*(f"rank {rank}: {sentence}" for sentence in theirs.sentences))
+        return [item for items, _ in told for item in items]
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on some rank."""

@@ -29,7 +29,7 @@ class Group(Ranks):
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # Of this machine; torchrun sets both, and so does the launcher.
+        # torchrun sets both, and so does the launcher.
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 

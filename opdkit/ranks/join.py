@@ -23,6 +23,7 @@ from opdkit.ranks.base import ALONE, Ranks
 
 NUM_RANKS = "WORLD_SIZE"
 LISTENS_AT = "OPDKIT_LISTENS_AT"  # the descriptor of the rendezvous' socket (rank 0), or "" (the others)
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LISTENS_AT)
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 

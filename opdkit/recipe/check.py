@@ -42,18 +42,7 @@ def departures_in(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def check_num_ranks(recipe: Recipe, num_ranks: int) -> None:
-    """Raises UserError for more ranks than a step has rows, and for what several ranks cannot do."""
-    if recipe.spool is not None:
-        raise UserError(
-            f"[spool] keeps what one process sees, and there are {num_ranks} ranks; remove it, or the ranks"
-        )
-    sampling = recipe.sampling
-    if sampling.engine != "hf" or sampling.lag:
-        key = f"lag = {sampling.lag}" if sampling.lag else f'engine = "{sampling.engine}"'
-        raise UserError(
-            f"sampling.{key} is for one process, and {num_ranks} ranks were asked for; remove it: the ranks share the "
-            "answers of a step among them"
-        )
+    """Raises UserError for more ranks than a step has rows, or than come to whole copies of the layers."""
     check_copies(recipe, num_ranks)
     answers = 1 if recipe.method.answer_source == "dataset" else recipe.sampling.group_size
     rows = recipe.train.problems_per_step * answers

@@ -50,13 +50,23 @@ def kept_of(described: Mapping[str, Any], reader: str) -> Asked:
 def num_steps(run: Path) -> int:
     """How many steps, from the first on, a run has kept: the rows of one that was killed in it are missing."""
     number = 0
-    while all((run / file).exists() for file in _files(number + 1)):
+    while spool_files(run / "spool", number + 1) and (run / f"rows/step_{number + 1:06d}.parquet").exists():
         number += 1
     return number
 
 
-def _files(step: int) -> tuple[str, str]:
-    return f"spool/step_{step:06d}.safetensors", f"rows/step_{step:06d}.parquet"
+def spool_file(folder: Path, step: int, rank: int = 0, num_ranks: int = 1) -> Path:
+    """Where a rank keeps what teachers said of its rows. step: counted from 1, as rows are."""
+    part = "" if num_ranks == 1 else f"-{rank + 1:05d}-of-{num_ranks:05d}"
+    return folder / f"step_{step:06d}{part}.safetensors"
+
+
+def spool_files(folder: Path, step: int) -> list[Path]:
+    """Those of a step in the ranks' order, if all are there; else none."""
+    if (whole := spool_file(folder, step)).exists():
+        return [whole]
+    parts = sorted(folder.glob(f"step_{step:06d}-*-of-*.safetensors"))
+    return parts if parts == [spool_file(folder, step, rank, len(parts)) for rank in range(len(parts))] else []
 
 
 def saved_faults(recipe: Recipe) -> Iterator[str]:

@@ -49,6 +49,8 @@ class VllmSection(Section):
     # room for a trainer beside it.
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     tensor_parallel_size: PositiveInt = 1  # GPUs that the engine is spread over
+    # Of several ranks: so many neighbours of a machine share an engine, on their GPUs. Default: all of a machine.
+    ranks_per_engine: PositiveInt | None = None
     max_model_len: PositiveInt | None = None  # prompt and answer together; default: the model's positions
     quantization: Words | None = None  # as vLLM names it ("fp8"); with [model.lora] only
     extra_args: Strings = ()  # further options of vLLM's server; they come last

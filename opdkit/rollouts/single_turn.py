@@ -17,8 +17,10 @@ from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task, can_grade
 from opdkit.types import AUTHORS, Group, Problem, Rollout, seed_from
 
+Answer = Rollout | Played  # of one turn, or an episode
 
-def sample_groups(
+
+def sample_share(
     problems: Sequence[Problem],
     *,
     sampler: Sampler,
@@ -32,12 +34,14 @@ def sample_groups(
     read: Mapping[str, Sequence[int]] | None = None,
     ranks: Ranks = ALONE,
     stage: Stage | None = None,
-) -> list[Group]:
-    """`group_size` graded answers to every problem. read: as in `sample_rollouts`; ranks: each samples its share;
-    stage: where answers are episodes of several turns."""
+) -> Sequence[Answer]:
+    """This rank's share of `group_size` graded answers to every problem; of all shares `groups_of` makes the groups.
+
+    read: as in `sample_rollouts`. stage: where answers are episodes of several turns.
+    """
     asked = [(problem, sample_id) for problem in problems for sample_id in range(group_size)]
     if stage is not None:
-        own_episodes = play(
+        return play(
             ranks.share(asked),
             stage=stage,
             sampler=sampler,
@@ -49,11 +53,7 @@ def sample_groups(
             group_size=group_size,
             progress=progress,
         )
-        played = ranks.joined(own_episodes)
-        return [
-            _played_group(problem, played[i * group_size : (i + 1) * group_size]) for i, problem in enumerate(problems)
-        ]
-    own = sample_rollouts(
+    return sample_rollouts(
         ranks.share(asked),
         sampler=sampler,
         renderer=renderer,
@@ -64,15 +64,19 @@ def sample_groups(
         progress=progress,
         read=read,
     )
-    rollouts = ranks.joined(own)
-    return [
-        Group(problem=problem, rollouts=tuple(rollouts[i * group_size : (i + 1) * group_size]))
-        for i, problem in enumerate(problems)
-    ]
 
 
-def _played_group(problem: Problem, played: Sequence[Played]) -> Group:
+def groups_of(problems: Sequence[Problem], answers: Sequence[Answer]) -> list[Group]:
+    """answers: equally many to each problem, in their order."""
+    size = len(answers) // max(1, len(problems))
+    return [_group(problem, answers[i * size : (i + 1) * size]) for i, problem in enumerate(problems)]
+
+
+def _group(problem: Problem, answers: Sequence[Answer]) -> Group:
     """The problem is asked as its episodes began; one whose environment did not begin says nothing of that."""
+    played = [one for one in answers if isinstance(one, Played)]
+    if not played:
+        return Group(problem=problem, rollouts=tuple(one for one in answers if isinstance(one, Rollout)))
     began = next((one for one in played if one.why is None), played[0])
     return Group(problem=began.asked(problem), rollouts=tuple(r for one in played for r in one.rollouts))
 
@@ -96,7 +100,7 @@ def sample_rollouts(
     read: problem id -> what the sampler reads in place of the problem's own prompt, which the rollout keeps.
     kept: gets every rollout once, graded, a few at a time as they are finished; also those before an `Interrupted`.
     The seed of an answer is (identity, problem id, sample id): the same on one rank or eight, in any order, and after a
-    resume. `identity` says which run, which step and what for. stage: as in `sample_groups`; of an episode in several
+    resume. `identity` says which run, which step and what for. stage: as in `sample_share`; of an episode in several
     rows the last one comes back.
     """
     if stage is not None:

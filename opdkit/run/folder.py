@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from opdkit.data.files.write import SHOWN, file_to_write, what_is_at
 from opdkit.errors import UserError
 from opdkit.run import sums
 from opdkit.run.environment import changes, describe_environment
-from opdkit.run.lock import NAME_BYTES, Lock
+from opdkit.run.lock import NAME_BYTES, Lock, is_unfinished
 
 _FILES = (sums.SUMS, "environment.json", "metrics.jsonl", "summary.json", "report.html", "wandb_id", "vllm.log")
 _FOLDERS = ("rows", "spool", "checkpoints", "eval", "sampler", "tensorboard", "wandb")
@@ -141,8 +142,9 @@ class RunFolder:
         """Remove rows, spools and evaluations of later steps than the one a run goes on from: they are made again."""
         for folder in ("rows", "spool", "eval"):
             for path in (self.path / folder).glob("step_*"):
-                number = path.name.removeprefix("step_").partition(".")[0]  # of one that was begun, more follows
-                if number.isdigit() and int(number) > step:
+                # Behind the number more may follow: of one that was begun, or a rank's own.
+                found = re.match(r"step_(\d+)[.-]", path.name)
+                if found and int(found[1]) > step:
                     path.unlink()
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
@@ -276,7 +278,7 @@ class RunFolder:
         if resume:
             raise UserError(f"nothing to resume at {self.path}: it has no recipe.toml; start without --resume")
         entries = self.path.iterdir() if self.path.exists() else ()
-        foreign = sorted(entry.name for entry in entries if entry.name not in _OURS and not _is_unfinished(entry))
+        foreign = sorted(entry.name for entry in entries if entry.name not in _OURS and not is_unfinished(entry))
         if foreign:
             names = ", ".join(foreign[:3])
             raise UserError(f"{self.path} is a folder of something else (it holds {names}): give the run another name")
@@ -305,7 +307,7 @@ class RunFolder:
         """Temporary files of a process that was killed while writing. We hold the lock, so nobody is using them."""
         for folder in (self.path, self.path / "rows", self.path / "eval", self.spool):
             for entry in folder.iterdir() if folder.is_dir() else ():
-                if _is_unfinished(entry) and entry.is_file():
+                if is_unfinished(entry) and entry.is_file():
                     entry.unlink()
         for begun in (self.path / "eval").glob("*.begun"):  # its answers are in the evaluation, once that is there
             if begun.with_name(f"{begun.name.partition('.')[0]}.json").exists():
@@ -375,10 +377,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _damaged(path, "it is no JSON object")
     return found
-
-
-def _is_unfinished(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".unfinished")
 
 
 def _damaged(path: Path, why: Exception | str) -> UserError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import socket
 import stat
 import time
@@ -16,7 +15,6 @@ from typing import Self
 from opdkit.data.files.write import SHOWN, what_is_at
 from opdkit.errors import UserError
 
-UNFINISHED = re.compile(r"\.\d+\.unfinished$")
 NAME_BYTES = 60  # of a file's name that go into the names of its lock and of its unfinished self
 
 
@@ -112,7 +110,7 @@ class Lock:
         """Temporary files (`folder.atomic_path`) of a holder that was killed: nobody else writes here."""
         of = f".{self._what.name[:NAME_BYTES]}" if self._is_file else "."
         for entry in list(self._path.parent.iterdir()):
-            if entry.name.startswith(of) and UNFINISHED.search(entry.name) and entry.is_file():
+            if entry.name.startswith(of) and is_unfinished(entry) and entry.is_file():
                 entry.unlink()
 
     def _remove_made(self) -> None:
@@ -131,6 +129,11 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether it is the temporary file of a write (`folder.atomic_path`)."""
+    return path.name.startswith(".") and path.name.endswith(".unfinished")
 
 
 def _is_there(path: Path) -> bool:

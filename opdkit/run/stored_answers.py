@@ -14,7 +14,7 @@ import gzip
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -209,13 +209,28 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(result, allow_nan=False)  # a number beyond every double comes back as infinity
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the same `opdkit evaluate` again to write it") from None
     if not isinstance(result, dict) or not isinstance(result.get("eval"), dict):
         raise UserError(f'{path} is not the result of an evaluation: it has no "eval"')
+    if broken := next(_broken_parts(result), None):
+        raise UserError(f"{path} was changed: {broken}; run the same `opdkit evaluate` again to write it")
     return result
+
+
+def _broken_parts(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in result["eval"].items():
+        average = found.get("avg_at_n") if isinstance(found, dict) else None
+        if not isinstance(average, dict) or not isinstance(average.get("value", ""), int | float | None):
+            yield f"its numbers of {name!r} have no average"
+    if not isinstance(result.get("verifier", {}), dict):
+        yield '"verifier" is no table'
+    options = result.get("options", {})
+    if not isinstance(options, dict) or not isinstance(options.get("num_samples", 1), int):
+        yield '"options" does not say how many answers each problem has'
 
 
 def num_measured(result: Mapping[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from opdkit.engines.sampling.slots import Counts
 from opdkit.metrics import Metric
 from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe
-from opdkit.rollouts.single_turn import dataset_groups, read_by, sample_groups, written_by
+from opdkit.rollouts.single_turn import Answer, dataset_groups, groups_of, read_by, sample_share, written_by
 from opdkit.rollouts.stage import Counts as EpisodeCounts
 from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Task
@@ -58,7 +59,7 @@ class Answers:
         if source == "student" and self.ahead is not None:
             return self.ahead.take(step)
         if source == "student":
-            sampled = self.begin(self.recipe, problems, step, step)()
+            sampled = groups_of(problems, self.ranks.from_all(self.begin(self.recipe, problems, step, step)))
             if self.server is not None:
                 self.server.rest()
             return sampled
@@ -81,9 +82,11 @@ class Answers:
         }
         return [groups[problem.id] for problem in problems]
 
-    def begin(self, recipe: Recipe, problems: Sequence[Problem], step: int, version: int) -> Callable[[], list[Group]]:
-        """What writes the student's answers that `step` learns from, with the weights of this moment, which are of
-        `version`. recipe: as it is at that step."""
+    def begin(
+        self, recipe: Recipe, problems: Sequence[Problem], step: int, version: int
+    ) -> Callable[[], Sequence[Answer]]:
+        """What writes this rank's share of the student's answers that `step` learns from, with the weights of this
+        moment, which are of `version`. recipe: as it is at that step."""
         engine = self.student_engine(version)
         return lambda: self._sampled(engine, self.renderer, problems, step, recipe=recipe, version=version)
 
@@ -151,9 +154,11 @@ class Answers:
         params = sampling.params
         if self.recipe.episode is not None:
             params = replace(params, max_answer_tokens=self.recipe.episode.turn_tokens(params.max_answer_tokens))
-        return sample_groups(
+        engine = self.student_engine(version)
+        write = partial(
+            sample_share,
             problems,
-            sampler=self.student_engine(version),
+            sampler=engine,
             renderer=self.renderer,
             task=self.task,
             params=params,
@@ -163,6 +168,7 @@ class Answers:
             ranks=self.ranks,
             stage=self.stage,
         )
+        return groups_of(problems, self.ranks.from_all(write))
 
     def can_read(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether `engine_of` can: not where they are saved under other names."""
@@ -177,7 +183,9 @@ class Answers:
     def _of_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> list[Group]:
         read = self._read_by_teacher(viewer, problems, step)
         with viewer.teacher.active():
-            groups = self._sampled(viewer.teacher.engine(), viewer.teacher.renderer, problems, step, read)
+            engine, renderer = viewer.teacher.engine(), viewer.teacher.renderer
+            write = partial(self._sampled, engine, renderer, problems, step, read)
+            groups = groups_of(problems, self.ranks.from_all(write))
         return [written_by("teacher", read_by(self.renderer, group)) for group in groups]
 
     def _read_by_teacher(self, viewer: Viewer, problems: Sequence[Problem], step: int) -> dict[str, Sequence[int]]:
@@ -209,11 +217,11 @@ class Answers:
         read: Mapping[str, Sequence[int]] | None = None,
         recipe: Recipe | None = None,
         version: int | None = None,
-    ) -> list[Group]:
+    ) -> Sequence[Answer]:
         recipe = recipe or self.recipe
         if self.stage is not None:
             self.stage.taken()  # what evaluations counted is theirs
-        groups = sample_groups(
+        answers = sample_share(
             problems,
             sampler=sampler,
             renderer=renderer,
@@ -231,4 +239,4 @@ class Answers:
             self._played.append(self.stage.taken())
         if isinstance(sampler, HFEngine):  # others do not say how they batch
             self._counts += sampler.counts
-        return groups
+        return answers

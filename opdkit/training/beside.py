@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, recipe_at
+from opdkit.rollouts.single_turn import Answer
 from opdkit.run.console import Console, Interrupt, told_while_waiting
 from opdkit.training.ahead import Ahead
 from opdkit.training.answers import Answers
 from opdkit.training.models.student_server import StudentServer
 from opdkit.training.parts import Parts
-from opdkit.types import Group, Problem
+from opdkit.types import Problem
 
 
 def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Sequence[Problem]]) -> Ahead | None:
@@ -21,11 +23,11 @@ def look_ahead(recipe: Recipe, answers: Answers, problems_of: Callable[[int], Se
     if not recipe.sampling.lag:
         return None
 
-    def begin(problems: Sequence[Problem], step: int, version: int) -> Callable[[], list[Group]]:
+    def begin(problems: Sequence[Problem], step: int, version: int) -> Callable[[], Sequence[Answer]]:
         return answers.begin(recipe_at(recipe, step), problems, step, version)
 
     is_beside = recipe.sampling.engine != "hf"
-    return Ahead(recipe.sampling.lag, recipe.train.steps, begin, problems_of, is_beside)
+    return Ahead(recipe.sampling.lag, recipe.train.steps, begin, problems_of, is_beside, answers.ranks)
 
 
 @contextmanager
@@ -36,12 +38,13 @@ def engine_beside(
     console: Console,
     interrupt: Interrupt,
     warn: Callable[[str], object],
+    ranks: Ranks = ALONE,
 ) -> Iterator[StudentServer | None]:
     """The engine that samples for the student, if not this process; it is ended behind the block, whatever happens."""
     if recipe.sampling.engine == "hf":
         yield None
         return
-    server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn)
+    server = StudentServer.of(recipe, parts.student, parts.optimizer, run_dir, warn, ranks)
     try:
         what = "starting vLLM" if server.served.process else f"looking for {recipe.sampling.url}"
         with told_while_waiting(console, what) as tell:
@@ -51,7 +54,6 @@ def engine_beside(
                 interrupt.check()
 
             server.open(waiting)
-        server.served.waiting = lambda seconds: None  # a step that has begun is ended, as with any engine
         yield server
     finally:
         server.close()

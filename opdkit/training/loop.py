@@ -248,7 +248,7 @@ class TrainingRun:
             try:
                 with enough_memory("making the optimizer's state", "train a smaller model, or [model.lora]"):
                     self.parts.optimizer.reserve()
-                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn)
+                beside = (recipe, self.parts, folder.path, self.console, self.interrupt, self.warn, self.ranks)
                 if back:
                     self.keeper.save()
                 with engine_beside(*beside) as self.answers.server:
@@ -332,8 +332,8 @@ class TrainingRun:
         self.task.drain()  # what evaluations counted is theirs
         with enough_memory("taking a step", LESS_TO_KEEP):
             rows, metrics = train_step(state, chosen)
-        metrics += [*beside_metrics(self.answers), *self.task.drain(self.ranks)]
-        metrics += self.ranks.joined(self.answers.drain())
+        metrics += self.ranks.joined([*beside_metrics(self.answers), *self.answers.drain()])
+        metrics += self.task.drain(self.ranks)  # nothing is graded beside the trainer any more
         seconds = time.monotonic() - started
         seen = reduce_metrics(metrics)
         count(state.counters, seen, seconds)

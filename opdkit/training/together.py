@@ -27,16 +27,10 @@ def check_ranks(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> No
 
 
 def check_same(ranks: Ranks, recipe: Recipe, data: Mapping[str, Dataset]) -> None:
-    """Raises UserError for an engine beside several ranks, and where they are not alike."""
+    """Raises UserError where they are not alike."""
     if ranks.size == 1:
         return
     check_copies(recipe, ranks.size)
-    if recipe.sampling.engine != "hf" or recipe.sampling.lag:
-        raise UserError(
-            f'sampling.engine = "{recipe.sampling.engine}" and sampling.lag = {recipe.sampling.lag} with {ranks.size} '
-            'processes: an engine beside the trainer, and a lag, are for one process; start one, or use engine = "hf" '
-            "and lag = 0"
-        )
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "numpy")]
     facts = {f"{name} data": one.fingerprint for name, one in data.items()}
     facts |= {f"{key} files": str(model_digest(Path(path))) for key, path in recipe.model_paths.items()}

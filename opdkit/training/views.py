@@ -78,12 +78,12 @@ def score(
                 spans = teacher.spans_of(read_once[1], rollouts[row].answer_ids, _DISTRIBUTION)
                 heard(teacher, rollouts[row], replace(signal, spans=spans))
             signals[row][name] = signal if whole_asked else replace(signal, hidden_TH=None, head=None)
+    if state.spool is not None:
+        state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
+        signals = _as_asked(state, rollouts, signals)
     signals = deal.signals_of_all([rollout.key for rollout in rollouts], signals)
     check_coverage([(r, said.spans) for r, own in zip(rollouts, signals, strict=True) for said in own.values()])
-    if state.spool is None:
-        return signals
-    state.spool.keep(state.step + 1, state.method.loss_temperature, rollouts, views, signals)
-    return _as_asked(state, rollouts, signals)
+    return signals
 
 
 def join(
@@ -117,7 +117,7 @@ def spool_of(state: State, folder: Path, section: SpoolSection) -> Spool:
         absent_ids=[] if absent is None else absent.tolist(),
         tokenizer=state.student.tokenizer,
     )
-    return Spool(folder, section, described)
+    return Spool(folder, section, described, state.ranks)
 
 
 def _as_asked(

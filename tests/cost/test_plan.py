@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from opdkit.cli import app
+from opdkit.cost import at_hand
 from opdkit.cost.changes import changes
 from opdkit.cost.devices import GPUS, Device, device_named
 from opdkit.cost.plan import Plan, Sizes, plan
@@ -191,7 +192,31 @@ def test_what_torch_modules_hold_is_what_the_plan_says() -> None:
     assert work.TOKENS_PER_BATCH == engines_memory.TOKENS_PER_BATCH
     assert memory.CACHE_SHARE == engines_memory.CACHE_SHARE
     assert memory.LOGIT_BYTES == slots.LOGIT_BYTES
-    assert (memory.CHUNK_BYTES, memory.BLOCK_BYTES) == (head.CHUNK_BYTES, head.BLOCK_BYTES)
+    for name in ("CHUNK_BYTES", "CHUNK_OF_WEIGHTS", "BLOCK_BYTES"):
+        assert getattr(memory, name) == getattr(head, name)
+
+
+def test_check_says_that_a_recipe_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_cli: Any) -> None:
+    """On a GPU that is too small it is told what would help, on a machine without one its memory counts; what fits, or
+    has a model of unknown size, is not spoken of."""
+    recipe = tmp_path / "r.toml"
+    path, lengths = f'[model]\npath = "{SIZE}"\n', "[sampling]\nmax_answer_tokens = 512\n"
+    rest = f'[data]\ntrain = "x.jsonl"\ntask = "math"\n[method]\nname = "grpo"\n[train]\nsteps = 1\n{lengths}'
+    recipe.write_text(f'name = "r"\n{path}{rest}', encoding="utf-8")
+    for gpus, machine, said in (
+        ([180 << 30, 80 << 30], 1 << 50, "has 75.8; it would with model.gradient_checkpointing = true;"),
+        ([180 << 30], 1 << 10, None),
+        ([], 8 << 30, "this machine, without a GPU, has 8.0; `opdkit plan`"),
+        ([], 1 << 50, None),
+    ):
+        monkeypatch.setattr(at_hand, "_gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(at_hand, "machine_bytes", lambda machine=machine: machine)
+        output = " ".join(run_cli("check", str(recipe))[1].split())
+        assert ("it does not fit" in output) == (said is not None), output
+        assert said is None or said in output, output
+    monkeypatch.setattr(at_hand, "machine_bytes", lambda: 1)
+    recipe.write_text(f'name = "r"\n[model]\npath = "nobody/knows"\n{rest}', encoding="utf-8")
+    assert "it does not fit" not in run_cli("check", str(recipe))[1]
 
 
 def test_recipes_say_which_gpus_they_fit() -> None:

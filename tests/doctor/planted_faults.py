@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from opdkit.cost import at_hand
 from opdkit.doctor import resources
 from opdkit.doctor.checks import CHECKS, look
 from opdkit.doctor.patient import PROBE_TEMPERATURE, Patient
@@ -527,7 +528,7 @@ def _(ward: Ward) -> Patient:
 
 @fault("memory", "a machine that is too small", "failed", "this machine has")
 def _(ward: Ward) -> Patient:
-    ward.patch.setattr(resources, "_machine_bytes", lambda: 1 << 20)
+    ward.patch.setattr(at_hand, "machine_bytes", lambda: 1 << 20)
     return ward.copied("nothing")
 
 

@@ -190,6 +190,24 @@ def test_refusals(result: Path, tmp_path: Path) -> None:
         regrade(result)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"eval": {"set": 0.5}},
+        {"eval": {"set": {"avg_at_n": {"value": "x"}}}},
+        {"options": []},
+        {"options": {"num_samples": "x"}},
+        {"seconds": 1e999},
+        {"verifier": 1},
+    ],
+)
+def test_a_result_that_was_changed(result: Path, changed: dict[str, object]) -> None:
+    path = result / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(UserError, match="run the same `opdkit evaluate` again"):
+        regrade(result, with_published=True)
+
+
 def test_neither_regrade_nor_compare_loads_torch() -> None:
     """A table is recomputed on a laptop."""
     code = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import Divergence, PolicyGradient, Support, group_centred, logprobs, teacher_minus_student
-from opdkit.losses.divergence import divergence, mixture_gaps
+from opdkit.losses.divergence import Sides, divergence, mixture_gaps
 from opdkit.losses.support import Entries, TargetScores, select
 from opdkit.losses.surrogate import negative_log_likelihood, policy_gradient, teacher_advantage
 from opdkit.losses.tail import apply_tail
@@ -81,7 +81,7 @@ def test_mixtures_of_far_apart_sides_stay_finite(kind: str) -> None:
     far = torch.tensor([[-300.0, 0.0]]), torch.tensor([[0.0, -300.0]])
     value, gradient, _ = divergence(Divergence(kind, teacher_share=0.3), Entries(None, *far))
     assert value.isfinite().all() and gradient().isfinite().all()
-    gaps = mixture_gaps(*far, 0.3)
+    gaps = mixture_gaps(Sides(*far, None, None), 0.3)
     assert gaps[0][0, 1].item() == pytest.approx(-log(0.7)) and gaps[1][0, 0].item() == pytest.approx(-log(0.3))
 
 

@@ -181,8 +181,23 @@ def test_frozen_parts_get_no_gradient(world: World, monkeypatch: pytest.MonkeyPa
     got = torch.autograd.grad(frozen_body.run(term).loss, world.leaves[1:])
     assert all(a.equal(b) for a, b in zip(got, wanted[1:], strict=True))
     with torch.no_grad():
-        monkeypatch.setattr(head, "_output_gradient", None)  # would fail if any gradient were formed
+        monkeypatch.setattr(head, "_write_gradient", None)  # would fail if any gradient were formed
         assert not world.run(term).loss.requires_grad
+
+
+def test_kept_graph(world: World) -> None:
+    """A graph that is kept gives its gradients again, scaled anew; one that is not gives them once, and says so. Two
+    losses of the same hidden states add up."""
+    term, other = world.term(REVERSE), world.term(NegativeLogLikelihood())
+    wanted, others = world.gradients(term), world.gradients(other)
+    loss = world.run(term).loss
+    first = torch.autograd.grad(loss, world.leaves, retain_graph=True)
+    both = torch.autograd.grad(3 * loss + world.run(other).loss, world.leaves)
+    for got, again, one, two in zip(first, both, wanted, others, strict=True):
+        assert got.equal(one)
+        torch.testing.assert_close(again, 3 * one + two, rtol=1e-12, atol=1e-14)
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        loss.backward()
 
 
 def test_no_counted_token() -> None:

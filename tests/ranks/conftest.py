@@ -20,10 +20,10 @@ SCRIPT = Path(__file__).with_name("step_on_ranks.py")
 
 
 @pytest.fixture(scope="session")
-def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, Any], int], dict[str, Any]]:
-    """Runs a job of step_on_ranks.py on so many ranks."""
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """Runs a job of step_on_ranks.py, or of another script, on so many ranks."""
 
-    def run(job: Mapping[str, Any], num_ranks: int) -> dict[str, Any]:
+    def run(job: Mapping[str, Any], num_ranks: int, script: Path = SCRIPT) -> dict[str, Any]:
         path = tmp_path_factory.mktemp("ranks") / "job.json"
         path.write_text(json.dumps(job))
         with socket.socket() as listener:
@@ -31,7 +31,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str,
             listener.listen(num_ranks)
             ranks = [
                 subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(path)],
+                    [sys.executable, str(script), str(path)],
                     env={**environment_of(rank, num_ranks, listener), "PYTHONPATH": os.pathsep.join(sys.path)},
                     pass_fds=[listener.fileno()],
                     stderr=subprocess.PIPE,

@@ -55,13 +55,11 @@ def test_ranks_that_are_not_alike(what: str, recipe: Callable[..., Recipe]) -> N
     ("overrides", "num_ranks", "sentence"),
     [
         ((), 11, "11 ranks are more than the 10 rows of a step .train.problems_per_step = 5, 2 answers to each."),
-        (("spool.max_gib=1",), 2, "keeps what one process sees"),
         (
             ("parallel.strategy=sharded", "parallel.hsdp=2"),
             3,
             "hsdp = 2 ranks keep .* 3 ranks are no multiple",
         ),
-        (("sampling.lag=1",), 2, "sampling.lag = 1 is for one process"),
     ],
 )
 def test_recipes_that_ranks_cannot_run(
@@ -84,9 +82,38 @@ def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (("parallel.hsdp=2",), 'parallel.hsdp .* parallel.strategy = "auto"; set it to "sharded"'),
         (("parallel.strategy=sharded", "parallel.offload=true", "train.optimizer=muon"), "remove one of the two"),
+        (
+            ("sampling.engine=vllm", "sampling.vllm.ranks_per_engine=2", "sampling.vllm.tensor_parallel_size=4"),
+            "4 GPUs for the engine of ranks_per_engine = 2 ranks",
+        ),
         (("teacher.placement=sharded", "teacher.quantization=int8"), "use one of the two"),
     ],
 )
 def test_keys_that_do_not_go_together(overrides: tuple[str, ...], sentence: str, recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match=sentence):
         recipe("opd", *overrides)
+
+
+def test_what_fails_on_one_rank_fails_on_all() -> None:
+    """With that rank's own sentence; nobody waits for it."""
+    fine = Two(lambda mine: (["theirs"], None))
+    assert fine.from_all(lambda: ["ours"]) == ["ours", "theirs"]
+    failing = Two(lambda mine: ((), UserError("the engine is gone")))
+    with pytest.raises(UserError, match=r"^rank 1: the engine is gone$"):
+        failing.from_all(lambda: ["ours"])
+
+
+@pytest.mark.parametrize(
+    ("per_engine", "hosts"), [(None, [0, 0, 0, 3, 3, 3]), (2, [0, 0, 2, 3, 3, 5]), (1, [*range(6)])]
+)
+def test_who_has_the_engine(per_engine: int | None, hosts: list[int], recipe: Callable[..., Recipe]) -> None:
+    """Two machines of three ranks each; of an engine for some of them the GPUs are theirs."""
+    from opdkit.training.models.student_server import host_of
+
+    more = () if per_engine is None else (f"sampling.vllm.ranks_per_engine={per_engine}",)
+    chosen, found = recipe("opd", "sampling.engine=vllm", *more), []
+    for rank in range(6):
+        one = Two(lambda mine: mine)
+        one.rank, one.size, one.local_rank, one.local_size = rank, 6, rank % 3, 3
+        found.append(host_of(chosen, one))
+    assert found == hosts

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from some_runs import apart, command, steps, trained, weights
 
 from opdkit import toml
 from opdkit.metric_lines import read_metrics, went_back
@@ -40,34 +39,6 @@ COPIES = (*SHARDED, "parallel.hsdp=2")
 KEPT = ("train.save_every=1", "train.keep_checkpoints=9", "train.steps=4")
 EVALUATED = ("eval.data=arithmetic:merge-3:test", "eval.limit=4", "eval.samples=2")
 OF_THE_SPLIT = ("time", "memory/", "metrics/", "rollout/occupancy", "rollout/rows_together", "rollout/evictions")
-
-
-def command(recipe: Recipe, *flags: str) -> list[str]:
-    path = Path(recipe.runs_dir).parent / f"{recipe.name}.toml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(toml.dumps(recipe.as_dict()))
-    return [sys.executable, "-m", "opdkit", "train", str(path), *flags]
-
-
-def trained(recipe: Recipe, *flags: str) -> Path:
-    done = subprocess.run(command(recipe, *flags), capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return recipe.run_dir
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "train/loss" in line]
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    (file,) = (folder / f"checkpoints/step_{step:06d}/model").glob("*.safetensors")
-    return load_file(file)
-
-
-def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 @pytest.mark.parametrize("strategy", [GATHERED, SHARDED], ids=["gathered", "sharded"])
@@ -129,7 +100,9 @@ def test_a_checkpoint_goes_on_with_other_ranks(
             shutil.rmtree(half / f"checkpoints/step_{later:06d}")
         assert trained(recipe(*chosen, f"name={half.name}", *strategy), *flags[num_ranks], "--resume") == half
         distance = apart(weights(whole, 4), weights(half, 4))
-        rounding = 5e-5 if optimizer == "muon" else 1e-5  # Muon makes small differences of a momentum larger
+        rounding = (
+            5e-5 if optimizer == "muon" else 1e-6
+        )  # Muon's iteration rounds to bfloat16 (docs/guides/parallel.md)
         assert distance <= (0 if saved_on == (num_ranks, strategy) else rounding), (num_ranks, strategy)
         last = latest(half / "checkpoints")
         assert last is not None and last.step == 4 and set(last.files) == {"optimizer", "teacher"}

@@ -20,7 +20,7 @@ from opdkit.rollouts.environments.options import resolve_environment
 from opdkit.rollouts.environments.workers import Pool
 from opdkit.rollouts.episode import Episode, Limits, Row
 from opdkit.rollouts.episodes import Played, play
-from opdkit.rollouts.single_turn import read_by, sample_groups
+from opdkit.rollouts.single_turn import groups_of, read_by, sample_share
 from opdkit.rollouts.stage import Stage
 from opdkit.tasks.base import Grade
 from opdkit.tasks.guard import make_task, task_named
@@ -318,7 +318,7 @@ def test_groups_of_episodes(renderer: Renderer, stage: Callable[..., Stage]) -> 
     """Siblings share the prompt, which contexts are composed from."""
     task = make_task(task_named("none", may_be_none=True))
     problem = Problem(id="p", task="none", messages=({"role": "user", "content": "Go"},))
-    (group,) = sample_groups(
+    answers = sample_share(
         [problem],
         sampler=says(renderer, "Done.<|im_end|>"),
         renderer=renderer,
@@ -330,6 +330,7 @@ def test_groups_of_episodes(renderer: Renderer, stage: Callable[..., Stage]) -> 
         stage=stage(),
     )
     task.close()
+    (group,) = groups_of([problem], answers)
     assert group.problem.messages[0]["content"].startswith("Go (") and group.problem.tools
     assert len({row.prompt_ids for row in group.rollouts}) == 1 and [r.sample_id for r in group.rollouts] == [0, 1, 2]
 

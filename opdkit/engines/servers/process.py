@@ -1,5 +1,5 @@
 """A vLLM server that opdkit starts, owns and ends: on a free port of this machine that no other machine reaches, and
-that answers only to a random key of this start (`in_vllm/opdkit_guard.py`), which is in no file and no command line.
+that answers only to a random key of this run (`in_vllm/opdkit_guard.py`), which is in no file and no command line.
 
 What can be said before it starts is said at once (no vLLM, one that is too old); what it dies of is read from its log.
 """
@@ -25,6 +25,7 @@ from opdkit.engines.servers.base import numbers
 from opdkit.engines.servers.http import KEY_VARIABLE, Client, Refused, Unreachable
 from opdkit.errors import UserError
 from opdkit.hub import revision_of
+from opdkit.ranks.join import OF_A_RANK
 
 OLDEST = (0, 32)  # the first release whose interface was tried
 NAME = "student"  # as which the model is served
@@ -59,6 +60,7 @@ class VllmOptions:
     lora_rank: int | None = None  # None: the model's own weights are replaced
     sleeps: bool = False
     trust_remote_code: bool = False
+    gpus: range | None = None  # of those that this process sees; None: all
     reads_text: bool = False  # an answer may end at a text, which takes the tokenizer
 
 
@@ -108,6 +110,7 @@ class VllmProcess:
         self.options, self.log, self.folder = options, log, folder
         self.found = find_vllm(options.python)
         self._keeper: subprocess.Popen[bytes] | None = None
+        self.token = secrets.token_urlsafe(32)  # the same after a restart: other processes ask, too
         self.url: str | None = None  # of the start that answered last
 
     @property
@@ -124,9 +127,8 @@ class VllmProcess:
         self.stop(keep_folder=True)
         for attempt in range(3):
             port = _free_port()
-            token = secrets.token_urlsafe(32)
-            begun = self._launch(port, token)
-            client = Client(f"http://127.0.0.1:{port}", patience_s=10.0, token=token)
+            begun = self._launch(port)
+            client = Client(f"http://127.0.0.1:{port}", patience_s=10.0, token=self.token)
             if self._answers(client, waiting):
                 self.url = client.url
                 return client
@@ -153,7 +155,7 @@ class VllmProcess:
         if not keep_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _launch(self, port: int, token: str) -> int:
+    def _launch(self, port: int) -> int:
         """Returns where in the log it begins."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -164,7 +166,8 @@ class VllmProcess:
                     sys.executable, "-I", "-S", str(HERE / "keeper.py"), str(self.folder),
                     *command(self.options, self.found, port),
                 ],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment(token), start_new_session=True,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+                env=environment(self.token, self.options.gpus),
             )  # fmt: skip
         return begun
 
@@ -223,8 +226,9 @@ def command(options: VllmOptions, found: Found, port: int) -> list[str]:
     return [*args, *options.extra_args]
 
 
-def environment(token: str) -> dict[str, str]:
-    """Of the engine: ours, and what it needs to be updated, quiet, offline-safe and ours alone."""
+def environment(token: str, gpus: range | None = None) -> dict[str, str]:
+    """Of the engine: ours, and what it needs to be updated, quiet, offline-safe and ours alone; but not that this
+    process is a rank of something."""
     path = os.pathsep.join([str(HERE / "in_vllm"), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {
         KEY_VARIABLE: token,
@@ -232,7 +236,11 @@ def environment(token: str) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "PYTHONPATH": path,
     }
-    return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ, **own}
+    if gpus is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(seen[i] if seen != [""] else str(i) for i in gpus)
+    ours = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **ours, **own}
 
 
 def why(said: str, log: Path, options: VllmOptions) -> str:

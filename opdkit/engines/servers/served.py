@@ -31,6 +31,10 @@ class Weights(NamedTuple):
     layout: Callable[[], AbstractContextManager[str]] | None = None
 
 
+def api_of(kind: ServerKind, client: Client) -> Api:
+    return vllm.Vllm(client) if kind == "vllm" else sglang.Sglang(client)
+
+
 @dataclass(slots=True)
 class Served:
     """process: of an own server; else `url` is where one runs. waiting: hears seconds while one is waited for, and may
@@ -121,7 +125,7 @@ class Served:
     def _connect(self) -> None:
         client = self.process.start(self.waiting) if self.process else Client(self.url or "", key=self.url_key)
         self.num_starts += 1
-        self.api = vllm.Vllm(client) if self.kind == "vllm" else sglang.Sglang(client)
+        self.api = api_of(self.kind, client)
 
     def _load(self, weights: Weights) -> None:
         if weights.adapter is not None:

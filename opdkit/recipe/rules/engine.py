@@ -33,6 +33,12 @@ def engine_faults(recipe: Recipe) -> Iterator[str]:
             f'sampling.vllm.quantization = "{sampling.vllm.quantization}" quantises once, and full weights arrive anew '
             "at every step; add [model] lora = {}, or remove it"
         )
+    shared, spread = sampling.vllm.ranks_per_engine, sampling.vllm.tensor_parallel_size
+    if shared is not None and spread > shared:
+        yield (
+            f"sampling.vllm.tensor_parallel_size = {spread} GPUs for the engine of ranks_per_engine = {shared} ranks, "
+            "which have one each; lower the first, or raise the second"
+        )
     room = sampling.vllm.max_model_len
     if own and room is not None and room <= recipe.longest_turn:
         yield (

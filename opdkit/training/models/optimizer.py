@@ -96,6 +96,11 @@ class Optimizer:
         """Whole weights as `LanguageModel.using` takes them."""
         return whole
 
+    @torch.no_grad()
+    def all_as_read(self, wanted: bool) -> Mapping[str, Tensor] | None:
+        """`compute_weights`, whole, for other readers than a pass. wanted: whether this rank needs them."""
+        return self.compute_weights()
+
     def make_ready(self) -> None:
         """Before the passes of an update, where some rank may have none."""
 

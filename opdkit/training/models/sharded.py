@@ -49,6 +49,16 @@ class ShardedOptimizer(GatheredOptimizer):
         own = {name: self.cuts[name].rows(self._place) for name in whole if name in self._shards}
         return {name: weight[own[name]] if name in own else weight for name, weight in whole.items()}
 
+    @torch.no_grad()
+    def all_as_read(self, wanted: bool) -> dict[str, Tensor]:
+        """The layers' in host memory: no accelerator need hold all of them."""
+        found = dict(self.compute_weights())
+        for name, part in self.weights.items():
+            if name in self._shards:
+                whole = self._whole(self.cuts[name], self.as_read(part.detach()))
+                found |= {name: whole.cpu()} if wanted else {}
+        return found
+
     def zero_grad(self) -> None:
         super().zero_grad()
         self._shards.zero_grad()

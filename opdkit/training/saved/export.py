@@ -181,6 +181,7 @@ def _load(recipe: dict[str, Any], saved: Saved) -> LanguageModel:
 def _write(
     student: LanguageModel, recipe: dict[str, Any], folder: RunFolder, out: Path, dtype: Dtype, *, merges: bool
 ) -> Proof:
+    """The student has no weights afterwards."""
     rows, of_run = _probe_rows(folder, student)
     trusted = bool(recipe.get("model", {}).get("trust_remote_code", False))
     with enough_memory("exporting", "use a machine with more memory"), torch.inference_mode():
@@ -194,18 +195,11 @@ def _write(
                     f"merging the adapter moved a log-prob by {merged.most:.2g} nats, over {MERGE_BOUND:g}; export the "
                     "adapter alone (--adapter), and report this as a bug"
                 )
-        for name, tensor in student.module.state_dict().items():
-            if tensor.is_floating_point():
-                rounded = tensor.to(getattr(torch, dtype))
-                if bool((rounded.isinf() & tensor.isfinite()).any()):
-                    raise UserError(
-                        f"{name} holds numbers that {dtype} has no room for (up to {float(tensor.abs().max()):.3g}); "
-                        "export in bfloat16 or float32"
-                    )
-                tensor.copy_(rounded)
+        _round(student.module, dtype)
         written = _logprobs(student.module, rows)
         student.module.to(getattr(torch, dtype))
         checkpoint.save_model(student, out)
+        student.module.to("meta")  # it is not held beside what is loaded again
         base = recipe.get("model", {}).get("path") if (out / "adapter_config.json").exists() else None
         with quiet_libraries():
             again, _, _ = load_checkpoint(
@@ -225,6 +219,19 @@ def _write(
         rounded=_change(trained, written),
         files=files,
     )
+
+
+def _round(module: Any, dtype: Dtype) -> None:
+    """In place, and so that nothing here outlives it: all weights of a file are one piece of memory."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            rounded = tensor.to(getattr(torch, dtype))
+            if bool((rounded.isinf() & tensor.isfinite()).any()):
+                raise UserError(
+                    f"{name} holds numbers that {dtype} has no room for (up to {float(tensor.abs().max()):.3g}); "
+                    "export in bfloat16 or float32"
+                )
+            tensor.copy_(rounded)
 
 
 def _probe_rows(folder: RunFolder, student: LanguageModel) -> tuple[list[Tensor], bool]:

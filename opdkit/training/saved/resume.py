@@ -32,6 +32,7 @@ LAST_BITS = (
     "teacher.device",
     "teacher.weights_on",
     "sampling.vllm.tensor_parallel_size",
+    "sampling.vllm.ranks_per_engine",
     "parallel.strategy",
     "parallel.hsdp",
     "parallel.offload",

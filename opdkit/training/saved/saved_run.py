@@ -17,22 +17,21 @@ from torch import Tensor
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.losses import Head
-from opdkit.recipe.saved import read_description
+from opdkit.recipe.saved import read_description, spool_files
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import load_rows
-from opdkit.training.saved.spool import head_file, reading_key, step_file, unpacked, vocabulary_digest
+from opdkit.training.saved.spool import head_file, reading_key, unpacked, vocabulary_digest
 from opdkit.types import Example, Group, Problem, Rollout, Signal, View, as_asked
 
 
 @dataclass(slots=True)
 class _Step:
-    """What is in memory of one step: its rows, and the file that its arrays are mapped from."""
+    """What is in memory of one step: its rows, and the files that its arrays are mapped from."""
 
     number: int  # counted from 1, as in file names
     rows: Sequence[Example]
-    arrays: Any
     temperature: float
-    places: Mapping[tuple[str, str], tuple[int, str | None]]  # (who read, what) -> (number of the signal, its head)
+    places: Mapping[tuple[str, str], tuple[Any, int, str | None]]  # (who read, what) -> (file, signal's number, head)
     of_rollout: Mapping[tuple[str, int], Example] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,9 +96,9 @@ class SavedRun:
                 f"step {step + 1} of {self.folder.path}: its view {reader!r} did not read this answer; replay with the "
                 "run's own [context] and [views]"
             )
-        number, digest = place
-        names = {name.partition(".")[2] for name in there.arrays.keys() if name.startswith(f"{number}.")}  # noqa: SIM118
-        arrays: dict[str, Tensor] = {name: there.arrays.get_tensor(f"{number}.{name}") for name in names}
+        file, number, digest = place
+        names = {name.partition(".")[2] for name in file.keys() if name.startswith(f"{number}.")}  # noqa: SIM118
+        arrays: dict[str, Tensor] = {name: file.get_tensor(f"{number}.{name}") for name in names}
         if digest is not None:
             head = self._head(digest)
             return Signal(hidden_TH=unpacked(arrays, head.weight_VH.dtype), head=head)
@@ -114,24 +113,28 @@ class SavedRun:
     def _of(self, step: int) -> _Step:
         if self._step is None or self._step.number != step + 1:
             self._step = self._read(step + 1)
-            used = {digest for _, digest in self._step.places.values()}
+            used = {digest for _, _, digest in self._step.places.values()}
             self._heads = {digest: head for digest, head in self._heads.items() if digest in used}
         return self._step
 
     def _read(self, number: int) -> _Step:
-        path = step_file(self.folder.path / "spool", number)
-        if not path.exists():
+        files = spool_files(self.folder.path / "spool", number)
+        if not files:
             raise UserError(
                 f"{self.folder.path} kept nothing of step {number}: its spool ends before; lower train.steps, or train "
                 "it again with a larger spool.max_gib"
             )
-        file, told = _open(path)
-        try:
-            places = {(reader, key): (int(signal), head and str(head)) for reader, key, signal, head in told["index"]}
-            temperature = float(told["temperature"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None
-        return _Step(number, load_rows(self.folder.rows(number)), file, temperature, places)
+        places: dict[tuple[str, str], tuple[Any, int, str | None]] = {}
+        temperature = 1.0
+        for path in files:
+            file, told = _open(path)
+            try:
+                for who, key, signal, head in told["index"]:
+                    places[who, key] = file, int(signal), head and str(head)
+                temperature = float(told["temperature"])
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise UserError(f"{path} is no spool of opdkit ({error}); restore it from a copy") from None
+        return _Step(number, load_rows(self.folder.rows(number)), temperature, places)
 
     def _head(self, digest: str) -> Head:
         if digest not in self._heads:

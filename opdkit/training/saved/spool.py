@@ -2,7 +2,8 @@
 
     spool/spool.json                    {"version", "num_tokens", "absent_ids", "vocabulary", "views": {NAME: {"answer",
                                         "k", "entropy", "temperature"}}}: who was asked what. NAME: whoever read
-    spool/step_000012.safetensors       the step's arrays, "<number>.<array>"; its metadata says whose they are
+    spool/step_000012.safetensors       the step's arrays, "<number>.<array>"; its metadata says whose they are. Of N
+                                        ranks step_000012-00001-of-0000N.safetensors and so on, each with its own rows
     spool/head_<digest>.safetensors     heads that hidden states go through; one that does not move is there once
 
 Hidden states answer every loss, list and temperature. A teacher that cannot give them (a server's lists) is kept as it
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from opdkit.losses import Head
 from opdkit.metrics import Metric
+from opdkit.ranks.base import ALONE, Ranks
+from opdkit.recipe.saved import spool_file, spool_files
 from opdkit.recipe.sections import SpoolSection
 from opdkit.run.folder import atomic_path, atomic_write
 from opdkit.types import Asked, Rollout, Signal, View, base_name
@@ -48,10 +51,11 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 
 class Spool:
-    """Of a run that is being written. described: what `spool.json` holds (`description`)."""
+    """Of a run that is being written. described: what `spool.json` holds (`description`). Of several ranks each keeps
+    what it heard; that all keep a step, or none, they agree."""
 
-    def __init__(self, folder: Path, section: SpoolSection, described: Mapping[str, Any]) -> None:
-        self.folder, self._section, self._described = folder, section, described
+    def __init__(self, folder: Path, section: SpoolSection, described: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+        self.folder, self._section, self._described, self._ranks = folder, section, described, ranks
         self._heads: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         self._num_left_out = 0
 
@@ -63,17 +67,23 @@ class Spool:
         views: Sequence[Mapping[str, View]],
         signals: Sequence[Mapping[str, Signal]],
     ) -> None:
-        """Write what was said in this step (counted from 1), unless one before it was left out."""
-        path = self.folder / DESCRIPTION
-        if not path.exists():
-            self.folder.mkdir(exist_ok=True)
-            atomic_write(path, json.dumps(self._described, indent=1) + "\n")
-        is_next = step == 1 or step_file(self.folder, step - 1).exists()
+        """Write what was said here in this step (counted from 1), unless one before it was left out."""
+
+        def begin() -> bool:
+            path = self.folder / DESCRIPTION
+            if not path.exists():
+                self.folder.mkdir(exist_ok=True)
+                atomic_write(path, json.dumps(self._described, indent=1) + "\n")
+            return step == 1 or bool(spool_files(self.folder, step - 1))
+
+        is_next = self._ranks.from_first(begin)
         if not is_next or not self._write(step, temperature, rollouts, views, signals):
             self._num_left_out += 1
 
     def metrics(self) -> list[Metric]:
         """Of all steps so far."""
+        if not self._ranks.is_first:
+            return []
         return [
             Metric("spool/gib", self._size() / 2**30, "last"),
             Metric("spool/num_steps_left_out", float(self._num_left_out), "last"),
@@ -91,7 +101,8 @@ class Spool:
         views: Sequence[Mapping[str, View]],
         signals: Sequence[Mapping[str, Signal]],
     ) -> bool:
-        """Whether there is room."""
+        """Whether there is room. Every rank writes its new heads before its rows, so the heads of a step whose files
+        are all there are there too."""
         tensors: dict[str, Tensor] = {}
         heads: dict[str, Head] = {}
         numbers: dict[int, int] = {}  # of a signal that several readings share
@@ -106,14 +117,26 @@ class Spool:
                 tensors |= {f"{number}.{array}": value for array, value in self._arrays(signal).items()}
                 key = reading_key(view.context_ids, rollout.answer_ids)
                 index.append([view.by or base_name(name), key, number, digest])
-        new = {digest: head for digest, head in heads.items() if not head_file(self.folder, digest).exists()}
-        size = sum(map(_size, tensors.values())) + sum(_size(head.weight_VH) for head in new.values())
-        if self._size() + size > self._section.max_gib * 2**30:
+        sizes_here = {digest: _size(head.weight_VH) for digest, head in heads.items()}
+        told = self._ranks.gather((sum(map(_size, tensors.values())), sizes_here))
+        known = {digest: size for _, sizes in told for digest, size in sizes.items()}
+        size, new = self._ranks.from_first(
+            lambda: (self._size(), {digest for digest in known if not head_file(self.folder, digest).exists()})
+        )
+        if size + sum(rows for rows, _ in told) + sum(known[d] for d in new) > self._section.max_gib * 2**30:
             return False
-        for digest, head in new.items():
-            told = {"num_tokens": head.num_tokens, "logit_scale": head.logit_scale, "softcap": head.softcap}
-            _save(head_file(self.folder, digest), _head_arrays(head), told)
-        _save(step_file(self.folder, step), tensors, {"temperature": temperature, "index": index})
+
+        def write() -> Sequence[None]:
+            for digest in sorted(new & heads.keys()):
+                head = heads[digest]
+                if next(rank for rank, (_, sizes) in enumerate(told) if digest in sizes) == self._ranks.rank:
+                    facts = {"num_tokens": head.num_tokens, "logit_scale": head.logit_scale, "softcap": head.softcap}
+                    _save(head_file(self.folder, digest), _head_arrays(head), facts)
+            own = spool_file(self.folder, step, self._ranks.rank, self._ranks.size)
+            _save(own, tensors, {"temperature": temperature, "index": index})
+            return ()
+
+        self._ranks.from_all(write)
         return True
 
     def _arrays(self, signal: Signal) -> dict[str, Tensor]:
@@ -155,11 +178,6 @@ def description(
         "vocabulary": vocabulary_digest(tokenizer),
         "views": {reader: {**asdict(asked), "temperature": temperature} for reader, asked in views.items()},
     }
-
-
-def step_file(folder: Path, step: int) -> Path:
-    """step: counted from 1, as rows are."""
-    return folder / f"step_{step:06d}.safetensors"
 
 
 def head_file(folder: Path, digest: str) -> Path:

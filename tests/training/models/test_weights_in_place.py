@@ -195,7 +195,7 @@ def test_names_and_numbers_are_those_of_a_checkpoint(kind: str, tmp_path: Path, 
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     student = LanguageModel.load(tmp_path / "model", dtype=torch.float32, device="cpu")
     optimizer = Optimizer(student.module, TrainSection(steps=1), compute_dtype=torch.bfloat16)
-    write_weights(student, optimizer, tmp_path / "written")
+    write_weights(student, optimizer.compute_weights(), optimizer.compute_dtype, tmp_path / "written")
     with student.using(optimizer.compute_weights()):
         state = checkpoint_state(student, optimizer)
     written = load_file(tmp_path / "written" / "model.safetensors")
