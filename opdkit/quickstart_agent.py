@@ -32,8 +32,11 @@ SHORT = {"steps": 40}  # of the baselines, a quarter of the recipe's
 
 
 def _grpo(label: str, train: Mapping[str, int]) -> Arm:
-    change: dict[str, dict[str, Any]] = {"method": {"name": "grpo"}, "teacher": NO_TEACHER}
-    how = {"sampling": {"group_size": 8}, "train": {"lr": 3e-4, "problems_per_step": 8, **train}}
+    change: dict[str, dict[str, Any] | None] = {"method": {"name": "grpo"}, "teacher": NO_TEACHER}
+    how: dict[str, dict[str, Any] | None] = {
+        "sampling": {"group_size": 8},
+        "train": {"lr": 3e-4, "problems_per_step": 8, **train},
+    }
     return Arm(label, change | how)
 
 
