@@ -1,14 +1,16 @@
 """Where the memory of full training in float32 goes: resident memory by part, in bytes for each trained parameter.
 
-    python benchmarks/training_memory.py [--layers 30] [--teacher initial]
+    python benchmarks/training_memory.py [--layers 30] [--teacher initial] [--checkpointing]
 
 A random model of SmolLM2-135M's shape, 4 problems of 2 answers of 32 tokens, two steps on a CPU. Of each part: what the
-process holds after it, and the most it held in between, both without what the imports alone take. Linux only.
+process holds after it, what of that is in use and not only kept by the C library for later, and the most it held in
+between, all without what the imports alone take. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,6 +35,12 @@ def resident(key: str) -> int:
     """Bytes: "VmRSS" now, "VmHWM" at most since the last `forget`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def in_use() -> int:
+    """Bytes, once the C library has given back what it kept."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return resident("VmRSS")
 
 
 def forget() -> None:
@@ -64,8 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--teacher", default="initial", choices=("initial", "ema"))
+    parser.add_argument("--checkpointing", action="store_true", help="activations are computed again")
     asked = parser.parse_args()
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, int, int, int]] = []
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -73,7 +82,8 @@ def main() -> None:
             try:
                 return function(*args, **kwargs)
             finally:
-                seen.append((name, resident("VmRSS"), resident("VmHWM")))
+                held, most = resident("VmRSS"), resident("VmHWM")
+                seen.append((name, held, in_use(), most))
 
         return call
 
@@ -83,7 +93,12 @@ def main() -> None:
         raw = {
             "name": "memory",
             "runs_dir": name,
-            "model": {"path": str(folder), "dtype": "float32", "device": "cpu"},
+            "model": {
+                "path": str(folder),
+                "dtype": "float32",
+                "device": "cpu",
+                "gradient_checkpointing": asked.checkpointing,
+            },
             "teacher": {
                 "kind": "self",
                 "weights": asked.teacher,
@@ -108,13 +123,13 @@ def main() -> None:
         ]
         for owner, attribute, label in places:
             stack.enter_context(mock.patch.object(owner, attribute, watched(label, getattr(owner, attribute))))
-        base = resident("VmRSS")
+        base = in_use()
         loop.train(parse_recipe(raw), console=Console(quiet=True))
     print(f"{size:,} parameters; {base / 2**20:.0f} MiB before anything is loaded")
-    for label, now, most in seen:
-        print(
-            f"{label:20} {(now - base) / size:6.1f} bytes a parameter afterwards, {(most - base) / size:6.1f} at most"
-        )
+    print(f"{'bytes a parameter':20} {'held':>6} {'in use':>6} {'at most':>7}")
+    for label, *values in seen:
+        held, used, most = ((value - base) / size for value in values)
+        print(f"{label:20} {held:6.1f} {used:6.1f} {most:7.1f}")
     print(f"torch {torch.__version__}")
 
 

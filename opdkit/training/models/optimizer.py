@@ -107,7 +107,8 @@ class Optimizer:
     def collect(self) -> bool:
         """After them: whether there is anything to learn. If not, there are no gradients, not even zeros, so that the
         optimizer does not move on memory alone."""
-        if any(weight.grad is not None and weight.grad.any() for weight in self.weights.values()):
+        smallest_first = sorted(self.weights.values(), key=Tensor.numel)  # the first that is not zero says it
+        if any(weight.grad is not None and weight.grad.any() for weight in smallest_first):
             return True
         self.zero_grad()
         return False
