@@ -4,8 +4,8 @@ The problems are products of two numbers, and the tool is a calculator. The stud
 which it cannot do well; that there is a tool it learns from its own episodes, in which the teacher scores every token
 that the student wrote. The recipe is recipes/agents/calculator.toml, and what `ARMS` changes in it.
 
-`--whole` teaches the teacher for longer, gives the baselines as many steps, evaluates on more problems, and has an arm
-with peers: a third model, which was taught some calls, learns from its own successes.
+`--whole` gives the baselines as many steps, evaluates on more problems, and has an arm with peers: a third model, which
+was taught some calls, learns from its own successes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from opdkit.training.problems.tool_lessons import calculator_tokenizer, direct_l
 from opdkit.types import Problem
 
 DATA = "arithmetic:multiply-2:train"
-TEACHER_STEPS, STUDENT_STEPS = 160, 40
-WHOLE_TEACHER_STEPS, HALF_STEPS = 300, 160
+TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 160
 POSITIONS = 192  # a peer's transcript, a problem and an episode
 WHOLE_CHANGE = {"eval": {"limit": 512}}
 SHORT = {"steps": 40}  # of the baselines, a quarter of the recipe's
@@ -66,15 +65,14 @@ WHOLE_ARMS: Mapping[str, Arm] = {
 
 
 def _make_models(folder: Path, seed: int, console: Console) -> None:
-    _make(folder / "teacher", tool_lessons(DATA, num=TEACHER_STEPS * BATCH, seed=seed, with_peer=0), seed, console)
+    _make(folder / "teacher", tool_lessons(DATA, num=TEACHER_STEPS * BATCH, seed=seed), seed, console)
     _make(folder / "student", direct_lessons(DATA, num=STUDENT_STEPS * BATCH, seed=seed), seed, console)
 
 
 def _make_all_models(folder: Path, seed: int, console: Console) -> None:
-    _make(folder / "teacher", tool_lessons(DATA, num=WHOLE_TEACHER_STEPS * BATCH, seed=seed), seed, console)
+    _make_models(folder, seed, console)
     half = tool_lessons(DATA, num=HALF_STEPS * BATCH, seed=seed + 1, with_peer=3)
     _make(folder / "half-taught", half, seed, console)
-    _make(folder / "student", direct_lessons(DATA, num=STUDENT_STEPS * BATCH, seed=seed), seed, console)
 
 
 def _make(out: Path, taught: Sequence[Problem], seed: int, console: Console) -> None:
