@@ -1,6 +1,6 @@
 """Whether a student learns to call a tool, beside the same student without it and by reward alone, with three seeds.
 
-    python benchmarks/agents.py run 0     one seed: `opdkit quickstart --agent --seed 0`; kept in results/agents.jsonl
+    python benchmarks/agents.py run 0     one seed: `opdkit quickstart --agent --whole --seed 0`, kept
     python benchmarks/agents.py page      the table of docs/measurements/agents.md, from what is kept
 
 Every arm is scored on the same 512 held-out problems, one sampled episode each. Of a seed: the interval over problems
@@ -40,13 +40,13 @@ def main(words: list[str]) -> None:
 
 def _run(seed: int) -> dict[str, Any]:
     from opdkit.quickstart import quickstart
-    from opdkit.quickstart_agent import AGENT
+    from opdkit.quickstart_agent import WHOLE_AGENT
     from opdkit.run.console import Console
 
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "agent"
-        summary = quickstart(out, kind=AGENT, seed=seed, console=Console())
+        summary = quickstart(out, kind=WHOLE_AGENT, seed=seed, console=Console())
     arms = {name: arm["eval"] for name, arm in summary["arms"].items()}
     named = {"teacher": summary["eval"]["teacher"], "before": summary["eval"]["student_before"]}
     begun = {f"{name}_before": arm["before"] for name, arm in summary["arms"].items() if "before" in arm}

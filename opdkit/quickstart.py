@@ -18,7 +18,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class Kind:
     arms: Mapping[str, Arm]
     fresh: Callable[[int, int], Sequence[Problem]]  # solved problems for the arms that see new ones: how many, seed
     steps: tuple[str, str, str]  # what is being done, for the terminal
+    change: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # of the recipe, for all arms
 
 
 def quickstart(out: Path, *, kind: Kind, seed: int, console: Console) -> dict[str, Any]:
@@ -133,16 +134,18 @@ def _recipe(kind: Kind, out: Path, seed: int, arm: str) -> Recipe:
     name = f"{out.name}-{arm}" if arm else out.name
     models = out.with_name(f"{out.name}-models")
     raw |= {"name": name, "seed": seed, "runs_dir": str(out.parent)}
+    for section, change in kind.change.items():
+        raw[section] |= change
     raw["model"]["path"], raw["teacher"]["path"] = str(models / "student"), str(models / "teacher")
     if arm:
         if kind.arms[arm].fresh:
             # Made on the fly; the recipe that is kept says so, and names no file that would be other data.
             raw["data"]["train"] = f"lessons of {raw['data']['train']}"
-        for section, change in kind.arms[arm].change.items():
-            if change is None:
+        for section, own in kind.arms[arm].change.items():
+            if own is None:
                 del raw[section]
             else:
-                raw[section] = change if section in ("method", "teacher") else {**raw.get(section, {}), **change}
+                raw[section] = own if section in ("method", "teacher") else {**raw.get(section, {}), **own}
         begins = kind.arms[arm].student
         raw["model"]["path"] = str(models / begins)
         raw["eval"] |= {"before": begins != "student", "teacher": False}  # the main run has measured the others

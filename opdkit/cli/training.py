@@ -29,6 +29,9 @@ def quickstart(
     agent: Annotated[
         bool, typer.Option("--agent", help="The student learns to call a calculator, in episodes of several turns.")
     ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="With --agent: longer, on more problems, and with an arm that reads peers.")
+    ] = False,
 ) -> None:
     """The whole job from nothing, in minutes on a CPU.
 
@@ -36,11 +39,14 @@ def quickstart(
     reports.
     """
     from opdkit.quickstart import PLAIN, learned, quickstart
-    from opdkit.quickstart_agent import AGENT
+    from opdkit.quickstart_agent import AGENT, WHOLE_AGENT
 
+    if whole and not agent:
+        raise UserError("--whole is of the longer agent quickstart: give --agent too, or leave it out")
+    kind = WHOLE_AGENT if whole else AGENT if agent else PLAIN
     try:
         folder = out or Path("runs/quickstart-agent" if agent else "runs/quickstart")
-        summary = quickstart(folder, seed=seed, console=console, kind=AGENT if agent else PLAIN)
+        summary = quickstart(folder, seed=seed, console=console, kind=kind)
     except Interrupted:
         raise Interrupted("Run it again to start anew.") from None
     if not learned(summary):

@@ -218,6 +218,8 @@ class Suffixes:
     def _cut(self, parts: Sequence[str], num_left_out: int, max_tokens: int) -> tuple[str, int]:
         """(the text without its middle, how many tokens that were). parts: the text, or its beginning and its end, with
         `num_left_out` characters between them, which are counted as a token for 4."""
+        if not num_left_out and parts[0].isascii() and len(parts[0]) < max_tokens:
+            return parts[0], 0  # no token is less than a character of it
         spans = [self._spans(part) for part in parts]
         num_tokens = sum(map(len, spans)) + num_left_out // 4
         if num_tokens <= max_tokens and len(parts) == 1:

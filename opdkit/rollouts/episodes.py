@@ -30,6 +30,7 @@ from opdkit.types import Ended, Message, Problem, Rollout, TurnRecord, seed_from
 MOST_BARREN = 3  # calls in a row in which no environment begins; then none will
 MOST_FAILURES = 16  # kinds of them that are told of
 COMPARED = 8  # episodes of each call whose stream is compared with the template's rendering
+_LAST = 16  # ids of a prompt, in which a thought is opened or not
 _GRACE_S = 0.05  # a round that does not wait for all waits so long
 _LOOK_S = 0.5  # how often whoever waits is asked whether to go on
 
@@ -147,7 +148,7 @@ class _Play:
 
     def _begin(self, asked: Sequence[tuple[Problem, int]], told: Mapping[int, Reply]) -> None:
         limits, stage = replace(self.stage.limits, turn_tokens=self.params.max_answer_tokens), self.stage
-        begun: dict[str, tuple[Reply, Problem, Suffixes, Row]] = {}
+        begun: dict[str, tuple[Reply, Problem, Suffixes, Row, bool]] = {}
         for number, (problem, sample_id) in enumerate(asked):
             reply = told[number]
             if reply.crash is None and problem.id not in begun:
@@ -158,16 +159,19 @@ class _Play:
                         "how the model calls one; set episode.calls"
                     )
                 words = self.renderer.with_tools(said.tools)
-                begun[problem.id] = reply, said, stage.suffixes(words), Row(prompt_ids=words.prompt_ids(said.messages))
+                row = Row(prompt_ids=words.prompt_ids(said.messages))
+                end = words.tokenizer.decode(row.prompt_ids[-_LAST:], skip_special_tokens=False)
+                in_thought = bool(OPENED_THINKING.search(end))
+                begun[problem.id] = reply, said, stage.suffixes(words), row, in_thought
             if problem.id in begun:
-                first, problem, suffixes, row = begun[problem.id]
+                first, problem, suffixes, row, in_thought = begun[problem.id]
                 if reply.crash is None and (first.prompt, first.tools) != (reply.prompt, reply.tools):
                     raise UserError(
                         f"the environment {stage.pool.name} gave two episodes of problem {problem.id} different "
                         "prompts; what reset says must depend on the problem and the seed alone"
                     )
             else:
-                suffixes = stage.suffixes(self.renderer)
+                suffixes, in_thought = stage.suffixes(self.renderer), False
                 row = Row(prompt_ids=self.renderer.prompt_ids(problem.messages))
             episode = Episode(
                 number=number,
@@ -175,7 +179,7 @@ class _Play:
                 sample_id=sample_id,
                 limits=limits,
                 has_tools=bool(reply.tools),
-                in_thought=bool(OPENED_THINKING.search(suffixes.renderer.prompt_text(problem.messages))),
+                in_thought=in_thought,
                 rows=[Row(prompt_ids=row.prompt_ids)],
             )
             self.episodes.append(episode)
@@ -340,6 +344,7 @@ class _Play:
         self.stage.counts.drift.append(compared(stream, shown).num_tokens)
 
     def _finish(self, ended: Sequence[Episode]) -> None:
+        finished: list[Played] = []
         for episode in ended:
             self._compare(episode)
             if episode.is_failed and len(self.stage.failed) < MOST_FAILURES:
@@ -353,5 +358,6 @@ class _Play:
             )
             self.stage.pool.close_episode(episode.number)
             self.opened.discard(episode.number)
-            if self.kept is not None:
-                self.kept([played])
+            finished.append(played)
+        if self.kept is not None:
+            self.kept(finished)
