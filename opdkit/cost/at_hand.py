@@ -46,7 +46,7 @@ def misfit(recipe: Recipe, sizes: Sizes) -> str | None:
     helping = _settings_that_help(found, sizes)
     advice = f"it would with {', '.join(helping)}; " if helping else ""
     return (
-        f"it does not fit: by its plan it needs about {found.peak / GIB:.1f} GiB at {found.peak_moment}, and "
+        f"it does not fit: by its plan one process needs about {found.peak / GIB:.1f} GiB at {found.peak_moment}, and "
         f"{device.name} has {device.usable / GIB:.1f}; {advice}`opdkit plan` lists what would save how much, and which "
         "GPUs it fits"
     )
