@@ -115,7 +115,7 @@ def test_openenv(server: str) -> None:
         ("wrong", -0.25, False), ("right", 1.0, True)
     ]  # fmt: skip
     pool.grade(0, Transcript(prompt=(), turns=(), ended="done"))
-    assert last(pool).grade.score == 0.75
+    assert last(pool).grade.score == 0.0  # its rewards are those of the turns, and count once
     pool.close()
 
 

@@ -39,7 +39,6 @@ _MAX_REQUEST_BYTES = 64 << 20
 _CAPS = ("max_input_tokens", "max_output_tokens", "max_total_tokens")
 # What a request may ask of a sampler that is not asked for here: the answer would not be what the harness wanted.
 _NOT_DONE: Mapping[str, tuple[Any, ...]] = {
-    "stream": (False,),
     "n": (1,),
     "stop": ((), []),
     "response_format": ({"type": "text"},),
@@ -160,6 +159,9 @@ class _Endpoint:
             future: asyncio.Future[tuple[int, dict[str, Any]]] = asyncio.get_running_loop().create_future()
             self._requests.put_nowait((body, future))
             status, said = await future
+            if status == 200 and body.get("stream"):
+                text = "".join(f"data: {part}\n\n" for part in _as_stream(said))
+                return web.Response(text=text, content_type="text/event-stream")
             return web.json_response(said, status=status)
 
         application = web.Application(client_max_size=_MAX_REQUEST_BYTES)
@@ -203,6 +205,16 @@ class _Endpoint:
         if self._runner is not None:
             with contextlib.suppress(OSError):
                 await self._runner.cleanup()
+
+
+def _as_stream(said: Mapping[str, Any]) -> list[str]:
+    """An answer that is there already, as the chunks of one that is being written."""
+    (choice,) = said["choices"]
+    calls = [{"index": at, **call} for at, call in enumerate(choice["message"].get("tool_calls") or ())]
+    delta = {**choice["message"], **({"tool_calls": calls} if calls else {})}
+    parts = ({"delta": delta, "finish_reason": None}, {"delta": {}, "finish_reason": choice["finish_reason"]})
+    chunk = {**said, "object": "chat.completion.chunk"}
+    return [*(json.dumps({**chunk, "choices": [{"index": 0, **part}]}) for part in parts), "[DONE]"]
 
 
 def _verifiers() -> Any:
