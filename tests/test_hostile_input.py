@@ -244,7 +244,7 @@ def test_files_no_recipe_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(UserError, match=r"too deep|nested more than"):
             load_recipe(deep)
     Path("w.toml").write_text(toml.dumps(BASE | {"method": {"name": "sft"}, "log": {"sinks": ["wandb"]}}))
-    monkeypatch.setattr("opdkit.recipe.rules.is_installed", lambda sink: False)
+    monkeypatch.setattr("opdkit.recipe.rules.whole.is_installed", lambda sink: False)
     with pytest.raises(UserError, match=r"log\.sinks: wandb is not installed; pip install"):
         check_file(Path("w.toml"))
     assert tomllib.loads(Path("w.toml").read_text())["log"] == {"sinks": ["wandb"]}

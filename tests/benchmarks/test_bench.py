@@ -95,4 +95,4 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met, of 1 measured |" in text
     assert "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
     assert "**Quick run**: not run yet." in text
-    assert "Not measured yet: loss forward_kl float32 V=32768 H=256 N=2048; " in text
+    assert "Not measured yet: loss forward_kl float32 V=32768 H=256 N=512; " in text

@@ -23,6 +23,8 @@ from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.training.loop import train
 from opdkit.types import Problem
 
+MEASURED = {"avg_at_n": {"value": 0.5}}
+
 
 def problem(name: str, question: str = "?", gold: str = "7") -> Problem:
     return Problem(id=name, task="arithmetic", messages=({"role": "user", "content": question},), gold=gold)
@@ -46,7 +48,7 @@ def test_problems_that_differ_are_counted_and_said(tmp_path: Path) -> None:
     a = result(tmp_path / "a", [problem("p"), problem("q"), problem("r")], 0.0)
     b = result(tmp_path / "b", [problem("p"), problem("q", gold="8"), problem("s"), problem("t")], 1.0, temperature=0.6)
     result(a, [problem("p")], 0.0, data="other")
-    write_result(a, {"eval": {"set": {}, "other": {}}})
+    write_result(a, {"eval": {"set": MEASURED, "other": MEASURED}})
     found = compare_runs(str(a), str(b))
     assert found["notes"] == ["other is only in A", "B is an evaluation that did not finish"]
     assert found["sets"]["set"]["problems"] == 1
@@ -161,7 +163,7 @@ def test_a_smaller_n_is_what_is_compared(tmp_path: Path) -> None:
         first = read_answers(folder)["set"]
         Store(folder / "set.jsonl", first.asked).append([replace(first.answers[0], sample_id=1, reward=1.0)])
     assert compare_runs(*map(str, folders))["sets"]["set"]["samples_a"] == 2
-    write_result(folders[0], {"options": {"num_samples": 1}, "eval": {"set": {}}})
+    write_result(folders[0], {"options": {"num_samples": 1}, "eval": {"set": MEASURED}})
     found = compare_runs(*map(str, folders))["sets"]["set"]
     assert (found["samples_a"], found["samples_b"]) == (1, 2) and found["metrics"]["avg"]["before"] == 0.0
     assert len(read_answers(folders[0], unmeasured=True)["set"].answers) == 2

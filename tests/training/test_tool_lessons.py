@@ -7,7 +7,7 @@ import pytest
 from opdkit.contexts.render import Renderer
 from opdkit.contexts.suffix import Suffixes
 from opdkit.quickstart import PLAIN, _recipe
-from opdkit.quickstart_agent import AGENT, ARMS
+from opdkit.quickstart_agent import WHOLE_AGENT, WHOLE_ARMS
 from opdkit.rollouts.tools import parse_calls
 from opdkit.tasks.arithmetic import ArithmeticTask
 from opdkit.training.problems.tool_lessons import TOOL, calculator_tokenizer, direct_lessons, tool_lessons
@@ -71,7 +71,7 @@ def test_products_are_graded(text: str, verdict: str) -> None:
 
 def test_every_arm_is_an_ordinary_recipe(tmp_path: Path) -> None:
     """All but one act in episodes; the plain quickstart has none, and keeps its own arms."""
-    recipes = {arm: _recipe(AGENT, tmp_path / "agent", 3, arm) for arm in ("", *ARMS)}
+    recipes = {arm: _recipe(WHOLE_AGENT, tmp_path / "agent", 3, arm) for arm in ("", *WHOLE_ARMS)}
     assert {arm for arm, recipe in recipes.items() if recipe.episode is None} == {"no-tool"}
     assert recipes["peers"].context.kind == "peers" and recipes["grpo"].teacher.kind == "none"
     assert len({recipe.train.problems_per_step * recipe.sampling.group_size for recipe in recipes.values()}) == 1
