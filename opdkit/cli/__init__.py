@@ -67,7 +67,7 @@ def _status() -> int:
         if error.errno in DISK_ERRORS:
             where = f"{error.filename}: " if error.filename is not None else ""
             _print_error(
-                f"{where}the disk cannot be written ({error.strerror}); what was saved before is kept: mend that, and "
+                f"{where}the disk failed ({error.strerror}); what was saved before is kept: mend that, and "
                 "run the same command again (a run with --resume)"
             )
         elif error.filename is not None:
