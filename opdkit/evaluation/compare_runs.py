@@ -115,7 +115,8 @@ def _compare_set(one: _Matched) -> tuple[Comparison, list[str]]:
     if one.a.asked.get("task") != one.b.asked.get("task"):
         notes.append(f"A was graded by {one.a.asked.get('task')}, B by {one.b.asked.get('task')}")
     try:
-        result = compare(answers_a, answers_b, votes=_votes(one), has_votes=one.a.task not in TASKS_WITHOUT_VOTES)
+        has_votes = one.a.task not in TASKS_WITHOUT_VOTES
+        result = compare(answers_a, answers_b, votes=_votes(one), has_votes=has_votes, has_finals=_has_finals(one))
     except UserError as error:
         raise UserError(f"{one.name}: {error}") from None
     for side, count in (("A", result["only_a"]), ("B", result["only_b"])):
@@ -146,6 +147,14 @@ def _differing_sampling(one: _Matched) -> list[str]:
             f"A's answers are those of training step {a.get('step')}, B's of {b.get('step')} (None: evaluation)"
         )
     return said
+
+
+def _has_finals(one: _Matched) -> tuple[bool, bool]:
+    """Whether whoever graded each side reads final answers. An environment need not, and only the answers tell."""
+    is_played = [bool(side.asked.get("episode")) for side in (one.a, one.b)]
+    played = [side.answers for side, is_one in zip((one.a, one.b), is_played, strict=True) if is_one]
+    found = any(answer.parsed is not None for answers in played for answer in answers)
+    return found or not is_played[0], found or not is_played[1]
 
 
 def _votes(one: _Matched) -> Votes | None:

@@ -16,6 +16,7 @@ from opdkit.evaluation.eval_sets import EvalSet
 from opdkit.evaluation.options import EvaluateOptions, check_engine
 from opdkit.recipe.episode import EpisodeSection
 from opdkit.recipe.rules.whole import number_faults
+from opdkit.run.stored_answers import question_of
 from opdkit.tasks.guard import task_named
 from opdkit.tasks.options import TaskOptions
 
@@ -47,24 +48,12 @@ def check_options(options: EvaluateOptions, tasks: Collection[str]) -> None:
 
 def identity_of(options: EvaluateOptions, set_: EvalSet, fingerprint: str, clock: datetime) -> dict[str, Any]:
     task = task_named(set_.task).main
-    asked = asdict(replace(options, data=(set_.name,), task=task.text)) | own_files(task, options.episode)
+    asked = question_of(asdict(replace(options, data=(set_.name,), task=task.text)))
+    asked |= own_files(task, options.episode)
     del asked["num_samples"]  # more samples are welcome
-    forget_where(asked)
     asked["chat_template"] = read_chat_template(options.chat_template)  # the text: a file may change
     digest = model_digest(Path(options.model))
     return {**asked, "fingerprint": fingerprint, "model_files": digest, "clock": clock.isoformat()}
-
-
-def forget_where(asked: dict[str, Any]) -> None:
-    """What moves no number leaves the identity of answers; another engine draws others."""
-    for key in ("device", "max_tokens_per_batch", "url"):
-        del asked[key]
-    if asked["episode"] is None:  # likewise
-        del asked["episode"]
-    else:
-        asked["episode"] = {key: value for key, value in asked["episode"].items() if key != "workers"}
-    if asked["engine"] == "hf":  # as answers from before there were others have it
-        del asked["engine"]
 
 
 def own_files(task: TaskOptions, episode: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from opdkit.data.readers import load_problems
 from opdkit.engines.load import model_digest
 from opdkit.errors import UserError
 from opdkit.evaluation.answering import Answering, answering, stage_of
-from opdkit.evaluation.identity import check_options, forget_where, own_files
+from opdkit.evaluation.identity import check_options, own_files
 from opdkit.evaluation.options import EvaluateOptions
 from opdkit.rollouts.episodes import Played, play
 from opdkit.rollouts.single_turn import sample_rollouts
@@ -30,7 +30,7 @@ from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.jsonl import append_lines, open_lines, put_in_order
 from opdkit.run.lock import Lock
-from opdkit.run.stored_answers import check_identity, clock_of
+from opdkit.run.stored_answers import check_identity, clock_of, question_of
 from opdkit.tasks.base import Task
 from opdkit.tasks.guard import make_task, task_named
 from opdkit.tasks.rejection import RULES, Rule, rejected_by
@@ -239,7 +239,6 @@ def _open(out: Path, rejected: Path, identity: Mapping[str, Any]) -> Done:
 
 def _identity(options: SampleOptions, fingerprint: str) -> dict[str, Any]:
     task = task_named(options.model.task, may_be_none=True)
-    asked = asdict(options.model) | {"task": task.text} | own_files(task, options.model.episode)
-    forget_where(asked)
+    asked = question_of(asdict(options.model)) | {"task": task.text} | own_files(task, options.model.episode)
     digest = model_digest(Path(options.model.model))
     return {**asked, "reject": options.reject, "fingerprint": fingerprint, "model_files": digest}

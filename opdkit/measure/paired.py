@@ -36,8 +36,10 @@ def compare(
     *,
     votes: Votes | None = None,
     has_votes: bool = True,
+    has_finals: tuple[bool, bool] = (True, True),
 ) -> Comparison:
-    """Raises UserError where no problem was answered by both. votes, has_votes: as in `accuracy`, for either side."""
+    """Raises UserError where no problem was answered by both. votes, has_votes: as in `accuracy`, for either side;
+    has_finals: of each."""
     groups_a, groups_b = by_problem(a), by_problem(b)
     shared = [problem_id for problem_id in groups_a if problem_id in groups_b]
     if not shared:
@@ -45,13 +47,14 @@ def compare(
             f"the two answered different problems: {len(groups_a)} and {len(groups_b)} problems, and none is in both"
         )
     sides = [[answer for problem_id in shared for answer in groups[problem_id]] for groups in (groups_a, groups_b)]
-    scores = [problem_scores(side) for side in sides]
+    scores = [problem_scores(side, has_finals=reads) for side, reads in zip(sides, has_finals, strict=True)]
     most = [max(score.num_graded for score in side) for side in scores]
     n = min(most)
     firsts = [_first(groups, shared, n) for groups in (groups_a, groups_b)]
     majorities = [
-        [s.majority for s in problem_scores(side, same=votes(side) if votes else None, has_votes=has_votes)]
-        for side in firsts
+        [s.majority for s in problem_scores(side, same=same, has_votes=has_votes, has_finals=reads)]
+        for side, reads in zip(firsts, has_finals, strict=True)
+        for same in [votes(side) if votes else None]
     ]
     columns = [_columns(side, majority, n) for side, majority in zip(scores, majorities, strict=True)]
     before, after = columns

@@ -36,7 +36,8 @@ def row_answers(run: Path, step: int | None) -> dict[str, AnswerSet]:
         for rollout in rollouts
     ]
     name = str(recipe["data"]["train"])
-    asked = {**recipe.get("sampling", {}), "step": chosen, "task": examples[0].problem.task if examples else None}
+    task = examples[0].problem.task if examples else None
+    asked = {**recipe.get("sampling", {}), "step": chosen, "task": task, "episode": recipe.get("episode")}
     problems = {row.problem.id: row.problem for row in examples}
     return {name: AnswerSet(name=name, asked=asked, answers=answers, problems=problems)}
 

@@ -101,8 +101,21 @@ def clock_of(identity: Mapping[str, Any] | None) -> datetime:
     return datetime.fromisoformat(said) if said else datetime.now().replace(microsecond=0)
 
 
+def question_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers are answers to, without what moves no number of them: where, how fast. Another engine draws others.
+    Files from before one of these left the identity still have it."""
+    asked = {key: value for key, value in identity.items() if key not in ("device", "max_tokens_per_batch", "url")}
+    episode = asked.pop("episode", None)
+    if episode is not None:
+        asked["episode"] = {key: value for key, value in episode.items() if key != "workers"}
+    if asked.get("engine") == "hf":  # as answers from before there were others have it
+        del asked["engine"]
+    return asked
+
+
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError unless what is in the file and what is to be added answer the same question."""
+    found, wanted = question_of(found), question_of(wanted)
     differ = sorted(key for key in {*found, *wanted} - {"clock"} if found.get(key) != wanted.get(key))
     if differ:
         said = ", ".join(f"{key} = {found.get(key)!r} (now {wanted.get(key)!r})" for key in differ)

@@ -23,7 +23,7 @@ from opdkit.recipe import Recipe
 from opdkit.rollouts.stage import Stage
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
-from opdkit.run.stored_answers import Store, StoredAnswer, measure, sentence, write_run_answers
+from opdkit.run.stored_answers import Store, StoredAnswer, measure, question_of, sentence, write_run_answers
 from opdkit.tasks.guard import GuardedTask
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.state import Viewer
@@ -129,8 +129,8 @@ class Evaluations:
             if source in sources
         }
         episode, sampled = self.recipe.episode, self.recipe.eval.params(self.recipe.longest_turn).identity
-        played = {} if episode is None else {"episode": episode.model_dump(mode="json", exclude={"workers"})}
-        return {**sampled, "seed": seed, "sets": sets, **played}
+        played = None if episode is None else episode.model_dump(mode="json")
+        return question_of({**sampled, "seed": seed, "sets": sets, "episode": played})
 
 
 def teachers_of_sets(recipe: Recipe, viewers: Mapping[str, Viewer]) -> dict[str, Reader]:

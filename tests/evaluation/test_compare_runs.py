@@ -30,13 +30,22 @@ def problem(name: str, question: str = "?", gold: str = "7") -> Problem:
     return Problem(id=name, task="arithmetic", messages=({"role": "user", "content": question},), gold=gold)
 
 
-def result(folder: Path, problems: Sequence[Problem], reward: float, data: str = "set", **asked: Any) -> Path:
+def result(
+    folder: Path,
+    problems: Sequence[Problem],
+    reward: float,
+    data: str = "set",
+    parsed: str | None = "7",
+    **asked: Any,
+) -> Path:
     identity = {"data": [data], "task": "arithmetic", "fingerprint": f"{problems}", "temperature": 1.0, **asked}
     store = Store(folder / f"{data}.jsonl", identity)
     write_problems(problems_path(folder, data), problems)
     store.append(
         [
-            StoredAnswer(problem_id=p.id, sample_id=0, reward=reward, parsed="7", finish="stop", num_tokens=3, text="7")
+            StoredAnswer(
+                problem_id=p.id, sample_id=0, reward=reward, parsed=parsed, finish="stop", num_tokens=3, text="7"
+            )
             for p in problems
         ]
     )
@@ -66,6 +75,22 @@ def test_one_fingerprint_under_two_paths_is_one_data_set(tmp_path: Path) -> None
     a = result(tmp_path / "a", [problem("p"), problem("q")], 0.0, data="here")
     b = result(tmp_path / "b", [problem("p"), problem("q")], 1.0, data="there")
     assert compare_runs(str(a), str(b))["sets"]["here"]["notes"] == []
+
+
+@pytest.mark.parametrize(("episode", "parsed", "rates"), [
+    ({"environment": "its own"}, None, [None, None]),  # an environment that grades and reads no final answer
+    ({"environment": "calculator"}, "7", [0.0, 1.0]),  # the task reads them, and A ends with none
+    (None, None, [0.0, 0.0]),
+])  # fmt: skip
+def test_the_share_of_final_answers_is_unknown_where_nobody_reads_them(
+    episode: dict[str, str] | None, parsed: str | None, rates: list[float | None], tmp_path: Path
+) -> None:
+    problems = [problem("p"), problem("q")]
+    a = result(tmp_path / "a", problems, 0.0, parsed=None, episode=episode)
+    b = result(tmp_path / "b", problems, float(parsed is not None), parsed=parsed, episode=episode)
+    found = compare_runs(str(a), str(b))["sets"]["set"]["metrics"]["format_rate"]
+    assert [found["before"], found["after"]] == rates
+    assert found["value"] == (None if None in rates else rates[1] - rates[0])  # type: ignore[operator]
 
 
 def test_runs_hold_their_evaluations(recipe: Any, console: Console, tmp_path: Path) -> None:

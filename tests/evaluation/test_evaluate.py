@@ -20,6 +20,7 @@ from opdkit.evaluation.options import EvaluateOptions
 from opdkit.run.answer_sets import read_answers
 from opdkit.run.console import Interrupt
 from opdkit.run.lock import Lock
+from opdkit.run.stored_answers import Store, StoredAnswer
 
 
 @pytest.fixture
@@ -214,6 +215,24 @@ def test_another_chat_template_at_the_same_path_is_told_apart(
     template.write_text(template.read_text() + " ")
     with pytest.raises(UserError, match="another question: model_files"):
         evaluate_model(replace(options, model=str(folder), num_samples=8), out=tmp_path / "out", console=console)
+
+
+def _stored(problem_id: str) -> StoredAnswer:
+    return StoredAnswer(
+        problem_id=problem_id, sample_id=0, reward=1.0, parsed=None, finish="stop", num_tokens=3, text="7"
+    )
+
+
+def test_where_and_how_fast_is_no_part_of_the_question(tmp_path: Path) -> None:
+    """Files from before it left the identity of answers go on, too."""
+    played = {"task": "arithmetic", "episode": {"environment": "calculator"}}
+    old = {"device": "cuda", "url": "http://x", "max_tokens_per_batch": 9, "engine": "hf", "clock": "then"}
+    began = Store(tmp_path / "set.jsonl", old | played | {"episode": {"environment": "calculator", "workers": 2}})
+    began.append([_stored("p")])
+    Store(tmp_path / "set.jsonl", played).append([_stored("q")])
+    assert len(Store(tmp_path / "set.jsonl", {**played, "device": "cpu"}).answers) == 2
+    with pytest.raises(UserError, match="another question: episode"):
+        Store(tmp_path / "set.jsonl", {**played, "episode": {"environment": "game", "workers": 2}})
 
 
 def test_a_refused_evaluation_leaves_nothing_in_the_way(
