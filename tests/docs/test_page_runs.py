@@ -74,7 +74,7 @@ class Place:
 
     def run(self, script: str) -> str:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
+            ["bash", "-eu", "-c", script],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -122,7 +122,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path 
         **{name: f"opdkit make-model {name} --data train.jsonl --hidden-size 32 --num-layers 1 --vocab-size 300 "
                  f"--steps 5 --seed {seed}" for seed, name in enumerate(MODELS)},
         "runs/math": "opdkit train recipe.toml",
-        "runs/spooled": "opdkit train recipe.toml --set name=spooled --set spool.max_gib=1 --set train.steps=2",
+        "runs/spooled": "opdkit train recipe.toml --set name=spooled --set spool.max_gib=1 "
+                        "--set train.save_rows_every=1 --set train.steps=2",
         **{f"runs/{name}": f"cp -r runs/math runs/{name}" for name in ("a", "b", "sdpo")},
         "rows.parquet": "cp runs/math/rows/step_000100.parquet rows.parquet",
         "make quickstart": "opdkit quickstart",
