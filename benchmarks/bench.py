@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     for number, case in enumerate(chosen, 1):
         lines = measure(case, 5)
         for line in lines:
-            line["load"] = round(os.getloadavg()[0], 1)
+            line |= {"load": round(os.getloadavg()[0], 1), "commit": told["commit"]}
         write_results(path, told, lines)
         said = [f"{line['side']} {line.get('failed') or format(line['cpu_s'], '.3g') + ' s'}" for line in lines]
         minutes = (time.monotonic() - begun) / 60
