@@ -1,8 +1,10 @@
-"""What a rank holds more than before while it writes a checkpoint, and the first one while it exports its model: as
-`python save_on_ranks.py <job.json>` on each of several ranks; the first one writes bytes to `<job>.pt`."""
+"""What a rank holds more than before while it loads a model and while it writes a checkpoint, and the first one while
+it exports its model: as `python save_on_ranks.py <job.json>` on each of several ranks; the first one writes bytes to
+`<job>.pt`."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import re
@@ -49,12 +51,15 @@ def most_held(do: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back to the system
     path = Path(sys.argv[1])
     job = json.loads(path.read_text())
     ranks = join(device="cpu", timeout_minutes=5)
     recipe = parse_recipe(job["recipe"])
     folder = RunFolder(recipe.run_dir)
-    parts = Parts(recipe, None, ranks=ranks)
+    loaded: list[Parts] = []
+    while_loading = ranks.gather(most_held(lambda: loaded.append(Parts(recipe, None, ranks=ranks))))
+    (parts,) = loaded
 
     def written() -> None:
         save(
@@ -67,6 +72,6 @@ if __name__ == "__main__":
         folder.write_recipe(recipe.as_dict())
         out = recipe.run_dir / "exported"
         exporting = most_held(lambda: export(recipe.run_dir, out, dtype="bfloat16", console=Console(quiet=True)))
-        torch.save({"saving": while_saving, "exporting": exporting}, path.with_suffix(".pt"))
+        torch.save({"loading": while_loading, "saving": while_saving, "exporting": exporting}, path.with_suffix(".pt"))
     ranks.wait()
     leave(0)
