@@ -43,8 +43,9 @@ def test_what_two_ranks_trained_is_exported(
 def test_no_rank_holds_the_model_twice(
     strategy: str, recipe: Callable[..., Recipe], on_ranks: Any, tmp_path: Path
 ) -> None:
-    """While it is loaded from bfloat16, one in float32 and a layer. Beside its parts, while a checkpoint is written: the
-    first rank one whole model, the other a tensor at a time. The export: the model in float32, and at last half of it, in bfloat16."""
+    """While it is loaded from bfloat16: one in float32, and a layer. Beside its parts, while a checkpoint is written:
+    the first rank one whole model, the other a tensor at a time. The export: the model in float32, and at last half of
+    it, in bfloat16."""
     model = tmp_path / "model"
     make_model(model, tokenizer=char_tokenizer("0123456789+="), hidden_size=512, num_layers=8, seed=0, max_positions=96)
     size = (model / "model.safetensors").stat().st_size
