@@ -24,7 +24,7 @@ from opdkit.training.problems.tool_lessons import calculator_tokenizer, direct_l
 from opdkit.types import Problem
 
 DATA = "arithmetic:multiply-2:train"
-TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 160
+TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 200, 40, 160
 POSITIONS = 192  # a peer's transcript, a problem and an episode
 WHOLE_CHANGE = {"eval": {"limit": 512}}
 SHORT = {"steps": 20}  # of the baselines, an eighth of the recipe's
