@@ -33,6 +33,7 @@ from peers.compare import compare, write_results
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "triton")
+MEASURED = ("cpu_s", "wall_s", "system_s", "peak_mib")  # of each run
 # One thread, asleep when it waits; nothing from a hub.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -135,9 +136,11 @@ def line_of(case: Case, side: str, told: dict[str, Any], runs: list[dict[str, An
     for key in ("cpu_s", "wall_s"):
         values = [run[key] / (run[per] / 1000 if per else 1) for run in runs]
         line |= {key: statistics.median(values), f"{key}_low": min(values), f"{key}_high": max(values)}
+    if "system_s" in runs[0]:
+        line["system_s"] = statistics.median(run["system_s"] for run in runs)
     if "peak_mib" in runs[0]:
         line["peak_mib"] = max(run["peak_mib"] for run in runs)
-    line |= {key: value for key, value in runs[-1].items() if key not in ("cpu_s", "wall_s", "peak_mib")}
+    line |= {key: value for key, value in runs[-1].items() if key not in MEASURED}
     return {**line, "runs": len(runs)}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opdkit.losses import Divergence, Head, Support, Term, ViewTokens, head_loss
 from opdkit.losses.head import chunks
-from opdkit.losses.inputs import Projector
+from opdkit.losses.heads import Projector
 from opdkit.losses.kernels import kernel
 from opdkit.losses.kernels.kernel_proof import prove
 

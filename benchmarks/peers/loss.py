@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from opdkit.losses import Divergence, Head, Term, ViewTokens, head_loss
 from opdkit.losses.head import chunks
 
+from .parts import parts
 from .worker import Prepared
 
 BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}  # as TRL and Liger name directions
@@ -147,11 +148,13 @@ def prepare(case: dict[str, Any]) -> Prepared:
     make = {"opdkit": opdkit, "trl": trl, "liger": liger, "liger_compiled": liger, "dense": dense}[side]
     loss = make(case)
     # Compiled anew for other shapes; its arithmetic is that of `liger`.
-    told = {} if side == "liger_compiled" else {"error": error(loss, case)}
+    told: dict[str, Any] = {} if side == "liger_compiled" else {"error": error(loss, case)}
     given = inputs(case["tokens"], case)
 
     def step() -> None:
         given.student_NH.grad = given.student_VH.grad = None
         loss(given).backward()
 
+    if side == "opdkit":
+        told["parts"] = parts(step)
     return step, told

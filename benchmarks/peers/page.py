@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import parts as where
 from .cases import cases
 from .compare import Lines, ratios, read
 
@@ -62,6 +63,9 @@ def write(results: Path) -> None:
                     NOTES.get(group, ""),
                     _table(own),
                 ]
+        if any("parts" in line for line in lines):
+            quick = " (quick)" if name.startswith("quick") else ""
+            parts += [f"### {where.TITLE}{quick}", where.NOTE, where.table(lines)]
     parts += [
         "## On a GPU",
         "Not run yet: no GPU was at hand. `python benchmarks/head_kernel.py` measures the loss's Triton kernels there, "

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .models import NUM_SPECIAL, lengths, make_models, texts
+from .parts import parts
 from .worker import Meter, Prepared, Talk
 
 LR = 1e-6
@@ -65,7 +66,10 @@ def prepare(case: dict[str, Any]) -> Prepared:
         views = [row.views["teacher"] for row in rows if "teacher" in row.views]
         return {"context_tokens": sum(len(view.context_ids) for view in views)}
 
-    return step, told_of(groups)
+    told: dict[str, Any] = told_of(groups)
+    if case["method"] == "sdpo":
+        told["parts"] = parts(step, case["vocabulary"])
+    return step, told
 
 
 def opdkit_run(case: dict[str, Any], data: Data) -> Any:

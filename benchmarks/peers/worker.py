@@ -2,9 +2,9 @@
 
     python -m peers.worker '{"kind": "loss", "side": "trl", ...}'
 
-Seconds are the processor's (all threads of this process) and the wall's. Memory is what the process came to hold
-beyond what it held when the run began: the kernel's high-water mark, reset before each run, so that it includes
-whatever any library allocates. A side that cannot be imported, built or run says why, in one line.
+Seconds are the processor's (all threads of this process), of these the kernel's, and the wall's. Memory is what the
+process came to hold beyond what it held when the run began: the kernel's high-water mark, reset before each run, so
+that it includes whatever any library allocates. A side that cannot be imported, built or run says why, in one line.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class Meter:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the high-water mark becomes what is held now
         self.held_kib = status_kib("VmRSS")
-        self.cpu_s, self.wall_s = time.process_time(), time.perf_counter()
+        self.cpu_s, self.wall_s, self.system_s = time.process_time(), time.perf_counter(), os.times().system
 
     def end(self) -> dict[str, float]:
         cpu_s, wall_s = time.process_time() - self.cpu_s, time.perf_counter() - self.wall_s
+        system_s = os.times().system - self.system_s
         peak_mib = (status_kib("VmHWM") - self.held_kib) / 1024
-        return {"cpu_s": cpu_s, "wall_s": wall_s, "peak_mib": peak_mib}
+        return {"cpu_s": cpu_s, "wall_s": wall_s, "system_s": system_s, "peak_mib": peak_mib}
 
 
 def status_kib(name: str) -> int:

@@ -186,7 +186,7 @@ def cache_rows(work: Work, resident: Mapping[str, float], device: Device | None)
 
 
 def _head_copy(numbers: int, dtype: str, kind: str) -> float:
-    """A CPU multiplies in float32; a GPU's heads are filled up to a multiple of 64 rows, most of them in a copy."""
+    """A CPU samples in float32; a GPU's heads are filled up to a multiple of 64 rows, most of them in a copy."""
     if kind == "cpu":
         return 4.0 * numbers if dtype == "bfloat16" else 0.0
     return float(BYTES[dtype] * numbers)
@@ -282,14 +282,15 @@ def _kept_a_token(work: Work) -> float:
 
 
 def _head_at_work(work: Work, kind: str) -> float:
-    """Copies of the heads, a chunk of logits of each side, its gradient, the arrays of a block, and grad_head."""
+    """A chunk of logits of each side, the arrays of a block, and grad_head; on a GPU copies of the heads, and a chunk's
+    gradient as the products take it in."""
     student, compute = work.student, BYTES[work.dtype]
     sides = [(reader.size.head, reader.dtype) for reader in work.readers for _ in range(reader.gives_states)]
     tokens = work.answer / work.row * work.learned_at_once
     chunk = min(max(CHUNK_BYTES[kind], 4.0 * student.head / CHUNK_OF_WEIGHTS), 4.0 * student.vocabulary * tokens)
     total = chunk * (1 + len(sides)) + (BLOCKS if sides else FEW_BLOCKS) * BLOCK_BYTES[kind]
-    total += 0.0 if kind == "cpu" else chunk * compute / 4  # the gradient, as the products take it in
-    total += _head_copy(student.head, work.dtype, kind) + sum(_head_copy(*side, kind) for side in sides)
+    if kind != "cpu":
+        total += chunk * compute / 4 + sum(_head_copy(*side, kind) for side in [(student.head, work.dtype), *sides])
     if work.recipe.model.lora is None:
         total += 4.0 * student.head
     return total

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from opdkit.losses.coefficients import token_coefficients, units
     from opdkit.losses.compare import Comparison, compare_heads
     from opdkit.losses.head import HeadStats, head_loss, head_stats
-    from opdkit.losses.inputs import Head, ViewTokens
+    from opdkit.losses.heads import Head
+    from opdkit.losses.inputs import ViewTokens
     from opdkit.losses.spec import (
         Divergence,
         EntryAdvantage,
@@ -52,7 +53,7 @@ _HOME = {
     "units": "coefficients",
     "Comparison": "compare",
     "compare_heads": "compare",
-    "Head": "inputs",
+    "Head": "heads",
     "HeadOutput": "sums",
     "HeadStats": "head",
     "ViewTokens": "inputs",

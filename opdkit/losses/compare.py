@@ -15,7 +15,8 @@ from torch import Tensor
 
 from opdkit.losses import logprobs
 from opdkit.losses.head import blocks, chunks
-from opdkit.losses.inputs import ABSENT_LOGIT, Head, Projector, check_ids
+from opdkit.losses.heads import ABSENT_LOGIT, Head, Projector
+from opdkit.losses.inputs import check_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opdkit.losses import logprobs
-from opdkit.losses.inputs import ABSENT_LOGIT, Batch, Head, Projector, ViewTokens, check_ids
+from opdkit.losses.heads import ABSENT_LOGIT, Head, Projector
+from opdkit.losses.inputs import Batch, ViewTokens, check_ids
 from opdkit.losses.kernels import kernel
 from opdkit.losses.names import GradientPath
 from opdkit.losses.spec import Target
@@ -76,15 +77,21 @@ def head_loss(
     named = {"teacher": views} if isinstance(views, ViewTokens) else views or {}
     with torch.no_grad():
         batch = Batch(hidden_NH, head, sampled_ids_N, terms, named, temperature)
-    gradients, record = Gradients(hidden_NH, head, batch.student.dtype), Record(batch)
-    with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
         widest = max(head.num_tokens, *(p.head.num_tokens for p in batch.projectors.values()), 0)
-        for counted_rows, counting in batch.parts():
-            score = _autograd if gradient == "autograd" else _closed_form
-            if score is _closed_form and kernel.is_chosen(batch, counting):
-                score = _through_kernels
-            for rows in chunks(counted_rows, widest, hidden_NH.shape[-1], chunk_size):
-                score(batch, rows, counting, record, gradients)
+        work = [
+            (rows, counting)
+            for counted_rows, counting in batch.parts()
+            for rows in chunks(counted_rows, widest, hidden_NH.shape[-1], chunk_size)
+        ]
+    gradients, record = Gradients(hidden_NH, head, batch.student.dtype, len(work)), Record(batch)
+    with torch.no_grad(), torch.autocast(hidden_NH.device.type, enabled=False):
+        for rows, counting in work:
+            if gradient == "autograd":
+                _autograd(batch, rows, counting, record, gradients)
+            elif kernel.is_chosen(batch, counting):
+                _through_kernels(batch, rows, counting, record, gradients)
+            else:
+                _closed_form(batch, rows, counting, record, gradients)
         loss = record.loss(batch.terms)
     return record.output(_WithGradients.apply(loss, hidden_NH, head.weight_VH, head.bias_V, *gradients.finished()))
 
@@ -264,8 +271,9 @@ def _autograd(batch: Batch, rows: Tensor, terms: Sequence[Term], record: Record,
     """The reference: the same values, differentiated by torch, one chunk at a time."""
     head = batch.student.head
     hidden_nH = batch.student.hidden(rows).detach().requires_grad_()
-    weight_VH = head.weight_VH.detach().requires_grad_()
-    bias_V = None if head.bias_V is None else head.bias_V.detach().requires_grad_()
+    dtype = logprobs.math_dtype(head.weight_VH.dtype)
+    weight_VH = head.weight_VH.detach().to(dtype).requires_grad_()
+    bias_V = None if head.bias_V is None else head.bias_V.detach().to(dtype).requires_grad_()
     leaves = [leaf for leaf in (hidden_nH, weight_VH, bias_V) if leaf is not None]
     outputs_nV = _view_outputs(batch, rows, terms)
     with torch.enable_grad():

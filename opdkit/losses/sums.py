@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from opdkit.errors import UserError
 from opdkit.losses import logprobs, memory
-from opdkit.losses.inputs import Batch, Head
+from opdkit.losses.heads import Head
+from opdkit.losses.inputs import Batch
 from opdkit.losses.support import Entries
 from opdkit.losses.terms import Term
 
@@ -67,9 +68,10 @@ class Scored:
 
 
 class Gradients:
-    """grad_hidden, and grad_head summed over chunks in fp32 (fp64 for fp64). Only what requires grad is formed."""
+    """grad_hidden, and grad_head summed over chunks in fp32 (fp64 for fp64), but where one chunk is all in the dtype
+    that is asked for. Only what requires grad is formed."""
 
-    def __init__(self, hidden_NH: Tensor, head: Head, dtype: torch.dtype) -> None:
+    def __init__(self, hidden_NH: Tensor, head: Head, dtype: torch.dtype, num_chunks: int) -> None:
         self.leaves = (hidden_NH, head.weight_VH, head.bias_V)
         wanted = [leaf is not None and leaf.requires_grad and torch.is_grad_enabled() for leaf in self.leaves]
         self.any_wanted = any(wanted)
@@ -77,30 +79,41 @@ class Gradients:
             raise UserError("fp16 loses the gradient of unlikely tokens to underflow; train in bfloat16 or float32.")
         dtype = logprobs.math_dtype(dtype)
         self.hidden_NH = torch.zeros_like(hidden_NH) if wanted[0] else None
-        self.weight_VH = memory.empty(head.weight_VH.shape, dtype, head.weight_VH.device) if wanted[1] else None
+        self.weight_VH = None
+        if wanted[1]:
+            self.weight_VH = memory.empty(
+                head.weight_VH.shape, head.weight_VH.dtype if num_chunks == 1 else dtype, head.weight_VH.device
+            )
         self._weight_is_empty = True  # the first chunk writes, later ones add: no pass over it to fill it with zeros
         self.bias_V = torch.zeros_like(head.bias_V, dtype=dtype) if wanted[2] and head.bias_V is not None else None
 
     def add_from_output(self, rows: Tensor, batch: Batch, grad_nV: Tensor) -> None:
         """Add a chunk, given the gradient with respect to the head's plain output, in `math_dtype`."""
-        num_tokens, head = grad_nV.shape[-1], batch.student.head
+        num_tokens, student = grad_nV.shape[-1], batch.student
         if self.bias_V is not None:
             self.bias_V[:num_tokens] += grad_nV.sum(0, dtype=self.bias_V.dtype)
-        grad_nV = grad_nV.to(batch.student.dtype)
-        if head.num_rows > num_tokens:
-            grad_nV = F.pad(grad_nV, (0, head.num_rows - num_tokens))
+        grad_nV = grad_nV.to(student.dtype)
+        if student.head.num_rows > num_tokens:
+            grad_nV = F.pad(grad_nV, (0, student.head.num_rows - num_tokens))
         if self.hidden_NH is not None:
-            self.hidden_NH[rows] = (grad_nV @ head.weight_VH).to(self.hidden_NH.dtype)
-        if self.weight_VH is not None:
-            weight_VH, hidden_nH = self.weight_VH[:num_tokens], batch.student.hidden(rows)
-            if weight_VH.dtype == grad_nV.dtype and head.num_rows == num_tokens:
-                weight_VH.addmm_(grad_nV.T, hidden_nH, beta=0 if self._weight_is_empty else 1)
-                self.weight_VH[num_tokens:].zero_()
-                self._weight_is_empty = False
-            else:
-                self._fill_with_zeros()
-                wider = {} if weight_VH.dtype == grad_nV.dtype else {"out_dtype": weight_VH.dtype}
-                weight_VH += torch.mm(grad_nV.T, hidden_nH, **wider)[:num_tokens]
+            self.hidden_NH[rows] = student.grad_hidden(grad_nV).to(self.hidden_NH.dtype)
+        if self.weight_VH is None:
+            return
+        weight_VH, hidden_nH = self.weight_VH[:num_tokens], student.hidden(rows)
+        is_only = weight_VH.dtype.itemsize < grad_nV.dtype.itemsize
+        if not is_only and (weight_VH.dtype != grad_nV.dtype or student.head.num_rows > num_tokens):
+            self._fill_with_zeros()
+            wider = {} if weight_VH.dtype == grad_nV.dtype else {"out_dtype": weight_VH.dtype}
+            weight_VH += torch.mm(grad_nV.T, hidden_nH, **wider)[:num_tokens]
+            return
+        if is_only:  # rounded a slice at a time
+            for part in student.slices():
+                weight_VH[part] = torch.mm(grad_nV[:, part].T, hidden_nH)
+        else:
+            weight_VH.addmm_(grad_nV.T, hidden_nH, beta=0 if self._weight_is_empty else 1)
+        if self._weight_is_empty:
+            self.weight_VH[num_tokens:].zero_()
+        self._weight_is_empty = False
 
     def _fill_with_zeros(self) -> None:
         if self.weight_VH is not None and self._weight_is_empty:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -15,10 +16,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 def peers() -> Any:
     sys.path.insert(0, str(FOLDER))
     try:
-        from peers import cases, compare, page
+        from peers import cases, compare, page, parts
     finally:
         sys.path.remove(str(FOLDER))
-    return {"cases": cases, "compare": compare, "page": page}
+    return {"cases": cases, "compare": compare, "page": page, "parts": parts}
 
 
 def line(case: str, side: str, cpu_s: float, **more: Any) -> dict[str, Any]:
@@ -80,8 +81,9 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     page = tmp_path / "page.md"
     monkeypatch.setattr(peers["page"], "PAGE", page)
     case = "loss jsd bfloat16 V=9 H=256 N=9"
+    parts = {"head": 0.8, "body": 0.0, "attention": 0.0, "exponentials": 0.125, "other": 0.25}
     lines = [
-        line(case, "opdkit", 1.3, peak_mib=10.0, error=1e-3),
+        line(case, "opdkit", 1.3, peak_mib=10.0, error=1e-3, parts=parts, system_s=0.25),
         line(case, "products", 1.0, peak_mib=0.0),
         line(case, "trl", 2.6, peak_mib=40.0, error=2e-3),
         {"case": case, "group": "loss", "side": "liger", "sizes": {}, "load": 2.0, "failed": "ImportError: no | liger"},
@@ -94,5 +96,19 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed, of 1 measured |" in text
     assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met, of 1 measured |" in text
     assert "| step / TRL SDPO, V >= 32000 | <= 0.4 | not measured |  |" in text
+    shown = "1.300 | 0.800 | 0.000 | 0.000 | 0.125 | 0.250 | 0.125 | 0.250 | 1.12 |"
+    assert f"| {case} | {shown}" in text, "the rest is 0.125; products and exponentials 1.12 of the products"
     assert "**Quick run**: not run yet." in text
     assert "Not measured yet: loss forward_kl float32 V=32768 H=256 N=512; " in text
+
+
+def test_operators_are_told_apart(peers: Any) -> None:
+    """A product with the vocabulary of 48 is the head's, one without it the body's; each takes some time."""
+    narrow, head = torch.ones(8, 8), torch.ones(8, 48)
+
+    def run() -> None:
+        (narrow @ head).softmax(-1)
+
+    found = peers["parts"].parts(run, 48)
+    assert found["head"] > 0 and found["exponentials"] > 0 and found["body"] == found["attention"] == 0
+    assert peers["parts"].parts(lambda: narrow @ narrow, 48)["body"] > 0

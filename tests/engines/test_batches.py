@@ -20,7 +20,7 @@ from opdkit.engines.sampling.slots import Job, Slots
 from opdkit.errors import Interrupted, UserError
 from opdkit.losses import Head
 from opdkit.losses.head import HeadStats
-from opdkit.losses.inputs import ROW_MULTIPLE
+from opdkit.losses.heads import ROW_MULTIPLE
 from opdkit.types import Asked
 
 Make = Callable[..., tuple[Any, Any]]

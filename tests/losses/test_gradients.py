@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -12,8 +13,8 @@ from loss_world import NUM_IDS, World, make_world
 from torch import Tensor
 
 from opdkit.errors import UserError
-from opdkit.losses import Divergence, NegativeLogLikelihood, PolicyGradient, Support, TeacherAdvantage, Term
-from opdkit.losses.inputs import ROW_MULTIPLE, Projector
+from opdkit.losses import Divergence, NegativeLogLikelihood, PolicyGradient, Support, TeacherAdvantage, Term, heads
+from opdkit.losses.heads import ROW_MULTIPLE, Projector
 from opdkit.losses.names import DivergenceKind, SupportKind, TailKind
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -226,6 +227,21 @@ def test_heads_filled_up_to_aligned_rows_change_nothing(
     project = Projector(odd.head, odd.hidden_NH.detach())
     output_nV = project(torch.arange(4))
     assert output_nV.shape == (4, NUM_IDS) and output_nV.stride() == (64, 1)
+
+
+@pytest.mark.parametrize("chunk_size", [2, None])
+def test_a_narrow_head_is_multiplied_in_slices(chunk_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 heads are converted three rows at a time, with bias and padding, in one chunk or in several: gradients are
+    those of the same numbers in fp32, rounded once."""
+    half = make_world(dtype=torch.bfloat16)
+    single = half.with_head(**{name: getattr(half.head, name).float() for name in ("weight_VH", "bias_V")})
+    single = replace(single, hidden_NH=half.hidden_NH.float())
+    monkeypatch.setattr(heads, "SLICE_BYTES", 3 * 4 * half.hidden_NH.shape[-1])
+    assert len(list(Projector(half.head, half.hidden_NH).slices())) > 3
+    term = spec("reverse_kl", "full")
+    wanted = single.gradients(single.term(term), chunk_size=chunk_size)
+    for found, expected in zip(half.gradients(half.term(term), chunk_size=chunk_size), wanted, strict=True):
+        torch.testing.assert_close(found, expected.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
 def test_refused_combination_is_the_zero_one() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from vectors import Case, load
 
 from opdkit.losses import ViewTokens, weights
-from opdkit.losses.inputs import mixed_head
+from opdkit.losses.heads import mixed_head
 from opdkit.methods import METHODS
 from opdkit.methods.base import Method
 from opdkit.methods.plan_inputs import PlanInputs

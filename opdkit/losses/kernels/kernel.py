@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from opdkit.losses import logprobs
-from opdkit.losses.inputs import Batch, Head
+from opdkit.losses.heads import Head
+from opdkit.losses.inputs import Batch
 from opdkit.losses.logprobs import Implicit
 from opdkit.losses.spec import Divergence
 from opdkit.losses.sums import Scored, ScoredTerm

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from opdkit.losses.head import head_loss
-from opdkit.losses.inputs import Head, ViewTokens
+from opdkit.losses.heads import Head
+from opdkit.losses.inputs import ViewTokens
 from opdkit.losses.kernels import kernel
 from opdkit.losses.spec import Divergence, LossSpec, Support, TeacherAdvantage
 from opdkit.losses.terms import Term

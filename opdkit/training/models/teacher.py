@@ -22,7 +22,7 @@ from opdkit.engines.hf import HFEngine
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.losses import Head
-from opdkit.losses.inputs import mixed_head
+from opdkit.losses.heads import mixed_head
 from opdkit.recipe import Recipe, TeacherSection
 from opdkit.training.models.base_teacher import Teacher
 from opdkit.training.models.optimizer import Optimizer, check_tensors

@@ -10,7 +10,7 @@ import torch
 from opdkit.engines.model import LanguageModel
 from opdkit.errors import UserError
 from opdkit.losses import Head
-from opdkit.losses.inputs import mixed_head
+from opdkit.losses.heads import mixed_head
 from opdkit.recipe import Recipe
 from opdkit.training.models.optimizer import Optimizer
 from opdkit.training.models.student import load_student
