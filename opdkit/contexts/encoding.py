@@ -8,7 +8,7 @@ from typing import Any
 
 def plain_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Ids of the text as it stands, no special token in front or behind. Raises what the tokenizer raises."""
-    if _only_wraps(type(tokenizer)):
+    if _only_wraps(type(tokenizer)):  # type: ignore[arg-type]  # mypy: of any class, which might not be hashable
         backend = tokenizer.backend_tokenizer
         is_bare = backend.truncation is None and backend.padding is None
         if is_bare and backend.encode_special_tokens == tokenizer.split_special_tokens:
