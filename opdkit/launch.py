@@ -28,7 +28,8 @@ from opdkit.run.folder import RunFolder
 from opdkit.tasks.pool import usable_cores
 
 GRACE_S = 1.0  # for the others to end by themselves, once a rank has ended that should not have
-STOP_S = 10.0  # the same after a second Ctrl-C
+LOST_S = 5.0  # for the one that they lost, where only ranks have ended that lost one: it may be ending, too
+STOP_S = 10.0  # after a second Ctrl-C
 POLL_S = 0.05
 SENTENCES = 20  # of a rank's refusal
 STOPPED = 130
@@ -133,7 +134,8 @@ class _Ranks:
                     running.remove(rank)
                     bad += [rank] if status else []
             if bad:
-                self._deadline = min(self._deadline, time.monotonic() + GRACE_S)
+                grace = LOST_S if all(self.status(rank) == LOST for rank in bad) else GRACE_S
+                self._deadline = min(self._deadline, time.monotonic() + grace)
             time.sleep(POLL_S)
         to_blame = [rank for rank in bad if self.status(rank) != LOST]
         if not to_blame:  # the others waited for one that does not answer

@@ -121,7 +121,7 @@ class Asker:
     def _kept(self, path: Path, ask: Callable[[], list[Example]]) -> list[Example]:
         """The rows of a part, all ranks' shares of which are put there where nobody did so before."""
         if not self.ranks.from_first(path.exists):
-            rows = self.ranks.joined(ask())
+            rows = self.ranks.from_all(ask)
             self.ranks.from_first(lambda: save_rows(path, rows))
         return self.ranks.from_first(lambda: load_rows(path))
 

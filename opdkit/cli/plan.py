@@ -111,6 +111,8 @@ def _say_plan(found: Plan) -> None:
     if found.in_host_memory:
         parts = ", ".join(f"{_gib(size)} GiB of {what}" for what, size in found.in_host_memory.items())
         say(console, f"In host memory, besides: {parts}")
+    for where, size in found.while_loading.items():
+        say(console, f"While loading, whole, before ranks cut it: {_gib(size)} GiB {where}")
     peak = f"Peak: {found.peak_moment}, {_gib(found.peak)} GiB"
     if device is None:
         say(console, f"{peak}; --gpu says whether that fits, and how long a step takes")

@@ -91,6 +91,19 @@ def hosted(work: Work, kind: str) -> dict[str, float]:
     return {what: size for what, size in found.items() if size}
 
 
+def loading(work: Work) -> dict[str, float]:
+    """{where: bytes} of whole models of which several ranks then keep parts; no rank reads its parts alone."""
+    if work.ranks == 1:
+        return {}
+    whole = work.master_bytes * (work.student.parameters + work.student.unread)
+    if work.recipe.model.lora is not None:
+        whole = BYTES[work.dtype] * (work.student.parameters + work.student.unread) + 4 * work.trained
+    cut = [_loaded(reader) for reader in work.readers if reader.is_model and reader.section.placement == "sharded"]
+    cut += [float(whole)] if work.sharded else []
+    found = {} if work.sharded else {"on each rank": float(whole)}
+    return found | ({"in each machine's host memory, of one rank after another": max(cut)} if cut else {})
+
+
 def _is_on_host(reader: Reader) -> bool:
     return reader.section.weights_on == "host" or reader.section.placement == "cpu"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opdkit.cost.devices import FLOPS_REACHED, GPUS, Device
-from opdkit.cost.memory import Parts, hosted, moments
+from opdkit.cost.memory import Parts, hosted, loading, moments
 from opdkit.cost.seconds import seconds, update_flops
 from opdkit.cost.size import ModelSize, known_sizes
 from opdkit.cost.strategy import is_sharded
@@ -57,6 +57,11 @@ class Plan:
         """{what: bytes} beside a GPU."""
         return hosted(self.work, "cpu" if self.device is not None and self.device.is_cpu else "cuda")
 
+    @property
+    def while_loading(self) -> dict[str, float]:
+        """{where: bytes of a whole model} that ranks then cut."""
+        return loading(self.work)
+
     def as_dict(self) -> dict[str, Any]:
         """For other programs."""
         device, work = self.device, self.work
@@ -71,6 +76,7 @@ class Plan:
             "bytes": {moment: dict(parts) for moment, parts in self.moments.items()},
             "peak": {"moment": self.peak_moment, "bytes": self.peak},
             "host_bytes": sum(self.in_host_memory.values()),
+            "loading_bytes": self.while_loading,
             "fits": self.fits,
             "mfu": self.mfu,
             "seconds": None if self.seconds is None else dict(self.seconds),

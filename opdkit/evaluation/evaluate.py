@@ -123,16 +123,22 @@ def _stopping_all(
 ) -> Iterator[None]:
     """Around a share of the answers: what other ranks finished is put beside this one's `own`, and where one of them
     was stopped, all are."""
-    is_stopped = False
+    failed: Exception | None = None
     try:
         yield
-    except Interrupted:
-        is_stopped = True
-    told = ranks.gather((own, is_stopped))
-    for rank, (answers, _) in enumerate(told):
+    except Exception as error:
+        failed = error
+
+    def told() -> list[tuple[int, list[StoredAnswer], bool]]:
+        if failed is not None and not isinstance(failed, Interrupted):
+            raise failed
+        return [(ranks.rank, list(own), failed is not None)]
+
+    shares = ranks.from_all(told)
+    for rank, answers, _ in shares:
         if rank != ranks.rank and answers:
             put(answers)
-    if any(stopped for _, stopped in told):
+    if any(is_stopped for *_, is_stopped in shares):
         raise Interrupted
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from opdkit.errors import UserError
+from opdkit.errors import Interrupted, UserError
 
 T = TypeVar("T")
 
+MOST_SAID = 500  # characters of an exception
 LOST = 75  # exit status of a rank that ended because another one did
 
 
@@ -42,23 +43,29 @@ class Ranks:
         return [mine]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives the first rank, who alone calls it. A UserError that it raises is raised on all."""
+        """What `make` gives the first rank, who alone calls it. What it raises ends all, see `heard`."""
         return make()
 
     def from_all(self, make: Callable[[], Sequence[T]]) -> list[T]:
-        """What `make` gives every rank, one behind the other. A UserError that it raises on one is raised on all."""
+        """What `make` gives every rank, one behind the other. What it raises on one ends all, see `heard`."""
         own: Sequence[T] = ()
-        failed: UserError | None = None
+        failed: Exception | None = None
         try:
             own = make()
-        except UserError as error:
+        except RankLost:  # nobody is there to be told
+            raise
+        except Exception as error:
             failed = error
-        told = self.gather((own, failed))
+        try:
+            told = self.gather((own, None if failed is None else heard(failed, self.rank)))
+        except RankLost:
+            if failed is None:
+                raise
         if failed is not None:
             raise failed
-        for rank, (_, theirs) in enumerate(told):
+        for _, theirs in told:
             if theirs is not None:
-                raise UserError(*(f"rank {rank}: {sentence}" for sentence in theirs.sentences))
+                raise theirs
         return [item for items, _ in told for item in items]
 
     def any(self, flag: bool) -> bool:
@@ -83,6 +90,16 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def heard(error: Exception, rank: int) -> Exception:
+    """What the other ranks raise when `rank` raises this: bad input and a wish to stop are everybody's, and end each as
+    they end one process. Of anything else they say what it was; it is that rank's own, with its traceback."""
+    if isinstance(error, Interrupted):
+        return type(error)(str(error))
+    if isinstance(error, UserError):
+        return UserError(*(f"rank {rank}: {sentence}" for sentence in error.sentences))
+    return RankLost(f"rank {rank}: {type(error).__name__}: {' '.join(str(error).split())[:MOST_SAID]}")
 
 
 def dealt(costs: Sequence[float], num_ranks: int) -> list[int]:

@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opdkit.errors import UserError
-from opdkit.ranks.base import RankLost, Ranks
+from opdkit.ranks.base import MOST_SAID, RankLost, Ranks, heard
 
 T = TypeVar("T")
 
@@ -46,16 +45,23 @@ class Group(Ranks):
         return found or []
 
     def from_first(self, make: Callable[[], T]) -> T:
-        said: list[Any] = [None]
+        said: list[Any] = [None, None]
+        failed: Exception | None = None
         if self.is_first:
             try:
                 said[0] = make()
-            except UserError as error:
-                said[0] = error
-        with _answering():
-            dist.broadcast_object_list(said, src=0)
-        if isinstance(said[0], UserError):
-            raise said[0]
+            except Exception as error:
+                failed, said[1] = error, heard(error, 0)
+        try:
+            with _answering():
+                dist.broadcast_object_list(said, src=0)
+        except RankLost:
+            if failed is None:
+                raise
+        if failed is not None:
+            raise failed
+        if said[1] is not None:
+            raise said[1]
         return said[0]
 
     def wait(self) -> None:
@@ -108,4 +114,4 @@ def _answering() -> Iterator[None]:
 
 
 def _lost(error: RuntimeError) -> RankLost:
-    return RankLost(" ".join(str(error).split())[:500])
+    return RankLost(" ".join(str(error).split())[:MOST_SAID])

@@ -81,6 +81,10 @@ def test_ranks_by_hand() -> None:
     assert big.in_host_memory["weights and optimizer"] == pytest.approx(12 * copies)
     assert update["optimizer"] == 8 * P / 4 and update["teacher"] == 4 * P / 4
     assert planned(ranks=4).work.rows == planned().work.rows / 4
+    assert planned().while_loading == {} and planned(ranks=4).while_loading == {"on each rank": 4 * P}
+    for overrides, whole in ((), 4 * P), (("model.lora.r=16",), 2 * P + 4 * known_sizes()[SIZE].adapters(16)):
+        found = planned(("parallel.strategy=sharded", *overrides), ranks=4).while_loading
+        assert found == {"in each machine's host memory, of one rank after another": whole}
 
 
 def test_sizes_alone_choose_the_strategy() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import re
@@ -49,6 +50,7 @@ def most_held(do: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back to the system
     path = Path(sys.argv[1])
     job = json.loads(path.read_text())
     ranks = join(device="cpu", timeout_minutes=5)

@@ -1,14 +1,13 @@
-"""Whole runs of `opdkit train`, as commands, and what is read of them."""
+"""Whole runs of `opdkit train`, as commands in forks (`forked.py`), and what is read of them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import opdkit
 from safetensors.torch import load_file
 
 from opdkit import toml
@@ -19,11 +18,11 @@ def command(recipe: Recipe, *flags: str) -> list[str]:
     path = Path(recipe.runs_dir).parent / f"{recipe.name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(toml.dumps(recipe.as_dict()))
-    return [sys.executable, "-m", "opdkit", "train", str(path), *flags]
+    return ["train", str(path), *flags]
 
 
 def trained(recipe: Recipe, *flags: str) -> Path:
-    done = subprocess.run(command(recipe, *flags), capture_output=True, text=True)
+    done = opdkit(*command(recipe, *flags))
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return recipe.run_dir
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import opdkit
 from some_runs import apart, command, steps, trained, weights
 
 from opdkit.recipe import Recipe
@@ -58,8 +58,8 @@ def test_a_spool_of_ranks_is_read_again(strategy: str, recipe: Make) -> None:
     assert len([*(run / "spool").glob("head_*")]) == 3
     assert replay_recipe(run).train.steps == 3
     for flags in (TWO, ()):
-        line = [sys.executable, "-m", "opdkit", "replay", str(run), "--name", f"again-{len(flags)}", *flags]
-        done = subprocess.run(line, capture_output=True, text=True)
+        line = ["replay", str(run), "--name", f"again-{len(flags)}", *flags]
+        done = opdkit(*line)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         again = run.with_name(f"again-{len(flags)}")
         assert rows(again, 3) == rows(run, 3)
@@ -125,6 +125,6 @@ def test_the_engine_is_restarted_under_ranks(keys: tuple[str, ...], recipe: Make
 def test_an_engine_that_is_not_the_students_is_refused_once(recipe: Make, models: dict[str, Path]) -> None:
     with FakeServer(models["student"], raw_logprobs=True) as wrong:
         chosen = recipe("opd", *at(wrong))
-        done = subprocess.run(command(chosen, *TWO), capture_output=True, text=True)
+        done = opdkit(*command(chosen, *TWO))
     assert done.returncode == 2 and done.stderr.count("error ") == 1, done.stderr
     assert "are not the student's of step 0" in done.stderr

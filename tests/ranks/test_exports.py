@@ -41,11 +41,10 @@ def test_what_two_ranks_trained_is_exported(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_rank_holds_the_model_twice(
-    strategy: str, recipe: Callable[..., Recipe], on_ranks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: str, recipe: Callable[..., Recipe], on_ranks: Any, tmp_path: Path
 ) -> None:
     """Beside its parts, while a checkpoint is written: the first rank one whole model, the other a tensor at a time.
     The export: the model in float32, and at last half of it, in bfloat16."""
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the system
     model = tmp_path / "model"
     make_model(model, tokenizer=char_tokenizer("0123456789+="), hidden_size=512, num_layers=8, seed=0, max_positions=96)
     size = (model / "model.safetensors").stat().st_size

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from opdkit.errors import UserError
-from opdkit.ranks.base import Ranks
+from opdkit.errors import Interrupted, Paused, UserError
+from opdkit.ranks.base import RankLost, Ranks
 from opdkit.ranks.join import check_alike, join
 from opdkit.recipe import Recipe
 from opdkit.recipe.check import check_num_ranks
@@ -94,13 +94,40 @@ def test_keys_that_do_not_go_together(overrides: tuple[str, ...], sentence: str,
         recipe("opd", *overrides)
 
 
-def test_what_fails_on_one_rank_fails_on_all() -> None:
-    """With that rank's own sentence; nobody waits for it."""
-    fine = Two(lambda mine: (["theirs"], None))
-    assert fine.from_all(lambda: ["ours"]) == ["ours", "theirs"]
-    failing = Two(lambda mine: ((), UserError("the engine is gone")))
-    with pytest.raises(UserError, match=r"^rank 1: the engine is gone$"):
-        failing.from_all(lambda: ["ours"])
+FAILURES = (UserError("the engine is gone"), Interrupted("now"), Paused("see"), OSError(28, "No space"), KeyError("x"))
+
+
+@pytest.mark.ranks
+def test_what_fails_on_one_rank_fails_on_all(on_ranks: Any) -> None:
+    """At once: bad input and a wish to stop are everybody's; of anything else the others hear what it was. The rank
+    itself keeps its own, and what comes after is not a message late."""
+    found = on_ranks({}, 2, Path(__file__).with_name("fail_on_ranks.py"))
+    for way, culprit in (("from_all", 1), ("from_first", 0)):
+        own, others = found[culprit][way], found[1 - culprit][way]
+        assert own == [(type(one).__name__, str(one)) for one in FAILURES]
+        assert others == [
+            ("UserError", f"rank {culprit}: the engine is gone"),
+            ("Interrupted", "now"),
+            ("Paused", "see"),
+            ("RankLost", f"rank {culprit}: OSError: [Errno 28] No space"),
+            ("RankLost", f"rank {culprit}: KeyError: 'x'"),
+        ]
+    assert found[0]["after"] == found[1]["after"] == ["ours 0", "ours 1"]
+
+
+def test_a_rank_that_nobody_hears_keeps_its_own() -> None:
+    """Where the others are gone already; and what was lost is not told again."""
+
+    def gone(mine: Any) -> Any:
+        raise RankLost("closed")
+
+    def failing() -> Any:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        Two(gone).from_all(failing)
+    with pytest.raises(RankLost, match="closed"):
+        Two(lambda mine: pytest.fail("asked again")).from_all(lambda: gone(None))
 
 
 @pytest.mark.parametrize(

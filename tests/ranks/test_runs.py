@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Started, opdkit, warm
 from some_runs import apart, command, steps, trained, weights
 
 from opdkit import toml
@@ -111,23 +112,20 @@ def test_a_checkpoint_goes_on_with_other_ranks(
 @pytest.fixture
 def begun(recipe: Make) -> Any:
     """A long run on two ranks, some steps after its first checkpoint: the launcher, its ranks, what it says, where."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Started] = []
 
-    def start(*overrides: str) -> tuple[subprocess.Popen[str], list[int], Path]:
+    def start(*overrides: str) -> tuple[Started, list[int], Path]:
         long = recipe("opd", "train.steps=5000", "train.save_every=3", "train.save_rows_every=1", *overrides)
-        launcher = subprocess.Popen(
-            command(long, "--ranks", "2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        launcher = warm().start(argv=command(long, "--ranks", "2"))
         started.append(launcher)
-        wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or launcher.poll() is not None, 400)
-        assert launcher.poll() is None, launcher.communicate()[0]
+        wait_for(lambda: (long.run_dir / "rows/step_000005.parquet").exists() or not is_running(launcher.pid), 400)
+        assert is_running(launcher.pid), launcher.wait()
         assert (long.run_dir / "rows/step_000005.parquet").exists(), "this machine is too slow"
         return launcher, children(launcher.pid), long.run_dir
 
     yield start
     for launcher in started:
         launcher.kill()
-        launcher.wait()
 
 
 def children(parent: int) -> list[int]:
@@ -164,8 +162,9 @@ def test_a_killed_rank_ends_the_others(rank: int, strategy: tuple[str, ...], beg
     launcher, ranks, folder = begun(*strategy)
     os.kill(ranks[rank], signal.SIGKILL)
     killed = time.monotonic()
-    said, _ = launcher.communicate(timeout=60)
-    assert time.monotonic() - killed < 10 and launcher.returncode == 1
+    done = launcher.wait(60)
+    assert time.monotonic() - killed < 10 and done.returncode == 1
+    said = done.stderr
     assert said.count("error ") == 1 and f"error rank {rank} of 2 was ended by SIGKILL" in said and "--resume" in said
     assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
 
@@ -174,8 +173,8 @@ def test_a_killed_rank_ends_the_others(rank: int, strategy: tuple[str, ...], beg
 def test_a_rank_that_hangs_ends_the_run(begun: Any) -> None:
     launcher, ranks, folder = begun("parallel.timeout_minutes=0.5")
     os.kill(ranks[1], signal.SIGSTOP)
-    said, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode == 1 and "rank 1 of 2 did not answer the others" in said
+    done = launcher.wait(120)
+    assert done.returncode == 1 and "rank 1 of 2 did not answer the others" in done.stderr
     assert not any(map(is_running, ranks)) and latest(folder / "checkpoints") is not None
 
 
@@ -190,9 +189,10 @@ def test_a_killed_launcher_leaves_no_ranks(begun: Any) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_ctrl_c_finishes_the_step_on_all_ranks(begun: Any) -> None:
     launcher, ranks, folder = begun()
-    launcher.send_signal(signal.SIGINT)
-    said, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 130 and said.count("Stopping after this step") == 1
+    os.kill(launcher.pid, signal.SIGINT)
+    done = launcher.wait(60)
+    said = done.stdout + done.stderr
+    assert done.returncode == 130 and said.count("Stopping after this step") == 1
     assert f"Everything is saved in {folder}" in said and not any(map(is_running, ranks))
     last = latest(folder / "checkpoints")
     assert last is not None and last.step == len(steps(folder))
@@ -201,7 +201,7 @@ def test_ctrl_c_finishes_the_step_on_all_ranks(begun: Any) -> None:
 def test_more_ranks_than_rows_are_refused(recipe: Make) -> None:
     """Before anything is started, and nothing is left behind."""
     chosen = recipe("opd")
-    done = subprocess.run(command(chosen, "--ranks", "11"), capture_output=True, text=True)
+    done = opdkit(*command(chosen, "--ranks", "11"))
     assert done.returncode == 2 and "11 ranks are more than the 10 rows of a step" in done.stderr
     assert not chosen.run_dir.exists()
 
@@ -209,7 +209,7 @@ def test_more_ranks_than_rows_are_refused(recipe: Make) -> None:
 def test_a_refusal_is_said_once(recipe: Make, tmp_path: Path) -> None:
     """What all ranks find wrong is rank 0's to say; no folder is left."""
     chosen = recipe("opd", f"data.train={tmp_path / 'none.jsonl'}", "data.task=math")
-    done = subprocess.run(command(chosen, "--ranks", "2"), capture_output=True, text=True)
+    done = opdkit(*command(chosen, "--ranks", "2"))
     assert done.returncode == 2 and done.stderr.count("error ") == 1 and "none.jsonl" in done.stderr
     assert not chosen.run_dir.exists()
 
@@ -222,8 +222,8 @@ def test_a_pipeline_trains_on_ranks(recipe: Make, tmp_path: Path, models: dict[s
     file.write_text(toml.dumps({"name": "pipe", "runs_dir": str(tmp_path / "runs"), "stage": [
         {"name": "opd", "kind": "train", "recipe": stage},
     ]}))  # fmt: skip
-    line = [sys.executable, "-m", "opdkit", "pipeline", str(file), "--ranks", "2"]
-    done = subprocess.run(line, capture_output=True, text=True)
+    line = ["pipeline", str(file), "--ranks", "2"]
+    done = opdkit(*line)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     ours = trained(recipe("opd", "train.steps=2", "name=ours"), "--ranks", "2")
     assert apart(weights(ours, 2), weights(tmp_path / "runs/pipe/opd", 2)) == 0
@@ -231,23 +231,12 @@ def test_a_pipeline_trains_on_ranks(recipe: Make, tmp_path: Path, models: dict[s
 
 def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, models: dict[str, Path]) -> None:
     """Its last sentence and status are the command's; run again, it samples nothing anew."""
-    line = [sys.executable, "-m", "opdkit", "evaluate", "--model", str(models["student"]), "--task", "arithmetic"]
-    line += [
-        "--data",
-        "arithmetic:add-3:test",
-        "--limit",
-        "5",
-        "-n",
-        "3",
-        "--max-answer-tokens",
-        "8",
-        "--at-least",
-        "2",
-    ]
+    line = ["evaluate", "--model", str(models["student"]), "--task", "arithmetic", "--data", "arithmetic:add-3:test"]
+    line += ["--limit", "5", "-n", "3", "--max-answer-tokens", "8", "--at-least", "2"]
     answers = {}
     for name, more in {"alone": (), "together": ("--ranks", "2"), "again": ("--ranks=2", "-n", "4")}.items():
         out = tmp_path / ("alone" if name == "alone" else "together")
-        done = subprocess.run([*line, *more, "--out", str(out)], capture_output=True, text=True)
+        done = opdkit(*line, *more, "--out", out)
         assert done.returncode == 1 and done.stderr.count("below --at-least") == 1, done.stderr[-3000:]
         _, *rows = (out / "arithmetic_add-3_test.jsonl").read_text().splitlines()
         answers[name] = {(row["problem_id"], row["sample_id"]): row for row in map(json.loads, rows)}
@@ -258,10 +247,10 @@ def test_an_evaluation_on_ranks_has_the_answers_of_one_process(tmp_path: Path, m
 def test_a_fit_on_ranks_has_the_numbers_of_one_process(recipe: Make, tmp_path: Path) -> None:
     """With an averaged teacher and layers in parts; rows of a part are shared."""
     chosen = recipe("opsd", "teacher.weights=ema", "teacher.ema_rate=0.1", *SHARDED)
-    line = [sys.executable, "-m", "opdkit", "fit", command(chosen)[-1], "--problems", "5", "--samples", "3"]
+    line = ["fit", command(chosen)[-1], "--problems", "5", "--samples", "3"]
     found = {}
     for name, more in {"one": (), "two": ("--ranks", "2")}.items():
-        done = subprocess.run([*line, *more, "--out", str(tmp_path / name)], capture_output=True, text=True)
+        done = opdkit(*line, *more, "--out", tmp_path / name)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         found[name] = json.loads((tmp_path / name / "fit.json").read_text())
     assert found["two"]["verdict"] == found["one"]["verdict"]
@@ -272,31 +261,31 @@ def test_a_fit_on_ranks_has_the_numbers_of_one_process(recipe: Make, tmp_path: P
 
 
 def test_torchrun(recipe: Make) -> None:
-    """Its own output stands around ours; the run is the same."""
-    chosen = recipe("opd", "train.steps=2", "name=torchrun")
-    ours = trained(recipe("opd", "train.steps=2", "name=ours"), "--ranks", "2")
+    """Its own output stands around ours; the run is the same. These are processes from the start, no forks."""
+    chosen, ours = recipe("opd", "train.steps=2", "name=torchrun"), recipe("opd", "train.steps=2", "name=ours")
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "opdkit"]
-    done = subprocess.run([*line, *command(chosen)[3:]], capture_output=True, text=True)
+    done = subprocess.run([*line, *command(chosen)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("report: ") == 1
-    assert apart(weights(ours, 2), weights(chosen.run_dir, 2)) == 0
+    line = [sys.executable, "-m", "opdkit", *command(ours, "--ranks", "2")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert apart(weights(ours.run_dir, 2), weights(chosen.run_dir, 2)) == 0
 
 
-def test_ranks_with_other_recipes_are_refused(recipe: Make, on_ranks: Any, tmp_path: Path) -> None:
-    """Started by torchrun with another learning rate on rank 1."""
+def test_ranks_with_other_recipes_are_refused(recipe: Make, tmp_path: Path) -> None:
+    """Started with another learning rate on rank 1."""
     chosen = recipe("opd")
-    path = command(chosen)[-1]
     script = tmp_path / "start.py"
     script.write_text(
         "import os, sys\n"
-        f"sys.argv = ['opdkit', 'train', {path!r}, '--set', 'train.lr=0.00' + os.environ['RANK'] + '1']\n"
+        f"sys.argv = ['opdkit', *{command(chosen)}, '--set', 'train.lr=0.00' + os.environ['RANK'] + '1']\n"
         "from opdkit.cli import main\n"
         "main()\n"
     )
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 1 and "rank 1 does not have the recipe of rank 0" in done.stderr
-    assert not (chosen.run_dir / "metrics.jsonl").exists()
+    done = warm().run(script=str(script), job="", ranks=2)
+    assert done.returncode == 2 and "rank 1 does not have the recipe of rank 0" in done.stderr
+    assert not chosen.run_dir.exists()
 
 
 def test_two_ranks_go_back_and_pause_together(recipe: Make) -> None:
@@ -312,5 +301,5 @@ def test_two_ranks_go_back_and_pause_together(recipe: Make) -> None:
     saved = latest(back / "checkpoints")
     assert saved is not None and (saved.step, saved.attempt, saved.lr_factor) == (6, 2, 0.001)
     paused = recipe("opsd", *keys, "sentinels.action=pause", "name=paused")
-    done = subprocess.run(command(paused, "--ranks", "2"), capture_output=True, text=True)
+    done = opdkit(*command(paused, "--ranks", "2"))
     assert done.returncode == 3 and "Paused. step 5" in done.stderr, done.stderr

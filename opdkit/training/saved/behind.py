@@ -16,15 +16,19 @@ POLL_S = 0.05
 
 def on_all(ranks: Ranks, do: Callable[[], None] | None) -> None:
     """Raises what `do` raised of the system's errors, on all ranks; None: this rank has nothing to do."""
-    failed: Exception | None = None
-    try:
-        if do is not None:
-            do()
-    except (OSError, SafetensorError) as error:
-        failed = error
-    told = [said for said in ranks.gather(None if failed is None else str(failed)) if said is not None]
-    if failed is not None:
-        raise failed
+    failed: list[Exception] = []
+
+    def done() -> list[str]:
+        try:
+            if do is not None:
+                do()
+        except (OSError, SafetensorError) as error:
+            failed.append(error)
+        return [str(error) for error in failed]
+
+    told = ranks.from_all(done)
+    if failed:
+        raise failed[0]
     if told:
         raise OSError(told[0])
 
