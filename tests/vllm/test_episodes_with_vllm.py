@@ -138,7 +138,7 @@ def test_rows_are_those_of_the_engine_here(recipe: Callable[..., Recipe], url: s
 
 def test_a_text_ends_a_turn(recipe: Callable[..., Recipe], url: str, console: Console) -> None:
     """With the token that completes it: nothing of the model stands behind the text."""
-    run = recipe("sampling.engine=server", f"sampling.url={url}", 'episode.stop=["1"]')
+    run = recipe("sampling.engine=server", f"sampling.url={url}", 'episode.stop=["7"]')
     train(run, console=console)
     ends = Counter[bool]()
     for row in rows_of(run):
@@ -146,9 +146,9 @@ def test_a_text_ends_a_turn(recipe: Callable[..., Recipe], url: str, console: Co
         for number, turn in enumerate(one.turns):
             ids = np.array(one.answer_ids)[(one.turn_numbers == number) & one.answer_mask].tolist()
             text = TOKENIZER.decode(ids)
-            assert "1" not in text[:-1]
-            ends[text.endswith("1")] += 1
-            assert not text.endswith("1") or turn.finish == "stop"
+            assert "7" not in text[:-1]
+            ends[text.endswith("7")] += 1
+            assert not text.endswith("7") or turn.finish == "stop"
     print(f"\nturns that the text ended: {ends[True]} of {ends.total()}")
     assert ends[True] and ends[False]
     assert max(line["rollout/max_logprob_gap"] for line in lines(run)) < GAP
