@@ -13,6 +13,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from types import UnionType
@@ -34,6 +35,7 @@ def comments(path: Path) -> dict[int, tuple[str, bool]]:
     return {token.start[0]: (token.string.lstrip("#: "), not token.line[: token.start[1]].strip()) for token in tokens}
 
 
+@cache
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """{field: what the source says of it}: the comment beside a field, or the lines of comment right above it."""
     found: dict[str, str] = {}

@@ -11,9 +11,11 @@ import os
 import re
 import sys
 import traceback
+from functools import cache
 from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from opdkit import __version__
 from opdkit.cli.base import app, console, errors
@@ -52,6 +54,12 @@ def main() -> None:
     leave(status)
 
 
+@cache
+def command() -> Any:
+    """All commands as click has them; reading them off their signatures takes a tenth of a second."""
+    return typer.main.get_command(app)
+
+
 def _status() -> int:
     if not sys.stderr.isatty():  # the libraries' bars are redrawn lines; in a log file they are noise
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -59,7 +67,7 @@ def _status() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of a terminal without UTF-8
     try:
-        return app(prog_name="opdkit", standalone_mode=False) or 0  # the status of a typer.Exit, or None
+        return command()(prog_name="opdkit", standalone_mode=False) or 0  # the status of a typer.Exit, or None
     except _UsageError as error:
         _print_usage_error(error)
         return 2

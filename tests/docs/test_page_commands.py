@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from doc_pages import PAGES, ROOT, Block, blocks, inline
 
-from opdkit.cli import app
+from opdkit.cli import command as all_commands
 from opdkit.errors import UserError
 from opdkit.recipe import key_values, load_recipe, parse_recipe
 from opdkit.recipe.load import merge
@@ -43,8 +42,7 @@ def of_kind(kind: str) -> list[Any]:
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     """(command, its parameters) as the real application reads them. Raises its usage errors."""
-    command: Any = typer.main.get_command(app)
-    name, rest = "opdkit", words
+    name, rest, command = "opdkit", words, all_commands()
     while hasattr(command, "commands"):
         name, rest = rest[0], rest[1:]
         assert name in command.commands, f"there is no command {name}"
@@ -165,7 +163,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 def check_mention(words: list[str], where: str) -> None:
     """A command in a sentence need not be whole: its name and its options are there."""
-    command: Any = typer.main.get_command(app)
+    command = all_commands()
     for word in words:
         if not hasattr(command, "commands"):
             break

@@ -25,7 +25,13 @@ ATTACKS = [*RESOURCES, *REACH, *VERDICT]
 NOBODY = 65534
 USERS = {"root": 0, "ordinary user": NOBODY if os.geteuid() == 0 else os.geteuid()}
 GROUPS = sorted({attack.name.partition(":")[0] for attack in ATTACKS} | {"world"})
-COMBINATIONS = [(tier, user) for user in USERS for tier in TIERS if (tier, user) != ("chroot", "ordinary user")]
+# Ten seconds each. A tier is tried as an ordinary user, or as root where only root can have it; slow: as root as well.
+COMBINATIONS = [
+    pytest.param(tier, user, marks=[pytest.mark.slow] if user == "root" and tier != "chroot" else [])
+    for user in USERS
+    for tier in TIERS
+    if (tier, user) != ("chroot", "ordinary user")
+]
 
 
 @cache
