@@ -16,7 +16,7 @@ def models(patient: Patient) -> Finding:
     """Data, student and teachers are made as `train` makes them; what it would warn of is said here."""
     run = patient.run
     known = patient.sides.warnings
-    said = [sentence for sentence in run.warnings if sentence not in known]
+    said = [sentence for sentence in run.warn.said if sentence not in known]
     if said:
         return warned(f"train would warn of {len(said)}: {said[0]}", "see the sentence", said[1:])
     size = sum(parameter.numel() for parameter in run.parts.student.module.parameters())

@@ -24,7 +24,6 @@ from opdkit.ranks.base import ALONE, Ranks
 from opdkit.recipe import Recipe, check_installed, warnings
 from opdkit.recipe.rules.episode import check_environment
 from opdkit.rollouts.stage import Stage
-from opdkit.run.alarms import alarms
 from opdkit.run.console import Bar, Console, Interrupt, say
 from opdkit.run.folder import RunFolder
 from opdkit.run.rows import save_rows
@@ -46,8 +45,6 @@ from opdkit.training.problems.data import (
     check_evaluations,
     check_readable,
     evaluation_sets,
-    fitting,
-    row_doubts,
     training_data,
 )
 from opdkit.training.problems.pass_rates import measure_pass_rates
@@ -60,6 +57,7 @@ from opdkit.training.state import State
 from opdkit.training.step import train_step
 from opdkit.training.together import check_ranks, locked_by_first
 from opdkit.training.views import spool_of
+from opdkit.training.warned import Warned
 from opdkit.types import Problem
 
 OnStep = Callable[[int, Mapping[str, float | None]], object]
@@ -142,19 +140,18 @@ class TrainingRun:
         self.commits: Mapping[str, str] = {}  # of models from a hub
         self.data, self.eval_sets = data, eval_sets
         self.interrupt = Interrupt(console)
-        self.warnings: list[str] = []
-        self.alarmed: set[str] = set()
+        self.warn = Warned(console)
         self.decisions = Decisions(recipe, ranks)
         self.ended: str | None = None  # why no further step is taken, although some are left
         for sentence in [*warnings(recipe), *doubts]:
             self.warn(sentence)
-        self._warn_of_models()
+        self.warn.of_models(parts)
         for sentence in parts.student.notes:
             say(console, sentence)
-        self.problems = self._fitting(data)
+        self.problems = self.warn.fitting(recipe, data, parts)
         self.drawn = TrainProblems(recipe, data, self.problems)
         for evaluated in eval_sets.values():
-            self._warn_of_rows(evaluated)
+            self.warn.of_rows(recipe, evaluated)
         check_evaluations(recipe, eval_sets, parts.renderer, parts.room)
         is_asked = recipe.method.answer_source != "dataset" and recipe.episode is None  # an environment may grade
         if is_asked and (unknown := unknown_rewards(recipe.data.grader, self.problems)):
@@ -261,7 +258,7 @@ class TrainingRun:
                 raise
         for sentence in lost_answers(state.counters):
             self.warn(sentence)
-        summary = summary_of(recipe, state, results, self.warnings, self.ended)
+        summary = summary_of(recipe, state, results, self.warn.said, self.ended)
         self.ranks.from_first(lambda: note_so_far(folder.metrics))
         self.ranks.from_first(lambda: folder.write_summary(summary))
         return summary
@@ -349,8 +346,8 @@ class TrainingRun:
         self._hear(seen, verdict)
         if state.step == train.steps or (train.save_every and state.step % train.save_every == 0):
             self.keeper.save()
-        self._warn_of_crashes()
-        self._warn_of_models()
+        self.warn.of_crashes(self.task, self.answers.stage)
+        self.warn.of_models(self.parts)
         bar.update(state.step, note=note_of(seen, speed))
         if self.on_step is not None:
             try:
@@ -362,47 +359,10 @@ class TrainingRun:
             raise Paused(f"step {state.step}: {verdict.why}")
 
     def _hear(self, seen: Mapping[str, float | None], verdict: Verdict) -> None:
-        """What the step shows to be wrong, each kind once; how often it happened is in the metrics, and on the page."""
-        new = [(one.name, one.named) for one in verdict.new if one not in verdict.because]
-        for kind, sentence in [*alarms(seen, self.answers.recipe), *new]:
-            if kind not in self.alarmed:
-                self.alarmed.add(kind)
-                self.warn(f"step {self.state.step}: {sentence}")
+        """What the step shows to be wrong; how often it happened is in the metrics, and on the page."""
+        self.warn.of_step(self.state.step, seen, self.answers.recipe, verdict)
         if verdict.action == "stop":
             self.ended = verdict.why
             say(self.console, f"step {self.state.step}: {verdict.why}: the run ends here", mark="warning")
         if verdict.action == "rollback":
             raise GoBack.of(verdict, self.state, self.recipe.sentinels.lr_factor)
-
-    def _fitting(self, data: Dataset) -> list[Problem]:
-        """The problems whose prompt leaves room for an answer; the others are counted and named."""
-        found = fitting(self.recipe, data, self.parts.renderer, self.parts.room)
-        if found.long:
-            self.warn(
-                f"{len(found.long)} of {len(data.problems)} problems are left out: their prompts are longer than "
-                f"{found.limit} tokens (first: {found.long[0].problem_id}, {found.long[0].num_tokens})"
-            )
-        for part in data.parts.values() or (data,):
-            self._warn_of_rows(part)
-        if again := data.num_duplicate_ids - sum(part.num_duplicate_ids for part in data.parts.values() or (data,)):
-            self.warn(f"{again} ids are in two sets of data.train; the later ones are kept under ids of their own")
-        return found.problems
-
-    def _warn_of_crashes(self) -> None:
-        failures = [] if self.answers.stage is None else self.answers.stage.new_failures()
-        for sentence in [*self.task.new_crashes(), *failures]:
-            self.warn(sentence)
-
-    def _warn_of_models(self) -> None:
-        """What loading them found; a routed teacher is loaded when its first row comes."""
-        for sentence in self.parts.warnings():
-            if sentence not in self.warnings:
-                self.warn(sentence)
-
-    def _warn_of_rows(self, data: Dataset) -> None:
-        for sentence in row_doubts(self.recipe, data):
-            self.warn(sentence)
-
-    def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
-        say(self.console, sentence, mark="warning")

@@ -207,7 +207,7 @@ def _(ward: Ward) -> Patient:
 @fault("models and data", "something that `train` itself would warn of", "warned", "train would warn")
 def _(ward: Ward) -> Patient:
     patient = ward.copied("nothing")
-    ward.patch.setattr(patient.run, "warnings", ["3 rows of a.jsonl cannot be used"])
+    ward.patch.setattr(patient.run.warn, "said", ["3 rows of a.jsonl cannot be used"])
     return patient
 
 

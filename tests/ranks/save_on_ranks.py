@@ -1,5 +1,6 @@
-"""What a rank holds more than before while it writes a checkpoint, and the first one while it exports its model: as
-`python save_on_ranks.py <job.json>` on each of several ranks; the first one writes bytes to `<job>.pt`."""
+"""What a rank holds more than before while it loads a model and while it writes a checkpoint, and the first one while
+it exports its model: as `python save_on_ranks.py <job.json>` on each of several ranks; the first one writes bytes to
+`<job>.pt`."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ if __name__ == "__main__":
     ranks = join(device="cpu", timeout_minutes=5)
     recipe = parse_recipe(job["recipe"])
     folder = RunFolder(recipe.run_dir)
-    parts = Parts(recipe, None, ranks=ranks)
+    loaded: list[Parts] = []
+    while_loading = ranks.gather(most_held(lambda: loaded.append(Parts(recipe, None, ranks=ranks))))
+    (parts,) = loaded
 
     def written() -> None:
         save(
@@ -69,6 +72,6 @@ if __name__ == "__main__":
         folder.write_recipe(recipe.as_dict())
         out = recipe.run_dir / "exported"
         exporting = most_held(lambda: export(recipe.run_dir, out, dtype="bfloat16", console=Console(quiet=True)))
-        torch.save({"saving": while_saving, "exporting": exporting}, path.with_suffix(".pt"))
+        torch.save({"loading": while_loading, "saving": while_saving, "exporting": exporting}, path.with_suffix(".pt"))
     ranks.wait()
     leave(0)

@@ -43,13 +43,17 @@ def test_what_two_ranks_trained_is_exported(
 def test_no_rank_holds_the_model_twice(
     strategy: str, recipe: Callable[..., Recipe], on_ranks: Any, tmp_path: Path
 ) -> None:
-    """Beside its parts, while a checkpoint is written: the first rank one whole model, the other a tensor at a time.
-    The export: the model in float32, and at last half of it, in bfloat16."""
+    """While it is loaded from bfloat16: one in float32, and a layer. Beside its parts, while a checkpoint is written:
+    the first rank one whole model, the other a tensor at a time. The export: the model in float32, and at last half of
+    it, in bfloat16."""
     model = tmp_path / "model"
     make_model(model, tokenizer=char_tokenizer("0123456789+="), hidden_size=512, num_layers=8, seed=0, max_positions=96)
     size = (model / "model.safetensors").stat().st_size
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)  # as published ones are
     job = {"recipe": recipe("opd", f"model.path={model}", f"parallel.strategy={strategy}").as_dict()}
     held = on_ranks(job, 2, Path(__file__).with_name("save_on_ranks.py"))
-    shares = [used / size for used in (*held["saving"], held["exporting"])]
-    print(f"\n{strategy}, {size / 1e6:.0f} MB: saving {shares[0]:.2f} and {shares[1]:.2f}, exporting {shares[2]:.2f}")
+    shares = [used / size for used in (*held["saving"], held["exporting"], *held["loading"])]
+    said = "saving {:.2f} and {:.2f}, exporting {:.2f}, loading {:.2f} and {:.2f}".format(*shares)
+    print(f"\n{strategy}, {size / 1e6:.0f} MB: {said}")
     assert shares[0] < 1.3 and shares[1] < 0.3 and shares[2] < 1.8
+    assert max(shares[3:]) < 1.4
