@@ -121,6 +121,9 @@ def test_rows_of_one_length_are_one_call(architecture: Make, monkeypatch: pytest
     monkeypatch.setattr(packed, "_attention_of", lambda module, name: record)
     together = [part.detach() for part in model.hidden([[3]] * 5, rows, passes=ALONE).split([*map(len, rows)])]
     assert sorted(set(calls)) == [2, 3] and len(calls) == 2 * len(model.body.layers)
+    calls.clear()
+    model.hidden([[3] * 12] * 5, rows, passes=SHARING)  # and behind a beginning that they share
+    assert sorted(set(calls)) == [1, 2, 3] and len(calls) == 3 * len(model.body.layers)
     alone = [model.hidden([[3]], [row], passes=ALONE).detach() for row in rows]
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
