@@ -1,7 +1,8 @@
 """Whether a student learns to call a tool, beside the same student without it and by reward alone, with three seeds.
 
-    python benchmarks/agents.py run 0     one seed: `opdkit quickstart --agent --whole --seed 0`, kept
-    python benchmarks/agents.py page      the table of docs/measurements/agents.md, from what is kept
+    python benchmarks/agents.py           seeds 0, 1 and 2: `opdkit quickstart --agent --whole --seed SEED` of each
+    python benchmarks/agents.py 3 4       others, beside those that are kept
+    python benchmarks/agents.py page      only the table of docs/measurements/agents.md, from what is kept
 
 Every arm is scored on the same 512 held-out problems, one sampled episode each. Of a seed: the interval over problems
 (95 %). Of the seeds: their mean, with Student's interval, which three seeds make wide.
@@ -23,19 +24,23 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "agents.jsonl"
 PAGE = HERE.parent / "docs" / "measurements" / "agents.md"
+SEEDS = (0, 1, 2)
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % point, by seeds
 
 _TABLE = re.compile(r"(<!-- agents.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(words: list[str]) -> None:
-    if words[:1] == ["run"] and len(words) == 2:
-        _keep(_run(int(words[1])))
-    elif words == ["page"]:
-        table = _table([json.loads(line) for line in RESULTS.read_text().splitlines()])
-        PAGE.write_text(_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", PAGE.read_text()), encoding="utf-8")
-    else:
+    if words != ["page"] and not all(word.isdigit() for word in words):
         sys.exit(__doc__)
+    for seed in [] if words == ["page"] else words or SEEDS:
+        _keep(_run(int(seed)))
+    _write_page()
+
+
+def _write_page() -> None:
+    table = _table([json.loads(line) for line in RESULTS.read_text().splitlines()])
+    PAGE.write_text(_TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", PAGE.read_text()), encoding="utf-8")
 
 
 def _run(seed: int) -> dict[str, Any]:

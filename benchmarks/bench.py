@@ -5,10 +5,10 @@
     make bench-compare             # fails where a ratio to a peer is 10 % above the last committed one
 
 Every side of a case is a process of its own (`peers/worker.py`) with one thread. The sides of a case take turns, a run
-each, until every one has had its runs; figures are medians, with the lowest and the highest beside them. Ratios are of
-processor seconds, since a shared machine gives wall-clock by chance. What a peer cannot do is kept as "did not run".
-Results are written case by case, so that an interrupted run keeps what it has: `--only WORD` measures the cases whose
-name has it, and leaves the others' lines as they were.
+each, until every one has had its runs (five; of long ones at least two); figures are medians, with the lowest and the
+highest beside them. Ratios are of processor seconds, since a shared machine gives wall-clock by chance. What a peer
+cannot do is kept as "did not run". Results are written case by case, so that an interrupted run keeps what it has:
+`--only WORD` measures the cases whose name has it, and leaves the others' lines as they were.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from peers.compare import compare, write_results
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "triton")
+ENOUGH_S = 20  # processor seconds that a side's runs took together: then two of them are enough
 MEASURED = ("cpu_s", "wall_s", "system_s", "peak_mib")  # of each run
 # One thread, asleep when it waits; nothing from a hub.
 ENVIRONMENT = {
@@ -70,6 +71,10 @@ class Side:
     def failed(self) -> str | None:
         return self.told.get("failed")
 
+    @property
+    def has_enough(self) -> bool:
+        return len(self.runs) > 1 and sum(run["cpu_s"] for run in self.runs) > ENOUGH_S
+
     def run(self) -> None:
         assert self.process.stdin is not None
         try:
@@ -102,7 +107,7 @@ def measure(case: Case, runs: int) -> list[dict[str, Any]]:
     try:
         for _ in range(runs):
             for side in sides.values():
-                if side.failed is None:
+                if side.failed is None and not side.has_enough:
                     side.run()
     finally:
         for side in sides.values():
@@ -166,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     for number, case in enumerate(chosen, 1):
         lines = measure(case, 5)
         for line in lines:
-            line["load"] = round(os.getloadavg()[0], 1)
+            line |= {"load": round(os.getloadavg()[0], 1), "commit": told["commit"]}
         write_results(path, told, lines)
         said = [f"{line['side']} {line.get('failed') or format(line['cpu_s'], '.3g') + ' s'}" for line in lines]
         minutes = (time.monotonic() - begun) / 60

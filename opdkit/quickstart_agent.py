@@ -24,10 +24,10 @@ from opdkit.training.problems.tool_lessons import calculator_tokenizer, direct_l
 from opdkit.types import Problem
 
 DATA = "arithmetic:multiply-2:train"
-TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 300, 40, 160
+TEACHER_STEPS, STUDENT_STEPS, HALF_STEPS = 200, 40, 160
 POSITIONS = 192  # a peer's transcript, a problem and an episode
 WHOLE_CHANGE = {"eval": {"limit": 512}}
-SHORT = {"steps": 40}  # of the baselines, a quarter of the recipe's
+SHORT = {"steps": 20}  # of the baselines, an eighth of the recipe's
 
 
 def _grpo(label: str, train: Mapping[str, int]) -> Arm:
@@ -45,8 +45,8 @@ def _no_tool(label: str, train: Mapping[str, int]) -> Arm:
 
 
 ARMS: Mapping[str, Arm] = {
-    "grpo": _grpo("GRPO with the calculator, a quarter of the steps", SHORT),
-    "no-tool": _no_tool("SFT without the calculator, a quarter of the steps", SHORT),
+    "grpo": _grpo("GRPO with the calculator, an eighth of the steps", SHORT),
+    "no-tool": _no_tool("SFT without the calculator, an eighth of the steps", SHORT),
 }
 WHOLE_ARMS: Mapping[str, Arm] = {
     "peers": Arm(

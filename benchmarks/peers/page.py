@@ -78,9 +78,10 @@ def write(results: Path) -> None:
 def _about(about: dict[str, Any], lines: Lines) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     loads, runs = [line["load"] for line in lines], [line["runs"] for line in lines if "runs" in line]
+    commits = list(dict.fromkeys(line["commit"] for line in lines))
     return (
         f"{about['machine']}, shared with other work: load {min(loads):g} to {max(loads):g} while this ran. "
-        f"{versions}; opdkit at {about['commit']}. At least {min(runs, default=0)} runs of each side."
+        f"{versions}; opdkit at {', '.join(commits)}. At least {min(runs, default=0)} runs of each side."
     )
 
 

@@ -23,12 +23,13 @@ LOGARITHMS = ("softmax", "_softmax", "_log_softmax", "exp", "exp_", "log", "log_
 TITLE = "Where opdkit's seconds go"
 NOTE = (
     "Seconds of a run, operator by operator. Head: matrix products with the vocabulary; body: all others; "
-    "exponentials: softmaxes and logarithms; other: all other operators, those of the optimizer too; rest: what the "
-    "median run took beyond these, which is Python's, autograd's and the allocator's. System: what the kernel took of "
-    "the median run, in whatever operator first wrote to a page: the machine is a virtual one, whose host hands out a "
-    "page when it is first written and takes it back when it lies idle. Least: what nothing of this kind can do "
-    "without, over what the target compares with: of a loss, the products and the exponentials over the products; of "
-    "a step, the products and the attention over TRL's step."
+    "exponentials: softmaxes and logarithms; other: all other operators, conversions and the optimizer's too; rest: "
+    "what the median run took beyond these: Python's, autograd's, the allocator's (below 0 where the clock, asked "
+    "around each operator, takes longer than they). System: what the kernel took of the median run, in whatever "
+    "operator first wrote to a page: the machine is a virtual one, which hands free blocks of 2 MiB back to its host "
+    "after two seconds and gets them anew at the next touch. Least: what nothing of this kind can do without, over "
+    "what the target compares with: of a loss, the products and the exponentials over the products; of a step, the "
+    "products and the attention over TRL's step."
 )
 
 

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from opdkit.contexts.encoding import plain_ids
 from opdkit.contexts.template_text import Variables, reads_clock, variables_of, with_date
 from opdkit.errors import UserError
 from opdkit.tasks.final_text import HARMONY_CHANNEL, final_channel
@@ -207,7 +208,7 @@ class Renderer:
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text as it stands: no special token is added in front or behind."""
         try:
-            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return plain_ids(self.tokenizer, text)
         except Exception as error:  # tokenizers raises plain Exception, e.g. for a character a tokenizer does not know
             name = self.tokenizer.name_or_path or "the model"
             raise UserError(

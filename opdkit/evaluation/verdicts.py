@@ -95,9 +95,13 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], *, task: str) -> VerifiedSet:
+def with_verdicts(
+    answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], *, task: str, has_finals: bool = True
+) -> VerifiedSet:
     """The numbers with accepted answers as right ones. A verdict counts for the very text it was given on, and only
-    while the rules still reject it; an accepted answer votes with the right ones of its problem."""
+    while the rules still reject it; an accepted answer votes with the right ones of its problem. has_finals: as in
+    `accuracy`."""
+    has_finals = has_finals or any(answer.parsed is not None for answer in answers)
     asked = {(answer.problem_id, answer.sample_id): answer for answer in rejected(answers)}
     said = {
         (v.problem_id, v.sample_id): v
@@ -110,7 +114,7 @@ def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], 
     }
     accepted = {key for key, verdict in said.items() if verdict.is_accepted}
     softened = [
-        replace(a, reward=1.0, parsed=right[a.problem_id] or "accepted by the verifier")
+        replace(a, reward=1.0, parsed=(right[a.problem_id] or "accepted by the verifier") if has_finals else None)
         if (a.problem_id, a.sample_id) in accepted
         else a
         for a in answers
@@ -119,5 +123,5 @@ def with_verdicts(answers: Sequence[StoredAnswer], verdicts: Sequence[Verdict], 
         num_asked=len(said),
         num_accepted=len(accepted),
         num_unclear=sum(not verdict.is_clear for verdict in said.values()),
-        eval=measure(softened, task=task)[0],
+        eval=measure(softened, task=task, has_finals=has_finals)[0],
     )

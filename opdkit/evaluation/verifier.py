@@ -212,7 +212,8 @@ def verify_sets(
                 interrupt.check()
 
             verifier.judge(wrong, {problem.id: problem for problem in one.data.problems}, store, heard)
-        found = sets[name] = with_verdicts(answers[name], store.verdicts, task=task)
+        finals = options.episode is None  # where there are episodes, their environment may have graded
+        found = sets[name] = with_verdicts(answers[name], store.verdicts, task=task, has_finals=finals)
         words = f"{name}, with the verifier: {sentence(found['eval'])}; it accepted {found['num_accepted']} of the "
         words += (
             f"{found['num_asked']} answers that the rules reject, and gave no clear verdict on {found['num_unclear']}"

@@ -59,6 +59,7 @@ class Stage:
     counts: Counts = field(default_factory=Counts)
     has_begun: bool = False  # whether an episode ever did
     num_barren: int = 0  # calls in a row, up to now, in which none did
+    last_suffixes: Suffixes | None = None
     failed: dict[str, bool] = field(default_factory=dict)  # why environments failed -> whether it was told
 
     def new_failures(self) -> list[str]:
@@ -76,4 +77,7 @@ class Stage:
         return counted
 
     def suffixes(self, renderer: Renderer) -> Suffixes:
-        return Suffixes(renderer, self.stop_ids, self.closers, self.role)
+        """Episodes that offer the same tools share one: it is made of the whole vocabulary."""
+        if self.last_suffixes is None or self.last_suffixes.renderer != renderer:
+            self.last_suffixes = Suffixes(renderer, self.stop_ids, self.closers, self.role)
+        return self.last_suffixes

@@ -23,8 +23,9 @@ def peers() -> Any:
 
 
 def line(case: str, side: str, cpu_s: float, **more: Any) -> dict[str, Any]:
-    seconds = {f"{key}{end}": cpu_s for key in ("cpu_s", "wall_s") for end in ("", "_low", "_high")}
-    return {"case": case, "group": "loss", "side": side, "sizes": {}, **seconds, "runs": 5, "load": 1.0, **more}
+    told: dict[str, Any] = {f"{key}{end}": cpu_s for key in ("cpu_s", "wall_s") for end in ("", "_low", "_high")}
+    told |= {"group": "loss", "sizes": {}, "runs": 5, "load": 1.0, "commit": "c"}
+    return {"case": case, "side": side, **told, **more}
 
 
 ABOUT = {"machine": "m", "versions": {"torch": "2"}, "commit": "c", "quick": False}
@@ -82,16 +83,18 @@ def test_the_page_says_what_did_not_run_and_what_was_missed(
     monkeypatch.setattr(peers["page"], "PAGE", page)
     case = "loss jsd bfloat16 V=9 H=256 N=9"
     parts = {"head": 0.8, "body": 0.0, "attention": 0.0, "exponentials": 0.125, "other": 0.25}
+    failed = {"load": 2.0, "commit": "d", "failed": "ImportError: no | liger"}
     lines = [
         line(case, "opdkit", 1.3, peak_mib=10.0, error=1e-3, parts=parts, system_s=0.25),
         line(case, "products", 1.0, peak_mib=0.0),
         line(case, "trl", 2.6, peak_mib=40.0, error=2e-3),
-        {"case": case, "group": "loss", "side": "liger", "sizes": {}, "load": 2.0, "failed": "ImportError: no | liger"},
+        {"case": case, "group": "loss", "side": "liger", "sizes": {}, **failed},
     ]
     peers["compare"].write_results(tmp_path / "bench.jsonl", ABOUT, lines)
     peers["page"].write(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "did not run: ImportError: no / liger" in text and "load 1 to 2" in text
+    assert "opdkit at c, d." in text
     assert f"| {case} | trl | 2.6 [2.6, 2.6] | 2.6 | 40 | 2.0e-03 | 0.50 | 0.25 |" in text
     assert f"| loss / bare products, H = 256 | <= 1.2 | 1.3 ({case}) | missed, of 1 measured |" in text
     assert f"| bf16 gradient error against fp64 | <= 0.0025 | 0.001 ({case}) | met, of 1 measured |" in text

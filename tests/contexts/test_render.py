@@ -40,6 +40,28 @@ def test_same_ids_as_transformers(tiny_tokenizer: Make) -> None:
     assert list(Renderer(tokenizer).prompt_ids(messages)) == theirs["input_ids"]
 
 
+def test_ids_of_a_text_are_the_tokenizer_s(tiny_tokenizer: Make) -> None:
+    """Also of one that cuts or splits what it reads, or does more than the library's `encode`."""
+    tokenizer = tiny_tokenizer()
+
+    def both(text: str) -> list[Any]:
+        return [Renderer(tokenizer).encode(text), tuple(tokenizer(text, add_special_tokens=False)["input_ids"])]
+
+    assert both("1<end>") == [(6, END)] * 2
+    tokenizer("1+1=", truncation=True, max_length=2)  # it stays set up so
+    assert both("1+1=") == [(6, 15, 6, 18)] * 2
+    tokenizer.split_special_tokens = True
+    with pytest.raises(UserError):
+        Renderer(tokenizer).encode("1<end>")  # "<" is none of its characters
+
+    class Own(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return {"input_ids": [7]}
+
+    tokenizer.__class__ = Own
+    assert both("1") == [(7,), (7,)]
+
+
 def test_one_beginning_of_text(tiny_tokenizer: Make) -> None:
     """A Llama-type tokenizer adds it on its own and the template writes it too: there is one, never two (the published
     code has two). Text without a template has the one the tokenizer would add; answers have none."""

@@ -105,6 +105,29 @@ def test_adapters_and_other_weights(architecture: Make) -> None:
     assert_packed_is_padded(plain, 2e-2, torch.bfloat16)
 
 
+def test_rows_of_one_length_are_one_call(architecture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the attention of a layer, with the bits that each row has alone, and its gradient."""
+    model = LanguageModel(*architecture("qwen3"))
+    assert model.is_packed
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(2, 38, length).tolist() for length in (9, 4, 9, 9, 4)]
+    calls: list[int] = []
+    real = packed._attention_of(model.body.layers[0].self_attn, "sdpa")
+
+    def record(module: Any, query: Tensor, *others: Any, **options: Any) -> Any:
+        calls.append(len(query))
+        return real(module, query, *others, **options)
+
+    monkeypatch.setattr(packed, "_attention_of", lambda module, name: record)
+    together = [part.detach() for part in model.hidden([[3]] * 5, rows, passes=ALONE).split([*map(len, rows)])]
+    assert sorted(set(calls)) == [2, 3] and len(calls) == 2 * len(model.body.layers)
+    calls.clear()
+    model.hidden([[3] * 12] * 5, rows, passes=SHARING)  # and behind a beginning that they share
+    assert sorted(set(calls)) == [1, 2, 3] and len(calls) == 3 * len(model.body.layers)
+    alone = [model.hidden([[3]], [row], passes=ALONE).detach() for row in rows]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
 def test_a_row_does_not_see_what_it_is_packed_with(architecture: Make) -> None:
     """Other rows may be anything, and the implementation that the model was loaded with is back after every pass."""
     model = LanguageModel(*architecture("qwen3"))

@@ -122,6 +122,10 @@ def test_accepted_answers_are_counted_apart() -> None:
     assert found["eval"]["avg_at_n"]["value"] == 0.5 and found["eval"]["num_ungraded"] == 1
     assert found["eval"]["maj_at_n"]["value"] == 0.5, "7 and the accepted answer are one vote, and tie with x"
     assert with_verdicts(answers, [verdict("other text", 1, 2.0)], task="math")["num_asked"] == 0
+    unread = [answer("seven", 0, 0.0, None), answer("eight", 1, 0.0, None)]  # by an environment that grades
+    found = with_verdicts(unread, [verdict("seven", 0, 2.0)], task="math", has_finals=False)
+    assert found["eval"]["avg_at_n"]["value"] == 0.5 and found["eval"]["format_rate"]["value"] is None
+    assert found["eval"]["num_no_answer"] == 0
 
 
 def test_refusals(folder: Path, models: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ the common beginning once by themselves, and activation checkpointing sees nothi
 row alone. Three ways, by what attention the model was loaded with:
 
 - "pieces" (CPU; any device without flex attention): the model's own attention, once for each segment, over the keys of
-  its row. Without a mask where a row stands alone, so the causal kernel does no more than it must.
+  its row. Without a mask where a row stands alone, so the causal kernel does no more than it must; short segments of
+  one length, behind as many tokens, side by side, as a call costs more than they do.
 - "flex" (CUDA): one kernel over all of it, with the tree as a block mask. Soft-caps and sinks as transformers has them.
 - "varlen" (models loaded with flash attention): one call with the rows' lengths; rows that share nothing.
 
@@ -19,7 +20,7 @@ Letters: T columns of the pass, H hidden width, Q columns of a piece, K columns 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ Way = Literal["pieces", "flex", "varlen"]
 Allowed = Callable[..., Any]  # (batch, head, position q, position k) -> whether q reads k; of any shapes that broadcast
 _NAME = "opdkit_packed"  # under which transformers finds the attention of a packed pass; no "flash" in it
 _MASKED_PIECE = 256  # columns of a branch that are read at once: a mask is [these, columns of the row]
+_SIDE_BY_SIDE = 256  # columns of a row up to which it is copied to stand beside others like it
 _BLOCK = 128  # a flex pass is filled up to a multiple of it, so that there are few shapes to compile for
 _reading: ContextVar[_Reading] = ContextVar("opdkit_packed_reading")
 
@@ -141,6 +143,13 @@ class _Pieces:
             path_to.append(path)
         self._position_T = position_T.split([piece.size for piece in self.pieces])
         self.pieces = [self._without_unread(piece) for piece in self.pieces]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        begins = np.cumsum([0, *(piece.size for piece in self.pieces)]).tolist()
+        for number, piece in enumerate(self.pieces):
+            read = tuple((int(reading.forest.position_T[begins[p]]), self.pieces[p].size) for p in piece.path)
+            is_short = sum(size for _, size in read) <= _SIDE_BY_SIDE
+            alike.setdefault((piece.is_plain, *read) if is_short else (number,), []).append(number)
+        self.calls = list(alike.values())  # numbers of the pieces that are read in one call: they have one mask
 
     def _is_causal(self, position_T: Tensor) -> bool:
         """Of one row: what the last token reads of the first, with every window and chunk, every other pair reads."""
@@ -180,14 +189,25 @@ def _attend(
     sizes = [piece.size for piece in packed.pieces]
     # `split`, not slices: its backward writes the gradient once, and not once for each piece.
     queries, keys, values = (states.split(sizes, dim=2) for states in (query, key, value))
-    outs = []
-    for number, piece in enumerate(packed.pieces):
-        alone = len(piece.path) == 1
-        read_keys = keys[number] if alone else torch.cat([keys[p] for p in piece.path], dim=2)
-        read_values = values[number] if alone else torch.cat([values[p] for p in piece.path], dim=2)
-        mask = packed.mask(number, query.dtype)
-        outs.append(theirs(module, queries[number], read_keys, read_values, mask, **options)[0])
-    return torch.cat(outs, dim=1), None
+    outs: dict[int, Tensor] = {}
+    for numbers in packed.calls:
+        path = list(zip(*(packed.pieces[number].path for number in numbers), strict=True))
+        read = [_joined([_beside(states, some) for some in path]) for states in (keys, values)]
+        mask = packed.mask(numbers[0], query.dtype)
+        out = theirs(module, _beside(queries, numbers), *read, mask, **options)[0]
+        outs.update(zip(numbers, out.split(1), strict=True))
+    return torch.cat([outs[number] for number in range(len(sizes))], dim=1), None
+
+
+def _beside(states: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+    """[pieces, heads, columns, width] of pieces of one size; of one that all read, without a copy."""
+    if len({*numbers}) == 1:
+        return states[numbers[0]].expand(len(numbers), -1, -1, -1)
+    return torch.cat([states[number] for number in numbers])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=2)
 
 
 def _attention_of(module: Any, name: str) -> Callable[..., Any]:

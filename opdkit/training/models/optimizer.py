@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from opdkit.errors import UserError
 from opdkit.recipe import TrainSection
 from opdkit.recipe.rules.device import check_optimizer
+from opdkit.training.models.muon import Muon
 from opdkit.types import seed_from
 
 
@@ -322,7 +323,5 @@ def _optimizers(
         else:
             parts.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=True))
     if matrices:
-        parts.append(
-            torch.optim.Muon(matrices, lr=section.lr, weight_decay=section.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        parts.append(Muon(matrices, lr=section.lr, weight_decay=section.weight_decay))
     return parts

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from opdkit.recipe import TrainSection
+from opdkit.training.models.muon import Muon
 from opdkit.training.models.optimizer import Optimizer, total_norm
 
 
@@ -74,6 +75,24 @@ def test_muon_alone_where_there_are_only_hidden_matrices() -> None:
     rule = optimizer(module, optimizer="muon")
     module.weight.grad = torch.ones(2, 2)
     assert not rule.step(0).skipped and list(rule.state()) == ["weight/momentum_buffer"]
+
+
+def test_muon_is_torch_s_rule() -> None:
+    """Matrices of each shape, with decay, over several steps: as far apart as bfloat16 rounds, of moves of 0.1."""
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in ((6, 6), (12, 5), (5, 12))] for _ in "ab")
+    rules = (
+        Muon(ours, lr=0.1, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = other.grad = torch.randn_like(one)
+        for rule in rules:
+            rule.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - 1).abs().max() > 0.1
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
 def test_state_round_trip_continues_to_the_same_bits() -> None:
